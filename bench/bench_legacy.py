@@ -1,0 +1,191 @@
+"""Times the legacy helpers: ours, transformers' and a yardstick (torch.full or x + 1), in turn."""
+
+import argparse
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from legacy_cases import (
+    OURS,
+    SIDES,
+    UPSTREAM,
+    YARDSTICK,
+    Case,
+    check,
+    decode_cases,
+    default_dtype_for,
+    large_cases,
+    small_cases,
+    verdict,
+    wide_console,
+)
+from rich.progress import track
+from rich.table import Table
+from torch.utils.benchmark import Measurement, Timer
+
+import attn_mask
+
+
+@dataclass(frozen=True)
+class Result:
+    case: Case
+    seconds: dict[str, float]  # the median of each side
+
+    @property
+    def times_yardstick(self) -> float:
+        return self.seconds[OURS] / self.seconds[YARDSTICK]
+
+    @property
+    def times_as_fast(self) -> float:
+        return self.seconds[UPSTREAM] / self.seconds[OURS]
+
+    @property
+    def gb_per_s(self) -> float:
+        return self.case.moved_bytes / self.seconds[OURS] / 1e9
+
+    @property
+    def passed(self) -> bool:
+        case = self.case
+        return self.times_yardstick <= case.at_most and self.times_as_fast >= case.at_least
+
+    def as_json(self) -> dict[str, Any]:
+        case = self.case
+        return {
+            "name": case.name,
+            "group": case.group,
+            "batch_q_kv": [case.batch, case.q, case.kv],
+            "dtype": str(case.dtype),
+            "expressions": {side: case.expression(side) for side in SIDES},
+            "median_seconds": self.seconds,
+            "moved_bytes": case.moved_bytes,
+            "gb_per_s": self.gb_per_s,
+            "times_yardstick": self.times_yardstick,
+            "times_yardstick_at_most": case.at_most,
+            "times_as_fast": self.times_as_fast,
+            "times_as_fast_at_least": case.at_least,
+            "passed": self.passed,
+        }
+
+
+def time_case(case: Case, rounds: int, min_run_time: float) -> Result:
+    """Checks the result bitwise, then times the sides in turn, `rounds` times over."""
+    with default_dtype_for(case):
+        check(case)
+        timers = [
+            Timer(
+                case.expression(side),
+                globals=case.namespace(side),
+                num_threads=torch.get_num_threads(),
+                description=side,
+            )
+            for side in SIDES
+        ]
+        runs = [
+            timer.blocked_autorange(min_run_time=min_run_time)
+            for _ in range(rounds)
+            for timer in timers
+        ]
+    merged = {run.task_spec.description: run.median for run in Measurement.merge(runs)}
+    return Result(case, merged)
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "cpu_model": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "attn_mask": attn_mask.build_info(),
+        "commit": commit(),
+    }
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).parent
+    try:
+        return (
+            subprocess.check_output(command, cwd=here, stderr=subprocess.DEVNULL).decode().strip()
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def time_text(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2f} µs"
+
+
+def table_of(results: list[Result]) -> Table:
+    case = results[0].case
+    table = Table("case", title=case.group, title_justify="left")
+    for column in (OURS, UPSTREAM, case.yardstick_name, "GB/s"):
+        table.add_column(column, justify="right")
+    table.add_column(f"of {case.yardstick_name} (≤ {case.at_most})", justify="right")
+    faster = "times as fast" + (f" (≥ {case.at_least:g})" if case.at_least else "")
+    table.add_column(faster, justify="right")
+    table.add_column("target")
+    for result in results:
+        table.add_row(
+            result.case.title,
+            *(time_text(result.seconds[side]) for side in SIDES),
+            f"{result.gb_per_s:.2f}",
+            f"{result.times_yardstick:.2f}",
+            f"{result.times_as_fast:.1f}",
+            verdict(result.passed),
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer dtypes and rounds")
+    parser.add_argument("--rounds", type=int, help="how often each side gets its turn")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument("--only", default="", help="the cases whose group or name contains this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rounds = options.rounds or (3 if options.quick else 9)
+    min_run_time = 0.05 if options.quick else 0.2
+    dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
+    groups = (large_cases(dtypes[: 2 if options.quick else 4]), decode_cases(), small_cases())
+
+    console = wide_console()
+    about = environment()
+    for key, value in about.items():
+        console.print(f"{key}: {value}", highlight=False)
+    results = []
+    for group in groups:
+        chosen = [case for case in group if options.only in f"{case.group} {case.name}"]
+        shown = track(chosen, group[0].group, console=console, disable=not console.is_terminal)
+        found = [time_case(case, rounds, min_run_time) for case in shown]
+        if found:
+            console.print(table_of(found))
+        results += found
+
+    missed = [result.case for result in results if not result.passed]
+    console.print(f"{len(results)} cases, all masks bitwise equal; {len(missed)} targets missed")
+    for case in missed:
+        console.print(f"MISS {case.group}: {case.title}", style="bold red")
+    if options.json:
+        report = about | {"cases": [result.as_json() for result in results]}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

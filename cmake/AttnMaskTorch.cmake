@@ -1,0 +1,83 @@
+# Finds torch and defines
+#   attn_mask_torch        what libattn_mask links with
+#   attn_mask_torch_cuda   the same plus torch's CUDA libraries, where torch has them
+#   ATTN_MASK_TORCH_VERSION, ATTN_MASK_TORCH_CUDA_VERSION (empty for a CPU build of torch)
+#
+# Not by find_package(Torch): a CUDA build of torch refuses to be found where there is no CUDA toolkit,
+# and the CPU operators must build there all the same. Looked at in turn: ATTN_MASK_TORCH_ROOT, Torch_DIR,
+# CMAKE_PREFIX_PATH (torch.utils.cmake_prefix_path, or an unpacked LibTorch), the torch of Python3, the
+# torch beside an installed attn_mask package.
+
+if(TARGET attn_mask_torch)
+  return()
+endif()
+
+set(ATTN_MASK_TORCH_ROOT "" CACHE PATH "The folder of torch: holds include/ and lib/")
+
+set(_roots "${ATTN_MASK_TORCH_ROOT}")
+if(Torch_DIR)
+  list(APPEND _roots "${Torch_DIR}/../../..")
+endif()
+foreach(_prefix IN LISTS CMAKE_PREFIX_PATH)
+  list(APPEND _roots "${_prefix}" "${_prefix}/../..")
+endforeach()
+if(NOT ATTN_MASK_TORCH_ROOT AND Python3_EXECUTABLE)
+  # find_spec does not import torch, which would take seconds.
+  execute_process(
+    COMMAND "${Python3_EXECUTABLE}" -c
+            "import importlib.util as u, os; s = u.find_spec('torch'); print(os.path.dirname(s.origin) if s else '')"
+    OUTPUT_VARIABLE _python_torch OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  list(APPEND _roots "${_python_torch}")
+endif()
+
+# The installed Python package stands beside torch.
+list(APPEND _roots "${CMAKE_CURRENT_LIST_DIR}/../../../../torch")
+
+set(_found "")
+foreach(_root IN LISTS _roots)
+  if(_root AND EXISTS "${_root}/include/ATen/ATen.h")
+    get_filename_component(_found "${_root}" ABSOLUTE)
+    break()
+  endif()
+endforeach()
+if(NOT _found)
+  message(FATAL_ERROR "attn_mask: no torch found. Install torch for the Python in use, or pass "
+                      "-DATTN_MASK_TORCH_ROOT=<folder with include/ and lib/>. Looked in: ${_roots}")
+endif()
+
+set(ATTN_MASK_TORCH_VERSION "")
+set(ATTN_MASK_TORCH_CUDA_VERSION "")
+if(EXISTS "${_found}/version.py") # a Python package
+  file(STRINGS "${_found}/version.py" _lines REGEX "^(__version__|cuda)")
+  foreach(_line IN LISTS _lines)
+    if(_line MATCHES "^__version__ *= *'([^']+)'")
+      set(ATTN_MASK_TORCH_VERSION "${CMAKE_MATCH_1}")
+    elseif(_line MATCHES "^cuda[^=]*= *'([^']+)'")
+      set(ATTN_MASK_TORCH_CUDA_VERSION "${CMAKE_MATCH_1}")
+    endif()
+  endforeach()
+elseif(EXISTS "${_found}/build-version") # LibTorch
+  file(STRINGS "${_found}/build-version" ATTN_MASK_TORCH_VERSION LIMIT_COUNT 1)
+  if(ATTN_MASK_TORCH_VERSION MATCHES "cu([0-9][0-9])([0-9])")
+    set(ATTN_MASK_TORCH_CUDA_VERSION "${CMAKE_MATCH_1}.${CMAKE_MATCH_2}")
+  endif()
+endif()
+
+function(attn_mask_import_torch target)
+  add_library(${target} INTERFACE IMPORTED GLOBAL)
+  foreach(_name IN LISTS ARGN)
+    find_library(ATTN_MASK_LIB_${_name} ${_name} PATHS "${_found}/lib" NO_DEFAULT_PATH REQUIRED)
+    mark_as_advanced(ATTN_MASK_LIB_${_name})
+    target_link_libraries(${target} INTERFACE "${ATTN_MASK_LIB_${_name}}")
+  endforeach()
+  target_include_directories(
+    ${target} SYSTEM INTERFACE "${_found}/include" "${_found}/include/torch/csrc/api/include")
+  target_compile_features(${target} INTERFACE cxx_std_20) # ATen's headers since torch 2.15
+  target_compile_definitions(${target} INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
+endfunction()
+
+attn_mask_import_torch(attn_mask_torch torch torch_cpu c10)
+if(ATTN_MASK_TORCH_CUDA_VERSION)
+  attn_mask_import_torch(attn_mask_torch_cuda torch torch_cpu c10 torch_cuda c10_cuda)
+endif()
+set(ATTN_MASK_TORCH_FOUND_ROOT "${_found}")

@@ -1,0 +1,107 @@
+#include "attn_mask/attn_mask.h"
+
+#include <c10/core/SymIntArrayRef.h>
+
+#include "ops/call.h"
+#include "ops/checks.h"
+
+namespace attn_mask {
+namespace {
+
+std::optional<c10::SymInt> symbolic(std::optional<int64_t> size) {
+  return size ? std::optional<c10::SymInt>(*size) : std::nullopt;
+}
+
+}  // namespace
+
+at::Tensor make_causal_mask(at::IntArrayRef input_ids_shape, at::ScalarType dtype, at::Device device,
+                            int64_t past_key_values_length, std::optional<int64_t> sliding_window) {
+  return call::make_causal_mask(c10::fromIntArrayRefSlow(input_ids_shape), past_key_values_length,
+                                symbolic(sliding_window), dtype, device);
+}
+
+at::Tensor expand_mask(const at::Tensor& mask, at::ScalarType dtype,
+                       std::optional<int64_t> tgt_len) {
+  return call::expand_mask(mask, symbolic(tgt_len), dtype);
+}
+
+at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const at::Scalar& min_dtype) {
+  return call::unmask_unattended(expanded_mask, min_dtype);
+}
+
+bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
+                             const at::Tensor& inputs_embeds, int64_t past_key_values_length,
+                             std::optional<int64_t> sliding_window, bool is_training) {
+  return call::ignore_causal_mask_sdpa(attention_mask, inputs_embeds, past_key_values_length,
+                                       symbolic(sliding_window), is_training);
+}
+
+AttentionMaskConverter::AttentionMaskConverter(bool is_causal,
+                                               std::optional<int64_t> sliding_window)
+    : is_causal_(is_causal), sliding_window_(sliding_window) {
+  check_sliding_window(symbolic(sliding_window));
+}
+
+std::optional<at::Tensor> AttentionMaskConverter::to_causal_4d(int64_t batch_size,
+                                                               int64_t query_length,
+                                                               int64_t key_value_length,
+                                                               at::ScalarType dtype,
+                                                               at::Device device) const {
+  TORCH_CHECK_VALUE(is_causal_,
+                    "Please use `to_causal_4d` only if attn_mask::AttentionMaskConverter has "
+                    "`is_causal` set to True.");
+  return call::to_causal_4d(batch_size, query_length, key_value_length, dtype, device,
+                            symbolic(sliding_window_));
+}
+
+at::Tensor AttentionMaskConverter::to_4d(const at::Tensor& attention_mask_2d, int64_t query_length,
+                                         at::ScalarType dtype,
+                                         std::optional<int64_t> key_value_length) const {
+  return call::to_4d(attention_mask_2d, query_length, dtype, symbolic(key_value_length), is_causal_,
+                     symbolic(sliding_window_));
+}
+
+std::optional<at::Tensor> prepare_4d_causal_attention_mask(
+    const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
+    const at::Tensor& inputs_embeds, int64_t past_key_values_length,
+    std::optional<int64_t> sliding_window) {
+  return call::prepare_4d_causal_attention_mask(
+      attention_mask, c10::fromIntArrayRefSlow(input_shape), inputs_embeds, past_key_values_length,
+      symbolic(sliding_window));
+}
+
+std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
+    const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
+    const at::Tensor& inputs_embeds, int64_t past_key_values_length,
+    std::optional<int64_t> sliding_window, bool allow_skip) {
+  // An operator must not return its argument; this function may.
+  if (attention_mask && attention_mask->dim() == 4 && !(allow_skip && attention_mask->is_cuda())) {
+    return attention_mask;
+  }
+  return call::prepare_4d_causal_attention_mask_for_sdpa(
+      attention_mask, c10::fromIntArrayRefSlow(input_shape), inputs_embeds, past_key_values_length,
+      symbolic(sliding_window), allow_skip);
+}
+
+at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, at::ScalarType dtype,
+                                     std::optional<int64_t> tgt_len) {
+  return call::prepare_4d_attention_mask(mask, symbolic(tgt_len), dtype);
+}
+
+std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& mask,
+                                                             at::ScalarType dtype,
+                                                             std::optional<int64_t> tgt_len,
+                                                             bool allow_skip) {
+  return call::prepare_4d_attention_mask_for_sdpa(mask, symbolic(tgt_len), dtype, allow_skip);
+}
+
+std::optional<at::Tensor> create_4d_causal_attention_mask(at::IntArrayRef input_shape,
+                                                          at::ScalarType dtype, at::Device device,
+                                                          int64_t past_key_values_length,
+                                                          std::optional<int64_t> sliding_window) {
+  return call::create_4d_causal_attention_mask(c10::fromIntArrayRefSlow(input_shape),
+                                               past_key_values_length, symbolic(sliding_window),
+                                               dtype, device);
+}
+
+}  // namespace attn_mask

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+
+#include "format/mask_task.h"
+#include "format/strided_rows.h"
+
+namespace attn_mask {
+
+/// How a dense mask is cut up: each row into `per_row` tiles of `keys` keys (the last may be short).
+/// Tile `t` belongs to batch row `t / (per_row * q_length)`; within it the tiles of one key range
+/// follow each other down the rows, so that a thread translates a stretch of padding once.
+struct Tiling {
+  int64_t keys;
+  int64_t per_row;
+};
+
+/// A tile is small enough to stay in the first-level cache and large enough to be written in long runs.
+inline constexpr int64_t kTileBytes = 16 * 1024;
+
+/// One set per instruction set; each works on a range so that the caller decides about threads.
+struct CpuKernels {
+  /// Writes tiles `[begin, end)` of the mask.
+  void (*write_tiles)(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end);
+  /// Copies rows `[begin, end)`, opening those that are masked throughout.
+  void (*unmask_rows)(const UnmaskTask& task, int64_t begin, int64_t end);
+  /// Whether `test` holds for elements `[begin, end)` of row `row`.
+  bool (*all)(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begin,
+              int64_t end);
+};
+
+namespace isa_default {
+extern const CpuKernels kKernels;
+}
+#if defined(ATTN_MASK_HAS_X86_KERNELS)
+namespace isa_avx2 {
+extern const CpuKernels kKernels;
+}
+namespace isa_avx512 {
+extern const CpuKernels kKernels;
+}
+#endif
+
+}  // namespace attn_mask

@@ -1,0 +1,17 @@
+#pragma once
+
+#include "format/mask_task.h"
+#include "format/strided_rows.h"
+
+namespace attn_mask {
+
+/// Writes a whole mask to host memory, with torch's intra-op threads.
+void write_mask_cpu(const MaskTask& task);
+
+/// Copies and opens all rows in host memory, with torch's intra-op threads.
+void unmask_cpu(const UnmaskTask& task);
+
+/// Whether `test` holds for every element; stops soon after the first for which it does not.
+bool all_cpu(const StridedRows& rows, const KeyTest& test);
+
+}  // namespace attn_mask

@@ -1,0 +1,41 @@
+// libattn_mask_cuda: the CUDA kernels, registered when the library is loaded.
+
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "cuda/launch.h"
+#include "ops/kernels.h"
+#include "ops/register.h"
+
+namespace attn_mask {
+namespace {
+
+void write_mask_cuda(const MaskTask& task) {
+  if (task.batch_size == 0 || task.q_length == 0 || task.kv_length == 0) {
+    return;
+  }
+  launch_write_mask(task, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void unmask_cuda(const UnmaskTask& task) {
+  if (task.in.rows() == 0 || task.in.length == 0) {
+    return;
+  }
+  const at::Tensor attended =
+      at::zeros({task.in.rows()}, at::TensorOptions().dtype(at::kByte).device(at::kCUDA));
+  launch_unmask(task, attended.data_ptr<uint8_t>(), c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+const bool kRegistered = [] {
+  register_device_kernels(c10::DeviceType::CUDA, {&write_mask_cuda, &unmask_cuda});
+  return true;
+}();
+
+TORCH_LIBRARY_IMPL(attn_mask, CUDA, m) { ops::register_all(m); }
+
+}  // namespace
+}  // namespace attn_mask

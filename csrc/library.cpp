@@ -1,0 +1,159 @@
+// Every schema on one page, and what is registered for each dispatch key.
+
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "ops/register.h"
+
+namespace attn_mask {
+namespace {
+
+constexpr auto kNoCudaKernels =
+    ": this build of attn_mask has no CUDA kernels (attn_mask.build_info() tells), but got ";
+
+/// The operator's name without its namespace, as errors give it.
+std::string short_name(const c10::OperatorHandle& op) {
+  const std::string& name = op.schema().name();
+  return name.substr(name.find("::") + 2);
+}
+
+TORCH_LIBRARY(attn_mask, m) {
+  m.def(
+      "to_causal_4d(SymInt batch_size, SymInt query_length, SymInt key_value_length, *, "
+      "ScalarType dtype, Device? device=None, SymInt? sliding_window=None) -> Tensor?");
+  m.def(
+      "to_4d(Tensor attention_mask_2d, SymInt query_length, *, ScalarType dtype, "
+      "SymInt? key_value_length=None, bool is_causal=True, SymInt? sliding_window=None) -> Tensor");
+  m.def(
+      "_make_causal_mask(SymInt[] input_ids_shape, SymInt past_key_values_length=0, "
+      "SymInt? sliding_window=None, *, ScalarType dtype, Device? device=None) -> Tensor");
+  m.def("_expand_mask(Tensor mask, SymInt? tgt_len=None, *, ScalarType dtype) -> Tensor");
+  m.def("_unmask_unattended(Tensor expanded_mask, Scalar min_dtype) -> Tensor");
+  m.def(
+      "_ignore_causal_mask_sdpa(Tensor? attention_mask, Tensor inputs_embeds, "
+      "SymInt past_key_values_length, SymInt? sliding_window=None, bool is_training=False) -> bool");
+  m.def(
+      "_prepare_4d_causal_attention_mask(Tensor? attention_mask, SymInt[] input_shape, "
+      "Tensor inputs_embeds, SymInt past_key_values_length, SymInt? sliding_window=None) "
+      "-> Tensor?");
+  m.def(
+      "_prepare_4d_causal_attention_mask_for_sdpa(Tensor? attention_mask, SymInt[] input_shape, "
+      "Tensor inputs_embeds, SymInt past_key_values_length, SymInt? sliding_window=None, *, "
+      "bool allow_skip=True) -> Tensor?");
+  m.def(
+      "_prepare_4d_attention_mask(Tensor mask, SymInt? tgt_len=None, *, ScalarType dtype) "
+      "-> Tensor");
+  m.def(
+      "_prepare_4d_attention_mask_for_sdpa(Tensor mask, SymInt? tgt_len=None, *, "
+      "ScalarType dtype, bool allow_skip=True) -> Tensor?");
+  m.def(
+      "_create_4d_causal_attention_mask(SymInt[] input_shape, SymInt past_key_values_length=0, "
+      "SymInt? sliding_window=None, *, ScalarType dtype, Device? device=None) -> Tensor?");
+}
+
+TORCH_LIBRARY_IMPL(attn_mask, CPU, m) { ops::register_all(m); }
+TORCH_LIBRARY_IMPL(attn_mask, Meta, m) { ops::register_all(m); }
+
+/// Operators without tensor arguments come here first: the key is that of the device asked for.
+void by_selected_device(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto& arguments = op.schema().arguments();
+  const size_t position = static_cast<size_t>(*op.schema().argumentIndexWithName("device"));
+  c10::IValue& argument = torch::jit::peek(*stack, position, arguments.size());
+  const auto device = argument.toOptional<at::Device>();
+  c10::DispatchKey key = c10::DispatchKey::CPU;
+  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta)) {
+    // Fake tensors run Meta kernels on behalf of any device, which they put on the result themselves.
+    key = c10::DispatchKey::Meta;
+    argument = at::Device(at::kMeta);
+  } else if (device) {
+    TORCH_CHECK_NOT_IMPLEMENTED(device->is_cpu() || device->is_cuda() || device->is_meta(),
+                                short_name(op), ": expected device to be cpu, cuda or meta, but got ",
+                                *device);
+    key = device->is_cpu()    ? c10::DispatchKey::CPU
+          : device->is_cuda() ? c10::DispatchKey::CUDA
+                              : c10::DispatchKey::Meta;
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(op.hasKernelForDispatchKey(key), short_name(op), kNoCudaKernels,
+                              *device);
+  op.redispatchBoxed(c10::DispatchKeySet(key), stack);
+}
+
+/// Whatever no other key takes: layouts and devices without a kernel.
+void unsupported(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto& schema = op.schema();
+  const std::string name = short_name(op);
+  const auto arguments = torch::jit::last(*stack, schema.arguments().size());
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (!arguments[i].isTensor()) {
+      continue;
+    }
+    const at::Tensor& tensor = arguments[i].toTensor();
+    const std::string& argument = schema.arguments()[i].name();
+    TORCH_CHECK_TYPE(tensor.defined(), name, ": expected ", argument,
+                     " to be a tensor, but got an undefined one");
+    TORCH_CHECK_TYPE(!tensor.is_nested(), name, ": expected ", argument,
+                     " to be a strided tensor, but got a nested one");
+    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, name, ": expected ", argument,
+                     " to be a strided tensor, but got layout ", tensor.layout());
+    TORCH_CHECK_TYPE(!tensor.is_quantized(), name, ": expected ", argument,
+                     " to be of a boolean, integer or real floating dtype, but got ",
+                     tensor.scalar_type());
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        tensor.device().is_cpu() || tensor.device().is_cuda() || tensor.is_meta(), name,
+        ": expected ", argument, " to be on cpu, cuda or meta, but got ", tensor.device());
+    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_cuda(), name, kNoCudaKernels, tensor.device());
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(false, name, ": no kernel for these arguments");
+}
+
+/// Masks are data, not functions of their operands that anyone differentiates; without this kernel
+/// torch would warn about a missing derivative when a padding mask happens to require grad.
+void without_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                      torch::jit::Stack* stack) {
+  for (const c10::IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
+    if (argument.isTensor() && argument.toTensor().layout() != at::kStrided) {
+      // Here, too, because a jagged tensor is a Python subclass that no other kernel gets to see.
+      unsupported(op, keys, stack);
+    }
+  }
+  const at::AutoDispatchBelowAutograd below;
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
+constexpr const char* kFactories[] = {"to_causal_4d", "_make_causal_mask",
+                                      "_create_4d_causal_attention_mask"};
+constexpr const char* kOnTensors[] = {"to_4d",
+                                      "_expand_mask",
+                                      "_unmask_unattended",
+                                      "_ignore_causal_mask_sdpa",
+                                      "_prepare_4d_causal_attention_mask",
+                                      "_prepare_4d_causal_attention_mask_for_sdpa",
+                                      "_prepare_4d_attention_mask",
+                                      "_prepare_4d_attention_mask_for_sdpa"};
+
+TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
+  for (const char* name : kFactories) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&by_selected_device>());
+  }
+}
+
+TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
+  for (const char* name : kOnTensors) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&without_gradient>());
+  }
+}
+
+void register_unsupported(torch::Library& m) {
+  for (const char* name : kOnTensors) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&unsupported>());
+  }
+}
+
+TORCH_LIBRARY_IMPL(attn_mask, CompositeExplicitAutograd, m) { register_unsupported(m); }
+TORCH_LIBRARY_IMPL(attn_mask, NestedTensorCPU, m) { register_unsupported(m); }
+TORCH_LIBRARY_IMPL(attn_mask, NestedTensorCUDA, m) { register_unsupported(m); }
+
+}  // namespace
+}  // namespace attn_mask

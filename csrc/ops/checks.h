@@ -1,0 +1,54 @@
+#pragma once
+
+// What operators ask of their arguments. Sizes are SymInts throughout, so that the same lines run for
+// real tensors, under Meta and while tracing. Errors are the caller's: ValueError and TypeError, with
+// a text that names operator, argument, expectation and what came.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
+#include <c10/core/SymInt.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+#include <string>
+
+/// TORCH_CHECK_VALUE for a SymBool: while tracing with sizes known only at run time it becomes a
+/// run-time assertion instead of a guard.
+#define ATTN_MASK_CHECK_SYM_VALUE(condition, ...) \
+  TORCH_CHECK_VALUE((condition).expect_true(__FILE__, __LINE__), __VA_ARGS__)
+
+namespace attn_mask {
+
+/// `3-D [2, 1, 7]`
+std::string describe_sizes(const at::Tensor& tensor);
+
+void check_rank(const char* op, const char* argument, const at::Tensor& tensor, int64_t rank,
+                const char* shape);
+
+/// `size` must not be negative.
+void check_size(const char* op, const char* argument, const c10::SymInt& size);
+
+/// Reads a `(batch_size, query_length)` argument.
+struct InputShape {
+  c10::SymInt batch_size;
+  c10::SymInt q_length;
+};
+InputShape check_input_shape(const char* op, const char* argument, c10::SymIntArrayRef shape);
+
+/// kv_length = query length + past, both sizes, without overflow.
+c10::SymInt check_kv_length(const char* op, const c10::SymInt& q_length,
+                            const c10::SymInt& past_key_values_length);
+
+/// A window is a positive number of keys; the text is upstream's.
+void check_sliding_window(const std::optional<c10::SymInt>& sliding_window);
+
+/// Additive masks exist in float16, bfloat16, float32 and float64.
+void check_additive_dtype(const char* op, const char* argument, at::ScalarType dtype);
+
+/// Dtypes that a mask may have: anything that can be cast to a real floating type.
+void check_mask_dtype(const char* op, const char* argument, const at::Tensor& mask);
+
+/// A mask of these sizes must be addressable: its bytes fit into 63 bits.
+void check_addressable(const char* op, c10::SymIntArrayRef sizes, at::ScalarType dtype);
+
+}  // namespace attn_mask

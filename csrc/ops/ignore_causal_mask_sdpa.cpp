@@ -1,0 +1,45 @@
+#include <ATen/Functions.h>
+
+#include "cpu/parallel.h"
+#include "ops/checks.h"
+#include "ops/dtypes.h"
+#include "ops/operators.h"
+#include "ops/padding_mask.h"
+#include "ops/strided_rows.h"
+
+namespace attn_mask {
+
+bool is_all_ones(const char* op, const char* argument, const at::Tensor& mask) {
+  check_mask_dtype(op, argument, mask);
+  TORCH_CHECK_VALUE(!mask.is_meta(), op, ": expected ", argument,
+                    " to have values to look at, but got a meta tensor; pass allow_skip=False");
+  if (mask.device().is_cpu()) {
+    const at::Tensor rows = with_few_dimensions(mask);
+    return all_cpu(strided_rows(rows), is_one(mask.scalar_type(), mask.scalar_type()));
+  }
+  return mask.eq(1).all().item<bool>();
+}
+
+namespace ops {
+
+bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
+                             const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
+                             OptionalSymInt sliding_window, bool is_training) {
+  static constexpr auto kOp = "_ignore_causal_mask_sdpa";
+  static_cast<void>(is_training);  // it matters to upstream only while tracing; this is never traced
+  check_sliding_window(sliding_window);
+  TORCH_CHECK_VALUE(inputs_embeds.dim() >= 2, kOp,
+                    ": expected inputs_embeds to be [batch_size, query_length, ...], but got ",
+                    describe_sizes(inputs_embeds));
+  const c10::SymInt& q_length = inputs_embeds.sym_size(1);
+  const c10::SymInt kv_length = check_kv_length(kOp, q_length, past_key_values_length);
+  const bool shapes_allow =
+      (q_length == 1 || kv_length == q_length) && (!sliding_window || kv_length < *sliding_window);
+  if (!shapes_allow || !attention_mask) {
+    return shapes_allow;
+  }
+  return attention_mask->dim() != 4 && is_all_ones(kOp, "attention_mask", *attention_mask);
+}
+
+}  // namespace ops
+}  // namespace attn_mask

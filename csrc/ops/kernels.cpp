@@ -1,0 +1,35 @@
+#include "ops/kernels.h"
+
+#include <c10/util/Exception.h>
+
+#include <array>
+
+#include "cpu/parallel.h"
+
+namespace attn_mask {
+namespace {
+
+constexpr auto kDevices = static_cast<size_t>(c10::DeviceType::COMPILE_TIME_MAX_DEVICE_TYPES);
+
+std::array<DeviceKernels, kDevices>& table() {
+  static std::array<DeviceKernels, kDevices> kernels = [] {
+    std::array<DeviceKernels, kDevices> initial{};
+    initial[static_cast<size_t>(c10::DeviceType::CPU)] = {&write_mask_cpu, &unmask_cpu};
+    return initial;
+  }();
+  return kernels;
+}
+
+}  // namespace
+
+void register_device_kernels(c10::DeviceType device, const DeviceKernels& kernels) {
+  table()[static_cast<size_t>(device)] = kernels;
+}
+
+const DeviceKernels& device_kernels(c10::DeviceType device) {
+  const DeviceKernels& kernels = table()[static_cast<size_t>(device)];
+  TORCH_INTERNAL_ASSERT(kernels.write_mask != nullptr, "no kernels for ", device);
+  return kernels;
+}
+
+}  // namespace attn_mask

@@ -1,0 +1,126 @@
+#include <ATen/ops/empty.h>
+
+#include "ops/checks.h"
+#include "ops/dtypes.h"
+#include "ops/operators.h"
+#include "ops/padding_mask.h"
+#include "ops/write_mask.h"
+
+namespace attn_mask::ops {
+namespace {
+
+/// What both functions check before they do anything; gives the key length.
+c10::SymInt check_arguments(const char* op, const std::optional<at::Tensor>& attention_mask,
+                            const InputShape& shape, const at::Tensor& inputs_embeds,
+                            const c10::SymInt& past_key_values_length,
+                            const OptionalSymInt& sliding_window) {
+  check_sliding_window(sliding_window);
+  check_additive_dtype(op, "the dtype of inputs_embeds", inputs_embeds.scalar_type());
+  if (attention_mask) {
+    TORCH_CHECK_VALUE(attention_mask->device() == inputs_embeds.device(), op,
+                      ": expected attention_mask to be on the device of inputs_embeds, which is ",
+                      inputs_embeds.device(), ", but got ", attention_mask->device());
+    TORCH_CHECK_VALUE(attention_mask->dim() == 2 || attention_mask->dim() == 4, op,
+                      ": expected attention_mask to be 2-D [batch_size, kv_length] or 4-D "
+                      "[batch_size, 1, q_length, kv_length], but got ",
+                      describe_sizes(*attention_mask));
+    check_mask_dtype(op, "attention_mask", *attention_mask);
+    if (attention_mask->dim() == 2) {
+      ATTN_MASK_CHECK_SYM_VALUE(attention_mask->sym_size(0).sym_eq(shape.batch_size), op,
+                                ": expected attention_mask to have batch_size ", shape.batch_size,
+                                ", but got ", describe_sizes(*attention_mask));
+    }
+  }
+  return check_kv_length(op, shape.q_length, past_key_values_length);
+}
+
+/// A 4D mask of ones and zeros (booleans: true attends) becomes additive. It keeps a floating dtype of
+/// its own and takes its minimum from the embeddings, as upstream.
+at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& shape,
+                     const c10::SymInt& kv_length, at::ScalarType embeds_dtype) {
+  const std::array<c10::SymInt, 4> expected{shape.batch_size, 1, shape.q_length, kv_length};
+  for (size_t i = 0; i < expected.size(); ++i) {
+    ATTN_MASK_CHECK_SYM_VALUE(mask.sym_size(static_cast<int64_t>(i)).sym_eq(expected[i]),
+                              "Incorrect 4D attention_mask shape: (", mask.sym_size(0), ", ",
+                              mask.sym_size(1), ", ", mask.sym_size(2), ", ", mask.sym_size(3),
+                              "); expected: (", expected[0], ", 1, ", expected[2], ", ",
+                              expected[3], ").");
+  }
+  const at::ScalarType mask_dtype = mask.scalar_type();
+  TORCH_CHECK_TYPE(!c10::isFloat8Type(mask_dtype), op,
+                   ": expected a 4-D attention_mask to be of a dtype that torch subtracts, but got ",
+                   mask_dtype);
+  const at::ScalarType dtype = mask_dtype == at::kBool          ? embeds_dtype
+                               : is_additive_dtype(mask_dtype) ? mask_dtype
+                                                               : at::kFloat;
+  const double masked = lowest(embeds_dtype);
+  TORCH_CHECK_VALUE(masked >= lowest(dtype), op,
+                    ": expected a 4-D attention_mask of a dtype that can hold the lowest number of ",
+                    embeds_dtype, " (inputs_embeds), but got ", mask_dtype);
+  at::Tensor out =
+      empty_mask(op, shape.batch_size, shape.q_length, kv_length, dtype, mask.device());
+  if (!out.is_meta()) {
+    const Padding given{mask.const_data_ptr(),
+                        mask.stride(0),
+                        mask.stride(2),
+                        mask.stride(3),
+                        static_cast<int32_t>(mask.element_size()),
+                        is_one(mask_dtype, dtype)};
+    write_mask(out, make_rule(given), /*q_offset=*/0, additive_format(dtype, masked));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::optional<at::Tensor> prepare_4d_causal_attention_mask(
+    const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
+    const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
+    OptionalSymInt sliding_window) {
+  static constexpr auto kOp = "_prepare_4d_causal_attention_mask";
+  const InputShape shape = check_input_shape(kOp, "input_shape", input_shape);
+  const c10::SymInt kv_length = check_arguments(kOp, attention_mask, shape, inputs_embeds,
+                                                past_key_values_length, sliding_window);
+  const at::ScalarType dtype = inputs_embeds.scalar_type();
+  if (!attention_mask) {
+    return to_causal_4d(shape.batch_size, shape.q_length, kv_length, dtype, inputs_embeds.device(),
+                        sliding_window);
+  }
+  if (attention_mask->dim() == 4) {
+    return invert_4d(kOp, *attention_mask, shape, kv_length, dtype);
+  }
+  return padding_mask_4d(kOp, "attention_mask", *attention_mask, shape.q_length, dtype, kv_length,
+                         /*is_causal=*/true, sliding_window);
+}
+
+std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
+    const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
+    const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
+    OptionalSymInt sliding_window, bool allow_skip) {
+  static constexpr auto kOp = "_prepare_4d_causal_attention_mask_for_sdpa";
+  const InputShape shape = check_input_shape(kOp, "input_shape", input_shape);
+  const c10::SymInt kv_length = check_arguments(kOp, attention_mask, shape, inputs_embeds,
+                                                past_key_values_length, sliding_window);
+  const at::ScalarType dtype = inputs_embeds.scalar_type();
+  if (allow_skip && ignore_causal_mask_sdpa(attention_mask, inputs_embeds, past_key_values_length,
+                                            sliding_window, /*is_training=*/false)) {
+    return std::nullopt;
+  }
+  if (!attention_mask) {
+    return to_causal_4d(shape.batch_size, shape.q_length, kv_length, dtype, inputs_embeds.device(),
+                        sliding_window);
+  }
+  at::Tensor mask =
+      attention_mask->dim() == 4
+          ? *attention_mask
+          : padding_mask_4d(kOp, "attention_mask", *attention_mask, shape.q_length, dtype, kv_length,
+                            /*is_causal=*/true, sliding_window);
+  // Memory-efficient attention on CUDA gives NaN for rows without a key; upstream opens them there, but
+  // not while tracing, which is when allow_skip is off.
+  if (allow_skip && mask.is_cuda()) {
+    return unmask_unattended(mask, lowest(dtype));
+  }
+  return attention_mask->dim() == 4 ? mask.clone() : mask;
+}
+
+}  // namespace attn_mask::ops

@@ -1,0 +1,21 @@
+#include "ops/register.h"
+
+#include "ops/operators.h"
+
+namespace attn_mask::ops {
+
+void register_all(torch::Library& m) {
+  m.impl("to_causal_4d", &to_causal_4d);
+  m.impl("to_4d", &to_4d);
+  m.impl("_make_causal_mask", &make_causal_mask);
+  m.impl("_expand_mask", &expand_mask);
+  m.impl("_unmask_unattended", &unmask_unattended);
+  m.impl("_ignore_causal_mask_sdpa", &ignore_causal_mask_sdpa);
+  m.impl("_prepare_4d_causal_attention_mask", &prepare_4d_causal_attention_mask);
+  m.impl("_prepare_4d_causal_attention_mask_for_sdpa", &prepare_4d_causal_attention_mask_for_sdpa);
+  m.impl("_prepare_4d_attention_mask", &prepare_4d_attention_mask);
+  m.impl("_prepare_4d_attention_mask_for_sdpa", &prepare_4d_attention_mask_for_sdpa);
+  m.impl("_create_4d_causal_attention_mask", &create_4d_causal_attention_mask);
+}
+
+}  // namespace attn_mask::ops

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <optional>
+
+#include "format/dense.h"
+#include "rule/rule.h"
+
+namespace attn_mask {
+
+/// A mask to be written: uninitialised, [batch_size, 1, q_length, kv_length], contiguous.
+at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& q_length,
+                      const c10::SymInt& kv_length, at::ScalarType dtype,
+                      std::optional<at::Device> device);
+
+/// Writes `rule` into `out`, a tensor from empty_mask with real memory. Query i stands at position
+/// `q_offset + i`.
+void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
+                const DenseFormat& format);
+
+/// Causal, and within `sliding_window` keys before the query where there is a window.
+Rule causal_rule(const std::optional<c10::SymInt>& sliding_window);
+
+}  // namespace attn_mask

@@ -1,0 +1,70 @@
+// attn_mask._C: build information, and the operators as plain functions for eager code, where parsing
+// torch.ops' arguments costs more than a small mask. Graph tracers can't see through these: the Python
+// layer calls torch.ops while tracing.
+
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "build_info.h"
+#include "ops/call.h"
+
+namespace attn_mask {
+namespace {
+
+using ops::OptionalSymInt;
+
+std::optional<at::Tensor> to_causal_4d(c10::SymInt batch_size, c10::SymInt query_length,
+                                       c10::SymInt key_value_length, at::ScalarType dtype,
+                                       at::Device device, OptionalSymInt sliding_window) {
+  return call::to_causal_4d(std::move(batch_size), std::move(query_length),
+                            std::move(key_value_length), dtype, device, std::move(sliding_window));
+}
+
+at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
+                 at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
+                 OptionalSymInt sliding_window) {
+  return call::to_4d(attention_mask_2d, std::move(query_length), dtype, std::move(key_value_length),
+                     is_causal, std::move(sliding_window));
+}
+
+at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype) {
+  return call::expand_mask(mask, std::move(tgt_len), dtype);
+}
+
+bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
+                             const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
+                             OptionalSymInt sliding_window) {
+  return call::ignore_causal_mask_sdpa(attention_mask, inputs_embeds,
+                                       std::move(past_key_values_length), std::move(sliding_window),
+                                       /*is_training=*/false);
+}
+
+std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& mask,
+                                                             OptionalSymInt tgt_len,
+                                                             at::ScalarType dtype) {
+  return call::prepare_4d_attention_mask_for_sdpa(mask, std::move(tgt_len), dtype,
+                                                  /*allow_skip=*/true);
+}
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["version"] = kVersion;
+  info["torch_version"] = kTorchVersion;
+  info["cuda_version"] = *kCudaVersion ? pybind11::object(pybind11::str(kCudaVersion)) : pybind11::none();
+  info["cuda_archs"] = pybind11::str(kCudaArchs).attr("split")();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info);
+  m.def("to_causal_4d", torch::wrap_pybind_function_no_gil(&to_causal_4d));
+  m.def("to_4d", torch::wrap_pybind_function_no_gil(&to_4d));
+  m.def("expand_mask", torch::wrap_pybind_function_no_gil(&expand_mask));
+  m.def("prepare_4d_attention_mask_for_sdpa",
+        torch::wrap_pybind_function_no_gil(&prepare_4d_attention_mask_for_sdpa));
+  m.def("ignore_causal_mask_sdpa", torch::wrap_pybind_function_no_gil(&ignore_causal_mask_sdpa));
+}
+
+}  // namespace attn_mask

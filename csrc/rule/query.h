@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+namespace attn_mask {
+
+/// Who asks: a row of the mask.
+struct Query {
+  int64_t batch;
+  int64_t row;       // 0 <= row < q_length: where it is stored
+  int64_t position;  // where it stands among the keys
+};
+
+}  // namespace attn_mask

@@ -1,0 +1,34 @@
+"""Operators as plain functions, for eager code; see csrc/python/module.cpp."""
+
+import torch
+
+def build_info() -> dict[str, object]: ...
+def to_causal_4d(
+    batch_size: int,
+    query_length: int,
+    key_value_length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    sliding_window: int | None,
+    /,
+) -> torch.Tensor | None: ...
+def to_4d(
+    attention_mask_2d: torch.Tensor,
+    query_length: int,
+    dtype: torch.dtype,
+    key_value_length: int | None,
+    is_causal: bool,
+    sliding_window: int | None,
+    /,
+) -> torch.Tensor: ...
+def expand_mask(mask: torch.Tensor, tgt_len: int | None, dtype: torch.dtype, /) -> torch.Tensor: ...
+def ignore_causal_mask_sdpa(
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor,
+    past_key_values_length: int,
+    sliding_window: int | None,
+    /,
+) -> bool: ...
+def prepare_4d_attention_mask_for_sdpa(
+    mask: torch.Tensor, tgt_len: int | None, dtype: torch.dtype, /
+) -> torch.Tensor | None: ...

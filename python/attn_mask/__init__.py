@@ -1,0 +1,15 @@
+"""Attention masks as native PyTorch operators.
+
+Importing this package registers the operators ``torch.ops.attn_mask.*``.
+"""
+
+from importlib.metadata import version as _version
+
+from attn_mask import _library
+from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
+from attn_mask import utils as utils
+
+__all__ = ["__version__", "build_info", "modeling_attn_mask_utils", "utils"]
+
+__version__ = _version("attn-mask")
+build_info = _library.build_info

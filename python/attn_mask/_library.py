@@ -1,0 +1,58 @@
+"""Loads the compiled libraries: the operators first, then the module with direct calls to them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from attn_mask import utils
+from attn_mask._built_for import TORCH_VERSION
+
+__all__ = ["_C", "build_info"]
+
+# Another torch has other symbols: say so before the linker says it in its own words.
+if torch.__version__ != TORCH_VERSION:
+    raise ImportError(
+        f"attn_mask was built for torch {TORCH_VERSION}, but torch {torch.__version__} is running. "
+        "Build it again for this torch: pip install --no-build-isolation --force-reinstall "
+        "--no-deps attn-mask (from a checkout: '.' in place of the name)."
+    )
+
+torch.ops.load_library(str(Path(utils.library_path) / "libattn_mask.so"))
+_cuda = Path(utils.library_path) / "libattn_mask_cuda.so"
+if _cuda.exists():
+    torch.ops.load_library(str(_cuda))
+
+from attn_mask import _C  # noqa: E402  (it is linked with the library loaded above)
+
+
+def _fake_factory(
+    mode: FakeTensorMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
+) -> torch.Tensor | None:
+    """Runs a factory that may return None under fake tensors.
+
+    They know how to treat operators that have no tensor arguments and return a Tensor, but not those
+    that return an optional one: shape (or None) and errors come from the Meta kernel.
+    """
+    mask = func(*args, **{**kwargs, "device": torch.device("meta")})
+    if mask is None:
+        return None
+    device = kwargs.get("device") or torch.device("cpu")
+    with mode:
+        return torch.empty_strided(mask.shape, mask.stride(), dtype=mask.dtype, device=device)
+
+
+for _name in ("to_causal_4d", "_create_4d_causal_attention_mask"):
+    torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
+
+
+def build_info() -> dict[str, Any]:
+    """What this installation was built from and for.
+
+    Returns a dict: ``version``; ``torch_version``; ``cuda_version`` of the toolkit that compiled the
+    CUDA kernels, or None without them; ``cuda_archs``, the GPUs they were compiled for (a list such
+    as ``["8.0", "10.0+PTX"]``); ``cpu_capability``, the instruction set that the CPU kernels use in
+    this process (``DEFAULT``, ``AVX2`` or ``AVX512``).
+    """
+    return {**_C.build_info(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}

@@ -1,0 +1,362 @@
+"""Drop-in for ``transformers.modeling_attn_mask_utils``, on native operators.
+
+Names, signatures, defaults, results and errors are those of transformers 5.23 (the results have been
+the same since 4.45); the README lists the few differences. Additive masks hold 0 where a query
+attends to a key and ``torch.finfo(dtype).min`` elsewhere, in float16, bfloat16, float32 or float64.
+
+Throughout: b batch_size, q query_length, kv key_value_length; a window of W lets a query attend to
+itself and the W keys before it; a 2D mask attends where its value, cast to the result's dtype, is 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from attn_mask._library import _C
+from attn_mask._tracing import is_recording, is_tracing
+
+__all__ = [
+    "AttentionMaskConverter",
+    "_create_4d_causal_attention_mask",
+    "_prepare_4d_attention_mask",
+    "_prepare_4d_attention_mask_for_sdpa",
+    "_prepare_4d_causal_attention_mask",
+    "_prepare_4d_causal_attention_mask_for_sdpa",
+]
+
+_ops = torch.ops.attn_mask
+
+
+@dataclass
+class AttentionMaskConverter:
+    """A causal flag and a sliding window, to be asked for 4D masks.
+
+    Args:
+        is_causal: whether a query attends to no key after its own position.
+        sliding_window: the window W (a positive int), or None for no window. Causal masks only.
+
+    Raises ValueError for a window that is not positive.
+
+    Mirrors ``transformers.modeling_attn_mask_utils.AttentionMaskConverter`` (4.39 and later for the
+    width of the window).
+    """
+
+    is_causal: bool
+    sliding_window: int | None
+
+    def __init__(self, is_causal: bool, sliding_window: int | None = None):
+        self.is_causal = is_causal
+        self.sliding_window = sliding_window
+        if sliding_window is not None and sliding_window <= 0:
+            raise ValueError(
+                "Make sure that when passing `sliding_window` that its value is a strictly positive "
+                f"integer, not `{sliding_window}`"
+            )
+
+    def to_causal_4d(
+        self,
+        batch_size: int,
+        query_length: int,
+        key_value_length: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> torch.Tensor | None:
+        """The mask of causality (and window) alone.
+
+        Returns [b, 1, q, kv], the batch a stride-0 expand; None when one query without a window needs
+        no mask. Raises ValueError when the converter is not causal, for negative sizes and for
+        kv < q; TypeError for a dtype without additive masks.
+        """
+        if not self.is_causal:
+            raise ValueError(
+                f"Please use `to_causal_4d` only if {self.__class__} has `is_causal` set to True."
+            )
+        if query_length <= 1 and self.sliding_window is None:
+            return None
+        return _causal_mask(
+            batch_size, query_length, key_value_length, dtype, device, self.sliding_window
+        )
+
+    def to_4d(
+        self,
+        attention_mask_2d: torch.Tensor,
+        query_length: int,
+        dtype: torch.dtype,
+        key_value_length: int | None = None,
+    ) -> torch.Tensor:
+        """The mask of a padding mask [b, kv], and of causality where the converter is causal.
+
+        Returns [b, 1, q, kv], dense, on the padding mask's device. For one query without a window,
+        and for a converter that is not causal, kv is the padding mask's own length. Raises ValueError
+        when a causal converter gets no ``key_value_length``, NotImplementedError for a window without
+        causality, TypeError for dtypes without additive masks and complex padding masks.
+        """
+        if attention_mask_2d.dim() == 0:
+            raise IndexError("tuple index out of range")
+        _, mask_length = attention_mask_2d.shape
+        is_causal, sliding_window = bool(self.is_causal), self.sliding_window
+        if (
+            is_causal
+            and (query_length > 1 or sliding_window is not None)
+            and key_value_length is not None
+            and mask_length != key_value_length
+        ):
+            # Upstream combines the two by broadcasting, so that one of them may be of length 1.
+            if mask_length == 1:
+                attention_mask_2d = attention_mask_2d.expand(-1, key_value_length)
+            elif key_value_length == 1:
+                is_causal, sliding_window = False, None
+        if is_recording():
+            result: torch.Tensor = _ops.to_4d(
+                attention_mask_2d,
+                query_length,
+                dtype=dtype,
+                key_value_length=key_value_length,
+                is_causal=is_causal,
+                sliding_window=sliding_window,
+            )
+            return result
+        return _C.to_4d(
+            attention_mask_2d, query_length, dtype, key_value_length, is_causal, sliding_window
+        )
+
+    @staticmethod
+    def _make_causal_mask(
+        input_ids_shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+        past_key_values_length: int = 0,
+        sliding_window: int | None = None,
+    ) -> torch.Tensor:
+        """The causal mask of ``input_ids_shape`` (b, q) after ``past_key_values_length`` keys.
+
+        Returns [b, 1, q, q + past], the batch a stride-0 expand. A window of 0 leaves a query its own
+        position, a negative one nothing (the class refuses both; upstream's static method does not).
+        """
+        batch_size, query_length = input_ids_shape
+        key_value_length = query_length + past_key_values_length
+        if sliding_window is not None and sliding_window <= 0:
+            plane = torch.full(
+                (query_length, key_value_length), torch.finfo(dtype).min, dtype=dtype, device=device
+            )
+            if sliding_window == 0:
+                plane.diagonal(past_key_values_length).fill_(0)
+            return plane[None, None].expand(batch_size, -1, -1, -1)
+        return _causal_mask(
+            batch_size, query_length, key_value_length, dtype, device, sliding_window, always=True
+        )
+
+    @staticmethod
+    def _expand_mask(
+        mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
+    ) -> torch.Tensor:
+        """The mask of a padding mask [b, kv] alone: [b, 1, tgt_len or kv, kv], dense."""
+        _, _ = mask.size()  # another rank is upstream's ValueError
+        if is_recording():
+            result: torch.Tensor = _ops._expand_mask(mask, tgt_len, dtype=dtype)
+            return result
+        return _C.expand_mask(mask, tgt_len, dtype)
+
+    @staticmethod
+    def _unmask_unattended(expanded_mask: torch.Tensor, min_dtype: float) -> torch.Tensor:
+        """A copy of an additive mask [..., q, kv] in which rows of ``min_dtype`` throughout are open.
+
+        Memory-efficient attention on CUDA gives NaN for a row without a key. Opened elements are
+        -0.0, as upstream's product leaves them. Raises ValueError for a boolean mask.
+        """
+        result: torch.Tensor = _ops._unmask_unattended(expanded_mask, min_dtype)
+        return result
+
+    @staticmethod
+    def _ignore_causal_mask_sdpa(
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        past_key_values_length: int,
+        sliding_window: int | None = None,
+        is_training: bool = False,
+    ) -> bool:
+        """Whether scaled_dot_product_attention can do without the mask, by its ``is_causal``.
+
+        So when nothing is padded, the window (if any) is longer than kv, and there is one query or
+        no past. Looks at the values of a 2D mask (a wait for its device), but not while tracing.
+        """
+        query_length = inputs_embeds.shape[1]
+        key_value_length = query_length + past_key_values_length
+        shapes_allow = (query_length == 1 or key_value_length == query_length) and (
+            sliding_window is None or key_value_length < sliding_window
+        )
+        tracing = is_tracing(inputs_embeds)
+        if attention_mask is None:
+            return bool(shapes_allow and (is_training or not tracing))
+        if not shapes_allow or tracing or attention_mask.dim() == 4:
+            return False
+        return _C.ignore_causal_mask_sdpa(
+            attention_mask, inputs_embeds, past_key_values_length, sliding_window
+        )
+
+
+def _causal_mask(
+    batch_size: int,
+    query_length: int,
+    key_value_length: int,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    sliding_window: int | None,
+    always: bool = False,
+) -> torch.Tensor:
+    """[b, 1, q, kv] of causality and window; ``always``: for one query, too."""
+    # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
+    device = torch.get_default_device() if device is None else torch.device(device)
+    result: torch.Tensor | None
+    if always and query_length <= 1 and sliding_window is None:
+        result = _ops._make_causal_mask(
+            (batch_size, query_length),
+            key_value_length - query_length,
+            dtype=dtype,
+            device=device,
+        )
+    elif is_recording():
+        result = _ops.to_causal_4d(
+            batch_size,
+            query_length,
+            key_value_length,
+            dtype=dtype,
+            device=device,
+            sliding_window=sliding_window,
+        )
+    else:
+        result = _C.to_causal_4d(
+            batch_size, query_length, key_value_length, dtype, device, sliding_window
+        )
+    assert result is not None  # more than one query, or a window
+    return result
+
+
+def _prepare_4d_causal_attention_mask(
+    attention_mask: torch.Tensor | None,
+    input_shape: Sequence[int],
+    inputs_embeds: torch.Tensor,
+    past_key_values_length: int,
+    sliding_window: int | None = None,
+) -> torch.Tensor | None:
+    """The additive causal mask for attention that is written out.
+
+    Args:
+        attention_mask: padding [b, kv]; or [b, 1, q, kv] of ones and zeros (booleans: True attends),
+            which is inverted; None, or any other rank, for causality alone.
+        input_shape: (b, q).
+        inputs_embeds: gives the dtype, and the device where there is no mask.
+        past_key_values_length: keys before the first query; kv = q + past.
+        sliding_window: the window W, or None.
+
+    Returns [b, 1, q, kv], or None for one query without mask and window. A 4D mask of a floating
+    dtype keeps that dtype, with the minimum of ``inputs_embeds``'. Raises ValueError for a 4D mask of
+    another shape.
+    """
+    converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
+    key_value_length = input_shape[-1] + past_key_values_length
+    rank = None if attention_mask is None else attention_mask.dim()
+    if attention_mask is not None and rank == 2:
+        return converter.to_4d(
+            attention_mask,
+            input_shape[-1],
+            key_value_length=key_value_length,
+            dtype=inputs_embeds.dtype,
+        )
+    if attention_mask is not None and rank == 4:
+        if attention_mask.device != inputs_embeds.device:  # only the dtype of inputs_embeds matters
+            inputs_embeds = attention_mask.new_empty(0, dtype=inputs_embeds.dtype)
+        result: torch.Tensor = _ops._prepare_4d_causal_attention_mask(
+            attention_mask, input_shape[:2], inputs_embeds, past_key_values_length
+        )
+        return result
+    return converter.to_causal_4d(
+        input_shape[0],
+        input_shape[-1],
+        key_value_length,
+        dtype=inputs_embeds.dtype,
+        device=inputs_embeds.device,
+    )
+
+
+def _prepare_4d_causal_attention_mask_for_sdpa(
+    attention_mask: torch.Tensor | None,
+    input_shape: Sequence[int],
+    inputs_embeds: torch.Tensor,
+    past_key_values_length: int,
+    sliding_window: int | None = None,
+) -> torch.Tensor | None:
+    """The ``attn_mask`` argument of scaled_dot_product_attention for causal attention.
+
+    Arguments as for _prepare_4d_causal_attention_mask, but a 4D mask must be additive already and
+    comes back as the same object. Returns None where ``is_causal`` says all that is needed (see
+    AttentionMaskConverter._ignore_causal_mask_sdpa), else [b, 1, q, kv]. On CUDA, but not while
+    tracing, rows without a key are opened.
+    """
+    converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
+    key_value_length = input_shape[-1] + past_key_values_length
+    if AttentionMaskConverter._ignore_causal_mask_sdpa(
+        attention_mask, inputs_embeds, past_key_values_length, sliding_window
+    ):
+        return None
+    if attention_mask is None:
+        return converter.to_causal_4d(
+            input_shape[0],
+            input_shape[-1],
+            key_value_length,
+            dtype=inputs_embeds.dtype,
+            device=inputs_embeds.device,
+        )
+    if attention_mask.dim() == 4:
+        mask = attention_mask
+    else:
+        mask = converter.to_4d(
+            attention_mask,
+            input_shape[-1],
+            dtype=inputs_embeds.dtype,
+            key_value_length=key_value_length,
+        )
+    if mask.device.type in ("cuda", "xpu") and not is_tracing(inputs_embeds):
+        mask = AttentionMaskConverter._unmask_unattended(
+            mask, min_dtype=torch.finfo(inputs_embeds.dtype).min
+        )
+    return mask
+
+
+def _prepare_4d_attention_mask(
+    mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
+) -> torch.Tensor:
+    """The additive mask of a padding mask [b, kv], not causal: [b, 1, tgt_len or kv, kv]."""
+    return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
+
+
+def _prepare_4d_attention_mask_for_sdpa(
+    mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
+) -> torch.Tensor | None:
+    """As _prepare_4d_attention_mask; None when the mask is all ones (not looked at while tracing)."""
+    _, _ = mask.shape  # another rank is upstream's ValueError
+    if is_tracing(mask):
+        return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
+    return _C.prepare_4d_attention_mask_for_sdpa(mask, tgt_len, dtype)
+
+
+def _create_4d_causal_attention_mask(
+    input_shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    past_key_values_length: int = 0,
+    sliding_window: int | None = None,
+) -> torch.Tensor | None:
+    """The mask of causality (and window) for ``input_shape`` (b, q): [b, 1, q, q + past].
+
+    None for one query without a window. The batch is a stride-0 expand.
+    """
+    converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
+    return converter.to_causal_4d(
+        input_shape[0],
+        input_shape[-1],
+        past_key_values_length + input_shape[-1],
+        dtype=dtype,
+        device=device if device is not None else torch.get_default_device(),
+    )

@@ -1,0 +1,94 @@
+"""A few calls of every operator, which the tests of operators, threads and devices share."""
+
+import torch
+
+PADDING = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+ONES = torch.ones(2, 5, dtype=torch.int64)
+MASK_4D = PADDING[:, None, None, :].expand(3, 1, 2, 5).to(torch.float32)
+HALF = torch.float16
+FLOAT = torch.float32
+
+
+def _embeds(batch_size, q_length, dtype=FLOAT):
+    return torch.zeros(batch_size, q_length, 4, dtype=dtype)
+
+
+def _additive():
+    low = torch.finfo(FLOAT).min
+    return torch.tensor([[[[low, low, low], [0.0, low, low], [-0.0, 0.0, low]]]])
+
+
+SAMPLES = {
+    "to_causal_4d": [
+        ((2, 4, 4), {"dtype": FLOAT}),
+        ((3, 2, 5), {"dtype": HALF, "sliding_window": 2}),
+        ((1, 1, 7), {"dtype": torch.bfloat16}),
+        ((2, 0, 3), {"dtype": torch.float64, "sliding_window": 1}),
+    ],
+    "to_4d": [
+        ((PADDING, 5), {"dtype": FLOAT, "key_value_length": 5}),
+        ((PADDING.bool(), 2), {"dtype": HALF, "key_value_length": 5, "sliding_window": 1}),
+        ((PADDING.t().contiguous().t(), 3), {"dtype": torch.bfloat16, "is_causal": False}),
+        ((PADDING.to(torch.uint16), 1), {"dtype": torch.float64}),
+    ],
+    "_make_causal_mask": [
+        (((2, 4),), {"dtype": FLOAT}),
+        (((1, 3), 4, 2), {"dtype": torch.float64}),
+        (((0, 3), 1), {"dtype": HALF}),
+    ],
+    "_expand_mask": [
+        ((PADDING,), {"dtype": FLOAT}),
+        ((PADDING.float()[:, ::2], 2), {"dtype": HALF}),
+        ((PADDING.to(torch.float8_e5m2), 1), {"dtype": torch.bfloat16}),
+        ((PADDING[:0], 4), {"dtype": torch.float64}),
+    ],
+    "_unmask_unattended": [
+        ((_additive(), torch.finfo(FLOAT).min), {}),
+        ((_additive().transpose(-1, -2), torch.finfo(FLOAT).min), {}),
+        ((torch.tensor([7, 7]), 7), {}),
+    ],
+    "_ignore_causal_mask_sdpa": [
+        ((None, _embeds(2, 5), 0), {}),
+        ((ONES, _embeds(2, 5), 0, 6), {}),
+        ((PADDING, _embeds(3, 1), 4, None, True), {}),
+    ],
+    "_prepare_4d_causal_attention_mask": [
+        ((PADDING, (3, 2), _embeds(3, 2), 3), {}),
+        ((None, (2, 4), _embeds(2, 4, HALF), 1, 2), {}),
+        ((MASK_4D, (3, 2), _embeds(3, 2), 3), {}),
+        ((None, (2, 1), _embeds(2, 1), 5), {}),
+    ],
+    "_prepare_4d_causal_attention_mask_for_sdpa": [
+        ((PADDING, (3, 2), _embeds(3, 2), 3), {"allow_skip": False}),
+        ((ONES, (2, 5), _embeds(2, 5, HALF), 0), {"allow_skip": False}),
+        ((None, (2, 5), _embeds(2, 5), 0, 3), {"allow_skip": False}),
+        ((MASK_4D, (3, 2), _embeds(3, 2), 3), {"allow_skip": False}),
+    ],
+    "_prepare_4d_attention_mask": [
+        ((PADDING, 2), {"dtype": FLOAT}),
+        ((PADDING.double(),), {"dtype": torch.bfloat16}),
+    ],
+    "_prepare_4d_attention_mask_for_sdpa": [
+        ((PADDING, 2), {"dtype": FLOAT, "allow_skip": False}),
+        ((ONES,), {"dtype": HALF, "allow_skip": False}),
+    ],
+    "_create_4d_causal_attention_mask": [
+        (((2, 4),), {"dtype": FLOAT}),
+        (((2, 4), 3, 2), {"dtype": torch.bfloat16}),
+        (((2, 1), 3), {"dtype": FLOAT}),
+    ],
+}
+
+OPERATORS = tuple(SAMPLES)
+
+CALLS = [(name, args, kwargs) for name in SAMPLES for args, kwargs in SAMPLES[name]]
+
+CALL_IDS = [f"{name}-{i}" for name in SAMPLES for i in range(len(SAMPLES[name]))]
+
+
+def operator(name):
+    return getattr(torch.ops.attn_mask, name)
+
+
+def map_tensors(function, args):
+    return tuple(function(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)

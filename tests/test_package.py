@@ -1,0 +1,141 @@
+"""The installed package: what it says about itself, where its files are, what it needs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import attn_mask
+import pytest
+import torch
+
+
+def run_python(code, folder):
+    """Runs code in a new process, away from the sources."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def library():
+    return Path(attn_mask.utils.library_path) / "libattn_mask.so"
+
+
+def test_build_info():
+    info = attn_mask.build_info()
+    assert set(info) == {"version", "torch_version", "cuda_version", "cuda_archs", "cpu_capability"}
+    assert info["version"] == attn_mask.__version__
+    assert info["torch_version"] and torch.__version__.startswith(
+        info["torch_version"].split("+")[0]
+    )
+    assert info["cuda_version"] is None or isinstance(info["cuda_version"], str)
+    assert all(isinstance(arch, str) for arch in info["cuda_archs"])
+    assert bool(info["cuda_archs"]) == (info["cuda_version"] is not None)
+    assert info["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_build_info_is_a_copy():
+    attn_mask.build_info().clear()
+    assert attn_mask.build_info()["version"] == attn_mask.__version__
+
+
+def test_version_is_the_distributions():
+    assert attn_mask.__version__ == metadata.version("attn-mask")
+
+
+def test_paths():
+    assert library().is_file()
+    assert (Path(attn_mask.utils.include_path) / "attn_mask" / "attn_mask.h").is_file()
+    configs = list(Path(attn_mask.utils.cmake_prefix_path).rglob("attn_mask*onfig.cmake"))
+    assert configs, "find_package(attn_mask) finds nothing under cmake_prefix_path"
+    cuda = Path(attn_mask.utils.library_path) / "libattn_mask_cuda.so"
+    assert cuda.is_file() == (attn_mask.build_info()["cuda_version"] is not None)
+
+
+def test_import_from_another_folder(tmp_path):
+    code = (
+        "import json, attn_mask, torch\n"
+        "mask = torch.ops.attn_mask.to_causal_4d(1, 2, 2, dtype=torch.float32)\n"
+        "print(json.dumps([attn_mask.__version__, (mask == 0).tolist()]))\n"
+    )
+    version, mask = json.loads(run_python(code, tmp_path))
+    assert version == attn_mask.__version__
+    assert mask == [[[[True, False], [True, True]]]]
+
+
+def test_transformers_is_not_needed(tmp_path):
+    """All is there with transformers hidden, and where it is installed it is not imported."""
+    code = (
+        "import sys\n"
+        "hide = {hide}\n"
+        "if hide: sys.modules['transformers'] = None\n"
+        "import attn_mask, torch\n"
+        "from attn_mask import modeling_attn_mask_utils as m\n"
+        "mask = m._prepare_4d_attention_mask(torch.tensor([[0, 1]]), torch.float32)\n"
+        "assert (mask == 0).tolist() == [[[[False, True], [False, True]]]]\n"
+        "print(sorted(name for name, module in sys.modules.items()\n"
+        "             if name.split('.')[0] == 'transformers' and module is not None))\n"
+    )
+    for hide in (True, False):
+        assert run_python(code.format(hide=hide), tmp_path).strip() == "[]"
+
+
+def undefined_symbols(path):
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm, which lists the symbols of a library, is not installed")
+    lines = subprocess.run(
+        [nm, "-D", "--undefined-only", path], capture_output=True, text=True, check=True
+    ).stdout
+    return {line.split()[-1].split("@")[0] for line in lines.splitlines()}
+
+
+def test_library_needs_no_python():
+    """A C++ program without an interpreter loads it."""
+    libraries = sorted(Path(attn_mask.utils.library_path).glob("libattn_mask*.so"))
+    assert library() in libraries
+    for path in libraries:
+        symbols = undefined_symbols(path)
+        assert symbols, f"nm lists nothing for {path}"
+        assert not {s for s in symbols if s.startswith(("Py", "_Py", "THPVariable"))}
+
+
+def test_loading_the_library_again_is_harmless():
+    before = torch.ops.attn_mask.to_causal_4d(1, 3, 3, dtype=torch.float32)
+    torch.ops.load_library(str(library()))
+    assert torch.equal(torch.ops.attn_mask.to_causal_4d(1, 3, 3, dtype=torch.float32), before)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_cpu_capability_gives_the_same_mask(capability, tmp_path):
+    """ATen picks the highest that the machine has, up to the one that is asked for."""
+    code = (
+        "import attn_mask, hashlib, torch\n"
+        "g = torch.Generator().manual_seed(0)\n"
+        "mask = torch.randint(0, 2, (3, 1003), generator=g)\n"
+        "digest = hashlib.sha256()\n"
+        "for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):\n"
+        "    for window in (None, 77):\n"
+        "        got = torch.ops.attn_mask.to_4d(\n"
+        "            mask, 500, dtype=dtype, key_value_length=1003, sliding_window=window)\n"
+        "        opened = torch.ops.attn_mask._unmask_unattended(got, torch.finfo(dtype).min)\n"
+        "        digest.update(got.view(torch.uint8).numpy().tobytes())\n"
+        "        digest.update(opened.view(torch.uint8).numpy().tobytes())\n"
+        "print(digest.hexdigest())\n"
+    )
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for env in (environment, {k: v for k, v in environment.items() if "ATEN" not in k})
+    }
+    assert len(digests) == 1
