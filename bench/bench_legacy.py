@@ -1,6 +1,7 @@
 """Times the legacy helpers: ours, transformers' and a yardstick (torch.full or x + 1), in turn."""
 
 import argparse
+import ctypes
 import json
 import platform
 import subprocess
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attn_mask
 import torch
 import transformers
 from legacy_cases import (
@@ -28,12 +30,13 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.benchmark import Measurement, Timer
 
-import attn_mask
+FRESH, REUSED = "fresh", "reused"
 
 
 @dataclass(frozen=True)
 class Result:
     case: Case
+    memory: str
     seconds: dict[str, float]  # the median of each side
 
     @property
@@ -43,6 +46,11 @@ class Result:
     @property
     def times_as_fast(self) -> float:
         return self.seconds[UPSTREAM] / self.seconds[OURS]
+
+    @property
+    def yardstick_times_as_fast(self) -> float:
+        """What no mask can beat that is written to fresh memory once."""
+        return self.seconds[UPSTREAM] / self.seconds[YARDSTICK]
 
     @property
     def gb_per_s(self) -> float:
@@ -58,6 +66,7 @@ class Result:
         return {
             "name": case.name,
             "group": case.group,
+            "memory": self.memory,
             "batch_q_kv": [case.batch, case.q, case.kv],
             "dtype": str(case.dtype),
             "expressions": {side: case.expression(side) for side in SIDES},
@@ -67,13 +76,28 @@ class Result:
             "times_yardstick": self.times_yardstick,
             "times_yardstick_at_most": case.at_most,
             "times_as_fast": self.times_as_fast,
+            "yardstick_times_as_fast": self.yardstick_times_as_fast,
             "times_as_fast_at_least": case.at_least,
             "passed": self.passed,
         }
 
 
-def time_case(case: Case, rounds: int, min_run_time: float) -> Result:
+def allocate(memory: str) -> None:
+    """Makes large results come from fresh pages each time, or from memory that was used before.
+
+    Left alone, the C library changes from one to the other with what was freed before: then a side
+    is at random ten times as fast, a page fault costing more than writing the page.
+    """
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(m_mmap_threshold, 2**17)
+    mallopt(m_mmap_max, 2**16 if memory == FRESH else 0)
+    mallopt(m_trim_threshold, 2**17 if memory == FRESH else -1)
+
+
+def time_case(case: Case, memory: str, rounds: int, min_run_time: float) -> Result:
     """Checks the result bitwise, then times the sides in turn, `rounds` times over."""
+    allocate(memory)
     with default_dtype_for(case):
         check(case)
         timers = [
@@ -90,8 +114,8 @@ def time_case(case: Case, rounds: int, min_run_time: float) -> Result:
             for _ in range(rounds)
             for timer in timers
         ]
-    merged = {run.task_spec.description: run.median for run in Measurement.merge(runs)}
-    return Result(case, merged)
+    merged = Measurement.merge(runs)
+    return Result(case, memory, {run.task_spec.description: run.median for run in merged})
 
 
 def environment() -> dict[str, Any]:
@@ -131,12 +155,14 @@ def time_text(seconds: float) -> str:
 
 def table_of(results: list[Result]) -> Table:
     case = results[0].case
-    table = Table("case", title=case.group, title_justify="left")
+    title = f"{case.group}, {results[0].memory} memory"
+    table = Table("case", title=title, title_justify="left")
     for column in (OURS, UPSTREAM, case.yardstick_name, "GB/s"):
         table.add_column(column, justify="right")
     table.add_column(f"of {case.yardstick_name} (≤ {case.at_most})", justify="right")
     faster = "times as fast" + (f" (≥ {case.at_least:g})" if case.at_least else "")
     table.add_column(faster, justify="right")
+    table.add_column(f"{case.yardstick_name} is", justify="right")
     table.add_column("target")
     for result in results:
         table.add_row(
@@ -145,6 +171,7 @@ def table_of(results: list[Result]) -> Table:
             f"{result.gb_per_s:.2f}",
             f"{result.times_yardstick:.2f}",
             f"{result.times_as_fast:.1f}",
+            f"{result.yardstick_times_as_fast:.1f}",
             verdict(result.passed),
         )
     return table
@@ -163,25 +190,29 @@ def main() -> None:
     rounds = options.rounds or (3 if options.quick else 9)
     min_run_time = 0.05 if options.quick else 0.2
     dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
-    groups = (large_cases(dtypes[: 2 if options.quick else 4]), decode_cases(), small_cases())
+    large = large_cases(dtypes[: 2 if options.quick else 4])
+    groups = ((large, FRESH), (large, REUSED), (decode_cases(), REUSED), (small_cases(), REUSED))
 
     console = wide_console()
     about = environment()
     for key, value in about.items():
         console.print(f"{key}: {value}", highlight=False)
     results = []
-    for group in groups:
+    for group, memory in groups:
         chosen = [case for case in group if options.only in f"{case.group} {case.name}"]
-        shown = track(chosen, group[0].group, console=console, disable=not console.is_terminal)
-        found = [time_case(case, rounds, min_run_time) for case in shown]
+        shown = track(
+            chosen, f"{group[0].group}, {memory}", console=console, disable=not console.is_terminal
+        )
+        found = [time_case(case, memory, rounds, min_run_time) for case in shown]
         if found:
             console.print(table_of(found))
         results += found
 
-    missed = [result.case for result in results if not result.passed]
+    missed = [result for result in results if not result.passed]
     console.print(f"{len(results)} cases, all masks bitwise equal; {len(missed)} targets missed")
-    for case in missed:
-        console.print(f"MISS {case.group}: {case.title}", style="bold red")
+    for result in missed:
+        case = result.case
+        console.print(f"MISS {case.group}, {result.memory} memory: {case.title}", style="bold red")
     if options.json:
         report = about | {"cases": [result.as_json() for result in results]}
         options.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -138,7 +138,7 @@ def verdict(passed: bool) -> str:
 def wide_console() -> Console:
     """A pipe or a file has no width: rich would assume 80 columns and fold the cells."""
     console = Console()
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Console(width=170)
 
 
 def _to_4d(window: int | None) -> str:

@@ -33,7 +33,8 @@ TORCH_LIBRARY(attn_mask, m) {
   m.def("_unmask_unattended(Tensor expanded_mask, Scalar min_dtype) -> Tensor");
   m.def(
       "_ignore_causal_mask_sdpa(Tensor? attention_mask, Tensor inputs_embeds, "
-      "SymInt past_key_values_length, SymInt? sliding_window=None, bool is_training=False) -> bool");
+      "SymInt past_key_values_length, SymInt? sliding_window=None, bool is_training=False) -> "
+      "bool");
   m.def(
       "_prepare_4d_causal_attention_mask(Tensor? attention_mask, SymInt[] input_shape, "
       "Tensor inputs_embeds, SymInt past_key_values_length, SymInt? sliding_window=None) "
@@ -57,20 +58,22 @@ TORCH_LIBRARY_IMPL(attn_mask, CPU, m) { ops::register_all(m); }
 TORCH_LIBRARY_IMPL(attn_mask, Meta, m) { ops::register_all(m); }
 
 /// Operators without tensor arguments come here first: the key is that of the device asked for.
-void by_selected_device(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+void by_selected_device(const c10::OperatorHandle& op, c10::DispatchKeySet,
+                        torch::jit::Stack* stack) {
   const auto& arguments = op.schema().arguments();
   const size_t position = static_cast<size_t>(*op.schema().argumentIndexWithName("device"));
   c10::IValue& argument = torch::jit::peek(*stack, position, arguments.size());
   const auto device = argument.toOptional<at::Device>();
   c10::DispatchKey key = c10::DispatchKey::CPU;
   if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta)) {
-    // Fake tensors run Meta kernels on behalf of any device, which they put on the result themselves.
+    // Fake tensors run Meta kernels on behalf of any device, which they put on the result
+    // themselves.
     key = c10::DispatchKey::Meta;
     argument = at::Device(at::kMeta);
   } else if (device) {
     TORCH_CHECK_NOT_IMPLEMENTED(device->is_cpu() || device->is_cuda() || device->is_meta(),
-                                short_name(op), ": expected device to be cpu, cuda or meta, but got ",
-                                *device);
+                                short_name(op),
+                                ": expected device to be cpu, cuda or meta, but got ", *device);
     key = device->is_cpu()    ? c10::DispatchKey::CPU
           : device->is_cuda() ? c10::DispatchKey::CUDA
                               : c10::DispatchKey::Meta;

@@ -39,7 +39,7 @@ SAMPLES = {
     "_expand_mask": [
         ((PADDING,), {"dtype": FLOAT}),
         ((PADDING.float()[:, ::2], 2), {"dtype": HALF}),
-        ((PADDING.to(torch.float8_e5m2), 1), {"dtype": torch.bfloat16}),
+        ((PADDING.to(torch.uint8), 1), {"dtype": torch.bfloat16}),
         ((PADDING[:0], 4), {"dtype": torch.float64}),
     ],
     "_unmask_unattended": [

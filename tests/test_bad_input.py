@@ -65,16 +65,14 @@ def test_4d_where_2d_is_expected(taker):
         MASK_TAKERS[taker](torch.ones(2, 1, 3, 4))
 
 
-@pytest.mark.parametrize("name", [*PREPARE, "_ignore_causal_mask_sdpa"])
 @pytest.mark.parametrize("shape", [(), (3,)])
-def test_rank_of_the_embeds_where_the_length_is_read(name, shape):
-    if name == "_prepare_4d_causal_attention_mask":
-        pytest.skip("reads the dtype and the device of the embeds only")
-    sizes = (2, 3), torch.zeros(shape), 1
-    with pytest.raises(
-        ValueError, match=rf"^{name}: expected inputs_embeds .*but got {len(shape)}-D"
-    ):
-        operator(name)(None, *(sizes if name in PREPARE else sizes[1:]))
+def test_rank_of_the_embeds_where_their_length_is_read(shape):
+    queries = torch.zeros(shape)
+    expected = rf"expected inputs_embeds .*but got {len(shape)}-D"
+    with pytest.raises(ValueError, match=expected):
+        ops._ignore_causal_mask_sdpa(None, queries, 1)
+    with pytest.raises(ValueError, match=expected):
+        ops._prepare_4d_causal_attention_mask_for_sdpa(None, (2, 3), queries, 1)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3, 4)])
@@ -99,23 +97,21 @@ def test_empty_input_shape():
 @every_mask_taker
 @pytest.mark.parametrize("dtype", COMPLEX_DTYPES, ids=str)
 def test_complex_masks(taker, dtype):
-    with pytest.raises(TypeError, match=expecting(taker, r"(?i)complex")):
+    with pytest.raises(TypeError, match=expecting(taker, "Complex")):
         MASK_TAKERS[taker](PADDING.to(dtype))
 
 
 @pytest.mark.parametrize("name", PREPARE)
 def test_complex_4d_masks(name):
     mask = torch.ones(2, 1, 3, 4, dtype=torch.complex64)
-    with pytest.raises(
-        TypeError, match=rf"(?i)^{name}: expected attention_mask .*but got .*complex"
-    ):
+    with pytest.raises(TypeError, match=rf"^{name}: expected attention_mask .*but got .*Complex"):
         operator(name)(mask, (2, 3), QUERIES, 1)
 
 
 @pytest.mark.parametrize("dtype", FLOAT8_DTYPES, ids=str)
 def test_float8_4d_masks_in_the_eager_function(dtype):
     mask = torch.ones(2, 1, 3, 4).to(dtype)
-    with pytest.raises(TypeError, match=r"(?i)attention_mask .*float8"):
+    with pytest.raises(TypeError, match=r"expected a 4-D attention_mask .*but got Float8"):
         ops._prepare_4d_causal_attention_mask(mask, (2, 3), QUERIES, 1)
 
 
@@ -135,7 +131,7 @@ def test_output_dtype(dtype):
         **{name: lambda name=name: operator(name)(None, (2, 3), queries, 1) for name in PREPARE},
     }
     for name, call in calls.items():
-        argument = "inputs_embeds" if name in PREPARE else "dtype"
+        argument = "the dtype of inputs_embeds" if name in PREPARE else "dtype"
         with pytest.raises(TypeError, match=rf"^{name}: expected {argument}\b.*but got "):
             call()
 
@@ -177,9 +173,11 @@ def test_unmask_unattended_dtypes():
 def test_mixed_devices(name, mask_device, embeds_device):
     mask, queries = PADDING.to(mask_device), QUERIES.to(embeds_device)
     sizes = (queries, 1) if name == "_ignore_causal_mask_sdpa" else ((2, 3), queries, 1)
-    with pytest.raises(
-        ValueError, match=rf"^{name}: expected .*device.*but got .*(meta.*cpu|cpu.*meta)"
-    ):
+    expected = (
+        rf"^{name}: expected attention_mask to be on the device of inputs_embeds, "
+        rf"which is {embeds_device}, but got {mask_device}"
+    )
+    with pytest.raises(ValueError, match=expected):
         operator(name)(mask, *sizes)
 
 
@@ -274,7 +272,6 @@ def test_overflowing_sizes(call, huge):
         ("to_causal_4d", lambda: ops.to_causal_4d(2, 1, 0, dtype=FLOAT)),
         ("to_causal_4d", lambda: ops.to_causal_4d(2, 1, 0, dtype=FLOAT, sliding_window=2)),
         ("to_4d", lambda: ops.to_4d(PADDING, 5, dtype=FLOAT, key_value_length=4)),
-        ("to_4d", lambda: ops.to_4d(PADDING[:, :0], 1, dtype=FLOAT, key_value_length=0)),
     ],
 )
 def test_fewer_keys_than_queries(name, call):
@@ -485,13 +482,11 @@ def tensors(draw, rank=None):
 
 
 @st.composite
-def some_embeds(draw):
+def some_embeds(draw, batch_size, q_length):
     if draw(st.integers(0, 5)) == 0:
         return draw(tensors())
-    shape = (draw(SMALL), draw(SMALL), 2)
-    return torch.zeros(shape, device=draw(st.sampled_from(("cpu", "cpu", "cpu", "meta")))).to(
-        draw(MOSTLY_OUT_DTYPE)
-    )
+    device = draw(st.sampled_from(("cpu", "cpu", "cpu", "meta")))
+    return torch.zeros(batch_size, q_length, 2, device=device).to(draw(MOSTLY_OUT_DTYPE))
 
 
 def mask_2d(draw):
@@ -521,14 +516,12 @@ def any_calls(draw):
         return name, (draw(tensors()), draw(st.sampled_from((0, 1, 1.0, -65504.0, True)))), {}
     elif name == "_ignore_causal_mask_sdpa":
         mask = draw(st.one_of(st.none(), tensors()))
-        return (
-            name,
-            (mask, draw(some_embeds()), draw(SIZES), draw(WINDOWS), draw(st.booleans())),
-            {},
-        )
+        queries, past = draw(some_embeds(draw(SMALL), draw(SMALL))), draw(SIZES)
+        return name, (mask, queries, past, draw(WINDOWS), draw(st.booleans())), {}
     else:
-        queries = draw(some_embeds())
-        shape = draw(st.one_of(st.just(tuple(queries.shape[:2])), st.lists(SIZES, max_size=3)))
+        plain_shape = (draw(SMALL), draw(SMALL))
+        queries = draw(some_embeds(*plain_shape))
+        shape = draw(st.one_of(st.just(plain_shape), st.lists(SIZES, max_size=3)))
         past = draw(SIZES)
         kv_length = shape[-1] + past if shape else past
         fitting = [n for n in (shape[0] if shape else 0, kv_length) if 0 <= n <= 10]

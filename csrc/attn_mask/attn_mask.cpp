@@ -14,8 +14,9 @@ std::optional<c10::SymInt> symbolic(std::optional<int64_t> size) {
 
 }  // namespace
 
-at::Tensor make_causal_mask(at::IntArrayRef input_ids_shape, at::ScalarType dtype, at::Device device,
-                            int64_t past_key_values_length, std::optional<int64_t> sliding_window) {
+at::Tensor make_causal_mask(at::IntArrayRef input_ids_shape, at::ScalarType dtype,
+                            at::Device device, int64_t past_key_values_length,
+                            std::optional<int64_t> sliding_window) {
   return call::make_causal_mask(c10::fromIntArrayRefSlow(input_ids_shape), past_key_values_length,
                                 symbolic(sliding_window), dtype, device);
 }

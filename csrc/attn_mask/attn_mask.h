@@ -1,8 +1,8 @@
 #pragma once
 
 /// Attention masks for LibTorch model code: the functions of transformers'
-/// `modeling_attn_mask_utils` with their argument order and, but for the differences that the README
-/// lists, their results (releases 4.45 to 5.23).
+/// `modeling_attn_mask_utils` with their argument order and, but for the differences that the
+/// README lists, their results (releases 4.45 to 5.23).
 ///
 /// Additive masks hold 0 where a query attends to a key and the lowest finite number of their dtype
 /// elsewhere; dtypes are kHalf, kBFloat16, kFloat and kDouble. Sizes: b batch_size, q query_length,
@@ -40,7 +40,8 @@ ATTN_MASK_API at::Tensor unmask_unattended(const at::Tensor& expanded_mask,
                                            const at::Scalar& min_dtype);
 
 /// `AttentionMaskConverter._ignore_causal_mask_sdpa`: whether scaled_dot_product_attention can do
-/// without the mask, by its `is_causal` argument. With a 2-D mask on a CUDA device this waits for it.
+/// without the mask, by its `is_causal` argument. With a 2-D mask on a CUDA device this waits for
+/// it.
 ATTN_MASK_API bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
                                            const at::Tensor& inputs_embeds,
                                            int64_t past_key_values_length,
@@ -53,7 +54,8 @@ class ATTN_MASK_API AttentionMaskConverter {
   explicit AttentionMaskConverter(bool is_causal,
                                   std::optional<int64_t> sliding_window = std::nullopt);
 
-  /// [b, 1, q, kv], the batch a stride-0 expand; nothing when one query without a window needs no mask.
+  /// [b, 1, q, kv], the batch a stride-0 expand; nothing when one query without a window needs no
+  /// mask.
   std::optional<at::Tensor> to_causal_4d(int64_t batch_size, int64_t query_length,
                                          int64_t key_value_length, at::ScalarType dtype,
                                          at::Device device = at::kCPU) const;
@@ -71,17 +73,17 @@ class ATTN_MASK_API AttentionMaskConverter {
   std::optional<int64_t> sliding_window_;
 };
 
-/// `_prepare_4d_causal_attention_mask`, for attention written out. `input_shape` is (b, q); the mask is
-/// [b, kv], or [b, 1, q, kv] of ones and zeros (booleans: true attends), or absent (pure causality);
-/// dtype and device are those of `inputs_embeds`.
+/// `_prepare_4d_causal_attention_mask`, for attention written out. `input_shape` is (b, q); the
+/// mask is [b, kv], or [b, 1, q, kv] of ones and zeros (booleans: true attends), or absent (pure
+/// causality); dtype and device are those of `inputs_embeds`.
 ATTN_MASK_API std::optional<at::Tensor> prepare_4d_causal_attention_mask(
     const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
     const at::Tensor& inputs_embeds, int64_t past_key_values_length,
     std::optional<int64_t> sliding_window = std::nullopt);
 
-/// `_prepare_4d_causal_attention_mask_for_sdpa`: as above, for scaled_dot_product_attention; nothing
-/// where its `is_causal` will do. With `allow_skip` false the padding mask's values are not looked at
-/// and that is never so. A 4-D mask comes back as it is.
+/// `_prepare_4d_causal_attention_mask_for_sdpa`: as above, for scaled_dot_product_attention;
+/// nothing where its `is_causal` will do. With `allow_skip` false the padding mask's values are not
+/// looked at and that is never so. A 4-D mask comes back as it is.
 ATTN_MASK_API std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
     const at::Tensor& inputs_embeds, int64_t past_key_values_length,
@@ -97,7 +99,8 @@ ATTN_MASK_API std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(
     const at::Tensor& mask, at::ScalarType dtype, std::optional<int64_t> tgt_len = std::nullopt,
     bool allow_skip = true);
 
-/// `_create_4d_causal_attention_mask`: [b, 1, q, q + past], or nothing for one query without a window.
+/// `_create_4d_causal_attention_mask`: [b, 1, q, q + past], or nothing for one query without a
+/// window.
 ATTN_MASK_API std::optional<at::Tensor> create_4d_causal_attention_mask(
     at::IntArrayRef input_shape, at::ScalarType dtype, at::Device device,
     int64_t past_key_values_length = 0, std::optional<int64_t> sliding_window = std::nullopt);

@@ -7,15 +7,16 @@
 
 namespace attn_mask {
 
-/// How a dense mask is cut up: each row into `per_row` tiles of `keys` keys (the last may be short).
-/// Tile `t` belongs to batch row `t / (per_row * q_length)`; within it the tiles of one key range
-/// follow each other down the rows, so that a thread translates a stretch of padding once.
+/// How a dense mask is cut up: each row into `per_row` tiles of `keys` keys (the last may be
+/// short). Tile `t` belongs to batch row `t / (per_row * q_length)`; within it the tiles of one key
+/// range follow each other down the rows, so that a thread translates a stretch of padding once.
 struct Tiling {
   int64_t keys;
   int64_t per_row;
 };
 
-/// A tile is small enough to stay in the first-level cache and large enough to be written in long runs.
+/// A tile is small enough to stay in the first-level cache and large enough to be written in long
+/// runs.
 inline constexpr int64_t kTileBytes = 16 * 1024;
 
 /// One set per instruction set; each works on a range so that the caller decides about threads.

@@ -43,28 +43,27 @@ void write_mask_cpu(const MaskTask& task) {
   }
   const int64_t keys = std::min(task.kv_length, kTileBytes / task.format.element_size);
   const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
-  at::parallel_for(0, task.batch_size * task.q_length * tiling.per_row,
-                   grain(keys * task.format.element_size), [&](int64_t begin, int64_t end) {
-                     kernels().write_tiles(task, tiling, begin, end);
-                   });
+  at::parallel_for(
+      0, task.batch_size * task.q_length * tiling.per_row, grain(keys * task.format.element_size),
+      [&](int64_t begin, int64_t end) { kernels().write_tiles(task, tiling, begin, end); });
 }
 
 void unmask_cpu(const UnmaskTask& task) {
   if (task.in.rows() == 0 || task.in.length == 0) {
     return;
   }
-  at::parallel_for(
-      0, task.in.rows(), grain(task.in.length * task.in.element_size),
-      [&](int64_t begin, int64_t end) { kernels().unmask_rows(task, begin, end); });
+  at::parallel_for(0, task.in.rows(), grain(task.in.length * task.in.element_size),
+                   [&](int64_t begin, int64_t end) { kernels().unmask_rows(task, begin, end); });
 }
 
 bool all_cpu(const StridedRows& rows, const KeyTest& test) {
-  // Cut rows into pieces, too: one long row must be shared among threads, and every piece is a chance
-  // to see that another thread has found a miss.
+  // Cut rows into pieces, too: one long row must be shared among threads, and every piece is a
+  // chance to see that another thread has found a miss.
   const int64_t piece = std::max<int64_t>(1, kGrainBytes / rows.element_size);
   const int64_t per_row = (rows.length + piece - 1) / piece;
   std::atomic<bool> answer{true};
-  at::parallel_for(0, rows.rows() * per_row, grain(std::min(piece, rows.length) * rows.element_size),
+  at::parallel_for(0, rows.rows() * per_row,
+                   grain(std::min(piece, rows.length) * rows.element_size),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t i = begin; i < end; ++i) {
                        if (!answer.load(std::memory_order_relaxed)) {

@@ -50,8 +50,7 @@ ATTN_MASK_INLINE void write_mask_body(const MaskTask& task, const GridPosition& 
         new_row = false;
       }
       const bool inside = first + i < elements && row.interval.contains(key);
-      pack.values[i] =
-          inside && attends(task.rule, query, key, row.unresolved) ? attend : masked;
+      pack.values[i] = inside && attends(task.rule, query, key, row.unresolved) ? attend : masked;
       if (++key == task.kv_length) {
         key = 0;
         ++row_index;
@@ -74,8 +73,8 @@ ATTN_MASK_INLINE void write_mask_body(const MaskTask& task, const GridPosition& 
   }
 }
 
-/// Sets `attended[row]` for each row that doesn't hold the minimum throughout. Threads that agree write
-/// the same byte. `attended` is zero before.
+/// Sets `attended[row]` for each row that doesn't hold the minimum throughout. Threads that agree
+/// write the same byte. `attended` is zero before.
 template <typename T>
 ATTN_MASK_INLINE void find_attended_rows_body(const UnmaskTask& task, uint8_t* attended,
                                               const GridPosition& at) {

@@ -7,7 +7,8 @@
 namespace attn_mask {
 
 inline constexpr int64_t kThreadsPerBlock = 256;
-// Enough blocks to fill any present GPU several times over; the rest is done by the grid-stride loop.
+// Enough blocks to fill any present GPU several times over; the rest is done by the grid-stride
+// loop.
 inline constexpr int64_t kMaxBlocks = 4096;
 
 /// Where a thread stands in a one-dimensional grid. Kernel bodies take it as an argument, so that a

@@ -6,9 +6,7 @@
 namespace attn_mask {
 namespace {
 
-__device__ GridPosition grid_position() {
-  return {blockIdx.x, threadIdx.x, gridDim.x, blockDim.x};
-}
+__device__ GridPosition grid_position() { return {blockIdx.x, threadIdx.x, gridDim.x, blockDim.x}; }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock) write_mask_kernel(const MaskTask task) {

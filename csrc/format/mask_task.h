@@ -5,8 +5,8 @@
 
 namespace attn_mask {
 
-/// All that a kernel needs to write one dense mask: the rule, the question's extent and where and how
-/// to write the answer.
+/// All that a kernel needs to write one dense mask: the rule, the question's extent and where and
+/// how to write the answer.
 struct MaskTask {
   Rule rule;
   int64_t batch_size;

@@ -27,8 +27,8 @@ struct StridedRows {
   }
 };
 
-/// Copies `in` and opens the rows in which `is_min` holds throughout: their elements keep nothing but
-/// their sign.
+/// Copies `in` and opens the rows in which `is_min` holds throughout: their elements keep nothing
+/// but their sign.
 struct UnmaskTask {
   StridedRows in;
   KeyTest is_min;

@@ -1,8 +1,8 @@
 #pragma once
 
 // Typed calls through the dispatcher: what the C++ API and the pybind11 module use. They go through
-// every dispatch key (modes, subclasses, tracing of the graph) but skip torch.ops' parsing of Python
-// arguments.
+// every dispatch key (modes, subclasses, tracing of the graph) but skip torch.ops' parsing of
+// Python arguments.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
@@ -16,11 +16,11 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
 }
 
 // Defines attn_mask::call::NAME with the signature of attn_mask::ops::NAME.
-#define ATTN_MASK_DEFINE_CALL(NAME, SCHEMA)                                     \
-  template <typename... Args>                                                  \
-  auto NAME(Args&&... args) {                                                  \
-    static const auto op = find<decltype(ops::NAME)>("attn_mask::" SCHEMA);    \
-    return op.call(std::forward<Args>(args)...);                               \
+#define ATTN_MASK_DEFINE_CALL(NAME, SCHEMA)                                 \
+  template <typename... Args>                                               \
+  auto NAME(Args&&... args) {                                               \
+    static const auto op = find<decltype(ops::NAME)>("attn_mask::" SCHEMA); \
+    return op.call(std::forward<Args>(args)...);                            \
   }
 
 ATTN_MASK_DEFINE_CALL(to_causal_4d, "to_causal_4d")

@@ -41,7 +41,8 @@ std::optional<at::Tensor> to_causal_4d(c10::SymInt batch_size, c10::SymInt query
   if (!needs_causal_mask(query_length, sliding_window)) {
     return std::nullopt;
   }
-  return causal_mask(kOp, batch_size, query_length, key_value_length, dtype, device, sliding_window);
+  return causal_mask(kOp, batch_size, query_length, key_value_length, dtype, device,
+                     sliding_window);
 }
 
 at::Tensor make_causal_mask(c10::SymIntArrayRef input_ids_shape, c10::SymInt past_key_values_length,

@@ -14,8 +14,8 @@ std::string describe_sizes(const at::Tensor& tensor) {
 
 void check_rank(const char* op, const char* argument, const at::Tensor& tensor, int64_t rank,
                 const char* shape) {
-  TORCH_CHECK_VALUE(tensor.dim() == rank, op, ": expected ", argument, " to be ", rank, "-D ", shape,
-                    ", but got ", describe_sizes(tensor));
+  TORCH_CHECK_VALUE(tensor.dim() == rank, op, ": expected ", argument, " to be ", rank, "-D ",
+                    shape, ", but got ", describe_sizes(tensor));
 }
 
 void check_size(const char* op, const char* argument, const c10::SymInt& size) {
@@ -39,9 +39,10 @@ c10::SymInt check_kv_length(const char* op, const c10::SymInt& q_length,
   const auto q = q_length.maybe_as_int();
   const auto past = past_key_values_length.maybe_as_int();
   int64_t sum = 0;
-  TORCH_CHECK_VALUE(!q || !past || !__builtin_add_overflow(*q, *past, &sum), op,
-                    ": expected query_length + past_key_values_length to fit into 64 bits, but got ",
-                    *q, " + ", *past);
+  TORCH_CHECK_VALUE(
+      !q || !past || !__builtin_add_overflow(*q, *past, &sum), op,
+      ": expected query_length + past_key_values_length to fit into 64 bits, but got ", *q, " + ",
+      *past);
   return q_length + past_key_values_length;
 }
 

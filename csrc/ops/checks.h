@@ -1,8 +1,8 @@
 #pragma once
 
-// What operators ask of their arguments. Sizes are SymInts throughout, so that the same lines run for
-// real tensors, under Meta and while tracing. Errors are the caller's: ValueError and TypeError, with
-// a text that names operator, argument, expectation and what came.
+// What operators ask of their arguments. Sizes are SymInts throughout, so that the same lines run
+// for real tensors, under Meta and while tracing. Errors are the caller's: ValueError and
+// TypeError, with a text that names operator, argument, expectation and what came.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>

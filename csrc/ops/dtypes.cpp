@@ -79,7 +79,8 @@ KeyTest integers_between(int64_t first, int64_t last, int64_t minimum, int64_t m
 template <typename T>
 KeyTest integer_is_equal(const c10::Scalar& value) {
   if (value.isIntegral(/*includeBool=*/true)) {
-    const auto cast = static_cast<uint64_t>(static_cast<T>(value.toLong()));  // wraps, as torch does
+    const auto cast =
+        static_cast<uint64_t>(static_cast<T>(value.toLong()));  // wraps, as torch does
     return bits_between(cast, cast);
   }
   // torch compares an integer tensor with a float in float32, whatever the integer's width.
@@ -182,8 +183,8 @@ KeyTest is_one(at::ScalarType dtype, at::ScalarType cast_to) {
         return bits_between(one, one);
       }
       // Round to nearest even: numbers up to half a step of the result away become 1, ties included
-      // (1's last bit is 0). A step below 1 is half of one above, in both dtypes, so that the range is
-      // symmetric in bits. torch casts float64 to 16 bits by way of float32, which rounds first.
+      // (1's last bit is 0). A step below 1 is half of one above, in both dtypes, so that the range
+      // is symmetric in bits. torch casts float64 to 16 bits by way of float32, which rounds first.
       uint64_t radius = uint64_t{1} << (dropped - 1);
       if (dtype == at::kDouble && cast_to != at::kFloat) {
         radius += uint64_t{1} << (mantissa_bits(at::kDouble) - mantissa_bits(at::kFloat) - 1);

@@ -25,7 +25,8 @@ DenseFormat additive_format(at::ScalarType dtype, double masked);
 /// The lowest finite number of a floating dtype.
 double lowest(at::ScalarType dtype);
 
-/// Whether an element of `dtype` equals 1 once it is cast to `cast_to`, rounding as torch's cast does.
+/// Whether an element of `dtype` equals 1 once it is cast to `cast_to`, rounding as torch's cast
+/// does.
 KeyTest is_one(at::ScalarType dtype, at::ScalarType cast_to);
 
 /// Whether an element of `dtype` equals `value`, compared as torch's `tensor == value` does.

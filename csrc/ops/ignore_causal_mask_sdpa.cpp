@@ -26,7 +26,8 @@ bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
                              const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
                              OptionalSymInt sliding_window, bool is_training) {
   static constexpr auto kOp = "_ignore_causal_mask_sdpa";
-  static_cast<void>(is_training);  // it matters to upstream only while tracing; this is never traced
+  static_cast<void>(
+      is_training);  // it matters to upstream only while tracing; this is never traced
   check_sliding_window(sliding_window);
   TORCH_CHECK_VALUE(inputs_embeds.dim() >= 2, kOp,
                     ": expected inputs_embeds to be [batch_size, query_length, ...], but got ",

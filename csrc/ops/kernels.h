@@ -8,8 +8,8 @@
 
 namespace attn_mask {
 
-/// What a device must be able to do. Everything else in an operator (checks, shapes, allocation) is the
-/// same for all devices, Meta included, and is written once.
+/// What a device must be able to do. Everything else in an operator (checks, shapes, allocation) is
+/// the same for all devices, Meta included, and is written once.
 struct DeviceKernels {
   void (*write_mask)(const MaskTask& task);
   void (*unmask)(const UnmaskTask& task);

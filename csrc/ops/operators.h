@@ -1,7 +1,7 @@
 #pragma once
 
-// The operators, as library.cpp registers them: one function each for CPU, CUDA and Meta. Which kernel
-// writes the result is looked up by device once shapes and dtypes have been checked.
+// The operators, as library.cpp registers them: one function each for CPU, CUDA and Meta. Which
+// kernel writes the result is looked up by device once shapes and dtypes have been checked.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -30,8 +30,9 @@ std::optional<at::Tensor> create_4d_causal_attention_mask(c10::SymIntArrayRef in
                                                           at::ScalarType dtype,
                                                           std::optional<at::Device> device);
 
-at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length, at::ScalarType dtype,
-                 OptionalSymInt key_value_length, bool is_causal, OptionalSymInt sliding_window);
+at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
+                 at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
+                 OptionalSymInt sliding_window);
 
 at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype);
 

@@ -59,8 +59,9 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
 
 namespace ops {
 
-at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length, at::ScalarType dtype,
-                 OptionalSymInt key_value_length, bool is_causal, OptionalSymInt sliding_window) {
+at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
+                 at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
+                 OptionalSymInt sliding_window) {
   return padding_mask_4d("to_4d", "attention_mask_2d", attention_mask_2d, query_length, dtype,
                          key_value_length, is_causal, sliding_window);
 }

@@ -34,8 +34,8 @@ c10::SymInt check_arguments(const char* op, const std::optional<at::Tensor>& att
   return check_kv_length(op, shape.q_length, past_key_values_length);
 }
 
-/// A 4D mask of ones and zeros (booleans: true attends) becomes additive. It keeps a floating dtype of
-/// its own and takes its minimum from the embeddings, as upstream.
+/// A 4D mask of ones and zeros (booleans: true attends) becomes additive. It keeps a floating dtype
+/// of its own and takes its minimum from the embeddings, as upstream.
 at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& shape,
                      const c10::SymInt& kv_length, at::ScalarType embeds_dtype) {
   const std::array<c10::SymInt, 4> expected{shape.batch_size, 1, shape.q_length, kv_length};
@@ -47,16 +47,18 @@ at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& s
                               expected[3], ").");
   }
   const at::ScalarType mask_dtype = mask.scalar_type();
-  TORCH_CHECK_TYPE(!c10::isFloat8Type(mask_dtype), op,
-                   ": expected a 4-D attention_mask to be of a dtype that torch subtracts, but got ",
-                   mask_dtype);
-  const at::ScalarType dtype = mask_dtype == at::kBool          ? embeds_dtype
+  TORCH_CHECK_TYPE(
+      !c10::isFloat8Type(mask_dtype), op,
+      ": expected a 4-D attention_mask to be of a dtype that torch subtracts, but got ",
+      mask_dtype);
+  const at::ScalarType dtype = mask_dtype == at::kBool         ? embeds_dtype
                                : is_additive_dtype(mask_dtype) ? mask_dtype
                                                                : at::kFloat;
   const double masked = lowest(embeds_dtype);
-  TORCH_CHECK_VALUE(masked >= lowest(dtype), op,
-                    ": expected a 4-D attention_mask of a dtype that can hold the lowest number of ",
-                    embeds_dtype, " (inputs_embeds), but got ", mask_dtype);
+  TORCH_CHECK_VALUE(
+      masked >= lowest(dtype), op,
+      ": expected a 4-D attention_mask of a dtype that can hold the lowest number of ",
+      embeds_dtype, " (inputs_embeds), but got ", mask_dtype);
   at::Tensor out =
       empty_mask(op, shape.batch_size, shape.q_length, kv_length, dtype, mask.device());
   if (!out.is_meta()) {
@@ -110,13 +112,13 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     return to_causal_4d(shape.batch_size, shape.q_length, kv_length, dtype, inputs_embeds.device(),
                         sliding_window);
   }
-  at::Tensor mask =
-      attention_mask->dim() == 4
-          ? *attention_mask
-          : padding_mask_4d(kOp, "attention_mask", *attention_mask, shape.q_length, dtype, kv_length,
-                            /*is_causal=*/true, sliding_window);
-  // Memory-efficient attention on CUDA gives NaN for rows without a key; upstream opens them there, but
-  // not while tracing, which is when allow_skip is off.
+  at::Tensor mask = attention_mask->dim() == 4
+                        ? *attention_mask
+                        : padding_mask_4d(kOp, "attention_mask", *attention_mask, shape.q_length,
+                                          dtype, kv_length,
+                                          /*is_causal=*/true, sliding_window);
+  // Memory-efficient attention on CUDA gives NaN for rows without a key; upstream opens them there,
+  // but not while tracing, which is when allow_skip is off.
   if (allow_skip && mask.is_cuda()) {
     return unmask_unattended(mask, lowest(dtype));
   }

@@ -6,8 +6,8 @@
 
 namespace attn_mask {
 
-/// `tensor` with its leading dimensions merged where strides allow, for use with strided_rows: at most
-/// four dimensions of it remain. A copy only when more than three can't be merged.
+/// `tensor` with its leading dimensions merged where strides allow, for use with strided_rows: at
+/// most four dimensions of it remain. A copy only when more than three can't be merged.
 at::Tensor with_few_dimensions(const at::Tensor& tensor);
 
 /// Reads a tensor of at most four dimensions as rows.

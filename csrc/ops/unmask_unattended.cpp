@@ -16,18 +16,19 @@ namespace attn_mask::ops {
 at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype) {
   static constexpr auto kOp = "_unmask_unattended";
   const at::ScalarType dtype = expanded_mask.scalar_type();
-  TORCH_CHECK_VALUE(dtype != at::kBool,
-                    "AttentionMaskConverter._unmask_unattended expects a float `expanded_mask`, got "
-                    "a BoolTensor.");
-  TORCH_CHECK_TYPE(is_additive_dtype(dtype) || c10::isIntegralType(dtype, /*includeBool=*/false),
-                   kOp, ": expected expanded_mask to be of a real floating or integer dtype, but got ",
-                   dtype);
+  TORCH_CHECK_VALUE(
+      dtype != at::kBool,
+      "AttentionMaskConverter._unmask_unattended expects a float `expanded_mask`, got "
+      "a BoolTensor.");
+  TORCH_CHECK_TYPE(
+      is_additive_dtype(dtype) || c10::isIntegralType(dtype, /*includeBool=*/false), kOp,
+      ": expected expanded_mask to be of a real floating or integer dtype, but got ", dtype);
   TORCH_CHECK_TYPE(dtype != at::kUInt16 && dtype != at::kUInt32 && dtype != at::kUInt64, kOp,
                    ": expected expanded_mask to be of a real floating or integer dtype that torch "
                    "multiplies, but got ",
                    dtype);
-  TORCH_CHECK_TYPE(!min_dtype.isComplex(), kOp, ": expected min_dtype to be a real number, but got ",
-                   min_dtype);
+  TORCH_CHECK_TYPE(!min_dtype.isComplex(), kOp,
+                   ": expected min_dtype to be a real number, but got ", min_dtype);
   at::Tensor out = at::empty_like(expanded_mask, at::MemoryFormat::Contiguous);
   if (out.is_meta()) {
     return out;

@@ -1,6 +1,6 @@
-// attn_mask._C: build information, and the operators as plain functions for eager code, where parsing
-// torch.ops' arguments costs more than a small mask. Graph tracers can't see through these: the Python
-// layer calls torch.ops while tracing.
+// attn_mask._C: build information, and the operators as plain functions for eager code, where
+// parsing torch.ops' arguments costs more than a small mask. Graph tracers can't see through these:
+// the Python layer calls torch.ops while tracing.
 
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
@@ -50,7 +50,8 @@ pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = kVersion;
   info["torch_version"] = kTorchVersion;
-  info["cuda_version"] = *kCudaVersion ? pybind11::object(pybind11::str(kCudaVersion)) : pybind11::none();
+  info["cuda_version"] =
+      *kCudaVersion ? pybind11::object(pybind11::str(kCudaVersion)) : pybind11::none();
   info["cuda_archs"] = pybind11::str(kCudaArchs).attr("split")();
   return info;
 }

@@ -5,9 +5,9 @@
 
 namespace attn_mask {
 
-/// A query attends to a key when a mask that the caller gave says so: one for each key of a batch row
-/// (padding, `q_stride` 0), or one for each query and key. Which keys those are is data, so a span
-/// can't say it: kernels ask key by key.
+/// A query attends to a key when a mask that the caller gave says so: one for each key of a batch
+/// row (padding, `q_stride` 0), or one for each query and key. Which keys those are is data, so a
+/// span can't say it: kernels ask key by key.
 struct Padding {
   const void* mask;      // [batch_size, q_length or 1, kv_length]
   int64_t batch_stride;  // strides are in elements; 0 repeats

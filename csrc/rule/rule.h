@@ -7,9 +7,9 @@
 
 namespace attn_mask {
 
-/// Which keys a query attends to: leaves joined by `and`; without leaves, all of them. Plain data of
-/// fixed size, handed to kernels by value, so that nothing has to be uploaded (a CUDA graph being
-/// captured forbids it). It does not own the tensors that its leaves point into.
+/// Which keys a query attends to: leaves joined by `and`; without leaves, all of them. Plain data
+/// of fixed size, handed to kernels by value, so that nothing has to be uploaded (a CUDA graph
+/// being captured forbids it). It does not own the tensors that its leaves point into.
 ///
 /// A new leaf is a struct with `attends` (one key) and, where it has one, `span` (the keys of one
 /// query), a case in the two switches below and a make_rule.
@@ -116,7 +116,8 @@ inline Rule make_rule(const Padding& padding) {
   return rule;
 }
 
-/// A query attends to a key when it does under both. The two have at most kMaxLeaves leaves together.
+/// A query attends to a key when it does under both. The two have at most kMaxLeaves leaves
+/// together.
 inline Rule operator&(Rule rule, const Rule& other) {
   for (int32_t i = 0; i < other.size; ++i) {
     rule.leaves[rule.size++] = other.leaves[i];

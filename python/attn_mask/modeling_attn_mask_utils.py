@@ -181,15 +181,17 @@ class AttentionMaskConverter:
         So when nothing is padded, the window (if any) is longer than kv, and there is one query or
         no past. Looks at the values of a 2D mask (a wait for its device), but not while tracing.
         """
+        # Tracing first: a graph must not depend on a comparison of shapes that decides nothing.
+        if is_tracing(inputs_embeds) and not (attention_mask is None and is_training):
+            return False
         query_length = inputs_embeds.shape[1]
         key_value_length = query_length + past_key_values_length
         shapes_allow = (query_length == 1 or key_value_length == query_length) and (
             sliding_window is None or key_value_length < sliding_window
         )
-        tracing = is_tracing(inputs_embeds)
-        if attention_mask is None:
-            return bool(shapes_allow and (is_training or not tracing))
-        if not shapes_allow or tracing or attention_mask.dim() == 4:
+        if attention_mask is None or not shapes_allow:
+            return bool(shapes_allow)
+        if attention_mask.dim() == 4:
             return False
         return _C.ignore_causal_mask_sdpa(
             attention_mask, inputs_embeds, past_key_values_length, sliding_window

@@ -1,0 +1,171 @@
+// Runs what each CUDA thread does for every block and thread of a grid, on the host, and compares
+// with the CPU kernels bit for bit.
+
+#include "cuda/bodies.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "cpu/kernels.h"
+#include "format/additive.h"
+#include "format/boolean.h"
+#include "reference.h"
+
+namespace attn_mask {
+namespace {
+
+template <typename Body>
+void emulate(int64_t blocks, int64_t threads, Body body) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t thread = 0; thread < threads; ++thread) {
+      body(GridPosition{block, thread, blocks, threads});
+    }
+  }
+}
+
+/// Memory aligned as the caching allocator's, with a guard behind it.
+struct DeviceMemory {
+  explicit DeviceMemory(size_t size) : size(size), packs(size / 16 + 2) {
+    std::memset(packs.data(), 0xA5, packs.size() * 16);
+  }
+  uint8_t* data() { return packs.data()->values; }
+  test::Bytes contents() { return {data(), data() + size}; }
+  bool guard_intact() {
+    for (size_t i = size; i < packs.size() * 16; ++i) {
+      if (data()[i] != 0xA5) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  size_t size;
+  std::vector<Pack<uint8_t>> packs;
+};
+
+template <typename T>
+void expect_mask(MaskTask task, int64_t blocks, int64_t threads) {
+  const auto bytes =
+      static_cast<size_t>(task.batch_size * task.q_length * task.kv_length) * sizeof(T);
+  test::Bytes want(bytes);
+  task.out = want.data();
+  isa_default::kKernels.write_tiles(task, {task.kv_length, 1}, 0, task.batch_size * task.q_length);
+  DeviceMemory got(bytes);
+  task.out = got.data();
+  emulate(blocks, threads, [&](const GridPosition& at) { write_mask_body<T>(task, at); });
+  ASSERT_EQ(got.contents(), want) << "b=" << task.batch_size << " q=" << task.q_length
+                                  << " kv=" << task.kv_length << " element " << sizeof(T);
+  ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+}
+
+void expect_mask(const MaskTask& task, int64_t blocks, int64_t threads) {
+  switch (task.format.element_size) {
+    case 1:
+      return expect_mask<uint8_t>(task, blocks, threads);
+    case 2:
+      return expect_mask<uint16_t>(task, blocks, threads);
+    case 4:
+      return expect_mask<uint32_t>(task, blocks, threads);
+    default:
+      return expect_mask<uint64_t>(task, blocks, threads);
+  }
+}
+
+constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat32,
+                                    kAdditiveFloat64};
+
+TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
+  std::mt19937 random(21);
+  for (const DenseFormat& format : kFormats) {
+    const int64_t pack = 16 / format.element_size;
+    // Row lengths around the pack's width, down to several rows in one pack.
+    for (const int64_t kv_length : {int64_t{1}, int64_t{2}, int64_t{3}, pack - 1, pack, pack + 1,
+                                    3 * pack + 1, int64_t{70}}) {
+      if (kv_length == 0) {
+        continue;
+      }
+      for (int trial = 0; trial < 40; ++trial) {
+        MaskTask task{};
+        task.batch_size = 1 + random() % 3;
+        task.q_length = 1 + random() % 5;
+        task.kv_length = kv_length;
+        task.q_offset = random() % 40;
+        task.format = format;
+        const test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length,
+                                          kv_length, 1 + random() % 2, random() % 2 == 0);
+        task.rule = make_rule(Causal{});
+        if (random() % 2 == 0) {
+          task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 30)});
+        }
+        if (random() % 2 == 0) {
+          task.rule = task.rule & make_rule(padding.leaf);
+        }
+        expect_mask(task, 1 + random() % 4, 1 + random() % 8);
+      }
+    }
+  }
+}
+
+template <typename T>
+void expect_unmask(UnmaskTask task, int64_t blocks, int64_t threads) {
+  const auto rows = static_cast<size_t>(task.in.rows());
+  const test::Bytes want = test::reference_unmask(task);
+  DeviceMemory got(want.size());
+  task.out = got.data();
+  std::vector<uint8_t> attended(rows, 0);
+  emulate(blocks, threads,
+          [&](const GridPosition& at) { find_attended_rows_body<T>(task, attended.data(), at); });
+  emulate(blocks, threads,
+          [&](const GridPosition& at) { unmask_body<T>(task, attended.data(), at); });
+  ASSERT_EQ(got.contents(), want);
+  ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+}
+
+TEST(UnmaskBodies, AgreeWithTheReference) {
+  std::mt19937 random(22);
+  for (int trial = 0; trial < 300; ++trial) {
+    UnmaskTask task{};
+    task.in.element_size = 2 << random() % 3;
+    task.in.length = 1 + random() % 30;
+    task.in.stride = 1 + random() % 2;
+    task.in.sizes[0] = 1 + random() % 2;
+    task.in.sizes[1] = 1 + random() % 2;
+    task.in.sizes[2] = 1 + random() % 4;
+    task.in.strides[2] = task.in.length * task.in.stride;
+    task.in.strides[1] = random() % 3 == 0 ? 0 : task.in.sizes[2] * task.in.strides[2];
+    task.in.strides[0] = task.in.sizes[1] * task.in.sizes[2] * task.in.strides[2];
+    const int64_t elements = task.in.sizes[0] * task.in.strides[0];
+    const uint64_t sign = uint64_t{1} << (8 * task.in.element_size - 1);
+    test::Bytes memory(static_cast<size_t>(elements * task.in.element_size));
+    for (int64_t i = 0; i < elements; ++i) {
+      test::put(memory, i, task.in.element_size, random() % 20 != 0 ? sign | 0x7B : 0);
+    }
+    task.in.data = memory.data();
+    task.is_min = bits_between(sign | 0x7B, sign | 0x7B);
+    task.sign = sign;
+    const int64_t blocks = 1 + random() % 3;
+    const int64_t threads = 1 + random() % 7;
+    switch (task.in.element_size) {
+      case 2:
+        expect_unmask<uint16_t>(task, blocks, threads);
+        break;
+      case 4:
+        expect_unmask<uint32_t>(task, blocks, threads);
+        break;
+      default:
+        expect_unmask<uint64_t>(task, blocks, threads);
+        break;
+    }
+  }
+}
+
+TEST(Grid, BlocksCoverAllItemsAndStayUnderTheCap) {
+  EXPECT_EQ(blocks_for(1), 1);
+  EXPECT_EQ(blocks_for(kThreadsPerBlock), 1);
+  EXPECT_EQ(blocks_for(kThreadsPerBlock + 1), 2);
+  EXPECT_EQ(blocks_for(int64_t{1} << 40), kMaxBlocks);
+}
+
+}  // namespace
+}  // namespace attn_mask

@@ -1,0 +1,83 @@
+#pragma once
+
+// What the tests compare kernels with: masks written one element at a time from the rule's
+// definition.
+
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "format/mask_task.h"
+#include "format/strided_rows.h"
+
+namespace attn_mask::test {
+
+using Bytes = std::vector<uint8_t>;
+
+inline void put(Bytes& bytes, int64_t index, int32_t element_size, uint64_t bits) {
+  std::memcpy(bytes.data() + index * element_size, &bits, static_cast<size_t>(element_size));
+}
+
+inline uint64_t get(const void* data, int64_t index, int32_t element_size) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, static_cast<const uint8_t*>(data) + index * element_size,
+              static_cast<size_t>(element_size));
+  return bits;
+}
+
+inline Bytes reference_mask(const MaskTask& task) {
+  const int32_t size = task.format.element_size;
+  Bytes out(static_cast<size_t>(task.batch_size * task.q_length * task.kv_length * size));
+  int64_t index = 0;
+  for (int64_t batch = 0; batch < task.batch_size; ++batch) {
+    for (int64_t row = 0; row < task.q_length; ++row) {
+      for (int64_t key = 0; key < task.kv_length; ++key) {
+        const Query query{batch, row, task.q_offset + row};
+        const bool attended = attends(task.rule, query, key);
+        put(out, index++, size, attended ? task.format.attend : task.format.masked);
+      }
+    }
+  }
+  return out;
+}
+
+inline Bytes reference_unmask(const UnmaskTask& task) {
+  const int32_t size = task.in.element_size;
+  Bytes out(static_cast<size_t>(task.in.rows() * task.in.length * size));
+  for (int64_t row = 0; row < task.in.rows(); ++row) {
+    const auto element = [&](int64_t key) {
+      return get(task.in.data, task.in.row_offset(row) + key * task.in.stride, size);
+    };
+    bool open = true;
+    for (int64_t key = 0; key < task.in.length; ++key) {
+      open = open && element(key) == task.is_min.first;
+    }
+    for (int64_t key = 0; key < task.in.length; ++key) {
+      put(out, row * task.in.length + key, size, open ? element(key) & task.sign : element(key));
+    }
+  }
+  return out;
+}
+
+/// A padding leaf over memory of its own, with random values of which about half are visible.
+struct RandomPadding {
+  Bytes memory;
+  Padding leaf;
+
+  RandomPadding(std::mt19937& random, int32_t element_size, int64_t batch_size, int64_t q_length,
+                int64_t kv_length, int64_t key_stride, bool per_query) {
+    const int64_t row = kv_length * key_stride + 3;
+    const int64_t rows = batch_size * (per_query ? q_length : 1);
+    const int64_t elements = rows * row + 8;
+    memory.resize(static_cast<size_t>(elements * element_size));
+    for (int64_t i = 0; i < elements; ++i) {
+      put(memory, i, element_size, random() % 2 == 0 ? 1 : random() % 4);
+    }
+    leaf = {memory.data(),       per_query ? q_length * row : row,
+            per_query ? row : 0, key_stride,
+            element_size,        bits_between(1, 1)};
+  }
+};
+
+}  // namespace attn_mask::test
