@@ -6,6 +6,7 @@ Every comparison with transformers decides about the exit code.
 import os
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -220,9 +221,10 @@ def costs() -> None:
         table.add_column(column, justify="right")
     for side in (OURS, UPSTREAM):
         table.add_column(f"peak, {side}", justify="right")
-    for case in large:
-        peaks = [f"{peak_of(case, side) / case.output_bytes:.2f} x" for side in (OURS, UPSTREAM)]
-        add_times(table, case, FRESH, *peaks)
+    with ThreadPoolExecutor(2) as pool:  # each waits for a process that mostly imports
+        peaks = [list(pool.map(peak_of, large, [side] * len(large))) for side in (OURS, UPSTREAM)]
+    for case, *both in zip(large, *peaks, strict=True):
+        add_times(table, case, FRESH, *(f"{peak / case.output_bytes:.2f} x" for peak in both))
         add_times(table, case, REUSED)
     add_times(table, decode_cases()[0], REUSED)  # too small for a peak, which is counted in pages
     console.print(table)

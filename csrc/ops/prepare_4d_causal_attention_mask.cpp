@@ -1,5 +1,3 @@
-#include <ATen/ops/empty.h>
-
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/operators.h"

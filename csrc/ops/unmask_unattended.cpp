@@ -1,10 +1,7 @@
-#include <ATen/ops/all.h>
-#include <ATen/ops/copysign.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/where.h>
 #include <c10/core/DeviceGuard.h>
 
+#include "cpu/huge_pages.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
@@ -32,6 +29,9 @@ at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar&
   at::Tensor out = at::empty_like(expanded_mask, at::MemoryFormat::Contiguous);
   if (out.is_meta()) {
     return out;
+  }
+  if (out.is_cpu()) {
+    advise_huge_pages(out.data_ptr(), static_cast<int64_t>(out.nbytes()));
   }
   const at::Tensor in = with_few_dimensions(expanded_mask);
   const UnmaskTask task{strided_rows(in), is_equal(dtype, min_dtype), sign_bit(dtype),

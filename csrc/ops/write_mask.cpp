@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
+#include "cpu/huge_pages.h"
 #include "ops/checks.h"
 #include "ops/kernels.h"
 
@@ -13,7 +14,11 @@ at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::
                       std::optional<at::Device> device) {
   const std::array<c10::SymInt, 4> sizes{batch_size, 1, q_length, kv_length};
   check_addressable(op, sizes, dtype);
-  return at::empty_symint(sizes, at::TensorOptions().dtype(dtype).device(device));
+  at::Tensor out = at::empty_symint(sizes, at::TensorOptions().dtype(dtype).device(device));
+  if (out.is_cpu()) {
+    advise_huge_pages(out.data_ptr(), static_cast<int64_t>(out.nbytes()));
+  }
+  return out;
 }
 
 void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
