@@ -25,7 +25,8 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         in_source = self.inplace or self.editable_mode
         prefix = PACKAGE if in_source else Path(self.build_lib).resolve() / "attn_mask"
-        # A tree for each Python and torch, so that changing to another and back builds nothing anew.
+        # A tree for each Python and torch, so that changing to another and back builds nothing
+        # anew.
         tag = f"{sys.implementation.cache_tag}-torch{version('torch')}"
         tree = ROOT / "build" / f"cmake-{tag}"
         cmake = shutil.which("cmake") or "cmake"

@@ -38,14 +38,13 @@ def upstream():
 
 
 @pytest.fixture
-def keep_default_dtype():
-    before = torch.get_default_dtype()
-    yield
-    torch.set_default_dtype(before)
-
-
-@pytest.fixture
 def keep_num_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(keep_num_threads):
+    """For thousands of tiny calls: waking threads takes longer, much longer on a busy host."""
+    torch.set_num_threads(1)

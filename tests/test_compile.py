@@ -73,7 +73,7 @@ def inputs(batch_size, q_length, kv_length):
     """Padding at the left of every row, so that nothing can be skipped."""
     mask = torch.ones(batch_size, kv_length, dtype=torch.int64)
     mask[:, 0] = 0
-    return mask, torch.zeros(batch_size, q_length, 4)
+    return mask, torch.zeros(batch_size, q_length, 64)
 
 
 @pytest.fixture(autouse=True)

@@ -211,6 +211,7 @@ def test_converter_can_be_changed(same):
 # Every small shape
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("dtype", OUT_DTYPES, ids=str)
 def test_small_causal_masks(same, dtype, window):
@@ -235,6 +236,7 @@ def test_small_causal_masks(same, dtype, window):
             same(name, None, shape, queries, past, window, default=default)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("dtype", OUT_DTYPES, ids=str)
 def test_small_padded_causal_masks(same, dtype, window):
@@ -255,6 +257,7 @@ def test_small_padded_causal_masks(same, dtype, window):
                 same(name, rows, shape, queries, past, window, default=default)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", OUT_DTYPES, ids=str)
 def test_small_padding_masks(same, dtype):
     for kv_length, q_length in itertools.product(range(6), (None, *range(6))):
@@ -269,6 +272,7 @@ def test_small_padding_masks(same, dtype):
                 same("to_4d", rows, q_length, dtype, 99, converter=(False,))
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("window", (None, *range(1, 8)))
 def test_small_skip_decisions(same, window, training):
@@ -423,6 +427,7 @@ def test_values_of_padding(same, mask_dtype, dtype):
     same("to_4d", mask, 1, dtype, length, converter=(True, 100), default=needed_default(dtype))
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("mask_dtype", MASK_DTYPES, ids=str)
 def test_values_that_let_sdpa_skip(same, mask_dtype):
     """All of a mask has to equal 1 in its own dtype, not after a cast."""
@@ -529,6 +534,13 @@ def test_unmask_unattended_integers_beyond_float32(same):
     rows = torch.tensor([[2**24 + 1] * 2, [2**24] * 2, [2**53 + 1] * 2])
     for min_dtype in (2**24, 2**24 + 1, 2**53 + 1, float(2**24)):
         same("_unmask_unattended", rows, min_dtype)
+
+
+@pytest.mark.parametrize("dtype", OUT_DTYPES, ids=str)
+def test_unmask_unattended_with_the_number_in_a_tensor(same, dtype):
+    low = torch.tensor(lowest(dtype), dtype=dtype)
+    same("_unmask_unattended", torch.stack([low, low, low * 0]).expand(2, 3), low)
+    same("_unmask_unattended", low.expand(2, 3), low)
 
 
 @pytest.mark.parametrize("dtype", MASK_DTYPES, ids=str)
@@ -665,7 +677,7 @@ def test_queries_come_from_the_shape_but_skipping_looks_at_the_embeds(same):
 
 
 @pytest.mark.parametrize("window", [0, -1, -3, 1, 100, 2**62])
-@pytest.mark.parametrize("past", [0, 1, 4])
+@pytest.mark.parametrize("past", [-2, -1, 0, 1, 4])
 def test_windows_of_the_bare_causal_mask(same, past, window):
     """The static method does not check its window, the converter does."""
     same("_make_causal_mask", (2, 3), FLOAT, "cpu", past, window)
@@ -694,6 +706,14 @@ def test_devices(same, device):
     same("to_causal_4d", 2, 3, 4, dtype=FLOAT, device=device)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 3, 3)])
+@pytest.mark.parametrize("name", CAUSAL_FUNCTIONS)
+def test_embeds_on_another_device(same, name, shape, value):
+    """Of the embeds only the dtype is needed where there is a mask."""
+    same(name, torch.full(shape, value), (2, 3), embeds(2, 3).to("meta"), 0)
+
+
 def test_meta_masks(same):
     mask, queries = torch.ones(2, 4, device="meta"), embeds(2, 3).to("meta")
     same("to_4d", mask, 3, FLOAT, 4, converter=(True, 2))
@@ -702,6 +722,19 @@ def test_meta_masks(same):
     same("_prepare_4d_causal_attention_mask", None, (2, 3), queries, 1)
     same("_prepare_4d_causal_attention_mask_for_sdpa", None, (2, 3), queries, 0)
     same("_prepare_4d_causal_attention_mask_for_sdpa", None, (2, 3), queries, 1)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_sizes_as_tensors(same, window):
+    """A static cache gives its length as a tensor without dimensions."""
+    two, three, past = torch.tensor(2), torch.tensor(3), torch.tensor(1)
+    same("to_causal_4d", two, three, three + past, FLOAT, converter=(True, window))
+    same("to_4d", torch.ones(2, 4), three, FLOAT, three + past, converter=(True, window))
+    same("_expand_mask", torch.ones(2, 4), FLOAT, three)
+    same("_create_4d_causal_attention_mask", (2, 3), FLOAT, "cpu", past, window)
+    for mask in (None, torch.ones(2, 4), torch.zeros(2, 4), torch.ones(2, 1, 3, 4)):
+        for name in CAUSAL_FUNCTIONS:
+            same(name, mask, (2, 3), embeds(2, 3), past, window)
 
 
 def test_a_result_is_never_shared(same):
@@ -793,6 +826,7 @@ def test_error_output_dtype(dtype):
         lambda: ours.AttentionMaskConverter(True).to_4d(mask, 3, dtype, 3),
         lambda: ours._prepare_4d_attention_mask(mask, dtype),
         lambda: ours._create_4d_causal_attention_mask((1, 3), dtype, "cpu"),
+        lambda: ours.AttentionMaskConverter._make_causal_mask((1, 3), dtype, "cpu"),
         lambda: ours._prepare_4d_causal_attention_mask(mask, (1, 3), queries, 0),
         lambda: ours._prepare_4d_causal_attention_mask_for_sdpa(None, (1, 3), queries, 1),
     ):
@@ -800,40 +834,54 @@ def test_error_output_dtype(dtype):
             call()
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda m: m.AttentionMaskConverter(True).to_4d(torch.ones(2, 3), 2, FLOAT, 4),
-        lambda m: m._prepare_4d_causal_attention_mask(torch.ones(2, 3), (2, 4), embeds(2, 4), 0),
-        lambda m: m._prepare_4d_attention_mask(torch.ones(2, 3), FLOAT, -2),
-        lambda m: m.AttentionMaskConverter._make_causal_mask((2, -1), FLOAT, "cpu"),
-        lambda m: m.AttentionMaskConverter._make_causal_mask((2, 2**62), FLOAT, "cpu"),
-        lambda m: m.AttentionMaskConverter(True).to_causal_4d(1, 2**62, 2**62, FLOAT),
-        lambda m: m._prepare_4d_causal_attention_mask(
-            torch.ones(1, 1, 1, 2, dtype=torch.float16), (1, 1), embeds(1, 1), 1
-        ),
-        lambda m: m._prepare_4d_attention_mask(torch.ones(2, 3).to_sparse(), FLOAT),
-        lambda m: m.AttentionMaskConverter._unmask_unattended(torch.ones(2, 3), "low"),
-    ],
-)
-def test_error_from_inside_torch(same, call):
-    same.call(call)
+@pytest.mark.parametrize("dtype", NOT_OUT_DTYPES, ids=str)
+def test_error_output_dtype_with_windows_of_the_bare_causal_mask(dtype):
+    for window in (0, -1):
+        with pytest.raises(TypeError):
+            ours.AttentionMaskConverter._make_causal_mask((1, 3), dtype, "cpu", 0, window)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: ours._prepare_4d_attention_mask(torch.ones(2, 3), FLOAT, -1),
-        lambda: ours.AttentionMaskConverter(True).to_4d(torch.ones(2, 3), -1, FLOAT, 3),
-        lambda: ours.AttentionMaskConverter._make_causal_mask((-1, 2), FLOAT, "cpu"),
-        lambda: ours.AttentionMaskConverter(True).to_causal_4d(-1, 2, 2, FLOAT),
-        lambda: ours.AttentionMaskConverter(True).to_causal_4d(2, 3, -1, FLOAT),
-    ],
-)
-def test_error_sizes_of_minus_one(call):
+INSIDE_TORCH = {
+    "lengths differ": lambda m: m.AttentionMaskConverter(True).to_4d(torch.ones(2, 3), 2, FLOAT, 4),
+    "lengths differ in prepare": lambda m: m._prepare_4d_causal_attention_mask(
+        torch.ones(2, 3), (2, 4), embeds(2, 4), 0
+    ),
+    "negative tgt_len": lambda m: m._prepare_4d_attention_mask(torch.ones(2, 3), FLOAT, -2),
+    "negative query length": lambda m: m.AttentionMaskConverter._make_causal_mask(
+        (2, -1), FLOAT, "cpu"
+    ),
+    "overflow": lambda m: m.AttentionMaskConverter._make_causal_mask((2, 2**62), FLOAT, "cpu"),
+    "overflow in to_causal_4d": lambda m: m.AttentionMaskConverter(True).to_causal_4d(
+        1, 2**62, 2**62, FLOAT
+    ),
+    "narrow 4D mask": lambda m: m._prepare_4d_causal_attention_mask(
+        torch.ones(1, 1, 1, 2, dtype=torch.float16), (1, 1), embeds(1, 1), 1
+    ),
+    "sparse mask": lambda m: m._prepare_4d_attention_mask(torch.ones(2, 3).to_sparse(), FLOAT),
+    "no number": lambda m: m.AttentionMaskConverter._unmask_unattended(torch.ones(2, 3), "low"),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE_TORCH)
+def test_error_from_inside_torch(same, case):
+    same.call(INSIDE_TORCH[case])
+
+
+MINUS_ONE = {
+    "tgt_len": lambda c: c._expand_mask(torch.ones(2, 3), FLOAT, -1),
+    "query_length": lambda c: c(True).to_4d(torch.ones(2, 3), -1, FLOAT, 3),
+    "batch of _make_causal_mask": lambda c: c._make_causal_mask((-1, 2), FLOAT, "cpu"),
+    "batch, window 0": lambda c: c._make_causal_mask((-1, 2), FLOAT, "cpu", 0, 0),
+    "batch_size": lambda c: c(True).to_causal_4d(-1, 2, 2, FLOAT),
+    "key_value_length": lambda c: c(True).to_causal_4d(2, 3, -1, FLOAT),
+}
+
+
+@pytest.mark.parametrize("case", MINUS_ONE)
+def test_error_sizes_of_minus_one(case):
     """Upstream hands them to expand, which takes -1 for 'as it is'."""
     with pytest.raises(ValueError, match="-1"):
-        call()
+        MINUS_ONE[case](ours.AttentionMaskConverter)
 
 
 # Differences from upstream, each of them meant

@@ -9,7 +9,7 @@ from masks import OUT_DTYPES, assert_same_mask, lowest
 from sample_calls import CALL_IDS, CALLS, operator
 
 THREADS = 16
-ROUNDS = 8
+ROUNDS = 4
 
 
 def larger_calls():

@@ -1,5 +1,6 @@
 #include "ops/checks.h"
 
+#include <algorithm>
 #include <sstream>
 
 #include "ops/dtypes.h"
@@ -34,15 +35,17 @@ InputShape check_input_shape(const char* op, const char* argument, c10::SymIntAr
 }
 
 c10::SymInt check_kv_length(const char* op, const c10::SymInt& q_length,
-                            const c10::SymInt& past_key_values_length) {
-  check_size(op, "past_key_values_length", past_key_values_length);
+                            const c10::SymInt& past_key_values_length, bool fewer_keys) {
+  if (!fewer_keys) {
+    check_size(op, "past_key_values_length", past_key_values_length);
+  }
   const auto q = q_length.maybe_as_int();
   const auto past = past_key_values_length.maybe_as_int();
   int64_t sum = 0;
   TORCH_CHECK_VALUE(
       !q || !past || !__builtin_add_overflow(*q, *past, &sum), op,
-      ": expected query_length + past_key_values_length to fit into 64 bits, but got ", *q, " + ",
-      *past);
+      ": expected query_length + past_key_values_length to fit into 64 bits, but got ", q_length,
+      " + ", past_key_values_length);
   return q_length + past_key_values_length;
 }
 
@@ -66,15 +69,23 @@ void check_mask_dtype(const char* op, const char* argument, const at::Tensor& ma
                    mask.scalar_type());
 }
 
+void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,
+                       const char* other_argument, const at::Tensor& other) {
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": expected ", argument,
+                    " to be on the device of ", other_argument, ", which is ", other.device(),
+                    ", but got ", tensor.device());
+}
+
 void check_addressable(const char* op, c10::SymIntArrayRef sizes, at::ScalarType dtype) {
   int64_t bytes = static_cast<int64_t>(c10::elementSize(dtype));
   bool fits = true;
   for (const c10::SymInt& size : sizes) {
     const auto known = size.maybe_as_int();
-    if (!known || *known == 0) {
-      return;  // a size not known yet is checked when it is; an empty mask has no bytes
+    if (!known) {
+      return;  // checked when it is known
     }
-    fits = fits && !__builtin_mul_overflow(bytes, *known, &bytes);
+    // Strides are products, too, in which a size of 0 counts as 1.
+    fits = fits && !__builtin_mul_overflow(bytes, std::max<int64_t>(*known, 1), &bytes);
   }
   TORCH_CHECK_VALUE(fits, op, ": expected a mask of less than 2^63 bytes, but got sizes ", sizes,
                     " of ", dtype);

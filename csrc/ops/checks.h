@@ -35,9 +35,9 @@ struct InputShape {
 };
 InputShape check_input_shape(const char* op, const char* argument, c10::SymIntArrayRef shape);
 
-/// kv_length = query length + past, both sizes, without overflow.
+/// kv_length = query length + past, without overflow; with `fewer_keys` past may be negative.
 c10::SymInt check_kv_length(const char* op, const c10::SymInt& q_length,
-                            const c10::SymInt& past_key_values_length);
+                            const c10::SymInt& past_key_values_length, bool fewer_keys = false);
 
 /// A window is a positive number of keys; the text is upstream's.
 void check_sliding_window(const std::optional<c10::SymInt>& sliding_window);
@@ -47,6 +47,10 @@ void check_additive_dtype(const char* op, const char* argument, at::ScalarType d
 
 /// Dtypes that a mask may have: anything that can be cast to a real floating type.
 void check_mask_dtype(const char* op, const char* argument, const at::Tensor& mask);
+
+/// The two must be on one device.
+void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,
+                       const char* other_argument, const at::Tensor& other);
 
 /// A mask of these sizes must be addressable: its bytes fit into 63 bits.
 void check_addressable(const char* op, c10::SymIntArrayRef sizes, at::ScalarType dtype);

@@ -32,6 +32,9 @@ bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
   TORCH_CHECK_VALUE(inputs_embeds.dim() >= 2, kOp,
                     ": expected inputs_embeds to be [batch_size, query_length, ...], but got ",
                     describe_sizes(inputs_embeds));
+  if (attention_mask) {
+    check_same_device(kOp, "attention_mask", *attention_mask, "inputs_embeds", inputs_embeds);
+  }
   const c10::SymInt& q_length = inputs_embeds.sym_size(1);
   const c10::SymInt kv_length = check_kv_length(kOp, q_length, past_key_values_length);
   const bool shapes_allow =

@@ -15,9 +15,7 @@ c10::SymInt check_arguments(const char* op, const std::optional<at::Tensor>& att
   check_sliding_window(sliding_window);
   check_additive_dtype(op, "the dtype of inputs_embeds", inputs_embeds.scalar_type());
   if (attention_mask) {
-    TORCH_CHECK_VALUE(attention_mask->device() == inputs_embeds.device(), op,
-                      ": expected attention_mask to be on the device of inputs_embeds, which is ",
-                      inputs_embeds.device(), ", but got ", attention_mask->device());
+    check_same_device(op, "attention_mask", *attention_mask, "inputs_embeds", inputs_embeds);
     TORCH_CHECK_VALUE(attention_mask->dim() == 2 || attention_mask->dim() == 4, op,
                       ": expected attention_mask to be 2-D [batch_size, kv_length] or 4-D "
                       "[batch_size, 1, q_length, kv_length], but got ",
@@ -29,7 +27,9 @@ c10::SymInt check_arguments(const char* op, const std::optional<at::Tensor>& att
                                 ", but got ", describe_sizes(*attention_mask));
     }
   }
-  return check_kv_length(op, shape.q_length, past_key_values_length);
+  // A 4-D mask says itself who attends to whom, so that there is no causality to need as many keys.
+  const bool fewer_keys = attention_mask && attention_mask->dim() == 4;
+  return check_kv_length(op, shape.q_length, past_key_values_length, fewer_keys);
 }
 
 /// A 4D mask of ones and zeros (booleans: true attends) becomes additive. It keeps a floating dtype

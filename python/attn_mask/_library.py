@@ -32,8 +32,8 @@ def _fake_factory(
 ) -> torch.Tensor | None:
     """Runs a factory that may return None under fake tensors.
 
-    They know how to treat operators that have no tensor arguments and return a Tensor, but not those
-    that return an optional one: shape (or None) and errors come from the Meta kernel.
+    They know how to treat operators that have no tensor arguments and return a Tensor, but not
+    those that return an optional one: shape (or None) and errors come from the Meta kernel.
     """
     mask = func(*args, **{**kwargs, "device": torch.device("meta")})
     if mask is None:
@@ -50,9 +50,9 @@ for _name in ("to_causal_4d", "_create_4d_causal_attention_mask"):
 def build_info() -> dict[str, Any]:
     """What this installation was built from and for.
 
-    Returns a dict: ``version``; ``torch_version``; ``cuda_version`` of the toolkit that compiled the
-    CUDA kernels, or None without them; ``cuda_archs``, the GPUs they were compiled for (a list such
-    as ``["8.0", "10.0+PTX"]``); ``cpu_capability``, the instruction set that the CPU kernels use in
-    this process (``DEFAULT``, ``AVX2`` or ``AVX512``).
+    Returns a dict: ``version``; ``torch_version``; ``cuda_version`` of the toolkit that compiled
+    the CUDA kernels, or None without them; ``cuda_archs``, the GPUs they were compiled for (a list
+    such as ``["8.0", "10.0+PTX"]``); ``cpu_capability``, the instruction set that the CPU kernels
+    use in this process (``DEFAULT``, ``AVX2`` or ``AVX512``).
     """
     return {**_C.build_info(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}

@@ -6,19 +6,25 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace is at work."""
+    return torch._C._get_tracing_state() is not None
+
+
 def is_recording() -> bool:
     """Whether a graph of ``torch.ops`` calls is being recorded: torch.compile, torch.export or jit.
 
     Those see no call that bypasses ``torch.ops``. Dispatch modes (make_fx, fake tensors) do.
     """
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or is_jit_tracing()
 
 
 def is_tracing(tensor: Any = None) -> bool:
     """Whether values must not be looked at, because they would be fixed in a graph.
 
-    True under torch.compile, torch.export and torch.jit.trace, while a CUDA stream is being captured,
-    and for a ``tensor`` that is an fx.Proxy or a FakeTensor. Mirrors ``is_tracing`` of transformers 5.
+    True under torch.compile, torch.export and torch.jit.trace, while a CUDA stream is being
+    captured, and for a ``tensor`` that is an fx.Proxy or a FakeTensor. Mirrors ``is_tracing`` of
+    transformers 5.
     """
     if is_recording():
         return True

@@ -1,20 +1,22 @@
 """Drop-in for ``transformers.modeling_attn_mask_utils``, on native operators.
 
-Names, signatures, defaults, results and errors are those of transformers 5.23 (the results have been
-the same since 4.45); the README lists the few differences. Additive masks hold 0 where a query
+Names, signatures, defaults, results and errors are those of transformers 5.23 (the results have
+been the same since 4.45); the README lists the few differences. Additive masks hold 0 where a query
 attends to a key and ``torch.finfo(dtype).min`` elsewhere, in float16, bfloat16, float32 or float64.
 
 Throughout: b batch_size, q query_length, kv key_value_length; a window of W lets a query attend to
-itself and the W keys before it; a 2D mask attends where its value, cast to the result's dtype, is 1.
+itself and the W keys before it; a 2D mask attends where its value, cast to the result's dtype, is
+1.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Number
 
 import torch
 
 from attn_mask._library import _C
-from attn_mask._tracing import is_recording, is_tracing
+from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 
 __all__ = [
     "AttentionMaskConverter",
@@ -50,8 +52,8 @@ class AttentionMaskConverter:
         self.sliding_window = sliding_window
         if sliding_window is not None and sliding_window <= 0:
             raise ValueError(
-                "Make sure that when passing `sliding_window` that its value is a strictly positive "
-                f"integer, not `{sliding_window}`"
+                "Make sure that when passing `sliding_window` that its value is a strictly "
+                f"positive integer, not `{sliding_window}`"
             )
 
     def to_causal_4d(
@@ -64,9 +66,9 @@ class AttentionMaskConverter:
     ) -> torch.Tensor | None:
         """The mask of causality (and window) alone.
 
-        Returns [b, 1, q, kv], the batch a stride-0 expand; None when one query without a window needs
-        no mask. Raises ValueError when the converter is not causal, for negative sizes and for
-        kv < q; TypeError for a dtype without additive masks.
+        Returns [b, 1, q, kv], the batch a stride-0 expand; None when one query without a window
+        needs no mask. Raises ValueError when the converter is not causal, for negative sizes and
+        for kv < q; TypeError for a dtype without additive masks.
         """
         if not self.is_causal:
             raise ValueError(
@@ -88,25 +90,23 @@ class AttentionMaskConverter:
         """The mask of a padding mask [b, kv], and of causality where the converter is causal.
 
         Returns [b, 1, q, kv], dense, on the padding mask's device. For one query without a window,
-        and for a converter that is not causal, kv is the padding mask's own length. Raises ValueError
-        when a causal converter gets no ``key_value_length``, NotImplementedError for a window without
-        causality, TypeError for dtypes without additive masks and complex padding masks.
+        and for a converter that is not causal, kv is the padding mask's own length. Raises
+        ValueError when a causal converter gets no ``key_value_length``, NotImplementedError for a
+        window without causality, TypeError for dtypes without additive masks and complex padding
+        masks.
         """
         if attention_mask_2d.dim() == 0:
             raise IndexError("tuple index out of range")
-        _, mask_length = attention_mask_2d.shape
+        batch_size, mask_length = attention_mask_2d.shape
         is_causal, sliding_window = bool(self.is_causal), self.sliding_window
-        if (
-            is_causal
-            and (query_length > 1 or sliding_window is not None)
-            and key_value_length is not None
-            and mask_length != key_value_length
-        ):
+        if is_causal and (query_length > 1 or sliding_window is not None):
             # Upstream combines the two by broadcasting, so that one of them may be of length 1.
-            if mask_length == 1:
+            if mask_length == 1 and key_value_length is not None:
                 attention_mask_2d = attention_mask_2d.expand(-1, key_value_length)
-            elif key_value_length == 1:
+            elif key_value_length == 1 and query_length <= 1:
                 is_causal, sliding_window = False, None
+            if key_value_length == 0 and query_length == 1 and mask_length <= 1:
+                return attention_mask_2d.new_empty((batch_size, 1, 1, 0), dtype=dtype)
         if is_recording():
             result: torch.Tensor = _ops.to_4d(
                 attention_mask_2d,
@@ -131,21 +131,28 @@ class AttentionMaskConverter:
     ) -> torch.Tensor:
         """The causal mask of ``input_ids_shape`` (b, q) after ``past_key_values_length`` keys.
 
-        Returns [b, 1, q, q + past], the batch a stride-0 expand. A window of 0 leaves a query its own
-        position, a negative one nothing (the class refuses both; upstream's static method does not).
+        Returns [b, 1, q, q + past], the batch a stride-0 expand. A window of 0 leaves a query its
+        own position, a negative one nothing (the class refuses both; upstream's static method does
+        not).
         """
         batch_size, query_length = input_ids_shape
         key_value_length = query_length + past_key_values_length
-        if sliding_window is not None and sliding_window <= 0:
-            plane = torch.full(
-                (query_length, key_value_length), torch.finfo(dtype).min, dtype=dtype, device=device
-            )
-            if sliding_window == 0:
-                plane.diagonal(past_key_values_length).fill_(0)
-            return plane[None, None].expand(batch_size, -1, -1, -1)
-        return _causal_mask(
-            batch_size, query_length, key_value_length, dtype, device, sliding_window, always=True
+        narrow = sliding_window if sliding_window is not None and sliding_window <= 0 else None
+        mask = _causal_mask(
+            batch_size,
+            query_length,
+            key_value_length,
+            dtype,
+            device,
+            sliding_window if narrow is None else None,
+            always=True,
         )
+        if narrow is not None:
+            plane = mask[:1]
+            hidden = torch.ones_like(plane, dtype=torch.bool)
+            hidden = hidden.tril(past_key_values_length - narrow - 1)
+            mask = plane.masked_fill(hidden, torch.finfo(dtype).min).expand_as(mask)
+        return mask
 
     @staticmethod
     def _expand_mask(
@@ -160,11 +167,18 @@ class AttentionMaskConverter:
 
     @staticmethod
     def _unmask_unattended(expanded_mask: torch.Tensor, min_dtype: float) -> torch.Tensor:
-        """A copy of an additive mask [..., q, kv] in which rows of ``min_dtype`` throughout are open.
+        """A copy of an additive mask [..., q, kv] with its rows of ``min_dtype`` throughout opened.
 
         Memory-efficient attention on CUDA gives NaN for a row without a key. Opened elements are
         -0.0, as upstream's product leaves them. Raises ValueError for a boolean mask.
         """
+        if isinstance(min_dtype, torch.Tensor):
+            min_dtype = min_dtype.item()
+        elif not isinstance(min_dtype, Number):
+            raise TypeError(
+                "_unmask_unattended: expected min_dtype to be a number, but got "
+                f"{type(min_dtype).__name__}"
+            )
         result: torch.Tensor = _ops._unmask_unattended(expanded_mask, min_dtype)
         return result
 
@@ -194,7 +208,10 @@ class AttentionMaskConverter:
         if attention_mask.dim() == 4:
             return False
         return _C.ignore_causal_mask_sdpa(
-            attention_mask, inputs_embeds, past_key_values_length, sliding_window
+            attention_mask,
+            _beside(attention_mask, inputs_embeds),
+            past_key_values_length,
+            sliding_window,
         )
 
 
@@ -207,11 +224,23 @@ def _causal_mask(
     sliding_window: int | None,
     always: bool = False,
 ) -> torch.Tensor:
-    """[b, 1, q, kv] of causality and window; ``always``: for one query, too."""
+    """[b, 1, q, kv] of causality and window; ``always``: for one query without a window, too."""
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
     device = torch.get_default_device() if device is None else torch.device(device)
+    if query_length == 1 and key_value_length == 0:
+        return torch.empty((batch_size, 1, 1, 0), dtype=dtype, device=device)
     result: torch.Tensor | None
-    if always and query_length <= 1 and sliding_window is None:
+    if is_jit_tracing():
+        # It can't record a device among an operator's arguments: take it from a tensor.
+        no_padding = torch.ones((batch_size, key_value_length), dtype=torch.bool, device=device)
+        result = _ops.to_4d(
+            no_padding,
+            query_length,
+            dtype=dtype,
+            key_value_length=key_value_length,
+            sliding_window=sliding_window,
+        )
+    elif always and query_length <= 1 and sliding_window is None:
         result = _ops._make_causal_mask(
             (batch_size, query_length),
             key_value_length - query_length,
@@ -235,6 +264,14 @@ def _causal_mask(
     return result
 
 
+def _beside(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    """``inputs_embeds``, or where it is on another device something beside the mask that stands for
+    its dtype and shape: operators refuse mixed devices, upstream doesn't look at the embeddings."""
+    if inputs_embeds.device == attention_mask.device:
+        return inputs_embeds
+    return attention_mask.new_empty(inputs_embeds.shape[:2], dtype=inputs_embeds.dtype)
+
+
 def _prepare_4d_causal_attention_mask(
     attention_mask: torch.Tensor | None,
     input_shape: Sequence[int],
@@ -245,16 +282,16 @@ def _prepare_4d_causal_attention_mask(
     """The additive causal mask for attention that is written out.
 
     Args:
-        attention_mask: padding [b, kv]; or [b, 1, q, kv] of ones and zeros (booleans: True attends),
-            which is inverted; None, or any other rank, for causality alone.
+        attention_mask: padding [b, kv]; or [b, 1, q, kv] of ones and zeros (booleans: True
+            attends), which is inverted; None, or any other rank, for causality alone.
         input_shape: (b, q).
         inputs_embeds: gives the dtype, and the device where there is no mask.
         past_key_values_length: keys before the first query; kv = q + past.
         sliding_window: the window W, or None.
 
     Returns [b, 1, q, kv], or None for one query without mask and window. A 4D mask of a floating
-    dtype keeps that dtype, with the minimum of ``inputs_embeds``'. Raises ValueError for a 4D mask of
-    another shape.
+    dtype keeps that dtype, with the minimum of ``inputs_embeds``'. Raises ValueError for a 4D mask
+    of another shape.
     """
     converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
     key_value_length = input_shape[-1] + past_key_values_length
@@ -267,10 +304,11 @@ def _prepare_4d_causal_attention_mask(
             dtype=inputs_embeds.dtype,
         )
     if attention_mask is not None and rank == 4:
-        if attention_mask.device != inputs_embeds.device:  # only the dtype of inputs_embeds matters
-            inputs_embeds = attention_mask.new_empty(0, dtype=inputs_embeds.dtype)
         result: torch.Tensor = _ops._prepare_4d_causal_attention_mask(
-            attention_mask, input_shape[:2], inputs_embeds, past_key_values_length
+            attention_mask,
+            (input_shape[0], input_shape[1]),
+            _beside(attention_mask, inputs_embeds),
+            key_value_length - input_shape[1],
         )
         return result
     return converter.to_causal_4d(
@@ -336,7 +374,7 @@ def _prepare_4d_attention_mask(
 def _prepare_4d_attention_mask_for_sdpa(
     mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
 ) -> torch.Tensor | None:
-    """As _prepare_4d_attention_mask; None when the mask is all ones (not looked at while tracing)."""
+    """As _prepare_4d_attention_mask; None when the mask is all ones, if not tracing."""
     _, _ = mask.shape  # another rank is upstream's ValueError
     if is_tracing(mask):
         return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
