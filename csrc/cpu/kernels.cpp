@@ -8,10 +8,28 @@
 namespace attn_mask::ATTN_MASK_ISA {
 namespace {
 
+/// Intervals begin anywhere in a row, and a vector store across two cache lines costs as much as
+/// two: all stores but the first and the last are aligned.
 template <typename T>
 void fill(T* out, int64_t n, T value) {
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = value;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  if (n < kLine) {
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = value;
+    }
+    return;
+  }
+  alignas(64) T line[kLine];
+  for (T& element : line) {
+    element = value;
+  }
+  __builtin_memcpy(out, line, sizeof(line));
+  __builtin_memcpy(out + n - kLine, line, sizeof(line));
+  const auto past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % 64 / sizeof(T));
+  T* aligned = static_cast<T*>(__builtin_assume_aligned(out + (kLine - past_line), 64));
+  const int64_t lines = (n - (kLine - past_line)) / kLine;
+  for (int64_t i = 0; i < lines; ++i) {
+    __builtin_memcpy(aligned + i * kLine, line, sizeof(line));
   }
 }
 
@@ -83,14 +101,12 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       fill(out + first, last - first, masked);
       continue;
     }
+    // From left to right: the other order takes twice as long, since hardware prefetches forwards.
     fill(out + first, keys.begin - first, masked);
-    fill(out + keys.end, last - keys.end, masked);
+    const Padding* padding = sole_padding(task.rule, row);
     if (row.unresolved == 0) {
       fill(out + keys.begin, keys.end - keys.begin, attend);
-      continue;
-    }
-    const Padding* padding = sole_padding(task.rule, row);
-    if (padding == nullptr) {
+    } else if (padding == nullptr) {
       for (int64_t key = keys.begin; key < keys.end; ++key) {
         out[key] = attends(task.rule, query, key, row.unresolved) ? attend : masked;
       }
@@ -104,6 +120,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       __builtin_memcpy(out + keys.begin, padding_tile + (keys.begin - first),
                        static_cast<std::size_t>(keys.end - keys.begin) * sizeof(Out));
     }
+    fill(out + keys.end, last - keys.end, masked);
   }
 }
 
