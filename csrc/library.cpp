@@ -5,6 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "ops/operators.h"
 #include "ops/register.h"
 
 namespace attn_mask {
@@ -129,7 +130,6 @@ constexpr const char* kFactories[] = {"to_causal_4d", "_make_causal_mask",
                                       "_create_4d_causal_attention_mask"};
 constexpr const char* kOnTensors[] = {"to_4d",
                                       "_expand_mask",
-                                      "_unmask_unattended",
                                       "_ignore_causal_mask_sdpa",
                                       "_prepare_4d_causal_attention_mask",
                                       "_prepare_4d_causal_attention_mask_for_sdpa",
@@ -146,12 +146,14 @@ TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
   for (const char* name : kOnTensors) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&without_gradient>());
   }
+  m.impl("_unmask_unattended", &ops::unmask_unattended_autograd);
 }
 
 void register_unsupported(torch::Library& m) {
   for (const char* name : kOnTensors) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&unsupported>());
   }
+  m.impl("_unmask_unattended", torch::CppFunction::makeFromBoxedFunction<&unsupported>());
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, CompositeExplicitAutograd, m) { register_unsupported(m); }

@@ -12,6 +12,7 @@ import linecache
 import traceback
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from attn_mask import modeling_attn_mask_utils as ours
@@ -1098,3 +1099,18 @@ def test_training_still_skips_while_compiling():
         return ignore(None, queries, 0, None, True), ignore(ALL_ONES, queries, 0, None, True)
 
     assert torch.compile(decide, backend="eager", fullgraph=True)(embeds(2, 3)) == (True, False)
+
+
+def test_gradient_passes_through_the_rows_that_stay():
+    bias = torch.tensor([[1.0, 2.0], [-5.0, -5.0]], dtype=torch.float64, requires_grad=True)
+    unmask = ours.AttentionMaskConverter._unmask_unattended
+    unmask(bias, -5.0).sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    free = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: unmask(x, -5.0), free)
+
+
+@pytest.mark.parametrize("number", [np.float32(-5.0), np.float64(-5.0), np.int64(-5)])
+def test_unmask_unattended_with_a_number_of_numpy(same, number):
+    same("_unmask_unattended", torch.tensor([[-5.0, -5.0], [0.0, -5.0]]), number)

@@ -55,6 +55,10 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
 
 at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype);
 
+/// The same with a gradient, for floating masks that need one.
+at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask,
+                                      const c10::Scalar& min_dtype);
+
 /// A host decision: with a mask to look at, it waits for the mask's device.
 bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
                              const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,

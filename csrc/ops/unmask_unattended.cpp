@@ -1,7 +1,11 @@
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/GradMode.h>
 
 #include "cpu/huge_pages.h"
+#include "ops/call.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
@@ -39,6 +43,22 @@ at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar&
   const c10::OptionalDeviceGuard guard(out.device());
   device_kernels(out.device().type()).unmask(task);
   return out;
+}
+
+at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask,
+                                      const c10::Scalar& min_dtype) {
+  const bool differentiable = c10::GradMode::is_enabled() && expanded_mask.requires_grad();
+  at::Tensor opened;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    opened = call::unmask_unattended(expanded_mask, min_dtype);
+  }
+  if (!differentiable) {
+    return opened;
+  }
+  // A bias that is being learned: rows that stay pass their gradient on, opened ones have none.
+  const at::Tensor closed = expanded_mask.detach().eq(min_dtype).all(-1, /*keepdim=*/true);
+  return at::where(closed, opened, expanded_mask);
 }
 
 }  // namespace attn_mask::ops

@@ -11,7 +11,6 @@ itself and the W keys before it; a 2D mask attends where its value, cast to the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Number
 
 import torch
 
@@ -172,13 +171,14 @@ class AttentionMaskConverter:
         Memory-efficient attention on CUDA gives NaN for a row without a key. Opened elements are
         -0.0, as upstream's product leaves them. Raises ValueError for a boolean mask.
         """
-        if isinstance(min_dtype, torch.Tensor):
-            min_dtype = min_dtype.item()
-        elif not isinstance(min_dtype, Number):
-            raise TypeError(
-                "_unmask_unattended: expected min_dtype to be a number, but got "
-                f"{type(min_dtype).__name__}"
-            )
+        if not isinstance(min_dtype, int | float):  # a number of NumPy's, or in a tensor
+            try:
+                min_dtype = float(min_dtype)
+            except ValueError as error:
+                raise TypeError(
+                    "_unmask_unattended: expected min_dtype to be a number, but got "
+                    f"{type(min_dtype).__name__}"
+                ) from error
         result: torch.Tensor = _ops._unmask_unattended(expanded_mask, min_dtype)
         return result
 
@@ -210,8 +210,8 @@ class AttentionMaskConverter:
         return _C.ignore_causal_mask_sdpa(
             attention_mask,
             _beside(attention_mask, inputs_embeds),
-            past_key_values_length,
-            sliding_window,
+            max(past_key_values_length, 0),
+            None,
         )
 
 
