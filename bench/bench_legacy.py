@@ -49,7 +49,7 @@ class Result:
 
     @property
     def yardstick_times_as_fast(self) -> float:
-        """What no mask can beat that is written to fresh memory once."""
+        """What filling the same memory, and nothing else, would gain over transformers."""
         return self.seconds[UPSTREAM] / self.seconds[YARDSTICK]
 
     @property

@@ -5,6 +5,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <string_view>
+
 #include "ops/operators.h"
 #include "ops/register.h"
 
@@ -53,14 +56,48 @@ TORCH_LIBRARY(attn_mask, m) {
   m.def(
       "_create_4d_causal_attention_mask(SymInt[] input_shape, SymInt past_key_values_length=0, "
       "SymInt? sliding_window=None, *, ScalarType dtype, Device? device=None) -> Tensor?");
+  // Any rule: ops/rule_program.h says how `rule` spells it.
+  m.def(
+      "boolean(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
+      "SymInt kv_length, *, SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
+      "Tensor? kv_positions=None, Device? device=None) -> Tensor");
+  m.def(
+      "additive(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
+      "SymInt kv_length, *, ScalarType dtype, SymInt q_offset=0, SymInt kv_offset=0, "
+      "Tensor? q_positions=None, Tensor? kv_positions=None, Tensor? bias=None, "
+      "Device? device=None) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, CPU, m) { ops::register_all(m); }
 TORCH_LIBRARY_IMPL(attn_mask, Meta, m) { ops::register_all(m); }
 
+/// Calls `visit(argument name, tensor)` for every tensor among the arguments, lists included.
+template <typename Visit>
+void for_each_tensor(const c10::OperatorHandle& op, const torch::jit::Stack& stack, Visit visit) {
+  const auto& arguments = op.schema().arguments();
+  const auto values = torch::jit::last(stack, arguments.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i].isTensor()) {
+      visit(arguments[i].name(), values[i].toTensor());
+    } else if (values[i].isTensorList()) {
+      for (const at::Tensor& tensor : values[i].toTensorVector()) {
+        visit(arguments[i].name(), tensor);
+      }
+    }
+  }
+}
+
 /// Operators without tensor arguments come here first: the key is that of the device asked for.
-void by_selected_device(const c10::OperatorHandle& op, c10::DispatchKeySet,
+void by_selected_device(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                         torch::jit::Stack* stack) {
+  bool has_tensors = false;
+  for_each_tensor(op, *stack, [&](const std::string&, const at::Tensor&) { has_tensors = true; });
+  if (has_tensors) {
+    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
+                                                  c10::DispatchKey::BackendSelect),
+                       stack);
+    return;
+  }
   const auto& arguments = op.schema().arguments();
   const size_t position = static_cast<size_t>(*op.schema().argumentIndexWithName("device"));
   c10::IValue& argument = torch::jit::peek(*stack, position, arguments.size());
@@ -86,55 +123,52 @@ void by_selected_device(const c10::OperatorHandle& op, c10::DispatchKeySet,
 
 /// Whatever no other key takes: layouts and devices without a kernel.
 void unsupported(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  const auto& schema = op.schema();
-  const std::string name = short_name(op);
-  const auto arguments = torch::jit::last(*stack, schema.arguments().size());
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    if (!arguments[i].isTensor()) {
-      continue;
-    }
-    const at::Tensor& tensor = arguments[i].toTensor();
-    const std::string& argument = schema.arguments()[i].name();
-    TORCH_CHECK_TYPE(tensor.defined(), name, ": expected ", argument,
+  const std::string op_name = short_name(op);
+  for_each_tensor(op, *stack, [&](const std::string& argument, const at::Tensor& tensor) {
+    TORCH_CHECK_TYPE(tensor.defined(), op_name, ": expected ", argument,
                      " to be a tensor, but got an undefined one");
-    TORCH_CHECK_TYPE(!tensor.is_nested(), name, ": expected ", argument,
+    TORCH_CHECK_TYPE(!tensor.is_nested(), op_name, ": expected ", argument,
                      " to be a strided tensor, but got a nested one");
-    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, name, ": expected ", argument,
+    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, op_name, ": expected ", argument,
                      " to be a strided tensor, but got layout ", tensor.layout());
-    TORCH_CHECK_TYPE(!tensor.is_quantized(), name, ": expected ", argument,
+    TORCH_CHECK_TYPE(!tensor.is_quantized(), op_name, ": expected ", argument,
                      " to be of a boolean, integer or real floating dtype, but got ",
                      tensor.scalar_type());
     TORCH_CHECK_NOT_IMPLEMENTED(
-        tensor.device().is_cpu() || tensor.device().is_cuda() || tensor.is_meta(), name,
+        tensor.device().is_cpu() || tensor.device().is_cuda() || tensor.is_meta(), op_name,
         ": expected ", argument, " to be on cpu, cuda or meta, but got ", tensor.device());
-    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_cuda(), name, kNoCudaKernels, tensor.device());
-  }
-  TORCH_CHECK_NOT_IMPLEMENTED(false, name, ": no kernel for these arguments");
+    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_cuda(), op_name, kNoCudaKernels, tensor.device());
+  });
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op_name, ": no kernel for these arguments");
 }
 
 /// Masks are data, not functions of their operands that anyone differentiates; without this kernel
 /// torch would warn about a missing derivative when a padding mask happens to require grad.
 void without_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                       torch::jit::Stack* stack) {
-  for (const c10::IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
-    if (argument.isTensor() && argument.toTensor().layout() != at::kStrided) {
+  for_each_tensor(op, *stack, [&](const std::string&, const at::Tensor& tensor) {
+    if (tensor.layout() != at::kStrided) {
       // Here, too, because a jagged tensor is a Python subclass that no other kernel gets to see.
       unsupported(op, keys, stack);
     }
-  }
+  });
   const at::AutoDispatchBelowAutograd below;
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }
 
+// Those that may be called without a tensor, and those that may be called with one.
 constexpr const char* kFactories[] = {"to_causal_4d", "_make_causal_mask",
-                                      "_create_4d_causal_attention_mask"};
+                                      "_create_4d_causal_attention_mask", "boolean", "additive"};
 constexpr const char* kOnTensors[] = {"to_4d",
                                       "_expand_mask",
+                                      "_unmask_unattended",
                                       "_ignore_causal_mask_sdpa",
                                       "_prepare_4d_causal_attention_mask",
                                       "_prepare_4d_causal_attention_mask_for_sdpa",
                                       "_prepare_4d_attention_mask",
-                                      "_prepare_4d_attention_mask_for_sdpa"};
+                                      "_prepare_4d_attention_mask_for_sdpa",
+                                      "boolean",
+                                      "additive"};
 
 TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
   for (const char* name : kFactories) {
@@ -144,16 +178,19 @@ TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
 
 TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
   for (const char* name : kOnTensors) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&without_gradient>());
+    const std::string_view differentiable[] = {"_unmask_unattended", "additive"};
+    if (std::ranges::find(differentiable, name) == std::end(differentiable)) {
+      m.impl(name, torch::CppFunction::makeFromBoxedFunction<&without_gradient>());
+    }
   }
   m.impl("_unmask_unattended", &ops::unmask_unattended_autograd);
+  m.impl("additive", &ops::additive_autograd);
 }
 
 void register_unsupported(torch::Library& m) {
   for (const char* name : kOnTensors) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&unsupported>());
   }
-  m.impl("_unmask_unattended", torch::CppFunction::makeFromBoxedFunction<&unsupported>());
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, CompositeExplicitAutograd, m) { register_unsupported(m); }

@@ -7,6 +7,8 @@ ONES = torch.ones(2, 5, dtype=torch.int64)
 MASK_4D = PADDING[:, None, None, :].expand(3, 1, 2, 5).to(torch.float32)
 HALF = torch.float16
 FLOAT = torch.float32
+DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2]])
+POSITIONS = torch.tensor([[0, 1, 0, 1, 2, 0]])
 
 
 def _embeds(batch_size, q_length, dtype=FLOAT):
@@ -77,9 +79,26 @@ SAMPLES = {
         (((2, 4), 3, 2), {"dtype": torch.bfloat16}),
         (((2, 1), 3), {"dtype": FLOAT}),
     ],
+    # Programs of rules, see csrc/ops/rule_program.h.
+    "boolean": [
+        (([1], [], 2, 4, 4), {}),
+        (([8, 2, 1, 5, 0], [PADDING], 3, 2, 5), {"q_offset": 3}),
+        (([8, 2, 6, 0, 10, 1, 8, 2, 2, 2, -1, 1], [DOCUMENTS, POSITIONS], 1, 6, 6), {}),
+        (([9, 2, 8, 2, 3, 2, -1, 1, 4, 0], [DOCUMENTS], 2, 6, 6), {}),
+        (([1], [], 3, 2, 5), {"q_positions": torch.tensor(3)}),
+    ],
+    "additive": [
+        (([8, 2, 1, 5, 0], [PADDING], 3, 5, 5), {"dtype": HALF}),
+        (([1], [], 2, 4, 4), {"dtype": FLOAT, "bias": torch.arange(32.0).view(1, 2, 4, 4)}),
+        (([11, 1, 0, 2, 2, 0], [], 1, 3, 7), {"dtype": torch.float64, "kv_offset": 1}),
+    ],
 }
 
 OPERATORS = tuple(SAMPLES)
+
+# Those that take a program; test_rules.py compares and fuzzes them with a reference of their own.
+RULE_OPERATORS = ("boolean", "additive")
+LEGACY_OPERATORS = tuple(name for name in OPERATORS if name not in RULE_OPERATORS)
 
 CALLS = [(name, args, kwargs) for name in SAMPLES for args, kwargs in SAMPLES[name]]
 
@@ -90,5 +109,6 @@ def operator(name):
     return getattr(torch.ops.attn_mask, name)
 
 
-def map_tensors(function, args):
-    return tuple(function(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+def map_tensors(function, arguments):
+    """``arguments`` (args or kwargs) with every tensor replaced, those in lists included."""
+    return torch.utils._pytree.tree_map_only(torch.Tensor, function, arguments)

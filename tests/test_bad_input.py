@@ -16,7 +16,7 @@ from masks import (
     OUT_DTYPES,
     assert_same_mask,
 )
-from sample_calls import OPERATORS, operator
+from sample_calls import LEGACY_OPERATORS, operator
 
 ops = torch.ops.attn_mask
 FLOAT = torch.float32
@@ -495,7 +495,7 @@ def mask_2d(draw):
 
 @st.composite
 def any_calls(draw):
-    name = draw(st.sampled_from(OPERATORS))
+    name = draw(st.sampled_from(LEGACY_OPERATORS))
     if name == "to_causal_4d":
         args = (draw(SIZES), draw(SIZES), draw(SIZES))
         options = {"sliding_window": draw(WINDOWS)}

@@ -29,8 +29,9 @@ every_mask = pytest.mark.parametrize(
 
 def moved(name, args, kwargs, device):
     """The same call on another device; a factory is told where."""
-    has_tensor = any(isinstance(arg, torch.Tensor) for arg in args)
-    args = map_tensors(lambda tensor: tensor.to(device), args)
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    has_tensor = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
     return operator(name)(*args, **(kwargs if has_tensor else {**kwargs, "device": device}))
 
 
@@ -74,7 +75,9 @@ def test_meta_agrees_with_cpu(name, args, kwargs):
 def test_fake_agrees_with_cpu(name, args, kwargs):
     want = operator(name)(*args, **kwargs)
     with FakeTensorMode() as mode:
-        got = operator(name)(*map_tensors(mode.from_tensor, args), **kwargs)
+        got = operator(name)(
+            *map_tensors(mode.from_tensor, args), **map_tensors(mode.from_tensor, kwargs)
+        )
     assert layout(got) == layout(want)
     if got is not None:
         assert got.device.type == "cpu"

@@ -16,7 +16,7 @@ from masks import (
     has_distinct_memory,
     lowest,
 )
-from sample_calls import CALL_IDS, CALLS, ONES, PADDING, operator
+from sample_calls import LEGACY_OPERATORS, ONES, PADDING, SAMPLES, operator
 
 FLOAT = torch.float32
 
@@ -33,7 +33,10 @@ def check(name, *args, **kwargs):
     return got
 
 
-@pytest.mark.parametrize(("name", "args", "kwargs"), CALLS, ids=CALL_IDS)
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs"),
+    [(name, *call) for name in LEGACY_OPERATORS for call in SAMPLES[name]],
+)
 def test_sample(name, args, kwargs):
     check(name, *args, **kwargs)
 

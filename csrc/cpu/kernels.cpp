@@ -5,6 +5,8 @@
 
 #include <cstddef>
 
+#include "rule/spans.h"
+
 namespace attn_mask::ATTN_MASK_ISA {
 namespace {
 
@@ -47,13 +49,13 @@ void translate(const In* in, int64_t stride, int64_t n, KeyTest visible, Out att
   }
 }
 
-/// Writes what the padding says of keys `[begin, end)` to `out`.
+/// Writes what the padding says of `n` keys from `first` on to `out`.
 template <typename Out>
-void translate(const Padding& padding, const Query& query, int64_t begin, int64_t end, Out attend,
+void translate(const Padding& padding, const Query& query, int64_t first, int64_t n, Out attend,
                Out masked, Out* out) {
-  const int64_t offset = padding.row_offset(query) + begin * padding.key_stride;
+  const int64_t offset = padding.row_offset(query) + first * padding.key_stride;
   const auto run = [&](auto* mask) {
-    translate(mask + offset, padding.key_stride, end - begin, padding.visible, attend, masked, out);
+    translate(mask + offset, padding.key_stride, n, padding.visible, attend, masked, out);
   };
   switch (padding.element_size) {
     case 1:
@@ -67,60 +69,164 @@ void translate(const Padding& padding, const Query& query, int64_t begin, int64_
   }
 }
 
-/// The padding leaf when it is the only leaf of `row` that has to be asked key by key, else null.
-const Padding* sole_padding(const Rule& rule, const RowSpan& row) {
-  for (int32_t i = 0; i < rule.size; ++i) {
-    if (row.unresolved == 1U << i) {
-      return &rule.leaves[i].padding;
+/// What a padding leaf says of the keys of one tile, the same for every query of its batch row.
+template <typename Out>
+struct PaddingTile {
+  alignas(64) Out values[kTileBytes / sizeof(Out)];
+  int64_t column = -1;  // the tile's, counted on through the batch
+  int32_t node = -1;
+};
+
+/// One row of one tile.
+template <typename Out>
+struct TileRow {
+  const MaskTask& task;
+  const Query& query;
+  int64_t column;  // the tile's, counted on through the batch
+  Interval tile;
+  Out* out;  // the whole row, [kv_length]
+  Out attend;
+  Out masked;
+
+  /// Leaf `node` over columns of its spans, which all lie within the mask that it was given.
+  void translated(int32_t node, Interval columns, PaddingTile<Out>& cache) const {
+    const Padding& padding = task.rule.nodes[node].padding;
+    const int64_t shift = padding.by_column ? 0 : task.kv_positions.at(query.batch, 0);
+    if (padding.q_stride != 0 || task.q_length == 1) {
+      translate(padding, query, shift + columns.begin, columns.end - columns.begin, attend, masked,
+                out + columns.begin);
+      return;
+    }
+    if (cache.column != column || cache.node != node) {
+      const Interval within =
+          intersect(tile, {-shift, (padding.by_column ? task.kv_length : padding.length) - shift});
+      translate(padding, query, shift + within.begin, within.end - within.begin, attend, masked,
+                cache.values + (within.begin - tile.begin));
+      cache.column = column;
+      cache.node = node;
+    }
+    __builtin_memcpy(out + columns.begin, cache.values + (columns.begin - tile.begin),
+                     static_cast<std::size_t>(columns.end - columns.begin) * sizeof(Out));
+  }
+
+  /// Columns about which the nodes in `unresolved` have to be asked one by one.
+  void asked(uint32_t unresolved, Interval columns, PaddingTile<Out>& cache) const {
+    bool written = false;
+    for (int32_t node = 0; node < task.rule.size; ++node) {
+      if (((unresolved >> node) & 1U) == 0) {
+        continue;
+      }
+      const Rule::Node& leaf = task.rule.nodes[node];
+      if (!written && leaf.kind == Rule::Kind::kPadding && leaf.step_begin == leaf.step_end &&
+          !task.kv_positions.listed) {
+        translated(node, columns, cache);
+      } else {
+        for (int64_t k = columns.begin; k < columns.end; ++k) {
+          const bool before = !written || out[k] == attend;
+          out[k] =
+              before && attends(task.rule, node, query, task.key(query.batch, k)) ? attend : masked;
+        }
+      }
+      written = true;
     }
   }
-  return nullptr;
-}
+
+  void add_bias(Interval columns, int64_t head) const {
+    const Bias& bias = task.bias;
+    const Out* in = static_cast<const Out*>(bias.data) + query.batch * bias.strides[0] +
+                    head * bias.strides[1] + query.row * bias.strides[2];
+    for (int64_t k = columns.begin; k < columns.end; ++k) {
+      if (out[k] == attend) {
+        out[k] = in[k * bias.strides[3]];
+      }
+    }
+  }
+};
+
+/// Finds the spans of rows; most rules need no more than their hull, which is cheaper.
+class SpanFinder {
+ public:
+  explicit SpanFinder(const MaskTask& task) : task_(task) {
+    for (int32_t i = 0; i < task.rule.size; ++i) {
+      const Rule::Node& node = task.rule.nodes[i];
+      const bool plain = node.conjunct && node.step_begin == node.step_end;
+      if (plain && node.kind == Rule::Kind::kPadding) {
+        unresolved_ |= uint32_t{1} << i;
+        if (!node.padding.by_column) {
+          length_ = node.padding.length < length_ ? node.padding.length : length_;
+        }
+      } else if (!plain || node.kind == Rule::Kind::kSameId || node.kind == Rule::Kind::kNothing) {
+        hull_is_all_ = false;
+      }
+    }
+    hull_is_all_ = hull_is_all_ && !task.kv_positions.listed;
+  }
+
+  RowSpans operator()(const Query& query) const {
+    if (!hull_is_all_) {
+      return row_spans(task_.rule, query, task_.kv_positions, task_.kv_length);
+    }
+    const int64_t shift = task_.kv_positions.at(query.batch, 0);
+    Interval keys = row_hull(task_.rule, query).positions;
+    if (unresolved_ != 0) {
+      keys = intersect(keys, {0, length_});
+    }
+    keys = intersect({keys.begin - shift, keys.end - shift}, {0, task_.kv_length});
+    RowSpans row{};
+    if (!keys.empty()) {
+      row.spans.at[row.spans.size++] = keys;
+      row.unresolved = unresolved_;
+    }
+    return row;
+  }
+
+ private:
+  const MaskTask& task_;
+  bool hull_is_all_ = true;
+  uint32_t unresolved_ = 0;
+  int64_t length_ = kFar;  // positions that every padding leaf knows of end here
+};
 
 template <typename Out>
 void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end) {
   const Out attend = static_cast<Out>(task.format.attend);
   const Out masked = static_cast<Out>(task.format.masked);
-  // What the padding says of the keys of one tile, the same for every query of its batch row.
-  alignas(64) Out padding_tile[kTileBytes / sizeof(Out)];
-  int64_t padding_tile_of = -1;
-
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t row_in_batch = tile % task.q_length;
-    const int64_t column = tile / task.q_length;  // counts on through the batch
-    const int64_t batch = column / tiling.per_row;
+  const SpanFinder find_spans(task);
+  PaddingTile<Out> cache;
+  int64_t row = begin % task.q_length;
+  int64_t column = begin / task.q_length;
+  for (int64_t tile = begin; tile < end; ++tile, ++row) {
+    if (row == task.q_length) {
+      row = 0;
+      ++column;
+    }
+    const int64_t plane = column / tiling.per_row;  // of a batch row and a head
     const int64_t first = column % tiling.per_row * tiling.keys;
     const int64_t last =
         first + tiling.keys < task.kv_length ? first + tiling.keys : task.kv_length;
-    const Query query{batch, row_in_batch, task.q_offset + row_in_batch};
-    const RowSpan row = row_span(task.rule, query, task.kv_length);
-    const Interval keys = intersect(row.interval, {first, last});
-    Out* out = static_cast<Out*>(task.out) +
-               (batch * task.q_length + row_in_batch) * task.kv_length;  // [kv]
-    if (keys.empty()) {
-      fill(out + first, last - first, masked);
-      continue;
-    }
+    const Query query = task.query(plane / task.heads, row);
+    const RowSpans spans = find_spans(query);
+    Out* out = static_cast<Out*>(task.out) + (plane * task.q_length + row) * task.kv_length;
+    const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked};
     // From left to right: the other order takes twice as long, since hardware prefetches forwards.
-    fill(out + first, keys.begin - first, masked);
-    const Padding* padding = sole_padding(task.rule, row);
-    if (row.unresolved == 0) {
-      fill(out + keys.begin, keys.end - keys.begin, attend);
-    } else if (padding == nullptr) {
-      for (int64_t key = keys.begin; key < keys.end; ++key) {
-        out[key] = attends(task.rule, query, key, row.unresolved) ? attend : masked;
+    int64_t written = first;
+    for (int32_t i = 0; i < spans.spans.size; ++i) {
+      const Interval columns = intersect(spans.spans.at[i], {first, last});
+      if (columns.empty()) {
+        continue;
       }
-    } else if (padding->q_stride != 0 || task.q_length == 1) {
-      translate(*padding, query, keys.begin, keys.end, attend, masked, out + keys.begin);
-    } else {
-      if (padding_tile_of != column) {
-        translate(*padding, query, first, last, attend, masked, padding_tile);
-        padding_tile_of = column;
+      fill(out + written, columns.begin - written, masked);
+      if (spans.unresolved == 0) {
+        fill(out + columns.begin, columns.end - columns.begin, attend);
+      } else {
+        tile_row.asked(spans.unresolved, columns, cache);
       }
-      __builtin_memcpy(out + keys.begin, padding_tile + (keys.begin - first),
-                       static_cast<std::size_t>(keys.end - keys.begin) * sizeof(Out));
+      if (task.bias.data != nullptr) {
+        tile_row.add_bias(columns, plane % task.heads);
+      }
+      written = columns.end;
     }
-    fill(out + keys.end, last - keys.end, masked);
+    fill(out + written, last - written, masked);
   }
 }
 

@@ -17,7 +17,7 @@ struct Tiling {
 
 /// A tile is small enough to stay in the first-level cache and large enough to be written in long
 /// runs.
-inline constexpr int64_t kTileBytes = 16 * 1024;
+inline constexpr int64_t kTileBytes = 64 * 1024;
 
 /// One set per instruction set; each works on a range so that the caller decides about threads.
 struct CpuKernels {

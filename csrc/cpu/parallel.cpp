@@ -38,13 +38,13 @@ const CpuKernels& kernels() {
 }  // namespace
 
 void write_mask_cpu(const MaskTask& task) {
-  if (task.batch_size == 0 || task.q_length == 0 || task.kv_length == 0) {
+  if (task.elements() == 0) {
     return;
   }
   const int64_t keys = std::min(task.kv_length, kTileBytes / task.format.element_size);
   const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
   at::parallel_for(
-      0, task.batch_size * task.q_length * tiling.per_row, grain(keys * task.format.element_size),
+      0, task.rows() * tiling.per_row, grain(keys * task.format.element_size),
       [&](int64_t begin, int64_t end) { kernels().write_tiles(task, tiling, begin, end); });
 }
 
@@ -63,7 +63,7 @@ bool all_cpu(const StridedRows& rows, const KeyTest& test) {
   const int64_t per_row = (rows.length + piece - 1) / piece;
   std::atomic<bool> answer{true};
   at::parallel_for(0, rows.rows() * per_row,
-                   grain(std::min(piece, rows.length) * rows.element_size),
+                   8 * grain(std::min(piece, rows.length) * rows.element_size),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t i = begin; i < end; ++i) {
                        if (!answer.load(std::memory_order_relaxed)) {

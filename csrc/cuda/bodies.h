@@ -9,65 +9,97 @@
 
 namespace attn_mask {
 
-/// One 16-byte store.
-template <typename T>
+/// One 16-byte store, put together in registers.
 struct alignas(16) Pack {
-  static constexpr int64_t kSize = 16 / sizeof(T);
-  T values[kSize];
+  uint64_t words[2];
 };
+
+template <typename T>
+inline constexpr int64_t kPackSize = sizeof(Pack) / sizeof(T);
 
 /// Stores of a mask as a whole: packs run on across the ends of rows, so that all but the last are
 /// full and aligned whatever the row's length.
 template <typename T>
 ATTN_MASK_INLINE int64_t mask_packs(const MaskTask& task) {
-  const int64_t elements = task.batch_size * task.q_length * task.kv_length;
-  return elements / Pack<T>::kSize + (elements % Pack<T>::kSize != 0);
+  const int64_t elements = task.elements();
+  return elements / kPackSize<T> + (elements % kPackSize<T> != 0);
 }
+
+/// Walks over the elements of a mask in the order of memory.
+struct MaskCursor {
+  const MaskTask& task;
+  int64_t row_index;  // counts on through heads and batch
+  int64_t column;
+  int64_t head = 0;
+  Query query{};
+  RowHull row{};
+
+  ATTN_MASK_INLINE MaskCursor(const MaskTask& of, int64_t element)
+      : task(of), row_index(element / of.kv_length), column(element % of.kv_length) {
+    enter_row();
+  }
+
+  ATTN_MASK_INLINE void enter_row() {
+    const int64_t plane = row_index / task.q_length;
+    head = plane % task.heads;
+    query = task.query(plane / task.heads, row_index - plane * task.q_length);
+    row = row_hull(task.rule, query);
+  }
+
+  template <typename T>
+  ATTN_MASK_INLINE T value() const {
+    const Key key = task.key(query.batch, column);
+    if (!row.positions.contains(key.position) || !(row.exact || attends(task.rule, query, key))) {
+      return static_cast<T>(task.format.masked);
+    }
+    const Bias& bias = task.bias;
+    if (bias.data == nullptr) {
+      return static_cast<T>(task.format.attend);
+    }
+    return static_cast<const T*>(bias.data)[query.batch * bias.strides[0] + head * bias.strides[1] +
+                                            query.row * bias.strides[2] + column * bias.strides[3]];
+  }
+
+  /// To the next element, which must exist.
+  ATTN_MASK_INLINE void advance() {
+    if (++column == task.kv_length) {
+      column = 0;
+      ++row_index;
+      enter_row();
+    }
+  }
+};
 
 template <typename T>
 ATTN_MASK_INLINE void write_mask_body(const MaskTask& task, const GridPosition& at) {
-  const T attend = static_cast<T>(task.format.attend);
-  const T masked = static_cast<T>(task.format.masked);
-  const int64_t elements = task.batch_size * task.q_length * task.kv_length;
+  const int64_t elements = task.elements();
   const int64_t packs = mask_packs<T>(task);
   for (int64_t pack_index = at.first(); pack_index < packs; pack_index += at.step()) {
-    const int64_t first = pack_index * Pack<T>::kSize;
-    int64_t row_index = first / task.kv_length;
-    int64_t key = first - row_index * task.kv_length;
-    Query query{};
-    RowSpan row{};
-    bool new_row = true;
-    Pack<T> pack;
+    const int64_t first = pack_index * kPackSize<T>;
+    const int64_t left = elements - first;
+    const int64_t count = left < kPackSize<T> ? left : kPackSize<T>;
+    MaskCursor cursor(task, first);
+    Pack pack{{0, 0}};
+    // A loop that is not unrolled: sixteen copies of the rule's evaluation would spill registers.
 #if defined(__CUDA_ARCH__)
-#pragma unroll
+#pragma unroll 1
 #endif
-    for (int64_t i = 0; i < Pack<T>::kSize; ++i) {
-      if (new_row) {
-        query.batch = row_index / task.q_length;
-        query.row = row_index - query.batch * task.q_length;
-        query.position = task.q_offset + query.row;
-        row = row_span(task.rule, query, task.kv_length);
-        new_row = false;
+    for (int64_t i = 0; i < count; ++i) {
+      if (i > 0) {
+        cursor.advance();
       }
-      const bool inside = first + i < elements && row.interval.contains(key);
-      pack.values[i] = inside && attends(task.rule, query, key, row.unresolved) ? attend : masked;
-      if (++key == task.kv_length) {
-        key = 0;
-        ++row_index;
-        new_row = true;
-      }
+      const int64_t bit = i * 8 * static_cast<int64_t>(sizeof(T));
+      const uint64_t value = static_cast<uint64_t>(cursor.template value<T>()) << (bit % 64);
+      pack.words[0] |= bit < 64 ? value : 0;
+      pack.words[1] |= bit < 64 ? 0 : value;
     }
     T* out = static_cast<T*>(task.out) + first;
-    if (first + Pack<T>::kSize <= elements) {
-      *reinterpret_cast<Pack<T>*>(out) = pack;
+    if (count == kPackSize<T>) {
+      *reinterpret_cast<Pack*>(out) = pack;
     } else {
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
-      for (int64_t i = 0; i < Pack<T>::kSize; ++i) {
-        if (first + i < elements) {
-          out[i] = pack.values[i];
-        }
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t bit = i * 8 * static_cast<int64_t>(sizeof(T));
+        out[i] = static_cast<T>((bit < 64 ? pack.words[0] : pack.words[1]) >> (bit % 64));
       }
     }
   }

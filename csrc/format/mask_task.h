@@ -5,16 +5,35 @@
 
 namespace attn_mask {
 
+/// What attended elements hold in place of the format's `attend`: elements of the mask's own size.
+struct Bias {
+  const void* data;    // [batch_size, heads, q_length, kv_length]; null: none
+  int64_t strides[4];  // in elements; 0 repeats
+};
+
 /// All that a kernel needs to write one dense mask: the rule, the question's extent and where and
 /// how to write the answer.
 struct MaskTask {
   Rule rule;
   int64_t batch_size;
+  int64_t heads;  // all alike but for the bias
   int64_t q_length;
   int64_t kv_length;
-  int64_t q_offset;  // query i stands at position q_offset + i; key k at position k
+  Positions q_positions;
+  Positions kv_positions;
   DenseFormat format;
-  void* out;  // [batch_size, q_length, kv_length], contiguous
+  Bias bias;
+  void* out;  // [batch_size, heads, q_length, kv_length], contiguous
+
+  ATTN_MASK_INLINE int64_t rows() const { return batch_size * heads * q_length; }
+  ATTN_MASK_INLINE int64_t elements() const { return rows() * kv_length; }
+
+  ATTN_MASK_INLINE Query query(int64_t batch, int64_t row) const {
+    return {batch, row, q_positions.at(batch, row)};
+  }
+  ATTN_MASK_INLINE Key key(int64_t batch, int64_t column) const {
+    return {column, kv_positions.at(batch, column)};
+  }
 };
 
 }  // namespace attn_mask

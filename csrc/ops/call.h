@@ -35,6 +35,8 @@ ATTN_MASK_DEFINE_CALL(prepare_4d_causal_attention_mask_for_sdpa,
 ATTN_MASK_DEFINE_CALL(prepare_4d_attention_mask, "_prepare_4d_attention_mask")
 ATTN_MASK_DEFINE_CALL(prepare_4d_attention_mask_for_sdpa, "_prepare_4d_attention_mask_for_sdpa")
 ATTN_MASK_DEFINE_CALL(create_4d_causal_attention_mask, "_create_4d_causal_attention_mask")
+ATTN_MASK_DEFINE_CALL(boolean, "boolean")
+ATTN_MASK_DEFINE_CALL(additive, "additive")
 
 #undef ATTN_MASK_DEFINE_CALL
 

@@ -11,7 +11,7 @@ at::Tensor causal_mask(const char* op, const c10::SymInt& batch_size, const c10:
                        const c10::SymInt& kv_length, at::ScalarType dtype,
                        std::optional<at::Device> device, const OptionalSymInt& sliding_window) {
   check_addressable(op, {batch_size, q_length, kv_length}, dtype);
-  const at::Tensor plane = empty_mask(op, 1, q_length, kv_length, dtype, device);
+  const at::Tensor plane = empty_mask(op, 1, 1, q_length, kv_length, dtype, device);
   if (!plane.is_meta()) {
     const int64_t q_offset = kv_length.expect_int() - q_length.expect_int();
     write_mask(plane, causal_rule(sliding_window), q_offset, additive_format(dtype));

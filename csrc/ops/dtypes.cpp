@@ -196,6 +196,18 @@ KeyTest is_one(at::ScalarType dtype, at::ScalarType cast_to) {
   }
 }
 
+KeyTest is_nonzero(at::ScalarType dtype) {
+  if (dtype == at::kFloat8_e8m0fnu) {
+    return {0, 0, 0};  // it has no zero
+  }
+  // Bits other than the sign; formats without a negative zero use its bits for NaN, which is true.
+  const bool signed_zero =
+      is_additive_dtype(dtype) || dtype == at::kFloat8_e4m3fn || dtype == at::kFloat8_e5m2;
+  const uint64_t sign =
+      signed_zero ? uint64_t{1} << (8 * c10::elementSize(dtype) - 1) : uint64_t{0};
+  return {~sign, 1, ~uint64_t{0} - 1};
+}
+
 KeyTest is_equal(at::ScalarType dtype, const c10::Scalar& value) {
   switch (dtype) {
     case at::kByte:

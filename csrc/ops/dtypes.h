@@ -29,6 +29,9 @@ double lowest(at::ScalarType dtype);
 /// does.
 KeyTest is_one(at::ScalarType dtype, at::ScalarType cast_to);
 
+/// Whether an element of `dtype` is true: not zero.
+KeyTest is_nonzero(at::ScalarType dtype);
+
 /// Whether an element of `dtype` equals `value`, compared as torch's `tensor == value` does.
 KeyTest is_equal(at::ScalarType dtype, const c10::Scalar& value);
 

@@ -64,4 +64,27 @@ bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
                              const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
                              OptionalSymInt sliding_window, bool is_training);
 
+/// Any rule (see rule_program.h) as a boolean mask.
+at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                   c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
+                   c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+                   const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device);
+
+/// Any rule as an additive mask, on top of a bias where one is given.
+at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                    c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype,
+                    c10::SymInt q_offset, c10::SymInt kv_offset,
+                    const std::optional<at::Tensor>& q_positions,
+                    const std::optional<at::Tensor>& kv_positions,
+                    const std::optional<at::Tensor>& bias, std::optional<at::Device> device);
+
+/// The same with a gradient for the bias.
+at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
+                             c10::SymInt batch_size, c10::SymInt q_length, c10::SymInt kv_length,
+                             at::ScalarType dtype, c10::SymInt q_offset, c10::SymInt kv_offset,
+                             const std::optional<at::Tensor>& q_positions,
+                             const std::optional<at::Tensor>& kv_positions,
+                             const std::optional<at::Tensor>& bias,
+                             std::optional<at::Device> device);
+
 }  // namespace attn_mask::ops

@@ -9,12 +9,10 @@ namespace attn_mask {
 namespace {
 
 Padding padding_of(const at::Tensor& mask, at::ScalarType cast_to) {
-  return {mask.const_data_ptr(),
-          mask.stride(0),
-          /*q_stride=*/0,
-          mask.stride(1),
-          static_cast<int32_t>(mask.element_size()),
-          is_one(mask.scalar_type(), cast_to)};
+  return {mask.const_data_ptr(), mask.stride(0),
+          /*q_stride=*/0,        mask.stride(1),
+          mask.size(1),          static_cast<int32_t>(mask.element_size()),
+          /*by_column=*/false,   is_one(mask.scalar_type(), cast_to)};
 }
 
 }  // namespace
@@ -46,7 +44,7 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
   } else if (kv_length) {
     check_size(op, "key_value_length", *kv_length);
   }
-  at::Tensor out = empty_mask(op, mask.sym_size(0), q_length, mask_length, dtype, mask.device());
+  at::Tensor out = empty_mask(op, mask.sym_size(0), 1, q_length, mask_length, dtype, mask.device());
   if (!out.is_meta()) {
     Rule rule = make_rule(padding_of(mask, dtype));
     if (causal) {

@@ -16,6 +16,8 @@ void register_all(torch::Library& m) {
   m.impl("_prepare_4d_attention_mask", &prepare_4d_attention_mask);
   m.impl("_prepare_4d_attention_mask_for_sdpa", &prepare_4d_attention_mask_for_sdpa);
   m.impl("_create_4d_causal_attention_mask", &create_4d_causal_attention_mask);
+  m.impl("boolean", &boolean);
+  m.impl("additive", &additive);
 }
 
 }  // namespace attn_mask::ops

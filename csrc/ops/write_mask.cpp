@@ -3,16 +3,18 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
+
 #include "cpu/huge_pages.h"
 #include "ops/checks.h"
 #include "ops/kernels.h"
 
 namespace attn_mask {
 
-at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& q_length,
-                      const c10::SymInt& kv_length, at::ScalarType dtype,
-                      std::optional<at::Device> device) {
-  const std::array<c10::SymInt, 4> sizes{batch_size, 1, q_length, kv_length};
+at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& heads,
+                      const c10::SymInt& q_length, const c10::SymInt& kv_length,
+                      at::ScalarType dtype, std::optional<at::Device> device) {
+  const std::array<c10::SymInt, 4> sizes{batch_size, heads, q_length, kv_length};
   check_addressable(op, sizes, dtype);
   at::Tensor out = at::empty_symint(sizes, at::TensorOptions().dtype(dtype).device(device));
   if (out.is_cpu()) {
@@ -26,9 +28,10 @@ void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
   MaskTask task{};
   task.rule = rule;
   task.batch_size = out.size(0);
+  task.heads = 1;
   task.q_length = out.size(2);
   task.kv_length = out.size(3);
-  task.q_offset = q_offset;
+  task.q_positions.offset = q_offset;
   task.format = format;
   task.out = out.data_ptr();
   const c10::OptionalDeviceGuard guard(out.device());
@@ -38,7 +41,7 @@ void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
 Rule causal_rule(const std::optional<c10::SymInt>& sliding_window) {
   Rule rule = make_rule(Causal{});
   if (sliding_window) {
-    rule = rule & make_rule(SlidingWindow{sliding_window->expect_int()});
+    rule = rule & make_rule(SlidingWindow{std::min(sliding_window->expect_int(), kFar), kFar});
   }
   return rule;
 }

@@ -10,10 +10,10 @@
 
 namespace attn_mask {
 
-/// A mask to be written: uninitialised, [batch_size, 1, q_length, kv_length], contiguous.
-at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& q_length,
-                      const c10::SymInt& kv_length, at::ScalarType dtype,
-                      std::optional<at::Device> device);
+/// A mask to be written: uninitialised, [batch_size, heads, q_length, kv_length], contiguous.
+at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& heads,
+                      const c10::SymInt& q_length, const c10::SymInt& kv_length,
+                      at::ScalarType dtype, std::optional<at::Device> device);
 
 /// Writes `rule` into `out`, a tensor from empty_mask with real memory. Query i stands at position
 /// `q_offset + i`.

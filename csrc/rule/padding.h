@@ -5,15 +5,17 @@
 
 namespace attn_mask {
 
-/// A query attends to a key when a mask that the caller gave says so: one for each key of a batch
-/// row (padding, `q_stride` 0), or one for each query and key. Which keys those are is data, so a
-/// span can't say it: kernels ask key by key.
+/// A query attends to a key when a mask that the caller gave says so: one for the positions of each
+/// batch row (padding), or one for each row and column of the mask itself. Which keys those are is
+/// data, so a span can't say it: kernels ask key by key.
 struct Padding {
-  const void* mask;      // [batch_size, q_length or 1, kv_length]
+  const void* mask;      // [batch_size, length], or [batch_size, q_length, kv_length]
   int64_t batch_stride;  // strides are in elements; 0 repeats
-  int64_t q_stride;
+  int64_t q_stride;      // 0 for padding
   int64_t key_stride;
+  int64_t length;        // keys from here on are not attended to
   int32_t element_size;  // 1, 2, 4 or 8 bytes
+  bool by_column;        // the mask's rows and columns, not positions, say where to look
   KeyTest visible;
 
   ATTN_MASK_INLINE int64_t row_offset(const Query& query) const {
@@ -21,6 +23,9 @@ struct Padding {
   }
 
   ATTN_MASK_INLINE bool attends(const Query& query, int64_t key) const {
+    if (key < 0 || key >= length) {
+      return false;
+    }
     const int64_t index = row_offset(query) + key * key_stride;
     switch (element_size) {
       case 1:

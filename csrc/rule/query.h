@@ -8,7 +8,13 @@ namespace attn_mask {
 struct Query {
   int64_t batch;
   int64_t row;       // 0 <= row < q_length: where it is stored
-  int64_t position;  // where it stands among the keys
+  int64_t position;  // where it stands
+};
+
+/// Who is asked about: a column of the mask.
+struct Key {
+  int64_t column;  // 0 <= column < kv_length: where it is stored
+  int64_t position;
 };
 
 }  // namespace attn_mask

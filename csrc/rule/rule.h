@@ -1,128 +1,227 @@
 #pragma once
 
 #include "rule/causal.h"
+#include "rule/chunk.h"
 #include "rule/interval.h"
 #include "rule/padding.h"
+#include "rule/positions.h"
+#include "rule/query.h"
+#include "rule/same_id.h"
 #include "rule/sliding_window.h"
 
 namespace attn_mask {
 
-/// Which keys a query attends to: leaves joined by `and`; without leaves, all of them. Plain data
-/// of fixed size, handed to kernels by value, so that nothing has to be uploaded (a CUDA graph
-/// being captured forbids it). It does not own the tensors that its leaves point into.
+/// Which keys a query attends to: a tree of leaves under `and` and `or`, as nodes in postfix order.
+/// Plain data of fixed size, handed to kernels by value, so that nothing has to be uploaded (a CUDA
+/// graph being captured forbids it). It does not own the memory that its leaves point into.
 ///
-/// A new leaf is a struct with `attends` (one key) and, where it has one, `span` (the keys of one
-/// query), a case in the two switches below and a make_rule.
+/// A new leaf is a struct in a file of its own, a Kind, a case in `attends` and, where it has
+/// spans, one in spans.cpp.
 struct Rule {
-  enum class Kind : int32_t { kCausal, kSlidingWindow, kPadding };
+  enum class Kind : int32_t {
+    kAll,
+    kNothing,
+    kCausal,
+    kSlidingWindow,
+    kChunk,
+    kSameId,
+    kPadding,
+    kAnd,
+    kOr,
+  };
 
-  struct Leaf {
+  /// A leaf may see other positions than those of the mask: each step adds to them or looks them
+  /// up.
+  struct Step {
+    int64_t q_add;
+    int64_t key_add;
+    Table table;  // no data: add only
+  };
+
+  struct Node {
     Kind kind;
+    int32_t first;       // where the subtree begins that this node ends
+    int32_t step_begin;  // the leaf's steps, outermost first
+    int32_t step_end;
+    bool conjunct;  // all that the rule allows, this leaf allows
     union {
-      Causal causal;
       SlidingWindow sliding_window;
+      Chunk chunk;
+      SameId same_id;
       Padding padding;
     };
   };
 
-  static constexpr int32_t kMaxLeaves = 4;
+  static constexpr int32_t kMaxNodes = 24;
+  static constexpr int32_t kMaxSteps = 8;
 
-  Leaf leaves[kMaxLeaves];
+  Node nodes[kMaxNodes];
+  Step steps[kMaxSteps];
   int32_t size;
+  int32_t steps_size;
 };
 
-/// What a row of a mask looks like before its unresolved leaves are asked.
-struct RowSpan {
-  Interval interval;    // the query attends to no key outside of it
-  uint32_t unresolved;  // bit i: leaf i has yet to be asked about each key of the interval
+/// Does the leaf allow the query to attend to the key?
+ATTN_MASK_INLINE bool leaf_attends(const Rule& rule, const Rule::Node& leaf, const Query& query,
+                                   const Key& key) {
+  int64_t q = query.position;
+  int64_t k = key.position;
+  for (int32_t i = leaf.step_begin; i < leaf.step_end; ++i) {
+    const Rule::Step& step = rule.steps[i];
+    if (step.table.data == nullptr) {
+      q += step.q_add;
+      k += step.key_add;
+    } else if (step.table.holds(q) && step.table.holds(k)) {
+      q = step.table.at(query.batch, q);
+      k = step.table.at(query.batch, k);
+    } else {
+      return false;
+    }
+  }
+  switch (leaf.kind) {
+    case Rule::Kind::kAll:
+      return true;
+    case Rule::Kind::kCausal:
+      return Causal{}.span(q).contains(k);
+    case Rule::Kind::kSlidingWindow:
+      return leaf.sliding_window.span(q).contains(k);
+    case Rule::Kind::kChunk:
+      return leaf.chunk.span(query.batch, q).contains(k);
+    case Rule::Kind::kSameId:
+      return leaf.same_id.attends(query.batch, q, k);
+    case Rule::Kind::kPadding:
+      return leaf.padding.attends(query, leaf.padding.by_column ? key.column : k);
+    default:
+      return false;
+  }
+}
+
+/// Element level, the definition: does the query attend to the key, under the subtree that ends
+/// with node `last`?
+ATTN_MASK_INLINE bool attends(const Rule& rule, int32_t last, const Query& query, const Key& key) {
+  uint32_t stack = 0;  // a bit for each answer that waits for its `and` or `or`
+  for (int32_t i = rule.nodes[last].first; i <= last; ++i) {
+    const Rule::Node& node = rule.nodes[i];
+    if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
+      const uint32_t both = stack & (stack >> 1) & 1U;
+      const uint32_t either = (stack | (stack >> 1)) & 1U;
+      stack = (stack >> 2 << 1) | (node.kind == Rule::Kind::kAnd ? both : either);
+    } else {
+      stack = stack << 1 | (leaf_attends(rule, node, query, key) ? 1U : 0U);
+    }
+  }
+  return (stack & 1U) != 0;
+}
+
+ATTN_MASK_INLINE bool attends(const Rule& rule, const Query& query, const Key& key) {
+  return attends(rule, rule.size - 1, query, key);
+}
+
+/// What is known of a row without asking about each key.
+struct RowHull {
+  Interval positions;  // the query attends to no key outside of it
+  bool exact;          // and to every key within
 };
 
-/// The leaves named by `which`, a bit each: does the query attend to `key` under all of them?
-ATTN_MASK_INLINE bool attends(const Rule& rule, const Query& query, int64_t key, uint32_t which) {
-  bool answer = true;
+/// The hull that causality, windows and chunks give, in O(nodes), from arithmetic alone.
+ATTN_MASK_INLINE RowHull row_hull(const Rule& rule, const Query& query) {
+  RowHull row{{-2 * kFar, 2 * kFar}, true};
   for (int32_t i = 0; i < rule.size; ++i) {
-    const Rule::Leaf& leaf = rule.leaves[i];
-    if (((which >> i) & 1U) == 0) {
+    const Rule::Node& node = rule.nodes[i];
+    if (node.kind == Rule::Kind::kAnd) {
       continue;
     }
-    switch (leaf.kind) {
-      case Rule::Kind::kCausal:
-        answer = answer && leaf.causal.attends(query, key);
-        break;
-      case Rule::Kind::kSlidingWindow:
-        answer = answer && leaf.sliding_window.attends(query, key);
-        break;
-      case Rule::Kind::kPadding:
-        answer = answer && leaf.padding.attends(query, key);
-        break;
+    const bool plain = node.conjunct && node.step_begin == node.step_end;
+    if (plain && node.kind == Rule::Kind::kCausal) {
+      row.positions = intersect(row.positions, Causal{}.span(query.position));
+    } else if (plain && node.kind == Rule::Kind::kSlidingWindow) {
+      row.positions = intersect(row.positions, node.sliding_window.span(query.position));
+    } else if (plain && node.kind == Rule::Kind::kChunk) {
+      row.positions = intersect(row.positions, node.chunk.span(query.batch, query.position));
+    } else if (!(plain && node.kind == Rule::Kind::kAll)) {
+      row.exact = false;
     }
   }
-  return answer;
+  return row;
 }
 
-/// Element level, the definition: does the query attend to `key`?
-ATTN_MASK_INLINE bool attends(const Rule& rule, const Query& query, int64_t key) {
-  return attends(rule, query, key, ~uint32_t{0});
-}
+namespace detail {
 
-/// Span level: the keys of `[0, kv_length)` that the query may attend to, in O(leaves).
-ATTN_MASK_INLINE RowSpan row_span(const Rule& rule, const Query& query, int64_t kv_length) {
-  RowSpan row{{0, kv_length}, 0};
-  for (int32_t i = 0; i < rule.size; ++i) {
-    const Rule::Leaf& leaf = rule.leaves[i];
-    switch (leaf.kind) {
-      case Rule::Kind::kCausal:
-        row.interval = intersect(row.interval, leaf.causal.span(query, kv_length));
-        break;
-      case Rule::Kind::kSlidingWindow:
-        row.interval = intersect(row.interval, leaf.sliding_window.span(query, kv_length));
-        break;
-      case Rule::Kind::kPadding:
-        row.unresolved |= 1U << i;
-        break;
-    }
-  }
-  return row.interval.empty() ? RowSpan{{0, 0}, 0} : row;
-}
-
-/// The rule without leaves: every query attends to every key.
-inline Rule make_rule() {
-  Rule rule;
-  rule.size = 0;
-  return rule;
-}
-
-inline Rule make_rule(Causal causal) {
-  Rule rule;
-  rule.leaves[0].kind = Rule::Kind::kCausal;
-  rule.leaves[0].causal = causal;
+inline Rule leaf(Rule::Kind kind) {
+  Rule rule{};
+  rule.nodes[0].kind = kind;
+  rule.nodes[0].conjunct = true;
   rule.size = 1;
   return rule;
 }
+
+}  // namespace detail
+
+/// The rule under which every query attends to every key.
+inline Rule make_rule() { return detail::leaf(Rule::Kind::kAll); }
+
+inline Rule make_rule(Causal) { return detail::leaf(Rule::Kind::kCausal); }
 
 inline Rule make_rule(SlidingWindow sliding_window) {
-  Rule rule;
-  rule.leaves[0].kind = Rule::Kind::kSlidingWindow;
-  rule.leaves[0].sliding_window = sliding_window;
-  rule.size = 1;
+  Rule rule = detail::leaf(Rule::Kind::kSlidingWindow);
+  rule.nodes[0].sliding_window = sliding_window;
+  return rule;
+}
+
+inline Rule make_rule(const Chunk& chunk) {
+  Rule rule = detail::leaf(Rule::Kind::kChunk);
+  rule.nodes[0].chunk = chunk;
+  return rule;
+}
+
+inline Rule make_rule(const SameId& same_id) {
+  Rule rule = detail::leaf(Rule::Kind::kSameId);
+  rule.nodes[0].same_id = same_id;
   return rule;
 }
 
 inline Rule make_rule(const Padding& padding) {
-  Rule rule;
-  rule.leaves[0].kind = Rule::Kind::kPadding;
-  rule.leaves[0].padding = padding;
-  rule.size = 1;
+  Rule rule = detail::leaf(Rule::Kind::kPadding);
+  rule.nodes[0].padding = padding;
   return rule;
 }
 
-/// A query attends to a key when it does under both. The two have at most kMaxLeaves leaves
-/// together.
-inline Rule operator&(Rule rule, const Rule& other) {
-  for (int32_t i = 0; i < other.size; ++i) {
-    rule.leaves[rule.size++] = other.leaves[i];
-  }
-  return rule;
+/// The rule under which no query attends to any key.
+inline Rule make_nothing() { return detail::leaf(Rule::Kind::kNothing); }
+
+/// Whether two rules fit into one.
+inline bool fit_together(const Rule& a, const Rule& b) {
+  return a.size + b.size + 1 <= Rule::kMaxNodes && a.steps_size + b.steps_size <= Rule::kMaxSteps;
 }
+
+/// `a` and `b`, or `a` or `b`; they must fit together.
+inline Rule join(Rule a, const Rule& b, Rule::Kind kind) {
+  const int32_t nodes_before = a.size;
+  const int32_t steps_before = a.steps_size;
+  for (int32_t i = 0; i < b.size; ++i) {
+    Rule::Node node = b.nodes[i];
+    node.first += nodes_before;
+    node.step_begin += steps_before;
+    node.step_end += steps_before;
+    a.nodes[a.size++] = node;
+  }
+  for (int32_t i = 0; i < b.steps_size; ++i) {
+    a.steps[a.steps_size++] = b.steps[i];
+  }
+  if (kind == Rule::Kind::kOr) {
+    for (int32_t i = 0; i < a.size; ++i) {
+      a.nodes[i].conjunct = false;
+    }
+  }
+  Rule::Node& node = a.nodes[a.size++];
+  node = Rule::Node{};
+  node.kind = kind;
+  node.first = 0;
+  node.conjunct = kind == Rule::Kind::kAnd;
+  return a;
+}
+
+inline Rule operator&(const Rule& a, const Rule& b) { return join(a, b, Rule::Kind::kAnd); }
+inline Rule operator|(const Rule& a, const Rule& b) { return join(a, b, Rule::Kind::kOr); }
 
 }  // namespace attn_mask

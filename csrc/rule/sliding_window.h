@@ -1,23 +1,18 @@
 #pragma once
 
 #include "rule/interval.h"
-#include "rule/query.h"
+#include "rule/limits.h"
 
 namespace attn_mask {
 
-/// A query attends to no key further than `left` before its own position. With Causal that makes a
-/// window of `left + 1` keys, the query's own included.
+/// A query attends to the keys from `left` before to `right` behind its own position. With Causal
+/// that makes windows of `left + 1` keys, the query's own included.
 struct SlidingWindow {
-  int64_t left;  // >= 0
+  int64_t left;   // kFar: open
+  int64_t right;  // kFar: open
 
-  ATTN_MASK_INLINE bool attends(const Query& query, int64_t key) const {
-    return key >= query.position - left;
-  }
-
-  /// The keys of `[0, kv_length)` that the query attends to.
-  ATTN_MASK_INLINE Interval span(const Query& query, int64_t kv_length) const {
-    return intersect({query.position - left, kv_length}, {0, kv_length});
-  }
+  /// The positions of the keys that the query at position `q` attends to.
+  ATTN_MASK_INLINE Interval span(int64_t q) const { return {q - left, q + right + 1}; }
 };
 
 }  // namespace attn_mask

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION
@@ -29,12 +30,15 @@ from attn_mask import _C  # noqa: E402  (it is linked with the library loaded ab
 
 def _fake_factory(
     mode: FakeTensorMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
-) -> torch.Tensor | None:
-    """Runs a factory that may return None under fake tensors.
+) -> Any:
+    """Runs an operator without tensors under fake tensors.
 
-    They know how to treat operators that have no tensor arguments and return a Tensor, but not
-    those that return an optional one: shape (or None) and errors come from the Meta kernel.
+    They know how to treat operators that can't have tensor arguments and return a Tensor, but not
+    those that return an optional one or just were given none: shape (or None) and errors come from
+    the Meta kernel.
     """
+    if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
+        return mode.__torch_dispatch__(func, types, args, kwargs)
     mask = func(*args, **{**kwargs, "device": torch.device("meta")})
     if mask is None:
         return None
@@ -43,7 +47,7 @@ def _fake_factory(
         return torch.empty_strided(mask.shape, mask.stride(), dtype=mask.dtype, device=device)
 
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask"):
+for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", "boolean", "additive"):
     torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
 
 

@@ -62,9 +62,10 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
     for (int trial = 0; trial < 600; ++trial) {
       MaskTask task{};
       task.batch_size = 1 + random() % 3;
+      task.heads = 1;
       task.q_length = 1 + random() % 6;
       task.kv_length = 1 + random() % 150;
-      task.q_offset = random() % 120;
+      task.q_positions.offset = random() % 120;
       task.format = kFormats[random() % 4];
       const test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length,
                                         task.kv_length, 1 + random() % 2, random() % 2 == 0);
@@ -75,7 +76,7 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
         task.rule = task.rule & make_rule(Causal{});
       }
       if (random() % 2 == 0) {
-        task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 50)});
+        task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 50), kFar});
       }
       if (random() % 4 != 0) {
         task.rule = task.rule & make_rule(padding.leaf);
@@ -96,12 +97,14 @@ TEST(WriteTiles, RowsLongerThanATile) {
       for (const int64_t kv_length : {keys - 1, keys, keys + 1, 2 * keys + 17}) {
         MaskTask task{};
         task.batch_size = 2;
+        task.heads = 1;
         task.q_length = 3;
         task.kv_length = kv_length;
-        task.q_offset = kv_length - 3;
+        task.q_positions.offset = kv_length - 3;
         task.format = format;
         const test::RandomPadding padding(random, 8, 2, 3, kv_length, 1, false);
-        task.rule = make_rule(Causal{}) & make_rule(SlidingWindow{keys}) & make_rule(padding.leaf);
+        task.rule =
+            make_rule(Causal{}) & make_rule(SlidingWindow{keys, kFar}) & make_rule(padding.leaf);
         expect_written(isa, task, keys, 5);
       }
     }

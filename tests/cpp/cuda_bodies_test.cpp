@@ -29,7 +29,7 @@ struct DeviceMemory {
   explicit DeviceMemory(size_t size) : size(size), packs(size / 16 + 2) {
     std::memset(packs.data(), 0xA5, packs.size() * 16);
   }
-  uint8_t* data() { return packs.data()->values; }
+  uint8_t* data() { return reinterpret_cast<uint8_t*>(packs.data()); }
   test::Bytes contents() { return {data(), data() + size}; }
   bool guard_intact() {
     for (size_t i = size; i < packs.size() * 16; ++i) {
@@ -41,7 +41,7 @@ struct DeviceMemory {
   }
 
   size_t size;
-  std::vector<Pack<uint8_t>> packs;
+  std::vector<Pack> packs;
 };
 
 template <typename T>
@@ -88,15 +88,17 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
       for (int trial = 0; trial < 40; ++trial) {
         MaskTask task{};
         task.batch_size = 1 + random() % 3;
+        task.heads = 1;
         task.q_length = 1 + random() % 5;
         task.kv_length = kv_length;
-        task.q_offset = random() % 40;
+        task.q_positions.offset = random() % 40;
         task.format = format;
         const test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length,
                                           kv_length, 1 + random() % 2, random() % 2 == 0);
         task.rule = make_rule(Causal{});
         if (random() % 2 == 0) {
-          task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 30)});
+          task.rule =
+              task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 30), kFar});
         }
         if (random() % 2 == 0) {
           task.rule = task.rule & make_rule(padding.leaf);

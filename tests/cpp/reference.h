@@ -33,8 +33,7 @@ inline Bytes reference_mask(const MaskTask& task) {
   for (int64_t batch = 0; batch < task.batch_size; ++batch) {
     for (int64_t row = 0; row < task.q_length; ++row) {
       for (int64_t key = 0; key < task.kv_length; ++key) {
-        const Query query{batch, row, task.q_offset + row};
-        const bool attended = attends(task.rule, query, key);
+        const bool attended = attends(task.rule, task.query(batch, row), task.key(batch, key));
         put(out, index++, size, attended ? task.format.attend : task.format.masked);
       }
     }
@@ -74,9 +73,14 @@ struct RandomPadding {
     for (int64_t i = 0; i < elements; ++i) {
       put(memory, i, element_size, random() % 2 == 0 ? 1 : random() % 4);
     }
-    leaf = {memory.data(),       per_query ? q_length * row : row,
-            per_query ? row : 0, key_stride,
-            element_size,        bits_between(1, 1)};
+    leaf = {memory.data(),
+            per_query ? q_length * row : row,
+            per_query ? row : 0,
+            key_stride,
+            kv_length,
+            element_size,
+            /*by_column=*/per_query,
+            bits_between(1, 1)};
   }
 };
 

@@ -2,10 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include <limits>
 #include <random>
 
 #include "reference.h"
+#include "rule/prepare.h"
+#include "rule/spans.h"
 
 namespace attn_mask {
 namespace {
@@ -48,70 +52,195 @@ TEST(KeyTest, NegativeIntegersWrapAround) {
   }
 }
 
+bool attends_at(const Rule& rule, int64_t q, int64_t k) {
+  return attends(rule, Query{0, 0, q}, Key{k, k});
+}
+
 TEST(Causal, AttendsToItselfAndTheKeysBefore) {
-  for (int64_t position = 0; position < 6; ++position) {
-    for (int64_t key = 0; key < 6; ++key) {
-      EXPECT_EQ(Causal{}.attends({0, 0, position}, key), key <= position);
+  for (int64_t q = 0; q < 6; ++q) {
+    for (int64_t k = 0; k < 6; ++k) {
+      EXPECT_EQ(attends_at(make_rule(Causal{}), q, k), k <= q);
     }
   }
 }
 
 TEST(SlidingWindow, WidthIsLeftPlusItself) {
-  const Rule rule = make_rule(Causal{}) & make_rule(SlidingWindow{3});
+  const Rule rule = make_rule(Causal{}) & make_rule(SlidingWindow{3, kFar});
   int visible = 0;
-  for (int64_t key = 0; key < 20; ++key) {
-    visible += attends(rule, {0, 0, 10}, key) ? 1 : 0;
+  for (int64_t k = 0; k < 20; ++k) {
+    visible += attends_at(rule, 10, k) ? 1 : 0;
   }
   EXPECT_EQ(visible, 4);
 }
 
-TEST(SlidingWindow, LongestWindowDoesNotOverflow) {
-  const Rule rule =
-      make_rule(Causal{}) & make_rule(SlidingWindow{std::numeric_limits<int64_t>::max()});
-  const Interval keys = row_span(rule, {0, 0, 5}, 9).interval;
-  EXPECT_EQ(keys.begin, 0);
-  EXPECT_EQ(keys.end, 6);
+TEST(SlidingWindow, BothSides) {
+  for (int64_t k = 0; k < 20; ++k) {
+    EXPECT_EQ(attends_at(make_rule(SlidingWindow{3, 2}), 10, k), 7 <= k && k <= 12);
+  }
 }
 
-TEST(Rule, WithoutLeavesAttendsToEverything) {
-  EXPECT_TRUE(attends(make_rule(), {1, 2, 3}, 100));
-  const RowSpan row = row_span(make_rule(), {0, 0, 0}, 7);
-  EXPECT_EQ(row.interval.begin, 0);
-  EXPECT_EQ(row.interval.end, 7);
-  EXPECT_EQ(row.unresolved, 0U);
+TEST(SlidingWindow, OpenSidesDoNotOverflow) {
+  for (const int64_t position : {-kFar, int64_t{0}, kFar}) {
+    EXPECT_TRUE(attends_at(make_rule(SlidingWindow{kFar, kFar}), position, position));
+  }
 }
+
+TEST(Chunk, GoesOnBelowItsPadding) {
+  const int64_t before[] = {2};
+  const Chunk chunk{3, {before, 0, 0, 1, 8, {}}};
+  for (int64_t q = -7; q < 9; ++q) {
+    for (int64_t k = -7; k < 9; ++k) {
+      const auto number = [](int64_t position) {
+        return static_cast<int64_t>(std::floor((static_cast<double>(position) - 2) / 3));
+      };
+      EXPECT_EQ(attends_at(make_rule(chunk), q, k), number(q) == number(k)) << q << " " << k;
+    }
+  }
+}
+
+TEST(Rule, AllAndNothing) {
+  EXPECT_TRUE(attends_at(make_rule(), 3, 100));
+  EXPECT_FALSE(attends_at(make_nothing(), 3, 3));
+  EXPECT_TRUE(attends_at(make_nothing() | make_rule(), 3, 3));
+  EXPECT_FALSE(attends_at(make_nothing() & make_rule(), 3, 3));
+}
+
+/// A random tree over memory of its own.
+struct RandomRule {
+  std::vector<test::RandomPadding> paddings;
+  std::vector<std::vector<int64_t>> tables;
+  int64_t batch_size;
+  int64_t q_length;
+  int64_t kv_length;
+
+  Table table(std::mt19937& random, int64_t length) {
+    std::vector<int64_t> values(static_cast<size_t>(batch_size * length));
+    const auto kind = random() % 3;
+    for (int64_t row = 0; row < batch_size; ++row) {
+      int64_t value = static_cast<int64_t>(random() % 3) - 1;
+      for (int64_t i = 0; i < length; ++i) {
+        if (kind == 0) {  // anything
+          value = static_cast<int64_t>(random() % 5) - 1;
+        } else if (kind == 1) {  // runs
+          value += random() % 4 == 0 ? 1 : 0;
+        } else {  // positions that begin anew
+          value = random() % 5 == 0 ? 0 : value + 1;
+        }
+        values[static_cast<size_t>(row * length + i)] = value;
+      }
+    }
+    tables.push_back(std::move(values));
+    return {tables.back().data(), length, 1, length, 8, {}};
+  }
+
+  Rule leaf(std::mt19937& random) {
+    const int64_t length = static_cast<int64_t>(random() % 30) + 1;
+    switch (random() % 7) {
+      case 0:
+        return make_rule(Causal{});
+      case 1:
+        return make_rule(
+            SlidingWindow{static_cast<int64_t>(random() % 8), static_cast<int64_t>(random() % 8)});
+      case 2:
+        return make_rule(Chunk{static_cast<int64_t>(random() % 6) + 1, Table{}});
+      case 3:
+        return make_rule(SameId{table(random, length), random() % 2 == 0});
+      case 4:
+        paddings.emplace_back(random, 1 << random() % 4, batch_size, q_length, kv_length,
+                              1 + random() % 2, random() % 2 == 0);
+        return make_rule(paddings.back().leaf);
+      case 5:
+        return make_nothing();
+      default:
+        return make_rule();
+    }
+  }
+
+  Rule tree(std::mt19937& random, int depth) {
+    if (depth == 0 || random() % 4 == 0) {
+      Rule rule = leaf(random);
+      if (random() % 3 == 0) {  // seen at other positions
+        rule.steps[0] = random() % 2 == 0
+                            ? Rule::Step{static_cast<int64_t>(random() % 5) - 2,
+                                         static_cast<int64_t>(random() % 5) - 2, Table{}}
+                            : Rule::Step{0, 0, table(random, 25)};
+        rule.steps_size = 1;
+        rule.nodes[0].step_end = 1;
+      }
+      return rule;
+    }
+    const Rule left = tree(random, depth - 1);
+    const Rule right = tree(random, depth - 1);
+    if (!fit_together(left, right)) {
+      return left;
+    }
+    return random() % 2 == 0 ? left & right : left | right;
+  }
+};
 
 TEST(Rule, SpanLevelAgreesWithElementLevel) {
   std::mt19937 random(7);
-  for (int trial = 0; trial < 400; ++trial) {
-    const int64_t batch_size = 1 + random() % 3;
-    const int64_t q_length = 1 + random() % 9;
-    const int64_t q_offset = random() % 9;
-    const int64_t kv_length = random() % 20;
-    const test::RandomPadding padding(random, 1 << random() % 4, batch_size, q_length, kv_length,
-                                      1 + random() % 2, random() % 2 == 0);
-    Rule rule = make_rule();
-    if (random() % 2 == 0) {
-      rule = rule & make_rule(Causal{});
-    }
-    if (random() % 2 == 0) {
-      rule = rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 8)});
-    }
-    if (random() % 2 == 0) {
-      rule = make_rule(padding.leaf) & rule;
-    }
-    for (int64_t batch = 0; batch < batch_size; ++batch) {
-      for (int64_t row = 0; row < q_length; ++row) {
+  int resolved = 0;
+  int rows = 0;
+  for (int trial = 0; trial < 3000; ++trial) {
+    RandomRule made{{},
+                    {},
+                    static_cast<int64_t>(1 + random() % 2),
+                    static_cast<int64_t>(1 + random() % 6),
+                    static_cast<int64_t>(random() % 24)};
+    Rule rule = made.tree(random, 3);
+    const PreparedTables prepared(rule, made.batch_size);
+    const Positions kv_positions{static_cast<int64_t>(random() % 7) - 3, nullptr, 0, 0, 0, false};
+    const int64_t q_offset = random() % 20;
+    for (int64_t batch = 0; batch < made.batch_size; ++batch) {
+      for (int64_t row = 0; row < made.q_length; ++row) {
         const Query query{batch, row, q_offset + row};
-        const RowSpan span = row_span(rule, query, kv_length);
-        ASSERT_LE(0, span.interval.begin);
-        ASSERT_LE(span.interval.end, kv_length);
-        for (int64_t key = 0; key < kv_length; ++key) {
-          ASSERT_EQ(attends(rule, query, key),
-                    span.interval.contains(key) && attends(rule, query, key, span.unresolved));
+        const RowSpans spans = row_spans(rule, query, kv_positions, made.kv_length);
+        const RowHull hull = row_hull(rule, query);
+        ++rows;
+        resolved += spans.unresolved == 0 ? 1 : 0;
+        for (int32_t i = 0; i < spans.spans.size; ++i) {
+          ASSERT_LE(0, spans.spans.at[i].begin);
+          ASSERT_LE(spans.spans.at[i].end, made.kv_length);
+          ASSERT_FALSE(spans.spans.at[i].empty());
+          ASSERT_TRUE(i == 0 || spans.spans.at[i - 1].end <= spans.spans.at[i].begin);
+        }
+        for (int64_t column = 0; column < made.kv_length; ++column) {
+          const Key key{column, kv_positions.at(batch, column)};
+          bool answer = false;
+          for (int32_t i = 0; i < spans.spans.size; ++i) {
+            answer = answer || spans.spans.at[i].contains(column);
+          }
+          for (int32_t node = 0; node < rule.size; ++node) {
+            answer = answer &&
+                     (((spans.unresolved >> node) & 1U) == 0 || attends(rule, node, query, key));
+          }
+          ASSERT_EQ(answer, attends(rule, query, key)) << "trial " << trial;
+          const bool in_hull = hull.positions.contains(key.position);
+          ASSERT_TRUE(in_hull || !attends(rule, query, key));
+          ASSERT_TRUE(!hull.exact || attends(rule, query, key) == in_hull);
         }
       }
     }
+  }
+  EXPECT_GT(resolved, rows / 3);  // the trials do contain rows whose spans say it all
+}
+
+TEST(Prepare, PackedDocumentsWithPositionsOfTheirOwnHaveSpans) {
+  const int64_t ids[] = {0, 0, 0, 1, 1, 2, 2, 2};
+  const int64_t positions[] = {0, 1, 2, 0, 1, 0, 1, 2};
+  Rule causal = make_rule(Causal{});
+  causal.steps[0].table = {positions, 0, 1, 8, 8, {}};
+  causal.steps_size = 1;
+  causal.nodes[0].step_end = 1;
+  Rule rule = make_rule(SameId{{ids, 0, 1, 8, 8, {}}, false}) & causal;
+  const PreparedTables prepared(rule, 1);
+  for (int64_t q = 0; q < 8; ++q) {
+    const RowSpans spans = row_spans(rule, {0, q, q}, Positions{}, 8);
+    ASSERT_EQ(spans.unresolved, 0U);
+    ASSERT_EQ(spans.spans.size, 1);
+    EXPECT_EQ(spans.spans.at[0].begin, q - positions[q]);
+    EXPECT_EQ(spans.spans.at[0].end, q + 1);
   }
 }
 

@@ -1,0 +1,234 @@
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/where.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/GradMode.h>
+
+#include <array>
+
+#include "format/boolean.h"
+#include "ops/call.h"
+#include "ops/checks.h"
+#include "ops/dtypes.h"
+#include "ops/kernels.h"
+#include "ops/operators.h"
+#include "ops/rule_program.h"
+#include "ops/write_mask.h"
+#include "rule/prepare.h"
+
+namespace attn_mask::ops {
+namespace {
+
+// Below this many queries the prepare step costs more than asking key by key.
+constexpr int64_t kPrepareFrom = 4;
+
+/// Positions of rows or columns, and whether they differ within the batch.
+Positions positions_of(const char* op, const char* argument, const char* offset_argument,
+                       const c10::SymInt& offset, const std::optional<at::Tensor>& tensor,
+                       const c10::SymInt& length, const c10::SymInt& batch_size, at::Device device,
+                       bool with_data, bool& depends_on_batch) {
+  const auto known = offset.maybe_as_int();
+  TORCH_CHECK_VALUE(!known || (-kFar < *known && *known < kFar), op, ": expected ", offset_argument,
+                    " to be within 2^60 of 0, but got ", offset);
+  Positions positions{};
+  if (with_data) {
+    positions.offset = offset.expect_int();
+  }
+  if (!tensor) {
+    return positions;
+  }
+  TORCH_CHECK_TYPE(tensor->scalar_type() == at::kInt || tensor->scalar_type() == at::kLong, op,
+                   ": expected ", argument, " to be int32 or int64, but got ",
+                   tensor->scalar_type());
+  TORCH_CHECK_VALUE(tensor->device() == device, op, ": expected ", argument, " to be on ", device,
+                    ", but got ", tensor->device());
+  TORCH_CHECK_VALUE(tensor->dim() <= 2, op, ": expected ", argument,
+                    " to be an offset ([] or [batch_size, 1]) or positions ([length] or "
+                    "[batch_size, length]), but got ",
+                    describe_sizes(*tensor));
+  const bool each_row = tensor->dim() == 2 && tensor->sym_size(0).maybe_as_int() != 1;
+  if (each_row) {
+    ATTN_MASK_CHECK_SYM_VALUE(tensor->sym_size(0).sym_eq(batch_size), op, ": expected ", argument,
+                              " to have a batch size of 1 or ", batch_size, ", but got ",
+                              describe_sizes(*tensor));
+    depends_on_batch = true;
+  }
+  const bool listed =
+      tensor->dim() == 1 || (tensor->dim() == 2 && tensor->sym_size(1).maybe_as_int() != 1);
+  if (listed) {
+    ATTN_MASK_CHECK_SYM_VALUE(tensor->sym_size(-1).sym_eq(length), op, ": expected ", argument,
+                              " to list ", length, " positions, but got ", describe_sizes(*tensor));
+  }
+  if (with_data) {
+    positions.data = tensor->const_data_ptr();
+    positions.batch_stride = each_row ? tensor->stride(0) : 0;
+    positions.stride = listed ? tensor->stride(-1) : 0;
+    positions.element_size = static_cast<int32_t>(tensor->element_size());
+    positions.listed = listed;
+  }
+  return positions;
+}
+
+struct Arguments {
+  c10::SymIntArrayRef rule;
+  at::TensorList operands;
+  const c10::SymInt& batch_size;
+  const c10::SymInt& q_length;
+  const c10::SymInt& kv_length;
+  const c10::SymInt& q_offset;
+  const c10::SymInt& kv_offset;
+  const std::optional<at::Tensor>& q_positions;
+  const std::optional<at::Tensor>& kv_positions;
+  const std::optional<at::Tensor>& bias;
+  std::optional<at::Device> device;
+};
+
+/// The device of the result: as asked for, else that of the first tensor, else the CPU.
+at::Device device_of(const char* op, const Arguments& arguments) {
+  std::optional<at::Device> of_tensors;
+  if (!arguments.operands.empty()) {
+    of_tensors = arguments.operands[0].device();
+  } else if (arguments.q_positions) {
+    of_tensors = arguments.q_positions->device();
+  } else if (arguments.kv_positions) {
+    of_tensors = arguments.kv_positions->device();
+  } else if (arguments.bias) {
+    of_tensors = arguments.bias->device();
+  }
+  if (of_tensors) {
+    const bool same =
+        !arguments.device ||
+        (arguments.device->type() == of_tensors->type() &&
+         (!arguments.device->has_index() || arguments.device->index() == of_tensors->index()));
+    TORCH_CHECK_VALUE(same || of_tensors->is_meta(), op,
+                      ": expected device to be that of the operands, which is ", *of_tensors,
+                      ", but got ", *arguments.device);
+    return *of_tensors;
+  }
+  return arguments.device.value_or(at::kCPU);
+}
+
+at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType dtype,
+                     const DenseFormat& format) {
+  const std::optional<at::Tensor>& bias = arguments.bias;
+  check_size(op, "batch_size", arguments.batch_size);
+  check_size(op, "q_length", arguments.q_length);
+  check_size(op, "kv_length", arguments.kv_length);
+  const at::Device device = device_of(op, arguments);
+  const bool with_data = !device.is_meta();
+  DecodedRule decoded = decode_rule(op, arguments.rule, arguments.operands, arguments.batch_size,
+                                    arguments.q_length, arguments.kv_length, device, with_data);
+  const Positions q_positions = positions_of(
+      op, "q_positions", "q_offset", arguments.q_offset, arguments.q_positions, arguments.q_length,
+      arguments.batch_size, device, with_data, decoded.depends_on_batch);
+  const Positions kv_positions = positions_of(
+      op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
+      arguments.kv_length, arguments.batch_size, device, with_data, decoded.depends_on_batch);
+  c10::SymInt heads = 1;
+  if (bias) {
+    TORCH_CHECK_TYPE(bias->scalar_type() == dtype, op, ": expected bias to be ", dtype,
+                     ", but got ", bias->scalar_type());
+    TORCH_CHECK_VALUE(bias->device() == device, op, ": expected bias to be on ", device,
+                      ", but got ", bias->device());
+    check_rank(op, "bias", *bias, 4, "[batch_size, heads, q_length, kv_length]");
+    heads = bias->sym_size(1);
+    if (bias->sym_size(0).maybe_as_int() != 1) {
+      ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(0).sym_eq(arguments.batch_size), op,
+                                ": expected bias to have a batch size of 1 or ",
+                                arguments.batch_size, ", but got ", describe_sizes(*bias));
+      decoded.depends_on_batch = true;
+    }
+    ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(2).sym_eq(arguments.q_length), op,
+                              ": expected bias to have q_length ", arguments.q_length, ", but got ",
+                              describe_sizes(*bias));
+    ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(3).sym_eq(arguments.kv_length), op,
+                              ": expected bias to have kv_length ", arguments.kv_length,
+                              ", but got ", describe_sizes(*bias));
+  }
+  check_addressable(op, {arguments.batch_size, heads, arguments.q_length, arguments.kv_length},
+                    dtype);
+  // Where all batch rows are alike one is written and the batch is a stride-0 expand of it.
+  const c10::SymInt rows = decoded.depends_on_batch ? arguments.batch_size : c10::SymInt(1);
+  const at::Tensor out =
+      empty_mask(op, rows, heads, arguments.q_length, arguments.kv_length, dtype, device);
+  if (with_data && out.numel() != 0) {
+    MaskTask task{};
+    task.rule = decoded.rule;
+    task.batch_size = out.size(0);
+    task.heads = out.size(1);
+    task.q_length = out.size(2);
+    task.kv_length = out.size(3);
+    task.q_positions = q_positions;
+    task.kv_positions = kv_positions;
+    task.format = format;
+    if (bias) {
+      task.bias = {bias->const_data_ptr(),
+                   {bias->size(0) == 1 ? 0 : bias->stride(0), bias->stride(1), bias->stride(2),
+                    bias->stride(3)}};
+    }
+    task.out = out.data_ptr();
+    std::optional<PreparedTables> prepared;
+    if (device.is_cpu() && task.q_length >= kPrepareFrom) {
+      prepared.emplace(task.rule, task.batch_size);
+    }
+    const c10::OptionalDeviceGuard guard(out.device());
+    device_kernels(device.type()).write_mask(task);
+  }
+  return out.expand_symint({arguments.batch_size, heads, arguments.q_length, arguments.kv_length});
+}
+
+}  // namespace
+
+at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                   c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
+                   c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+                   const std::optional<at::Tensor>& kv_positions,
+                   std::optional<at::Device> device) {
+  const std::optional<at::Tensor> no_bias;
+  return rule_mask("boolean",
+                   {rule, operands, batch_size, q_length, kv_length, q_offset, kv_offset,
+                    q_positions, kv_positions, no_bias, device},
+                   at::kBool, kBoolean);
+}
+
+at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                    c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype,
+                    c10::SymInt q_offset, c10::SymInt kv_offset,
+                    const std::optional<at::Tensor>& q_positions,
+                    const std::optional<at::Tensor>& kv_positions,
+                    const std::optional<at::Tensor>& bias, std::optional<at::Device> device) {
+  check_additive_dtype("additive", "dtype", dtype);
+  return rule_mask("additive",
+                   {rule, operands, batch_size, q_length, kv_length, q_offset, kv_offset,
+                    q_positions, kv_positions, bias, device},
+                   dtype, additive_format(dtype));
+}
+
+at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
+                             c10::SymInt batch_size, c10::SymInt q_length, c10::SymInt kv_length,
+                             at::ScalarType dtype, c10::SymInt q_offset, c10::SymInt kv_offset,
+                             const std::optional<at::Tensor>& q_positions,
+                             const std::optional<at::Tensor>& kv_positions,
+                             const std::optional<at::Tensor>& bias,
+                             std::optional<at::Device> device) {
+  const bool differentiable = c10::GradMode::is_enabled() && bias && bias->requires_grad();
+  at::Tensor mask;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    mask = call::additive(rule, operands, batch_size, q_length, kv_length, dtype, q_offset,
+                          kv_offset, q_positions, kv_positions, bias, device);
+    if (!differentiable) {
+      return mask;
+    }
+  }
+  // A bias that is being learned: attended elements pass their gradient on.
+  at::Tensor attended;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    attended = call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
+                             std::move(kv_length), std::move(q_offset), std::move(kv_offset),
+                             q_positions, kv_positions, device);
+  }
+  return at::where(attended, *bias, mask);
+}
+
+}  // namespace attn_mask::ops
