@@ -131,10 +131,10 @@ struct TileRow {
     }
   }
 
-  void add_bias(Interval columns, int64_t head) const {
+  void add_bias(Interval columns) const {
     const Bias& bias = task.bias;
     const Out* in = static_cast<const Out*>(bias.data) + query.batch * bias.strides[0] +
-                    head * bias.strides[1] + query.row * bias.strides[2];
+                    query.head * bias.strides[1] + query.row * bias.strides[2];
     for (int64_t k = columns.begin; k < columns.end; ++k) {
       if (out[k] == attend) {
         out[k] = in[k * bias.strides[3]];
@@ -204,7 +204,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
     const int64_t first = column % tiling.per_row * tiling.keys;
     const int64_t last =
         first + tiling.keys < task.kv_length ? first + tiling.keys : task.kv_length;
-    const Query query = task.query(plane / task.heads, row);
+    const Query query = task.query(plane, row);
     const RowSpans spans = find_spans(query);
     Out* out = static_cast<Out*>(task.out) + (plane * task.q_length + row) * task.kv_length;
     const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked};
@@ -222,7 +222,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
         tile_row.asked(spans.unresolved, columns, cache);
       }
       if (task.bias.data != nullptr) {
-        tile_row.add_bias(columns, plane % task.heads);
+        tile_row.add_bias(columns);
       }
       written = columns.end;
     }

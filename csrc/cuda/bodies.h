@@ -30,7 +30,6 @@ struct MaskCursor {
   const MaskTask& task;
   int64_t row_index;  // counts on through heads and batch
   int64_t column;
-  int64_t head = 0;
   Query query{};
   RowHull row{};
 
@@ -41,8 +40,7 @@ struct MaskCursor {
 
   ATTN_MASK_INLINE void enter_row() {
     const int64_t plane = row_index / task.q_length;
-    head = plane % task.heads;
-    query = task.query(plane / task.heads, row_index - plane * task.q_length);
+    query = task.query(plane, row_index - plane * task.q_length);
     row = row_hull(task.rule, query);
   }
 
@@ -56,8 +54,9 @@ struct MaskCursor {
     if (bias.data == nullptr) {
       return static_cast<T>(task.format.attend);
     }
-    return static_cast<const T*>(bias.data)[query.batch * bias.strides[0] + head * bias.strides[1] +
-                                            query.row * bias.strides[2] + column * bias.strides[3]];
+    return static_cast<const T*>(
+        bias.data)[query.batch * bias.strides[0] + query.head * bias.strides[1] +
+                   query.row * bias.strides[2] + column * bias.strides[3]];
   }
 
   /// To the next element, which must exist.

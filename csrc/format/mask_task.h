@@ -16,7 +16,7 @@ struct Bias {
 struct MaskTask {
   Rule rule;
   int64_t batch_size;
-  int64_t heads;  // all alike but for the bias
+  int64_t heads;  // all alike but for the bias and masks given for each head
   int64_t q_length;
   int64_t kv_length;
   Positions q_positions;
@@ -28,8 +28,10 @@ struct MaskTask {
   ATTN_MASK_INLINE int64_t rows() const { return batch_size * heads * q_length; }
   ATTN_MASK_INLINE int64_t elements() const { return rows() * kv_length; }
 
-  ATTN_MASK_INLINE Query query(int64_t batch, int64_t row) const {
-    return {batch, row, q_positions.at(batch, row)};
+  /// The query of row `row` of a plane; planes are counted through heads and batch.
+  ATTN_MASK_INLINE Query query(int64_t plane, int64_t row) const {
+    const int64_t batch = plane / heads;
+    return {batch, plane - batch * heads, row, q_positions.at(batch, row)};
   }
   ATTN_MASK_INLINE Key key(int64_t batch, int64_t column) const {
     return {column, kv_positions.at(batch, column)};

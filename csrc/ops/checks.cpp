@@ -69,6 +69,14 @@ void check_mask_dtype(const char* op, const char* argument, const at::Tensor& ma
                    mask.scalar_type());
 }
 
+void check_integer(const char* op, const char* argument, const at::Tensor& tensor) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kByte || dtype == at::kChar || dtype == at::kShort ||
+                       dtype == at::kInt || dtype == at::kLong,
+                   op, ": expected ", argument, " to be uint8 or a signed integer, but got ",
+                   dtype);
+}
+
 void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,
                        const char* other_argument, const at::Tensor& other) {
   TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": expected ", argument,

@@ -48,6 +48,9 @@ void check_additive_dtype(const char* op, const char* argument, at::ScalarType d
 /// Dtypes that a mask may have: anything that can be cast to a real floating type.
 void check_mask_dtype(const char* op, const char* argument, const at::Tensor& mask);
 
+/// Ids and positions: uint8, int8 to int64.
+void check_integer(const char* op, const char* argument, const at::Tensor& tensor);
+
 /// The two must be on one device.
 void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,
                        const char* other_argument, const at::Tensor& other);

@@ -234,6 +234,12 @@ KeyTest is_equal(at::ScalarType dtype, const c10::Scalar& value) {
   }
 }
 
+Integers integers_of(const at::Tensor& tensor) {
+  const bool is_unsigned = tensor.scalar_type() == at::kByte;
+  return {tensor.const_data_ptr(),
+          is_unsigned ? Integers::kUnsignedByte : static_cast<int32_t>(tensor.element_size())};
+}
+
 uint64_t sign_bit(at::ScalarType dtype) {
   return is_additive_dtype(dtype) ? uint64_t{1} << (8 * c10::elementSize(dtype) - 1) : 0;
 }

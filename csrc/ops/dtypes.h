@@ -2,10 +2,12 @@
 
 // What the kernels' bits mean: the only place that maps torch's dtypes to formats and key tests.
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Scalar.h>
 #include <c10/core/ScalarType.h>
 
 #include "format/dense.h"
+#include "rule/integers.h"
 #include "rule/key_test.h"
 
 namespace attn_mask {
@@ -34,6 +36,9 @@ KeyTest is_nonzero(at::ScalarType dtype);
 
 /// Whether an element of `dtype` equals `value`, compared as torch's `tensor == value` does.
 KeyTest is_equal(at::ScalarType dtype, const c10::Scalar& value);
+
+/// The memory of a tensor that passed check_integer.
+Integers integers_of(const at::Tensor& tensor);
 
 /// The sign bit of a floating dtype, 0 for integers.
 uint64_t sign_bit(at::ScalarType dtype);

@@ -10,6 +10,7 @@ namespace {
 
 Padding padding_of(const at::Tensor& mask, at::ScalarType cast_to) {
   return {mask.const_data_ptr(), mask.stride(0),
+          /*head_stride=*/0,
           /*q_stride=*/0,        mask.stride(1),
           mask.size(1),          static_cast<int32_t>(mask.element_size()),
           /*by_column=*/false,   is_one(mask.scalar_type(), cast_to)};

@@ -60,10 +60,15 @@ at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& s
   at::Tensor out =
       empty_mask(op, shape.batch_size, 1, shape.q_length, kv_length, dtype, mask.device());
   if (!out.is_meta()) {
-    const Padding given{mask.const_data_ptr(), mask.stride(0),
-                        mask.stride(2),        mask.stride(3),
-                        mask.size(3),          static_cast<int32_t>(mask.element_size()),
-                        /*by_column=*/true,    is_one(mask_dtype, dtype)};
+    const Padding given{mask.const_data_ptr(),
+                        mask.stride(0),
+                        /*head_stride=*/0,
+                        mask.stride(2),
+                        mask.stride(3),
+                        mask.size(3),
+                        static_cast<int32_t>(mask.element_size()),
+                        /*by_column=*/true,
+                        is_one(mask_dtype, dtype)};
     write_mask(out, make_rule(given), /*q_offset=*/0, additive_format(dtype, masked));
   }
   return out;

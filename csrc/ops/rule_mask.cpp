@@ -36,9 +36,7 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
   if (!tensor) {
     return positions;
   }
-  TORCH_CHECK_TYPE(tensor->scalar_type() == at::kInt || tensor->scalar_type() == at::kLong, op,
-                   ": expected ", argument, " to be int32 or int64, but got ",
-                   tensor->scalar_type());
+  check_integer(op, argument, *tensor);
   TORCH_CHECK_VALUE(tensor->device() == device, op, ": expected ", argument, " to be on ", device,
                     ", but got ", tensor->device());
   TORCH_CHECK_VALUE(tensor->dim() <= 2, op, ": expected ", argument,
@@ -59,10 +57,9 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
                               " to list ", length, " positions, but got ", describe_sizes(*tensor));
   }
   if (with_data) {
-    positions.data = tensor->const_data_ptr();
+    positions.numbers = integers_of(*tensor);
     positions.batch_stride = each_row ? tensor->stride(0) : 0;
     positions.stride = listed ? tensor->stride(-1) : 0;
-    positions.element_size = static_cast<int32_t>(tensor->element_size());
     positions.listed = listed;
   }
   return positions;
@@ -123,14 +120,20 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
   const Positions kv_positions = positions_of(
       op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
       arguments.kv_length, arguments.batch_size, device, with_data, decoded.depends_on_batch);
-  c10::SymInt heads = 1;
+  c10::SymInt heads = decoded.heads;
   if (bias) {
     TORCH_CHECK_TYPE(bias->scalar_type() == dtype, op, ": expected bias to be ", dtype,
                      ", but got ", bias->scalar_type());
     TORCH_CHECK_VALUE(bias->device() == device, op, ": expected bias to be on ", device,
                       ", but got ", bias->device());
     check_rank(op, "bias", *bias, 4, "[batch_size, heads, q_length, kv_length]");
-    heads = bias->sym_size(1);
+    const c10::SymInt& bias_heads = bias->sym_size(1);
+    if (heads.maybe_as_int() == 1) {
+      heads = bias_heads;
+    } else if (bias_heads.maybe_as_int() != 1) {
+      ATTN_MASK_CHECK_SYM_VALUE(bias_heads.sym_eq(heads), op, ": expected bias to have 1 or ",
+                                heads, " heads, but got ", describe_sizes(*bias));
+    }
     if (bias->sym_size(0).maybe_as_int() != 1) {
       ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(0).sym_eq(arguments.batch_size), op,
                                 ": expected bias to have a batch size of 1 or ",
@@ -146,8 +149,10 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
   }
   check_addressable(op, {arguments.batch_size, heads, arguments.q_length, arguments.kv_length},
                     dtype);
-  // Where all batch rows are alike one is written and the batch is a stride-0 expand of it.
-  const c10::SymInt rows = decoded.depends_on_batch ? arguments.batch_size : c10::SymInt(1);
+  // Where all batch rows are alike one is written and the batch is a stride-0 expand of it; but, as
+  // upstream's, additive masks can be written to.
+  const bool one_for_all = dtype == at::kBool && !decoded.depends_on_batch;
+  const c10::SymInt rows = one_for_all ? c10::SymInt(1) : arguments.batch_size;
   const at::Tensor out =
       empty_mask(op, rows, heads, arguments.q_length, arguments.kv_length, dtype, device);
   if (with_data && out.numel() != 0) {
@@ -162,8 +167,8 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
     task.format = format;
     if (bias) {
       task.bias = {bias->const_data_ptr(),
-                   {bias->size(0) == 1 ? 0 : bias->stride(0), bias->stride(1), bias->stride(2),
-                    bias->stride(3)}};
+                   {bias->size(0) == 1 ? 0 : bias->stride(0),
+                    bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
     }
     task.out = out.data_ptr();
     std::optional<PreparedTables> prepared;

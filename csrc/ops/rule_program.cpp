@@ -23,7 +23,9 @@ class Decoder {
         q_length_(q_length),
         kv_length_(kv_length),
         device_(device),
-        with_data_(with_data) {}
+        with_data_(with_data) {
+    result_.heads = 1;
+  }
 
   DecodedRule decode() {
     subtree(/*conjunct=*/true, 0);
@@ -89,18 +91,19 @@ class Decoder {
   }
 
   Table table(const char* what, const at::Tensor& tensor) {
-    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kInt || tensor.scalar_type() == at::kLong, op_,
-                     ": expected ", what, " to be int32 or int64, but got ", tensor.scalar_type());
+    check_integer(op_, what, tensor);
     check_rank(op_, what, tensor, 2, "[batch_size, length]");
     check_batch(what, tensor);
     Table result{};
     if (with_data_) {
       // A table without rows is never asked; one without columns holds no position.
-      result.data = tensor.numel() == 0 ? &kNowhere : tensor.const_data_ptr();
+      result.numbers = integers_of(tensor);
+      if (tensor.numel() == 0) {
+        result.numbers.data = &kNowhere;
+      }
       result.batch_stride = batch_stride(tensor);
       result.stride = tensor.stride(1);
       result.length = tensor.size(1);
-      result.element_size = static_cast<int32_t>(tensor.element_size());
     }
     return result;
   }
@@ -112,6 +115,7 @@ class Decoder {
     Padding result{};
     if (with_data_) {
       result = {tensor.const_data_ptr(), batch_stride(tensor),
+                /*head_stride=*/0,
                 /*q_stride=*/0,          tensor.stride(1),
                 tensor.size(1),          static_cast<int32_t>(tensor.element_size()),
                 /*by_column=*/false,     is_nonzero(tensor.scalar_type())};
@@ -122,19 +126,30 @@ class Decoder {
   Padding bits(const at::Tensor& tensor) {
     TORCH_CHECK_TYPE(tensor.scalar_type() == at::kBool, op_,
                      ": expected a bits operand to be bool, but got ", tensor.scalar_type());
-    check_rank(op_, "a bits operand", tensor, 4, "[batch_size, 1, q_length, kv_length]");
+    check_rank(op_, "a bits operand", tensor, 4, "[batch_size, heads, q_length, kv_length]");
     check_batch("a bits operand", tensor);
-    const std::array<c10::SymInt, 3> expected{1, q_length_, kv_length_};
-    for (int64_t i = 0; i < 3; ++i) {
-      ATTN_MASK_CHECK_SYM_VALUE(tensor.sym_size(i + 1).sym_eq(expected[static_cast<size_t>(i)]),
-                                op_, ": expected a bits operand to be [", batch_size_, " or 1, 1, ",
+    const c10::SymInt& heads = tensor.sym_size(1);
+    if (heads.maybe_as_int() != 1) {
+      if (result_.heads.maybe_as_int() == 1) {
+        result_.heads = heads;
+      }
+      ATTN_MASK_CHECK_SYM_VALUE(heads.sym_eq(result_.heads), op_,
+                                ": expected bits operands to have 1 or ", result_.heads,
+                                " heads, but got ", describe_sizes(tensor));
+    }
+    const std::array<c10::SymInt, 2> expected{q_length_, kv_length_};
+    for (int64_t i = 0; i < 2; ++i) {
+      ATTN_MASK_CHECK_SYM_VALUE(tensor.sym_size(i + 2).sym_eq(expected[static_cast<size_t>(i)]),
+                                op_, ": expected a bits operand to be [batch_size, heads, ",
                                 q_length_, ", ", kv_length_, "], but got ", describe_sizes(tensor));
     }
     Padding result{};
     if (with_data_) {
-      result = {tensor.const_data_ptr(), batch_stride(tensor), tensor.stride(2),
-                tensor.stride(3),        tensor.size(3),       /*element_size=*/1,
-                /*by_column=*/true,      is_nonzero(at::kBool)};
+      result = {
+          tensor.const_data_ptr(), batch_stride(tensor), tensor.size(1) == 1 ? 0 : tensor.stride(1),
+          tensor.stride(2),        tensor.stride(3),     tensor.size(3),
+          /*element_size=*/1,
+          /*by_column=*/true,      is_nonzero(at::kBool)};
     }
     return result;
   }

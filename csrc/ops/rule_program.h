@@ -17,7 +17,7 @@ enum class Opcode : int64_t {
   kBlocks = 4,     // operand                  ids[b, q] == ids[b, key] >= 0
   kPadding = 5,    // operand                  mask[b, key] is not zero
   kDocuments = 6,  // operand                  ids[b, q] == ids[b, key]
-  kBits = 7,       // operand                  bits[b, 1, row, column], bool
+  kBits = 7,       // operand                  bits[b, heads or 1, row, column], bool
   kAnd = 8,        // n, n rules
   kOr = 9,         // n, n rules
   kReindex = 10,   // operand, rule            the rule at positions p[b, q], p[b, key]
@@ -30,6 +30,7 @@ enum class Opcode : int64_t {
 struct DecodedRule {
   Rule rule;
   bool depends_on_batch;
+  c10::SymInt heads;  // 1 unless bits have more
 };
 
 DecodedRule decode_rule(const char* op, c10::SymIntArrayRef program, at::TensorList operands,

@@ -12,7 +12,7 @@ struct Chunk {
   Table padding;  // [batch_size or 1, 1]: how many positions come first; no data: none
 
   ATTN_MASK_INLINE Interval span(int64_t batch, int64_t q) const {
-    const int64_t before = padding.data == nullptr ? 0 : padding.at(batch, 0);
+    const int64_t before = !padding.exists() ? 0 : padding.position_at(batch, 0);
     const int64_t distance = q - before;
     // Division rounds towards zero; chunks go on below it.
     const int64_t chunk = distance / size - (distance % size < 0 ? 1 : 0);

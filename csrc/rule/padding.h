@@ -9,9 +9,10 @@ namespace attn_mask {
 /// batch row (padding), or one for each row and column of the mask itself. Which keys those are is
 /// data, so a span can't say it: kernels ask key by key.
 struct Padding {
-  const void* mask;      // [batch_size, length], or [batch_size, q_length, kv_length]
+  const void* mask;      // [batch_size, length], or [batch_size, heads, q_length, kv_length]
   int64_t batch_stride;  // strides are in elements; 0 repeats
-  int64_t q_stride;      // 0 for padding
+  int64_t head_stride;
+  int64_t q_stride;  // 0 for padding
   int64_t key_stride;
   int64_t length;        // keys from here on are not attended to
   int32_t element_size;  // 1, 2, 4 or 8 bytes
@@ -19,7 +20,7 @@ struct Padding {
   KeyTest visible;
 
   ATTN_MASK_INLINE int64_t row_offset(const Query& query) const {
-    return query.batch * batch_stride + query.row * q_stride;
+    return query.batch * batch_stride + query.head * head_stride + query.row * q_stride;
   }
 
   ATTN_MASK_INLINE bool attends(const Query& query, int64_t key) const {

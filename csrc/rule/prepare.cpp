@@ -12,7 +12,7 @@ PreparedTables::PreparedTables(Rule& rule, int64_t batch_size) {
     }
   }
   for (int32_t i = 0; i < rule.steps_size; ++i) {
-    if (rule.steps[i].table.data != nullptr) {
+    if (rule.steps[i].table.exists()) {
       prepare(rule.steps[i].table, batch_size);
     }
   }
@@ -44,7 +44,9 @@ void PreparedTables::prepare(Table& table, int64_t batch_size) {
     for (int64_t i = n - 1; i >= 0; --i) {
       const bool last = i == n - 1;
       end[i] = !last && begin[i + 1] == begin[i] ? end[i + 1] : i + 1;
-      affine[i] = !last && table.at(row, i + 1) == table.at(row, i) + 1 ? affine[i + 1] : i + 1;
+      affine[i] = !last && table.position_at(row, i + 1) == table.position_at(row, i) + 1
+                      ? affine[i + 1]
+                      : i + 1;
     }
   }
   table.runs = {runs.same_begin.data(), runs.same_end.data(), runs.affine_end.data(),

@@ -7,6 +7,7 @@ namespace attn_mask {
 /// Who asks: a row of the mask.
 struct Query {
   int64_t batch;
+  int64_t head;
   int64_t row;       // 0 <= row < q_length: where it is stored
   int64_t position;  // where it stands
 };

@@ -68,12 +68,12 @@ ATTN_MASK_INLINE bool leaf_attends(const Rule& rule, const Rule::Node& leaf, con
   int64_t k = key.position;
   for (int32_t i = leaf.step_begin; i < leaf.step_end; ++i) {
     const Rule::Step& step = rule.steps[i];
-    if (step.table.data == nullptr) {
+    if (!step.table.exists()) {
       q += step.q_add;
       k += step.key_add;
     } else if (step.table.holds(q) && step.table.holds(k)) {
-      q = step.table.at(query.batch, q);
-      k = step.table.at(query.batch, k);
+      q = step.table.position_at(query.batch, q);
+      k = step.table.position_at(query.batch, k);
     } else {
       return false;
     }

@@ -78,7 +78,7 @@ RowSpans Row::leaf(int32_t index, Interval context) const {
   int64_t to_leaf = shift;
   for (int32_t i = node.step_begin; i < node.step_end; ++i) {
     const Rule::Step& step = rule.steps[i];
-    if (step.table.data == nullptr) {
+    if (!step.table.exists()) {
       q += step.q_add;
       to_leaf += step.key_add;
       continue;
@@ -93,8 +93,8 @@ RowSpans Row::leaf(int32_t index, Interval context) const {
                             first] < to_leaf + context.end) {
       return unresolved(index, context);
     }
-    q = step.table.at(query.batch, q);
-    to_leaf += step.table.at(query.batch, first) - first;
+    q = step.table.position_at(query.batch, q);
+    to_leaf += step.table.position_at(query.batch, first) - first;
   }
   const auto columns = [&](Interval positions) -> RowSpans {
     return {spans_of(intersect(context, {positions.begin - to_leaf, positions.end - to_leaf})), 0};

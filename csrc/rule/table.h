@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "macros.h"
+#include "rule/integers.h"
 #include "rule/limits.h"
 
 namespace attn_mask {
@@ -19,21 +20,24 @@ struct TableRuns {
 /// Integers for positions: ids of documents or blocks, or other positions. [batch_size or 1,
 /// length].
 struct Table {
-  const void* data;
+  Integers numbers;      // no data: no table
   int64_t batch_stride;  // in elements; 0 where one row serves the whole batch
   int64_t stride;
   int64_t length;
-  int32_t element_size;  // 4 or 8 bytes
-  TableRuns runs;        // null pointers where nothing was prepared
+  TableRuns runs;  // null pointers where nothing was prepared
+
+  ATTN_MASK_INLINE bool exists() const { return numbers.data != nullptr; }
 
   ATTN_MASK_INLINE bool holds(int64_t position) const { return 0 <= position && position < length; }
 
   /// The number at `position`, which the table must hold.
   ATTN_MASK_INLINE int64_t at(int64_t batch, int64_t position) const {
-    const int64_t index = batch * batch_stride + position * stride;
-    const int64_t value = element_size == 4 ? static_cast<const int32_t*>(data)[index]
-                                            : static_cast<const int64_t*>(data)[index];
-    return value > kFar ? kFar : value < -kFar ? -kFar : value;
+    return numbers.at(batch * batch_stride + position * stride);
+  }
+
+  /// The same as a position.
+  ATTN_MASK_INLINE int64_t position_at(int64_t batch, int64_t position) const {
+    return within_far(at(batch, position));
   }
 };
 

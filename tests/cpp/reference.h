@@ -28,12 +28,13 @@ inline uint64_t get(const void* data, int64_t index, int32_t element_size) {
 
 inline Bytes reference_mask(const MaskTask& task) {
   const int32_t size = task.format.element_size;
-  Bytes out(static_cast<size_t>(task.batch_size * task.q_length * task.kv_length * size));
+  Bytes out(static_cast<size_t>(task.elements() * size));
   int64_t index = 0;
-  for (int64_t batch = 0; batch < task.batch_size; ++batch) {
+  for (int64_t plane = 0; plane < task.batch_size * task.heads; ++plane) {
     for (int64_t row = 0; row < task.q_length; ++row) {
       for (int64_t key = 0; key < task.kv_length; ++key) {
-        const bool attended = attends(task.rule, task.query(batch, row), task.key(batch, key));
+        const bool attended =
+            attends(task.rule, task.query(plane, row), task.key(plane / task.heads, key));
         put(out, index++, size, attended ? task.format.attend : task.format.masked);
       }
     }
@@ -75,6 +76,7 @@ struct RandomPadding {
     }
     leaf = {memory.data(),
             per_query ? q_length * row : row,
+            /*head_stride=*/0,
             per_query ? row : 0,
             key_stride,
             kv_length,

@@ -53,7 +53,7 @@ TEST(KeyTest, NegativeIntegersWrapAround) {
 }
 
 bool attends_at(const Rule& rule, int64_t q, int64_t k) {
-  return attends(rule, Query{0, 0, q}, Key{k, k});
+  return attends(rule, Query{0, 0, 0, q}, Key{k, k});
 }
 
 TEST(Causal, AttendsToItselfAndTheKeysBefore) {
@@ -87,7 +87,7 @@ TEST(SlidingWindow, OpenSidesDoNotOverflow) {
 
 TEST(Chunk, GoesOnBelowItsPadding) {
   const int64_t before[] = {2};
-  const Chunk chunk{3, {before, 0, 0, 1, 8, {}}};
+  const Chunk chunk{3, {{before, 8}, 0, 0, 1, {}}};
   for (int64_t q = -7; q < 9; ++q) {
     for (int64_t k = -7; k < 9; ++k) {
       const auto number = [](int64_t position) {
@@ -130,7 +130,7 @@ struct RandomRule {
       }
     }
     tables.push_back(std::move(values));
-    return {tables.back().data(), length, 1, length, 8, {}};
+    return {{tables.back().data(), 8}, length, 1, length, {}};
   }
 
   Rule leaf(std::mt19937& random) {
@@ -190,11 +190,11 @@ TEST(Rule, SpanLevelAgreesWithElementLevel) {
                     static_cast<int64_t>(random() % 24)};
     Rule rule = made.tree(random, 3);
     const PreparedTables prepared(rule, made.batch_size);
-    const Positions kv_positions{static_cast<int64_t>(random() % 7) - 3, nullptr, 0, 0, 0, false};
+    const Positions kv_positions{static_cast<int64_t>(random() % 7) - 3, {}, 0, 0, false};
     const int64_t q_offset = random() % 20;
     for (int64_t batch = 0; batch < made.batch_size; ++batch) {
       for (int64_t row = 0; row < made.q_length; ++row) {
-        const Query query{batch, row, q_offset + row};
+        const Query query{batch, 0, row, q_offset + row};
         const RowSpans spans = row_spans(rule, query, kv_positions, made.kv_length);
         const RowHull hull = row_hull(rule, query);
         ++rows;
@@ -230,13 +230,13 @@ TEST(Prepare, PackedDocumentsWithPositionsOfTheirOwnHaveSpans) {
   const int64_t ids[] = {0, 0, 0, 1, 1, 2, 2, 2};
   const int64_t positions[] = {0, 1, 2, 0, 1, 0, 1, 2};
   Rule causal = make_rule(Causal{});
-  causal.steps[0].table = {positions, 0, 1, 8, 8, {}};
+  causal.steps[0].table = {{positions, 8}, 0, 1, 8, {}};
   causal.steps_size = 1;
   causal.nodes[0].step_end = 1;
-  Rule rule = make_rule(SameId{{ids, 0, 1, 8, 8, {}}, false}) & causal;
+  Rule rule = make_rule(SameId{{{ids, 8}, 0, 1, 8, {}}, false}) & causal;
   const PreparedTables prepared(rule, 1);
   for (int64_t q = 0; q < 8; ++q) {
-    const RowSpans spans = row_spans(rule, {0, q, q}, Positions{}, 8);
+    const RowSpans spans = row_spans(rule, {0, 0, q, q}, Positions{}, 8);
     ASSERT_EQ(spans.unresolved, 0U);
     ASSERT_EQ(spans.spans.size, 1);
     EXPECT_EQ(spans.spans.at[0].begin, q - positions[q]);
