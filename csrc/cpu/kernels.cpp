@@ -153,7 +153,7 @@ class SpanFinder {
       if (plain && node.kind == Rule::Kind::kPadding) {
         unresolved_ |= uint32_t{1} << i;
         if (!node.padding.by_column) {
-          length_ = node.padding.length < length_ ? node.padding.length : length_;
+          known_ = intersect(known_, {0, node.padding.length});
         }
       } else if (!plain || node.kind == Rule::Kind::kSameId || node.kind == Rule::Kind::kNothing) {
         hull_is_all_ = false;
@@ -167,10 +167,7 @@ class SpanFinder {
       return row_spans(task_.rule, query, task_.kv_positions, task_.kv_length);
     }
     const int64_t shift = task_.kv_positions.at(query.batch, 0);
-    Interval keys = row_hull(task_.rule, query).positions;
-    if (unresolved_ != 0) {
-      keys = intersect(keys, {0, length_});
-    }
+    Interval keys = intersect(row_hull(task_.rule, query).positions, known_);
     keys = intersect({keys.begin - shift, keys.end - shift}, {0, task_.kv_length});
     RowSpans row{};
     if (!keys.empty()) {
@@ -184,7 +181,7 @@ class SpanFinder {
   const MaskTask& task_;
   bool hull_is_all_ = true;
   uint32_t unresolved_ = 0;
-  int64_t length_ = kFar;  // positions that every padding leaf knows of end here
+  Interval known_ = {-2 * kFar, 2 * kFar};  // positions that every padding leaf knows of
 };
 
 template <typename Out>
