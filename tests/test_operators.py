@@ -5,6 +5,7 @@ import pytest
 import torch
 from masks import assert_same_mask
 from sample_calls import CALL_IDS, CALLS, OPERATORS, SAMPLES, map_tensors, operator
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -86,13 +87,16 @@ def test_fake_agrees_with_cpu(name, args, kwargs):
 def test_symbolic_shapes():
     """The batch, the queries and the keys stay symbols, no guard pins them to a number."""
     environment = ShapeEnv()
-    with FakeTensorMode(shape_env=environment) as mode:
-        dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
-        mask = mode.from_tensor(torch.ones(3, 7), symbolic_context=dynamic)
-        queries = mode.from_tensor(torch.ones(5, 2), symbolic_context=dynamic)
-        batch_size, kv_length = mask.shape
-        q_length = queries.shape[0]
-        dtype = torch.float16
+    mode = FakeTensorMode(shape_env=environment)
+    # Made outside of the mode, or the sizes would be numbers.
+    dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
+    mask = mode.from_tensor(torch.ones(3, 7), symbolic_context=dynamic)
+    queries = mode.from_tensor(torch.ones(5, 2), symbolic_context=dynamic)
+    batch_size, kv_length = mask.shape
+    q_length = queries.shape[0]
+    assert all(isinstance(n, torch.SymInt) for n in (batch_size, kv_length, q_length))
+    dtype = torch.float16
+    with mode, enable_python_dispatcher():
         results = [
             torch.ops.attn_mask.to_4d(mask, q_length, dtype=dtype, key_value_length=kv_length),
             torch.ops.attn_mask._expand_mask(mask, q_length, dtype=dtype),

@@ -50,17 +50,22 @@ class Decoder {
     return *value;
   }
 
-  /// A number that shifts positions; while tracing it may be unknown, and then isn't needed.
+  /// A number that only kernels need: while tracing it may be unknown, and `stand_in` will do.
+  int64_t parameter(const char* what, int64_t stand_in) {
+    if (!with_data_ && next_ < program_.size() && !program_[next_].maybe_as_int()) {
+      ++next_;
+      return stand_in;
+    }
+    return number(what);
+  }
+
+  /// A number that shifts positions.
   int64_t distance(const char* what) {
     const size_t at = next_;
-    const auto value = symbolic().maybe_as_int();
-    if (!value) {
-      TORCH_CHECK_VALUE(!with_data_, op_, ": expected ", what, " at rule[", at, "] to be a number");
-      return 0;
-    }
-    TORCH_CHECK_VALUE(-kFar < *value && *value < kFar, op_, ": expected ", what, " at rule[", at,
-                      "] to be within 2^60 of 0, but got ", *value);
-    return *value;
+    const int64_t value = parameter(what, 0);
+    TORCH_CHECK_VALUE(-kFar < value && value < kFar, op_, ": expected ", what, " at rule[", at,
+                      "] to be within 2^60 of 0, but got ", value);
+    return value;
   }
 
   const at::Tensor& operand(const char* what) {
@@ -225,8 +230,8 @@ class Decoder {
         emit_leaf(Rule::Kind::kCausal, conjunct);
         return;
       case Opcode::kWindow: {
-        const int64_t left = number("the left side of a window");
-        const int64_t right = number("the right side of a window");
+        const int64_t left = parameter("the left side of a window", 0);
+        const int64_t right = parameter("the right side of a window", 0);
         TORCH_CHECK_VALUE(left >= -1 && right >= -1, op_,
                           ": expected the sides of a window at rule[", at,
                           "] to be at least 0, or -1 for none, but got ", left, " and ", right);
@@ -235,7 +240,7 @@ class Decoder {
         return;
       }
       case Opcode::kChunk: {
-        const int64_t size = number("the size of a chunk");
+        const int64_t size = parameter("the size of a chunk", 1);
         TORCH_CHECK_VALUE(size > 0, op_, ": expected the size of a chunk at rule[", at,
                           "] to be positive, but got ", size);
         Chunk chunk{std::min(size, kFar), Table{}};

@@ -46,6 +46,23 @@ std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& m
                                                   /*allow_skip=*/true);
 }
 
+/// boolean without a dtype, additive with one.
+at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at::Tensor>& operands,
+                     c10::SymInt batch_size, c10::SymInt q_length, c10::SymInt kv_length,
+                     c10::SymInt q_offset, c10::SymInt kv_offset,
+                     const std::optional<at::Tensor>& q_positions,
+                     const std::optional<at::Tensor>& kv_positions,
+                     std::optional<at::Device> device, std::optional<at::ScalarType> dtype) {
+  if (dtype) {
+    return call::additive(rule, operands, std::move(batch_size), std::move(q_length),
+                          std::move(kv_length), *dtype, std::move(q_offset), std::move(kv_offset),
+                          q_positions, kv_positions, std::nullopt, device);
+  }
+  return call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
+                       std::move(kv_length), std::move(q_offset), std::move(kv_offset), q_positions,
+                       kv_positions, device);
+}
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = kVersion;
@@ -65,6 +82,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("expand_mask", torch::wrap_pybind_function_no_gil(&expand_mask));
   m.def("prepare_4d_attention_mask_for_sdpa",
         torch::wrap_pybind_function_no_gil(&prepare_4d_attention_mask_for_sdpa));
+  m.def("rule_mask", torch::wrap_pybind_function_no_gil(&rule_mask));
   m.def("ignore_causal_mask_sdpa", torch::wrap_pybind_function_no_gil(&ignore_causal_mask_sdpa));
 }
 

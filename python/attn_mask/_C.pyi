@@ -32,3 +32,17 @@ def ignore_causal_mask_sdpa(
 def prepare_4d_attention_mask_for_sdpa(
     mask: torch.Tensor, tgt_len: int | None, dtype: torch.dtype, /
 ) -> torch.Tensor | None: ...
+def rule_mask(
+    rule: list[int],
+    operands: list[torch.Tensor],
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int,
+    kv_offset: int,
+    q_positions: torch.Tensor | None,
+    kv_positions: torch.Tensor | None,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    /,
+) -> torch.Tensor: ...

@@ -6,10 +6,19 @@ Importing this package registers the operators ``torch.ops.attn_mask.*``.
 from importlib.metadata import version as _version
 
 from attn_mask import _library
+from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
+from attn_mask import rules as rules
 from attn_mask import utils as utils
 
-__all__ = ["__version__", "build_info", "modeling_attn_mask_utils", "utils"]
+__all__ = [
+    "__version__",
+    "build_info",
+    "masking_utils",
+    "modeling_attn_mask_utils",
+    "rules",
+    "utils",
+]
 
 __version__ = _version("attn-mask")
 build_info = _library.build_info
