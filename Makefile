@@ -63,6 +63,7 @@ demo: build
 
 bench: build
 	$(BIN)/python bench/bench_legacy.py
+	$(BIN)/python bench/bench_rules.py
 
 clean:
 	rm -rf build dist .venv*
