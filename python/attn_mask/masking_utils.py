@@ -79,7 +79,7 @@ _ops = torch.ops.attn_mask
 
 # How much of a mask a function of the user's is asked about at once. A function that calculates
 # with positions holds a few int64 for each element: some ten MB.
-_TILE = 2**19
+_TILE = 2**20
 
 
 # Mask functions
@@ -842,7 +842,9 @@ def _write_in_tiles(
         return write_rows(queries)
     try:
         tile = write_rows(queries.rows(0, height))
-    except Exception:
+    except (RuntimeError, ValueError, IndexError):
+        tile = None
+    if tile is None:
         # A function that holds something of the whole mask's size answers about the whole only;
         # what is wrong with any other, it will say again.
         return write_rows(queries)
