@@ -95,6 +95,10 @@ def nodes(tree):
         yield from nodes(child)
 
 
+def number_of_leaves(tree):
+    return sum(not children for _, _, children in nodes(tree))
+
+
 def _of_batch(table, b):
     """The row of [b or 1, ...]; or the plane of [h or 1, ...]."""
     return table[b] if len(table) > 1 else table[0]
@@ -167,20 +171,6 @@ def heads_of(tree, operands):
     """How many heads the bits of a rule have; 1 without any."""
     heads = {operands[p[0]].shape[1] for opcode, p, _ in nodes(tree) if opcode == BITS} - {1}
     return heads.pop() if heads else 1
-
-
-def is_large(tree):
-    """Too large for the struct that kernels are given, perhaps: operators may refuse it."""
-    steps = [0]
-
-    def count(node, changes):
-        opcode, _, children = node
-        changes += opcode in (REINDEX, SHIFT)
-        steps[0] += changes if not children else 0
-        return max(sum(count(child, changes) for child in children), 1)
-
-    leaves = count(tree, 0)
-    return leaves > 12 or steps[0] > 8
 
 
 def _table(operand):

@@ -190,6 +190,9 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
   const Out masked = static_cast<Out>(task.format.masked);
   const SpanFinder find_spans(task);
   PaddingTile<Out> cache;
+  // Where keys are not neighbours in memory, a tile's row is written beside it and then stored.
+  const bool scattered = task.out_strides[3] != 1;
+  alignas(64) Out scratch[kTileBytes / sizeof(Out)];
   int64_t row = begin % task.q_length;
   int64_t column = begin / task.q_length;
   for (int64_t tile = begin; tile < end; ++tile, ++row) {
@@ -203,7 +206,8 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
         first + tiling.keys < task.kv_length ? first + tiling.keys : task.kv_length;
     const Query query = task.query(plane, row);
     const RowSpans spans = find_spans(query);
-    Out* out = static_cast<Out*>(task.out) + (plane * task.q_length + row) * task.kv_length;
+    Out* const stored = static_cast<Out*>(task.out) + task.out_offset(query);
+    Out* const out = scattered ? scratch - first : stored;
     const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked};
     // From left to right: the other order takes twice as long, since hardware prefetches forwards.
     int64_t written = first;
@@ -224,6 +228,11 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       written = columns.end;
     }
     fill(out + written, last - written, masked);
+    if (scattered) {
+      for (int64_t k = first; k < last; ++k) {
+        stored[k * task.out_strides[3]] = out[k];
+      }
+    }
   }
 }
 

@@ -38,7 +38,7 @@ const CpuKernels& kernels() {
 }  // namespace
 
 void write_mask_cpu(const MaskTask& task) {
-  if (task.elements() == 0) {
+  if (task.rows() == 0 || task.kv_length == 0) {
     return;
   }
   const int64_t keys = std::min(task.kv_length, kTileBytes / task.format.element_size);

@@ -17,89 +17,106 @@ struct alignas(16) Pack {
 template <typename T>
 inline constexpr int64_t kPackSize = sizeof(Pack) / sizeof(T);
 
-/// Stores of a mask as a whole: packs run on across the ends of rows, so that all but the last are
-/// full and aligned whatever the row's length.
+/// How many stores of 16 bytes a row may take: rows begin anywhere, so that the first and the last
+/// may be short. Fewer where all rows are aligned.
 template <typename T>
-ATTN_MASK_INLINE int64_t mask_packs(const MaskTask& task) {
-  const int64_t elements = task.elements();
-  return elements / kPackSize<T> + (elements % kPackSize<T> != 0);
+inline int64_t packs_per_row(const MaskTask& task) {
+  constexpr int64_t kSize = kPackSize<T>;
+  const bool aligned = reinterpret_cast<uintptr_t>(task.out) % sizeof(Pack) == 0 &&
+                       (task.batch_size == 1 || task.out_strides[0] % kSize == 0) &&
+                       (task.heads == 1 || task.out_strides[1] % kSize == 0) &&
+                       (task.q_length == 1 || task.out_strides[2] % kSize == 0);
+  return (task.kv_length + (aligned ? kSize - 1 : 2 * kSize - 2)) / kSize;
 }
 
-/// Walks over the elements of a mask in the order of memory.
-struct MaskCursor {
-  const MaskTask& task;
-  int64_t row_index;  // counts on through heads and batch
-  int64_t column;
-  Query query{};
-  RowHull row{};
-
-  ATTN_MASK_INLINE MaskCursor(const MaskTask& of, int64_t element)
-      : task(of), row_index(element / of.kv_length), column(element % of.kv_length) {
-    enter_row();
-  }
-
-  ATTN_MASK_INLINE void enter_row() {
-    const int64_t plane = row_index / task.q_length;
-    query = task.query(plane, row_index - plane * task.q_length);
-    row = row_hull(task.rule, query);
-  }
-
-  template <typename T>
-  ATTN_MASK_INLINE T value() const {
-    const Key key = task.key(query.batch, column);
-    if (!row.positions.contains(key.position) || !(row.exact || attends(task.rule, query, key))) {
-      return static_cast<T>(task.format.masked);
-    }
-    const Bias& bias = task.bias;
-    if (bias.data == nullptr) {
-      return static_cast<T>(task.format.attend);
-    }
-    return static_cast<const T*>(
-        bias.data)[query.batch * bias.strides[0] + query.head * bias.strides[1] +
-                   query.row * bias.strides[2] + column * bias.strides[3]];
-  }
-
-  /// To the next element, which must exist.
-  ATTN_MASK_INLINE void advance() {
-    if (++column == task.kv_length) {
-      column = 0;
-      ++row_index;
-      enter_row();
-    }
-  }
-};
-
+/// The bits of `value` in every element of a pack.
 template <typename T>
-ATTN_MASK_INLINE void write_mask_body(const MaskTask& task, const GridPosition& at) {
-  const int64_t elements = task.elements();
-  const int64_t packs = mask_packs<T>(task);
-  for (int64_t pack_index = at.first(); pack_index < packs; pack_index += at.step()) {
-    const int64_t first = pack_index * kPackSize<T>;
-    const int64_t left = elements - first;
-    const int64_t count = left < kPackSize<T> ? left : kPackSize<T>;
-    MaskCursor cursor(task, first);
-    Pack pack{{0, 0}};
-    // A loop that is not unrolled: sixteen copies of the rule's evaluation would spill registers.
+ATTN_MASK_INLINE Pack pack_of(uint64_t value) {
+  uint64_t word = static_cast<T>(value);
+  for (uint32_t bits = 8 * sizeof(T); bits < 64; bits *= 2) {
+    word |= word << bits;
+  }
+  return {{word, word}};
+}
+
+/// One element of a mask.
+template <typename T>
+ATTN_MASK_INLINE T mask_element(const MaskTask& task, const Query& query, const RowHull& row,
+                                int64_t column) {
+  const Key key = task.key(query.batch, column);
+  if (!row.positions.contains(key.position) || !(row.exact || attends(task.rule, query, key))) {
+    return static_cast<T>(task.format.masked);
+  }
+  const Bias& bias = task.bias;
+  if (bias.data == nullptr) {
+    return static_cast<T>(task.format.attend);
+  }
+  return static_cast<const T*>(
+      bias.data)[query.batch * bias.strides[0] + query.head * bias.strides[1] +
+                 query.row * bias.strides[2] + column * bias.strides[3]];
+}
+
+/// Elements `columns` of a row, which begins at column `first` of the pack.
+template <typename T>
+ATTN_MASK_INLINE Pack mask_pack(const MaskTask& task, const Query& query, int64_t first,
+                                Interval columns) {
+  const RowHull row = row_hull(task.rule, query);
+  if (!task.kv_positions.listed) {
+    // Most packs lie on one side of the hull's border.
+    const int64_t shift = task.kv_positions.at(query.batch, 0);
+    const Interval inside =
+        intersect(columns, {row.positions.begin - shift, row.positions.end - shift});
+    if (inside.empty()) {
+      return pack_of<T>(task.format.masked);
+    }
+    if (row.exact && task.bias.data == nullptr && inside.begin == columns.begin &&
+        inside.end == columns.end) {
+      return pack_of<T>(task.format.attend);
+    }
+  }
+  Pack pack{{0, 0}};
+  // A loop that is not unrolled: sixteen copies of the rule's evaluation would spill registers.
 #if defined(__CUDA_ARCH__)
 #pragma unroll 1
 #endif
-    for (int64_t i = 0; i < count; ++i) {
-      if (i > 0) {
-        cursor.advance();
-      }
-      const int64_t bit = i * 8 * static_cast<int64_t>(sizeof(T));
-      const uint64_t value = static_cast<uint64_t>(cursor.template value<T>()) << (bit % 64);
-      pack.words[0] |= bit < 64 ? value : 0;
-      pack.words[1] |= bit < 64 ? 0 : value;
+  for (int64_t column = columns.begin; column < columns.end; ++column) {
+    const int64_t bit = (column - first) * 8 * static_cast<int64_t>(sizeof(T));
+    const uint64_t value = static_cast<uint64_t>(mask_element<T>(task, query, row, column))
+                           << (bit % 64);
+    pack.words[0] |= bit < 64 ? value : 0;
+    pack.words[1] |= bit < 64 ? 0 : value;
+  }
+  return pack;
+}
+
+template <typename T>
+ATTN_MASK_INLINE void write_mask_body(const MaskTask& task, int64_t packs_per_row,
+                                      const GridPosition& at) {
+  const int64_t packs = task.rows() * packs_per_row;
+  for (int64_t index = at.first(); index < packs; index += at.step()) {
+    const int64_t row_index = index / packs_per_row;
+    const int64_t plane = row_index / task.q_length;
+    const Query query = task.query(plane, row_index - plane * task.q_length);
+    T* const out = static_cast<T*>(task.out) + task.out_offset(query);
+    const auto past_pack =
+        static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % sizeof(Pack) / sizeof(T));
+    const int64_t first = (index - row_index * packs_per_row) * kPackSize<T> - past_pack;
+    const Interval columns = intersect({first, first + kPackSize<T>}, {0, task.kv_length});
+    if (columns.empty()) {
+      continue;
     }
-    T* out = static_cast<T*>(task.out) + first;
-    if (count == kPackSize<T>) {
-      *reinterpret_cast<Pack*>(out) = pack;
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t bit = i * 8 * static_cast<int64_t>(sizeof(T));
-        out[i] = static_cast<T>((bit < 64 ? pack.words[0] : pack.words[1]) >> (bit % 64));
-      }
+    const Pack pack = mask_pack<T>(task, query, first, columns);
+    if (columns.end - columns.begin == kPackSize<T> && task.out_strides[3] == 1) {
+      *reinterpret_cast<Pack*>(out + first) = pack;
+      continue;
+    }
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
+    for (int64_t column = columns.begin; column < columns.end; ++column) {
+      const int64_t bit = (column - first) * 8 * static_cast<int64_t>(sizeof(T));
+      out[column * task.out_strides[3]] =
+          static_cast<T>((bit < 64 ? pack.words[0] : pack.words[1]) >> (bit % 64));
     }
   }
 }

@@ -9,8 +9,9 @@ namespace {
 __device__ GridPosition grid_position() { return {blockIdx.x, threadIdx.x, gridDim.x, blockDim.x}; }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreadsPerBlock) write_mask_kernel(const MaskTask task) {
-  write_mask_body<T>(task, grid_position());
+__global__ void __launch_bounds__(kThreadsPerBlock)
+    write_mask_kernel(const MaskTask task, int64_t packs_per_row) {
+  write_mask_body<T>(task, packs_per_row, grid_position());
 }
 
 template <typename T>
@@ -27,8 +28,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
 template <typename T>
 void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned int>(blocks_for(mask_packs<T>(task)));
-  write_mask_kernel<T><<<blocks, kThreadsPerBlock, 0, stream>>>(task);
+  const int64_t per_row = packs_per_row<T>(task);
+  const auto blocks = static_cast<unsigned int>(blocks_for(task.rows() * per_row));
+  write_mask_kernel<T><<<blocks, kThreadsPerBlock, 0, stream>>>(task, per_row);
 }
 
 template <typename T>

@@ -13,7 +13,7 @@ namespace attn_mask {
 namespace {
 
 void write_mask_cuda(const MaskTask& task) {
-  if (task.elements() == 0) {
+  if (task.rows() == 0 || task.kv_length == 0) {
     return;
   }
   launch_write_mask(task, c10::cuda::getCurrentCUDAStream());

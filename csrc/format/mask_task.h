@@ -23,10 +23,15 @@ struct MaskTask {
   Positions kv_positions;
   DenseFormat format;
   Bias bias;
-  void* out;  // [batch_size, heads, q_length, kv_length], contiguous
+  void* out;               // [batch_size, heads, q_length, kv_length]
+  int64_t out_strides[4];  // in elements
 
   ATTN_MASK_INLINE int64_t rows() const { return batch_size * heads * q_length; }
-  ATTN_MASK_INLINE int64_t elements() const { return rows() * kv_length; }
+
+  /// Where a query's row begins, in elements from `out`.
+  ATTN_MASK_INLINE int64_t out_offset(const Query& query) const {
+    return query.batch * out_strides[0] + query.head * out_strides[1] + query.row * out_strides[2];
+  }
 
   /// The query of row `row` of a plane; planes are counted through heads and batch.
   ATTN_MASK_INLINE Query query(int64_t plane, int64_t row) const {
@@ -35,6 +40,23 @@ struct MaskTask {
   }
   ATTN_MASK_INLINE Key key(int64_t batch, int64_t column) const {
     return {column, kv_positions.at(batch, column)};
+  }
+
+  /// The task of rows `[begin, end)` of each plane. Masks in the rule that were given for each row
+  /// of the mask stay where they are.
+  MaskTask part(int64_t begin, int64_t end) const {
+    MaskTask task = *this;
+    task.q_length = end - begin;
+    if (q_positions.listed) {
+      task.q_positions.numbers.data = q_positions.numbers.address(begin * q_positions.stride);
+    } else {
+      task.q_positions.offset += begin;
+    }
+    task.bias.data = bias.data == nullptr ? nullptr
+                                          : static_cast<const char*>(bias.data) +
+                                                begin * bias.strides[2] * format.element_size;
+    task.out = static_cast<char*>(out) + begin * out_strides[2] * format.element_size;
+    return task;
   }
 };
 

@@ -1,15 +1,15 @@
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
-#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 
-#include <array>
+#include <algorithm>
+#include <vector>
 
 #include "format/boolean.h"
 #include "ops/call.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
-#include "ops/kernels.h"
 #include "ops/operators.h"
 #include "ops/rule_program.h"
 #include "ops/write_mask.h"
@@ -65,12 +65,11 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
   return positions;
 }
 
+// What parts of a rule answer beside the mask is held for so many bytes of rows at once.
+constexpr int64_t kPartsBytes = int64_t{8} << 20;
+
 struct Arguments {
-  c10::SymIntArrayRef rule;
-  at::TensorList operands;
-  const c10::SymInt& batch_size;
-  const c10::SymInt& q_length;
-  const c10::SymInt& kv_length;
+  RuleProgram program;
   const c10::SymInt& q_offset;
   const c10::SymInt& kv_offset;
   const std::optional<at::Tensor>& q_positions;
@@ -82,8 +81,8 @@ struct Arguments {
 /// The device of the result: as asked for, else that of the first tensor, else the CPU.
 at::Device device_of(const char* op, const Arguments& arguments) {
   std::optional<at::Device> of_tensors;
-  if (!arguments.operands.empty()) {
-    of_tensors = arguments.operands[0].device();
+  if (!arguments.program.operands.empty()) {
+    of_tensors = arguments.program.operands[0].device();
   } else if (arguments.q_positions) {
     of_tensors = arguments.q_positions->device();
   } else if (arguments.kv_positions) {
@@ -104,22 +103,59 @@ at::Device device_of(const char* op, const Arguments& arguments) {
   return arguments.device.value_or(at::kCPU);
 }
 
+/// Writes the task, whose rule has yet to be prepared.
+void prepare_and_run(MaskTask task, at::Device device) {
+  std::optional<PreparedTables> prepared;
+  if (device.is_cpu() && task.q_length >= kPrepareFrom) {
+    prepared.emplace(task.rule, task.batch_size);
+  }
+  run(task, device);
+}
+
+/// Writes the mask of a rule that is too large for kernels, some rows after the other: first what
+/// its parts answer about them, then the rows.
+void run_in_parts(const char* op, const RuleProgram& program, const MaskTask& task,
+                  at::Device device) {
+  const int64_t row_bytes = task.batch_size * task.heads * task.kv_length;
+  const int64_t height = std::max<int64_t>(1, kPartsBytes / row_bytes);
+  for (int64_t begin = 0; begin < task.q_length; begin += height) {
+    MaskTask rows = task.part(begin, std::min(begin + height, task.q_length));
+    std::vector<at::Tensor> answers;
+    const auto bits_of_part = [&](const Rule& part) -> Padding {
+      const at::Tensor& bits = answers.emplace_back(
+          at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
+                    at::TensorOptions().dtype(at::kBool).device(device)));
+      MaskTask of_part = mask_task(bits, kBoolean);
+      of_part.rule = part;
+      of_part.q_positions = rows.q_positions;
+      of_part.kv_positions = rows.kv_positions;
+      prepare_and_run(of_part, device);
+      return {bits.const_data_ptr(), bits.stride(0),       bits.stride(1),
+              bits.stride(2),        bits.stride(3),       bits.size(3),
+              /*element_size=*/1,
+              /*by_column=*/true,    is_nonzero(at::kBool)};
+    };
+    rows.rule = decode_rule(op, program, device, /*with_data=*/true, begin, bits_of_part).rule;
+    prepare_and_run(rows, device);
+  }
+}
+
 at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType dtype,
                      const DenseFormat& format) {
+  const RuleProgram& program = arguments.program;
   const std::optional<at::Tensor>& bias = arguments.bias;
-  check_size(op, "batch_size", arguments.batch_size);
-  check_size(op, "q_length", arguments.q_length);
-  check_size(op, "kv_length", arguments.kv_length);
+  check_size(op, "batch_size", program.batch_size);
+  check_size(op, "q_length", program.q_length);
+  check_size(op, "kv_length", program.kv_length);
   const at::Device device = device_of(op, arguments);
   const bool with_data = !device.is_meta();
-  DecodedRule decoded = decode_rule(op, arguments.rule, arguments.operands, arguments.batch_size,
-                                    arguments.q_length, arguments.kv_length, device, with_data);
+  DecodedRule decoded = decode_rule(op, program, device, with_data);
   const Positions q_positions = positions_of(
-      op, "q_positions", "q_offset", arguments.q_offset, arguments.q_positions, arguments.q_length,
-      arguments.batch_size, device, with_data, decoded.depends_on_batch);
+      op, "q_positions", "q_offset", arguments.q_offset, arguments.q_positions, program.q_length,
+      program.batch_size, device, with_data, decoded.depends_on_batch);
   const Positions kv_positions = positions_of(
       op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
-      arguments.kv_length, arguments.batch_size, device, with_data, decoded.depends_on_batch);
+      program.kv_length, program.batch_size, device, with_data, decoded.depends_on_batch);
   c10::SymInt heads = decoded.heads;
   if (bias) {
     TORCH_CHECK_TYPE(bias->scalar_type() == dtype, op, ": expected bias to be ", dtype,
@@ -135,50 +171,42 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
                                 heads, " heads, but got ", describe_sizes(*bias));
     }
     if (bias->sym_size(0).maybe_as_int() != 1) {
-      ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(0).sym_eq(arguments.batch_size), op,
-                                ": expected bias to have a batch size of 1 or ",
-                                arguments.batch_size, ", but got ", describe_sizes(*bias));
+      ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(0).sym_eq(program.batch_size), op,
+                                ": expected bias to have a batch size of 1 or ", program.batch_size,
+                                ", but got ", describe_sizes(*bias));
       decoded.depends_on_batch = true;
     }
-    ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(2).sym_eq(arguments.q_length), op,
-                              ": expected bias to have q_length ", arguments.q_length, ", but got ",
+    ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(2).sym_eq(program.q_length), op,
+                              ": expected bias to have q_length ", program.q_length, ", but got ",
                               describe_sizes(*bias));
-    ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(3).sym_eq(arguments.kv_length), op,
-                              ": expected bias to have kv_length ", arguments.kv_length,
-                              ", but got ", describe_sizes(*bias));
+    ATTN_MASK_CHECK_SYM_VALUE(bias->sym_size(3).sym_eq(program.kv_length), op,
+                              ": expected bias to have kv_length ", program.kv_length, ", but got ",
+                              describe_sizes(*bias));
   }
-  check_addressable(op, {arguments.batch_size, heads, arguments.q_length, arguments.kv_length},
-                    dtype);
+  check_addressable(op, {program.batch_size, heads, program.q_length, program.kv_length}, dtype);
   // Where all batch rows are alike one is written and the batch is a stride-0 expand of it; but, as
   // upstream's, additive masks can be written to.
   const bool one_for_all = dtype == at::kBool && !decoded.depends_on_batch;
-  const c10::SymInt rows = one_for_all ? c10::SymInt(1) : arguments.batch_size;
+  const c10::SymInt rows = one_for_all ? c10::SymInt(1) : program.batch_size;
   const at::Tensor out =
-      empty_mask(op, rows, heads, arguments.q_length, arguments.kv_length, dtype, device);
+      empty_mask(op, rows, heads, program.q_length, program.kv_length, dtype, device);
   if (with_data && out.numel() != 0) {
-    MaskTask task{};
+    MaskTask task = mask_task(out, format);
     task.rule = decoded.rule;
-    task.batch_size = out.size(0);
-    task.heads = out.size(1);
-    task.q_length = out.size(2);
-    task.kv_length = out.size(3);
     task.q_positions = q_positions;
     task.kv_positions = kv_positions;
-    task.format = format;
     if (bias) {
       task.bias = {bias->const_data_ptr(),
                    {bias->size(0) == 1 ? 0 : bias->stride(0),
                     bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
     }
-    task.out = out.data_ptr();
-    std::optional<PreparedTables> prepared;
-    if (device.is_cpu() && task.q_length >= kPrepareFrom) {
-      prepared.emplace(task.rule, task.batch_size);
+    if (decoded.has_parts) {
+      run_in_parts(op, program, task, device);
+    } else {
+      prepare_and_run(task, device);
     }
-    const c10::OptionalDeviceGuard guard(out.device());
-    device_kernels(device.type()).write_mask(task);
   }
-  return out.expand_symint({arguments.batch_size, heads, arguments.q_length, arguments.kv_length});
+  return out.expand_symint({program.batch_size, heads, program.q_length, program.kv_length});
 }
 
 }  // namespace
@@ -190,8 +218,13 @@ at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymIn
                    std::optional<at::Device> device) {
   const std::optional<at::Tensor> no_bias;
   return rule_mask("boolean",
-                   {rule, operands, batch_size, q_length, kv_length, q_offset, kv_offset,
-                    q_positions, kv_positions, no_bias, device},
+                   {{rule, operands, batch_size, q_length, kv_length},
+                    q_offset,
+                    kv_offset,
+                    q_positions,
+                    kv_positions,
+                    no_bias,
+                    device},
                    at::kBool, kBoolean);
 }
 
@@ -203,8 +236,13 @@ at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymI
                     const std::optional<at::Tensor>& bias, std::optional<at::Device> device) {
   check_additive_dtype("additive", "dtype", dtype);
   return rule_mask("additive",
-                   {rule, operands, batch_size, q_length, kv_length, q_offset, kv_offset,
-                    q_positions, kv_positions, bias, device},
+                   {{rule, operands, batch_size, q_length, kv_length},
+                    q_offset,
+                    kv_offset,
+                    q_positions,
+                    kv_positions,
+                    bias,
+                    device},
                    dtype, additive_format(dtype));
 }
 

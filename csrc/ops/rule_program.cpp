@@ -1,6 +1,7 @@
 #include "ops/rule_program.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "ops/checks.h"
@@ -9,21 +10,33 @@
 namespace attn_mask {
 namespace {
 
-constexpr int32_t kMaxDepth = 64;
+constexpr int32_t kMaxDepth = 256;
 
+bool same_numbers(const Table& a, const Table& b) {
+  return a.numbers.data == b.numbers.data && a.numbers.width == b.numbers.width &&
+         a.batch_stride == b.batch_stride && a.stride == b.stride && a.length == b.length;
+}
+
+bool same_step(const Rule::Step& a, const Rule::Step& b) {
+  return a.q_add == b.q_add && a.key_add == b.key_add && same_numbers(a.table, b.table);
+}
+
+/// Writes a program down as a rule. Complete subtrees lie one behind the other in its nodes until
+/// the `and` or `or` over them follows.
 class Decoder {
  public:
-  Decoder(const char* op, c10::SymIntArrayRef program, at::TensorList operands,
-          const c10::SymInt& batch_size, const c10::SymInt& q_length, const c10::SymInt& kv_length,
-          at::Device device, bool with_data)
+  Decoder(const char* op, const RuleProgram& program, at::Device device, bool with_data,
+          int64_t first_row, const BitsOfPart& bits_of_part)
       : op_(op),
-        program_(program),
-        operands_(operands),
-        batch_size_(batch_size),
-        q_length_(q_length),
-        kv_length_(kv_length),
+        program_(program.code),
+        operands_(program.operands),
+        batch_size_(program.batch_size),
+        q_length_(program.q_length),
+        kv_length_(program.kv_length),
         device_(device),
-        with_data_(with_data) {
+        with_data_(with_data),
+        first_row_(first_row),
+        bits_of_part_(bits_of_part) {
     result_.heads = 1;
   }
 
@@ -150,54 +163,143 @@ class Decoder {
     }
     Padding result{};
     if (with_data_) {
-      result = {
-          tensor.const_data_ptr(), batch_stride(tensor), tensor.size(1) == 1 ? 0 : tensor.stride(1),
-          tensor.stride(2),        tensor.stride(3),     tensor.size(3),
-          /*element_size=*/1,
-          /*by_column=*/true,      is_nonzero(at::kBool)};
+      result = {static_cast<const bool*>(tensor.const_data_ptr()) + first_row_ * tensor.stride(2),
+                batch_stride(tensor),
+                tensor.size(1) == 1 ? 0 : tensor.stride(1),
+                tensor.stride(2),
+                tensor.stride(3),
+                tensor.size(3),
+                /*element_size=*/1,
+                /*by_column=*/true,
+                is_nonzero(at::kBool)};
     }
     return result;
   }
 
+  /// Replaces the subtree that ends with node `last` by a leaf with its answers.
+  void replace_by_bits(int32_t last) {
+    Rule& rule = result_.rule;
+    const int32_t first = rule.nodes[last].first;
+    const auto part = std::make_unique<Rule>();
+    std::copy(std::begin(rule.steps), std::end(rule.steps), std::begin(part->steps));
+    part->steps_size = rule.steps_size;
+    for (int32_t i = first; i <= last; ++i) {
+      Rule::Node& node = part->nodes[part->size++];
+      node = rule.nodes[i];
+      node.first -= first;
+    }
+    Rule::Node leaf{};
+    leaf.kind = Rule::Kind::kPadding;
+    leaf.first = first;
+    leaf.conjunct = rule.nodes[last].conjunct;
+    leaf.padding = bits_of_part_ ? bits_of_part_(*part) : Padding{};
+    result_.has_parts = true;
+    rule.nodes[first] = leaf;
+    for (int32_t i = last + 1; i < rule.size; ++i) {
+      Rule::Node& node = rule.nodes[i - (last - first)];
+      node = rule.nodes[i];
+      node.first -= last - first;
+    }
+    rule.size -= last - first;
+    // Keep the steps that are still needed.
+    rule.steps_size = 0;
+    for (int32_t i = 0; i < rule.size; ++i) {
+      Rule::Node& node = rule.nodes[i];
+      place_steps(node, part->steps + node.step_begin, node.step_end - node.step_begin);
+    }
+  }
+
+  bool has_steps(int32_t first, int32_t last) const {
+    return std::any_of(result_.rule.nodes + first, result_.rule.nodes + last + 1,
+                       [](const Rule::Node& node) { return node.step_begin != node.step_end; });
+  }
+
+  /// Makes the largest complete subtree smaller: one of several nodes or, with `of_steps`, one that
+  /// has any steps. False where there is none.
+  bool make_room(bool of_steps = false) {
+    const Rule& rule = result_.rule;
+    int32_t largest = -1;
+    int32_t most = of_steps ? 0 : 1;
+    for (int32_t last = rule.size - 1; last >= 0; last = rule.nodes[last].first - 1) {
+      const int32_t first = rule.nodes[last].first;
+      if (last - first + 1 > most && (!of_steps || has_steps(first, last))) {
+        largest = last;
+        most = last - first + 1;
+      }
+    }
+    if (largest >= 0) {
+      replace_by_bits(largest);
+    }
+    return largest >= 0;
+  }
+
   Rule::Node& emit(Rule::Kind kind, bool conjunct) {
     Rule& rule = result_.rule;
-    TORCH_CHECK_NOT_IMPLEMENTED(rule.size < Rule::kMaxNodes, op_,
-                                ": expected rule to have at most ", int64_t{Rule::kMaxNodes},
-                                " parts, but it has more");
+    if (rule.size == Rule::kMaxNodes) {
+      TORCH_INTERNAL_ASSERT(make_room());
+    }
     Rule::Node& node = rule.nodes[rule.size];
+    node = Rule::Node{};
     node.kind = kind;
     node.first = rule.size++;
     node.conjunct = conjunct;
-    node.step_begin = 0;
-    node.step_end = 0;
     return node;
   }
 
-  Rule::Node& emit_leaf(Rule::Kind kind, bool conjunct) {
-    Rule::Node& node = emit(kind, conjunct);
+  /// Where the rule has these steps, or where they would go.
+  Rule::Step* find_steps(const Rule::Step* steps, int32_t size) {
     Rule& rule = result_.rule;
-    if (!chain_emitted_) {
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          rule.steps_size + static_cast<int32_t>(chain_.size()) <= Rule::kMaxSteps, op_,
-          ": expected rule to change positions at most ", int64_t{Rule::kMaxSteps},
-          " times, but it does so more often");
-      chain_begin_ = rule.steps_size;
-      for (const Rule::Step& step : chain_) {
-        rule.steps[rule.steps_size++] = step;
-      }
-      chain_emitted_ = true;
+    return std::search(rule.steps, rule.steps + rule.steps_size, steps, steps + size, same_step);
+  }
+
+  void place_steps(Rule::Node& node, const Rule::Step* steps, int32_t size) {
+    Rule& rule = result_.rule;
+    Rule::Step* const place = find_steps(steps, size);
+    if (place == rule.steps + rule.steps_size) {
+      std::copy(steps, steps + size, place);
+      rule.steps_size += size;
     }
-    node.step_begin = chain_begin_;
-    node.step_end = chain_begin_ + static_cast<int32_t>(chain_.size());
+    node.step_begin = size == 0 ? 0 : static_cast<int32_t>(place - rule.steps);
+    node.step_end = node.step_begin + size;
+  }
+
+  Rule::Node& emit_leaf(Rule::Kind kind, bool conjunct) {
+    const auto size = static_cast<int32_t>(chain_.size());
+    TORCH_CHECK_NOT_IMPLEMENTED(size <= Rule::kMaxSteps, op_,
+                                ": expected rule to change the positions of one leaf at most ",
+                                int64_t{Rule::kMaxSteps}, " times, but it does so more often");
+    const Rule& rule = result_.rule;
+    while (rule.steps_size + size > Rule::kMaxSteps &&
+           find_steps(chain_.data(), size) == rule.steps + rule.steps_size &&
+           make_room(/*of_steps=*/true)) {
+    }
+    Rule::Node& node = emit(kind, conjunct);
+    place_steps(node, chain_.data(), size);
     return node;
   }
 
   void with_step(const Rule::Step& step, bool conjunct, int32_t depth) {
     chain_.push_back(step);
-    chain_emitted_ = false;
     subtree(conjunct, depth + 1);
     chain_.pop_back();
-    chain_emitted_ = false;
+  }
+
+  /// A shift on top of another is one shift.
+  void with_shift(int64_t q_add, int64_t key_add, bool conjunct, int32_t depth) {
+    if (chain_.empty() || chain_.back().table.exists()) {
+      with_step({q_add, key_add, Table{}}, conjunct, depth);
+      return;
+    }
+    const Rule::Step before = chain_.back();
+    const Rule::Step sum{before.q_add + q_add, before.key_add + key_add, Table{}};
+    for (const int64_t distance : {sum.q_add, sum.key_add}) {
+      TORCH_CHECK_VALUE(-kFar < distance && distance < kFar, op_,
+                        ": expected the sum of the shifts of rule to be within 2^60 of 0, but got ",
+                        distance);
+    }
+    chain_.back() = sum;
+    subtree(conjunct, depth + 1);
+    chain_.back() = before;
   }
 
   void join(Rule::Kind kind, bool conjunct, int32_t depth) {
@@ -206,17 +308,41 @@ class Decoder {
     TORCH_CHECK_VALUE(n > 0 && n <= static_cast<int64_t>(program_.size()), op_,
                       ": expected how many rules follow at rule[", at,
                       "] to be positive and within the program, but got ", n);
-    const int32_t first = result_.rule.size;
     subtree(conjunct, depth + 1);
     for (int64_t i = 1; i < n; ++i) {
       subtree(conjunct, depth + 1);
-      emit(kind, conjunct).first = first;
+      Rule::Node& node = emit(kind, conjunct);
+      // It ends what the two subtrees before it are.
+      const auto* const nodes = result_.rule.nodes;
+      node.first = nodes[nodes[result_.rule.size - 2].first - 1].first;
     }
+  }
+
+  /// Where nothing but leaves waits, so that none can be made smaller, the subtree gets a rule of
+  /// its own.
+  void subtree_apart(bool conjunct, int32_t depth) {
+    Rule& rule = result_.rule;
+    const auto waiting = std::make_unique<Rule>(rule);
+    rule.size = 0;
+    rule.steps_size = 0;
+    subtree(conjunct, depth);
+    replace_by_bits(rule.size - 1);
+    Rule::Node leaf = rule.nodes[0];
+    rule = *waiting;
+    leaf.first = rule.size;
+    rule.nodes[rule.size++] = leaf;
   }
 
   void subtree(bool conjunct, int32_t depth) {
     TORCH_CHECK_VALUE(depth <= kMaxDepth, op_, ": expected rule to be nested at most ",
                       int64_t{kMaxDepth}, " deep, but it is deeper");
+    // Of the free nodes one may be taken by this subtree and one by the `and` or `or` behind it.
+    while (result_.rule.size > Rule::kMaxNodes - 3) {
+      if (!make_room()) {
+        subtree_apart(conjunct, depth);
+        return;
+      }
+    }
     const size_t at = next_;
     const int64_t opcode = number("an opcode");
     switch (static_cast<Opcode>(opcode)) {
@@ -288,7 +414,7 @@ class Decoder {
       case Opcode::kShift: {
         const int64_t q_add = distance("what is added to queries' positions");
         const int64_t key_add = distance("what is added to keys' positions");
-        with_step({q_add, key_add, Table{}}, conjunct, depth);
+        with_shift(q_add, key_add, conjunct, depth);
         return;
       }
     }
@@ -307,22 +433,18 @@ class Decoder {
   const c10::SymInt& kv_length_;
   at::Device device_;
   bool with_data_;
+  int64_t first_row_;
+  const BitsOfPart& bits_of_part_;
   size_t next_ = 0;
   DecodedRule result_{};
-  // The position changes around the rule that is being read, and where they lie among the rule's
-  // steps once a leaf has needed them.
-  std::vector<Rule::Step> chain_;
-  bool chain_emitted_ = false;
-  int32_t chain_begin_ = 0;
+  std::vector<Rule::Step> chain_;  // the position changes above the rule that is being read
 };
 
 }  // namespace
 
-DecodedRule decode_rule(const char* op, c10::SymIntArrayRef program, at::TensorList operands,
-                        const c10::SymInt& batch_size, const c10::SymInt& q_length,
-                        const c10::SymInt& kv_length, at::Device device, bool with_data) {
-  return Decoder(op, program, operands, batch_size, q_length, kv_length, device, with_data)
-      .decode();
+DecodedRule decode_rule(const char* op, const RuleProgram& program, at::Device device,
+                        bool with_data, int64_t first_row, const BitsOfPart& bits_of_part) {
+  return Decoder(op, program, device, with_data, first_row, bits_of_part).decode();
 }
 
 }  // namespace attn_mask

@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
+#include <functional>
+
 #include "rule/rule.h"
 
 namespace attn_mask {
@@ -25,16 +27,30 @@ enum class Opcode : int64_t {
   kNothing = 12,   // -                        no key
 };
 
-/// What the program says. With `with_data` false (Meta) all is checked, but the rule points
-/// nowhere.
+/// A program, the tensors it names, and the mask that it is asked for.
+struct RuleProgram {
+  c10::SymIntArrayRef code;
+  at::TensorList operands;
+  const c10::SymInt& batch_size;
+  const c10::SymInt& q_length;
+  const c10::SymInt& kv_length;
+};
+
 struct DecodedRule {
   Rule rule;
   bool depends_on_batch;
   c10::SymInt heads;  // 1 unless bits have more
+  bool has_parts;     // the tree was too large: the answers of its parts stand in for them
 };
 
-DecodedRule decode_rule(const char* op, c10::SymIntArrayRef program, at::TensorList operands,
-                        const c10::SymInt& batch_size, const c10::SymInt& q_length,
-                        const c10::SymInt& kv_length, at::Device device, bool with_data);
+/// The answers of a part of a rule, for each row and column of the mask.
+using BitsOfPart = std::function<Padding(const Rule& part)>;
+
+/// Checks a program and says what it says. With `with_data` false (Meta) the rule points nowhere.
+/// Kernels take trees of limited size: of a larger one the largest branches are replaced by what
+/// `bits_of_part` answers. Without it, and where `has_parts`, the rule is not to be used.
+/// `first_row`: where in the operands that have a row for each query the mask's own rows begin.
+DecodedRule decode_rule(const char* op, const RuleProgram& program, at::Device device,
+                        bool with_data, int64_t first_row = 0, const BitsOfPart& bits_of_part = {});
 
 }  // namespace attn_mask

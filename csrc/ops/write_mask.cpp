@@ -23,19 +23,31 @@ at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::
   return out;
 }
 
-void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
-                const DenseFormat& format) {
+MaskTask mask_task(const at::Tensor& out, const DenseFormat& format) {
   MaskTask task{};
-  task.rule = rule;
   task.batch_size = out.size(0);
-  task.heads = 1;
+  task.heads = out.size(1);
   task.q_length = out.size(2);
   task.kv_length = out.size(3);
-  task.q_positions.offset = q_offset;
   task.format = format;
   task.out = out.data_ptr();
-  const c10::OptionalDeviceGuard guard(out.device());
-  device_kernels(out.device().type()).write_mask(task);
+  for (int64_t i = 0; i < 4; ++i) {
+    task.out_strides[i] = out.stride(i);
+  }
+  return task;
+}
+
+void run(const MaskTask& task, at::Device device) {
+  const c10::OptionalDeviceGuard guard(device);
+  device_kernels(device.type()).write_mask(task);
+}
+
+void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
+                const DenseFormat& format) {
+  MaskTask task = mask_task(out, format);
+  task.rule = rule;
+  task.q_positions.offset = q_offset;
+  run(task, out.device());
 }
 
 Rule causal_rule(const std::optional<c10::SymInt>& sliding_window) {

@@ -5,8 +5,7 @@
 
 #include <optional>
 
-#include "format/dense.h"
-#include "rule/rule.h"
+#include "format/mask_task.h"
 
 namespace attn_mask {
 
@@ -14,6 +13,12 @@ namespace attn_mask {
 at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& heads,
                       const c10::SymInt& q_length, const c10::SymInt& kv_length,
                       at::ScalarType dtype, std::optional<at::Device> device);
+
+/// A task of `out`'s sizes that writes to it, and how; all else is yet to be said.
+MaskTask mask_task(const at::Tensor& out, const DenseFormat& format);
+
+/// Runs the task on the device.
+void run(const MaskTask& task, at::Device device);
 
 /// Writes `rule` into `out`, a tensor from empty_mask with real memory. Query i stands at position
 /// `q_offset + i`.

@@ -27,6 +27,11 @@ struct Integers {
         return static_cast<const int64_t*>(data)[index];
     }
   }
+
+  /// Where the integer at `index` lies.
+  const void* address(int64_t index) const {
+    return static_cast<const char*>(data) + index * (width == kUnsignedByte ? 1 : width);
+  }
 };
 
 }  // namespace attn_mask

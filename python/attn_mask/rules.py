@@ -39,8 +39,7 @@ __all__ = [
     "window",
 ]
 
-# The rules of a program, and how large the operators let it be; csrc/ops/rule_program.h and
-# csrc/rule/rule.h define them.
+# The rules of a program; csrc/ops/rule_program.h defines them.
 ALL = 0
 CAUSAL = 1
 WINDOW = 2
@@ -54,8 +53,9 @@ OR = 9
 REINDEX = 10
 SHIFT = 11
 NOTHING = 12
-_MAX_NODES = 24
-_MAX_STEPS = 8
+# How often positions may change above a rule: one less than Rule::kMaxSteps of csrc/rule/rule.h, as
+# a window may add a shift.
+_MAX_CHANGES = 7
 
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -96,28 +96,7 @@ class Program:
         self._limits: list[tuple[int, int, int]] = []  # axis, first position behind, operand
         # Comparing sizes would make a graph depend on them.
         self._finds_limits = not is_recording()
-        self._nodes, self._steps = 0, 0
-        self._above: tuple[Any, ...] | None = None
         rule._encode(self, _Place())
-        # Room for padding and its conjunction, which are not in the tree.
-        if self._nodes + 2 > _MAX_NODES or self._steps > _MAX_STEPS:
-            self.code, self.operands, self.names, self.questions = [], [], [], []
-            self.ask(rule, _Place())
-
-    def add_leaf(self, place: _Place, *code: int) -> None:
-        """A rule without rules in it, behind shifts of its own."""
-        self.code += code
-        self._nodes += 1
-        shifted = code[0] == SHIFT
-        # The operators keep changes of positions once for leaves that follow each other.
-        if shifted or place.above is not self._above:
-            self._steps += len(place.above) + shifted
-        self._above = None if shifted else place.above
-
-    def add_join(self, opcode: int, number: int) -> None:
-        """An and / or of the rules that follow."""
-        self.code += (opcode, number)
-        self._nodes += number - 1
 
     def add_operand(self, name: str, operand: torch.Tensor | None) -> int:
         self.operands.append(operand)
@@ -134,10 +113,7 @@ class Program:
                 f"but got {table.dim()}-D {list(table.shape)}"
             )
         operand = self.add_operand(name, table)
-        if opcode == REINDEX:
-            self.code += (opcode, operand)
-        else:
-            self.add_leaf(place, opcode, operand)
+        self.code += (opcode, operand)
         self.add_limits(place, operand, by_query)
 
     def add_limits(self, place: _Place, operand: int | None, by_query: bool = True) -> None:
@@ -171,7 +147,7 @@ class Program:
             rule = replace(above, rule=rule)
         operand = self.add_operand("the answer of a mask function", None)
         self.questions.append((operand, rule))
-        self.add_leaf(place, BITS, operand)
+        self.code += (BITS, operand)
 
 
 # eq=False: comparing tensors by value would be neither cheap nor a bool.
@@ -278,7 +254,7 @@ class _Causal(MaskFunction):
         return kv_idx <= q_idx
 
     def _encode(self, program: Program, place: _Place) -> None:
-        program.add_leaf(place, CAUSAL)
+        program.code += (CAUSAL,)
 
     def __repr__(self) -> str:
         return "causal()"
@@ -290,7 +266,7 @@ class _Bidirectional(MaskFunction):
         return q_idx >= 0  # the shape of an index, and True
 
     def _encode(self, program: Program, place: _Place) -> None:
-        program.add_leaf(place, ALL)
+        program.code += (ALL,)
         program.add_limits(place, None)
 
     def __repr__(self) -> str:
@@ -314,16 +290,15 @@ class _Window(MaskFunction):
         # A negative side shifts the window away: -1 would mean an open side.
         left, right = self.left, self.right
         if left is not None and right is not None and (left < 0 or right < 0):
-            program.add_join(AND, 2)
+            program.code += (AND, 2)
             _Window(left, None)._encode(program, place)
             _Window(None, right)._encode(program, place)
         elif left is not None and left < 0:
-            program.add_leaf(place, SHIFT, -left, 0, WINDOW, 0, -1)
+            program.code += (SHIFT, -left, 0, WINDOW, 0, -1)
         elif right is not None and right < 0:
-            program.add_leaf(place, SHIFT, right, 0, WINDOW, -1, 0)
+            program.code += (SHIFT, right, 0, WINDOW, -1, 0)
         else:
-            sides = (-1 if side is None else side for side in (left, right))
-            program.add_leaf(place, WINDOW, *sides)
+            program.code += (WINDOW, *(-1 if side is None else side for side in (left, right)))
 
     def __repr__(self) -> str:
         if self.left is not None and self.right is None:
@@ -355,7 +330,7 @@ class _Chunked(MaskFunction):
                     f"but got {start.dim()}-D {list(start.shape)}"
                 )
             operand = program.add_operand("left_padding", start)
-        program.add_leaf(place, CHUNK, self.size, operand)
+        program.code += (CHUNK, self.size, operand)
 
     def __repr__(self) -> str:
         start = "" if self.left_padding is None else f", {_shown(self.left_padding)}"
@@ -473,9 +448,9 @@ def _encode_all(
 ) -> None:
     """An and / or of any number of rules; the operators want one at least."""
     if not rules:
-        program.add_leaf(place, of_none)
+        program.code.append(of_none)
     elif len(rules) > 1:
-        program.add_join(opcode, len(rules))
+        program.code += (opcode, len(rules))
     for rule in rules:
         rule._encode(program, place)
 
@@ -492,7 +467,7 @@ class _Reindex(MaskFunction):
         )
 
     def _encode(self, program: Program, place: _Place) -> None:
-        if self.positions.dtype in ID_DTYPES:
+        if self.positions.dtype in ID_DTYPES and len(place.above) < _MAX_CHANGES:
             program.add_table(REINDEX, "position_ids", self.positions, place)
             self.rule._encode(program, _Place((*place.above, self), None))
         else:
@@ -513,7 +488,11 @@ class _Shift(MaskFunction):
 
     def _encode(self, program: Program, place: _Place) -> None:
         q_add, kv_add = self.q_offset, self.kv_offset
-        if isinstance(q_add, torch.Tensor) or isinstance(kv_add, torch.Tensor):
+        if (
+            isinstance(q_add, torch.Tensor)
+            or isinstance(kv_add, torch.Tensor)
+            or len(place.above) >= _MAX_CHANGES
+        ):
             program.ask(self, place)
             return
         program.code += (SHIFT, q_add, kv_add)

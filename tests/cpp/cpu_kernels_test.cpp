@@ -84,6 +84,10 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
       if (random() % 4 == 0) {  // two leaves that need asking: key by key
         task.rule = task.rule & make_rule(more.leaf);
       }
+      test::set_contiguous(task);
+      if (random() % 3 == 0) {
+        test::set_random_strides(task, random);
+      }
       expect_written(isa, task, 1 + static_cast<int64_t>(random() % 80), random());
     }
   }
@@ -105,6 +109,11 @@ TEST(WriteTiles, RowsLongerThanATile) {
         const test::RandomPadding padding(random, 8, 2, 3, kv_length, 1, false);
         task.rule =
             make_rule(Causal{}) & make_rule(SlidingWindow{keys, kFar}) & make_rule(padding.leaf);
+        test::set_contiguous(task);
+        expect_written(isa, task, keys, 5);
+        task.out_strides[3] = 2;
+        task.out_strides[2] = 2 * kv_length;
+        task.out_strides[0] = task.q_length * task.out_strides[2];
         expect_written(isa, task, keys, 5);
       }
     }

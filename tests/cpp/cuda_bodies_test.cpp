@@ -46,17 +46,22 @@ struct DeviceMemory {
 
 template <typename T>
 void expect_mask(MaskTask task, int64_t blocks, int64_t threads) {
-  const auto bytes =
-      static_cast<size_t>(task.batch_size * task.q_length * task.kv_length) * sizeof(T);
-  test::Bytes want(bytes);
+  test::Bytes want(static_cast<size_t>(test::reach(task)) * sizeof(T), 0xA5);
   task.out = want.data();
-  isa_default::kKernels.write_tiles(task, {task.kv_length, 1}, 0, task.batch_size * task.q_length);
-  DeviceMemory got(bytes);
-  task.out = got.data();
-  emulate(blocks, threads, [&](const GridPosition& at) { write_mask_body<T>(task, at); });
-  ASSERT_EQ(got.contents(), want) << "b=" << task.batch_size << " q=" << task.q_length
-                                  << " kv=" << task.kv_length << " element " << sizeof(T);
-  ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+  isa_default::kKernels.write_tiles(task, {task.kv_length, 1}, 0, task.rows());
+  // Outputs of a user's may begin at any element.
+  for (const int64_t offset : {0, 1, 3}) {
+    DeviceMemory got(want.size() + static_cast<size_t>(offset) * sizeof(T));
+    task.out = got.data() + offset * static_cast<int64_t>(sizeof(T));
+    const int64_t per_row = packs_per_row<T>(task);
+    emulate(blocks, threads,
+            [&](const GridPosition& at) { write_mask_body<T>(task, per_row, at); });
+    const test::Bytes all = got.contents();
+    ASSERT_EQ(test::Bytes(all.begin() + offset * static_cast<int64_t>(sizeof(T)), all.end()), want)
+        << "b=" << task.batch_size << " q=" << task.q_length << " kv=" << task.kv_length
+        << " element " << sizeof(T);
+    ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+  }
 }
 
 void expect_mask(const MaskTask& task, int64_t blocks, int64_t threads) {
@@ -88,7 +93,7 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
       for (int trial = 0; trial < 40; ++trial) {
         MaskTask task{};
         task.batch_size = 1 + random() % 3;
-        task.heads = 1;
+        task.heads = 1 + random() % 2;
         task.q_length = 1 + random() % 5;
         task.kv_length = kv_length;
         task.q_positions.offset = random() % 40;
@@ -102,6 +107,10 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         }
         if (random() % 2 == 0) {
           task.rule = task.rule & make_rule(padding.leaf);
+        }
+        test::set_contiguous(task);
+        if (random() % 2 == 0) {
+          test::set_random_strides(task, random);
         }
         expect_mask(task, 1 + random() % 4, 1 + random() % 8);
       }

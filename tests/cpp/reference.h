@@ -3,6 +3,7 @@
 // What the tests compare kernels with: masks written one element at a time from the rule's
 // definition.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -26,16 +27,47 @@ inline uint64_t get(const void* data, int64_t index, int32_t element_size) {
   return bits;
 }
 
+/// Makes the task's output contiguous.
+inline void set_contiguous(MaskTask& task) {
+  task.out_strides[3] = 1;
+  task.out_strides[2] = task.kv_length;
+  task.out_strides[1] = task.q_length * task.kv_length;
+  task.out_strides[0] = task.heads * task.q_length * task.kv_length;
+}
+
+/// How many elements of memory the task's output lies in.
+inline int64_t reach(const MaskTask& task) {
+  return (task.batch_size - 1) * task.out_strides[0] + (task.heads - 1) * task.out_strides[1] +
+         (task.q_length - 1) * task.out_strides[2] + (task.kv_length - 1) * task.out_strides[3] + 1;
+}
+
+/// Strides of an output with gaps, its dimensions in a random order.
+inline void set_random_strides(MaskTask& task, std::mt19937& random) {
+  const int64_t sizes[] = {task.batch_size, task.heads, task.q_length, task.kv_length};
+  int order[] = {3, 2, 1, 0};
+  if (random() % 2 == 0) {
+    std::shuffle(std::begin(order), std::end(order), random);
+  }
+  int64_t stride = 1 + random() % 2;
+  for (const int dim : order) {
+    task.out_strides[dim] = stride;
+    stride *= sizes[dim];
+    stride += random() % 4;
+  }
+}
+
+/// The memory of the task's output, between the elements of which 0xA5 stands.
 inline Bytes reference_mask(const MaskTask& task) {
   const int32_t size = task.format.element_size;
-  Bytes out(static_cast<size_t>(task.elements() * size));
-  int64_t index = 0;
+  Bytes out(static_cast<size_t>(reach(task) * size), 0xA5);
   for (int64_t plane = 0; plane < task.batch_size * task.heads; ++plane) {
     for (int64_t row = 0; row < task.q_length; ++row) {
       for (int64_t key = 0; key < task.kv_length; ++key) {
         const bool attended =
             attends(task.rule, task.query(plane, row), task.key(plane / task.heads, key));
-        put(out, index++, size, attended ? task.format.attend : task.format.masked);
+        const Query query = task.query(plane, row);
+        put(out, task.out_offset(query) + key * task.out_strides[3], size,
+            attended ? task.format.attend : task.format.masked);
       }
     }
   }
