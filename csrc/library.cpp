@@ -5,8 +5,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <string_view>
+#include <type_traits>
 
 #include "ops/operators.h"
 #include "ops/register.h"
@@ -39,6 +39,7 @@ TORCH_LIBRARY(attn_mask, m) {
       "_ignore_causal_mask_sdpa(Tensor? attention_mask, Tensor inputs_embeds, "
       "SymInt past_key_values_length, SymInt? sliding_window=None, bool is_training=False) -> "
       "bool");
+  m.def("_is_all_visible(Tensor mask) -> bool");
   m.def(
       "_prepare_4d_causal_attention_mask(Tensor? attention_mask, SymInt[] input_shape, "
       "Tensor inputs_embeds, SymInt past_key_values_length, SymInt? sliding_window=None) "
@@ -87,38 +88,63 @@ void for_each_tensor(const c10::OperatorHandle& op, const torch::jit::Stack& sta
   }
 }
 
-/// Operators without tensor arguments come here first: the key is that of the device asked for.
-void by_selected_device(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
-                        torch::jit::Stack* stack) {
-  bool has_tensors = false;
-  for_each_tensor(op, *stack, [&](const std::string&, const at::Tensor&) { has_tensors = true; });
-  if (has_tensors) {
-    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
-                                                  c10::DispatchKey::BackendSelect),
-                       stack);
-    return;
+bool holds_tensor(const std::optional<at::Tensor>& tensor) { return tensor.has_value(); }
+bool holds_tensor(at::TensorList tensors) { return !tensors.empty(); }
+template <typename T>
+bool holds_tensor(const T&) {
+  return false;
+}
+
+void take_device(std::optional<at::Device>& device, std::optional<at::Device>*& taken) {
+  taken = &device;
+}
+template <typename T>
+void take_device(T&, std::optional<at::Device>*&) {}
+
+/// Operators that may be called without a tensor come here first: the key is then that of the
+/// device asked for. (Typed, since boxing the arguments would cost as much as a small mask.)
+template <auto Function>
+struct BySelectedDevice;
+
+template <typename Result, typename... Args, Result (*Function)(Args...)>
+struct BySelectedDevice<Function> {
+  static inline std::optional<c10::TypedOperatorHandle<Result(Args...)>> op;
+
+  static Result call(c10::DispatchKeySet keys, Args... args) {
+    if ((holds_tensor(args) || ...)) {
+      return op->redispatch(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
+                                                       c10::DispatchKey::BackendSelect),
+                            std::forward<Args>(args)...);
+    }
+    std::optional<at::Device>* device = nullptr;
+    (take_device(args, device), ...);
+    c10::DispatchKey key = c10::DispatchKey::CPU;
+    if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta)) {
+      // Fake tensors run Meta kernels on behalf of any device, which they put on the result
+      // themselves.
+      key = c10::DispatchKey::Meta;
+      *device = at::Device(at::kMeta);
+    } else if (*device) {
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          (*device)->is_cpu() || (*device)->is_cuda() || (*device)->is_meta(), short_name(*op),
+          ": expected device to be cpu, cuda or meta, but got ", **device);
+      key = (*device)->is_cpu()    ? c10::DispatchKey::CPU
+            : (*device)->is_cuda() ? c10::DispatchKey::CUDA
+                                   : c10::DispatchKey::Meta;
+    }
+    TORCH_CHECK_NOT_IMPLEMENTED(op->hasKernelForDispatchKey(key), short_name(*op), kNoCudaKernels,
+                                **device);
+    return op->redispatch(c10::DispatchKeySet(key), std::forward<Args>(args)...);
   }
-  const auto& arguments = op.schema().arguments();
-  const size_t position = static_cast<size_t>(*op.schema().argumentIndexWithName("device"));
-  c10::IValue& argument = torch::jit::peek(*stack, position, arguments.size());
-  const auto device = argument.toOptional<at::Device>();
-  c10::DispatchKey key = c10::DispatchKey::CPU;
-  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta)) {
-    // Fake tensors run Meta kernels on behalf of any device, which they put on the result
-    // themselves.
-    key = c10::DispatchKey::Meta;
-    argument = at::Device(at::kMeta);
-  } else if (device) {
-    TORCH_CHECK_NOT_IMPLEMENTED(device->is_cpu() || device->is_cuda() || device->is_meta(),
-                                short_name(op),
-                                ": expected device to be cpu, cuda or meta, but got ", *device);
-    key = device->is_cpu()    ? c10::DispatchKey::CPU
-          : device->is_cuda() ? c10::DispatchKey::CUDA
-                              : c10::DispatchKey::Meta;
-  }
-  TORCH_CHECK_NOT_IMPLEMENTED(op.hasKernelForDispatchKey(key), short_name(op), kNoCudaKernels,
-                              *device);
-  op.redispatchBoxed(c10::DispatchKeySet(key), stack);
+};
+
+template <auto Function>
+void select_by_device(torch::Library& m, const char* name) {
+  using Select = BySelectedDevice<Function>;
+  Select::op = c10::Dispatcher::singleton()
+                   .findSchemaOrThrow((std::string("attn_mask::") + name).c_str(), "")
+                   .template typed<std::remove_pointer_t<decltype(Function)>>();
+  m.impl(name, &Select::call);
 }
 
 /// Whatever no other key takes: layouts and devices without a kernel.
@@ -156,13 +182,20 @@ void without_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }
 
-// Those that may be called without a tensor, and those that may be called with one.
-constexpr const char* kFactories[] = {"to_causal_4d", "_make_causal_mask",
-                                      "_create_4d_causal_attention_mask", "boolean", "additive"};
+TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
+  select_by_device<&ops::to_causal_4d>(m, "to_causal_4d");
+  select_by_device<&ops::make_causal_mask>(m, "_make_causal_mask");
+  select_by_device<&ops::create_4d_causal_attention_mask>(m, "_create_4d_causal_attention_mask");
+  select_by_device<&ops::boolean>(m, "boolean");
+  select_by_device<&ops::additive>(m, "additive");
+}
+
+// Those that may be called with a tensor.
 constexpr const char* kOnTensors[] = {"to_4d",
                                       "_expand_mask",
                                       "_unmask_unattended",
                                       "_ignore_causal_mask_sdpa",
+                                      "_is_all_visible",
                                       "_prepare_4d_causal_attention_mask",
                                       "_prepare_4d_causal_attention_mask_for_sdpa",
                                       "_prepare_4d_attention_mask",
@@ -170,22 +203,31 @@ constexpr const char* kOnTensors[] = {"to_4d",
                                       "boolean",
                                       "additive"};
 
-TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
-  for (const char* name : kFactories) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&by_selected_device>());
-  }
+bool is_differentiable(std::string_view name) {
+  return name == "_unmask_unattended" || name == "additive";
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
   for (const char* name : kOnTensors) {
-    const std::string_view differentiable[] = {"_unmask_unattended", "additive"};
-    if (std::ranges::find(differentiable, name) == std::end(differentiable)) {
+    if (!is_differentiable(name)) {
       m.impl(name, torch::CppFunction::makeFromBoxedFunction<&without_gradient>());
     }
   }
   m.impl("_unmask_unattended", &ops::unmask_unattended_autograd);
   m.impl("additive", &ops::additive_autograd);
 }
+
+// Kernels for these record nothing, so that nothing needs to be done before them.
+void fall_through(torch::Library& m) {
+  for (const char* name : kOnTensors) {
+    if (!is_differentiable(name)) {
+      m.impl(name, torch::CppFunction::makeFallthrough());
+    }
+  }
+}
+
+TORCH_LIBRARY_IMPL(attn_mask, AutogradCPU, m) { fall_through(m); }
+TORCH_LIBRARY_IMPL(attn_mask, AutogradCUDA, m) { fall_through(m); }
 
 void register_unsupported(torch::Library& m) {
   for (const char* name : kOnTensors) {

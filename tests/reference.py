@@ -122,6 +122,10 @@ def _ignore_causal_mask_sdpa(
     return q_length == 1 or kv_length == q_length
 
 
+def _is_all_visible(mask):
+    return all(cell.item() != 0 for cell in mask.flatten())
+
+
 def _inverted(mask, closed):
     dtype = mask.dtype if mask.dtype.is_floating_point else torch.float32
     cells = [0.0 if cell.to(dtype).item() == 1 else closed for cell in mask.flatten()]

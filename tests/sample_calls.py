@@ -54,6 +54,11 @@ SAMPLES = {
         ((ONES, _embeds(2, 5), 0, 6), {}),
         ((PADDING, _embeds(3, 1), 4, None, True), {}),
     ],
+    "_is_all_visible": [
+        ((PADDING,), {}),
+        ((ONES.bool(),), {}),
+        ((torch.full((3, 4), -0.5).t(),), {}),
+    ],
     "_prepare_4d_causal_attention_mask": [
         ((PADDING, (3, 2), _embeds(3, 2), 3), {}),
         ((None, (2, 4), _embeds(2, 4, HALF), 1, 2), {}),

@@ -514,6 +514,8 @@ def any_calls(draw):
         options = {}
     elif name == "_unmask_unattended":
         return name, (draw(tensors()), draw(st.sampled_from((0, 1, 1.0, -65504.0, True)))), {}
+    elif name == "_is_all_visible":
+        return name, (draw(tensors()),), {}
     elif name == "_ignore_causal_mask_sdpa":
         mask = draw(st.one_of(st.none(), tensors()))
         queries, past = draw(some_embeds(draw(SMALL), draw(SMALL))), draw(SIZES)

@@ -17,6 +17,7 @@ import traceback
 import types
 import warnings
 
+import numpy as np
 import oracle_loader
 import pytest
 import torch
@@ -1254,6 +1255,49 @@ def test_old_names_of_the_interfaces(name):
     assert_same(got, want)
 
 
+def test_old_orders_of_the_interfaces():
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1]]).bool()
+    rule = ours.sliding_window_causal_mask_function(3)
+    for name in ("sdpa_mask", "eager_mask", "flash_attention_mask"):
+        function = getattr(ours, name)
+        got = function(1, torch.arange(4, 6), 5, 1, rule, mask)
+        want = function(1, 2, 5, 4, 1, rule, mask)
+        assert want is not None
+        assert_same(got, want)
+        for positions in (torch.arange(4)[None], torch.arange(0)):
+            with pytest.raises(ValueError, match=rf"^{name}: expected cache_position to be 1-D"):
+                function(1, positions, 5)
+        with pytest.raises(TypeError, match=rf"^{name}: expected arguments behind attention_mask"):
+            function(1, torch.arange(4, 6), 5, 1, rule, mask, None)
+
+
+@pytest.mark.parametrize("name", CREATE_CAUSAL)
+def test_old_order_of_the_create_functions(name):
+    """cache_position, which may be None, was before the cache, which may be None, too."""
+    config = Config("sdpa", sliding_window=2, attention_chunk_size=2)
+    create, packed = getattr(ours, name), torch.tensor([[0, 1, 0, 1]])
+    want = create(config, embeds(1, 4), None, None, position_ids=packed)
+    assert not want[0, 0, 2, 1]
+    assert_same(create(config, embeds(1, 4), None, torch.arange(4), None, packed), want)
+    assert_same(create(config, embeds(1, 4), None, None, None, packed), want)
+
+
+def test_old_names_of_the_rest():
+    arguments = {"config": Config("sdpa"), "attention_mask": None, "past_key_values": None}
+    arguments |= {"position_ids": torch.tensor([[0, 1, 0]]), "layer_idx": 0}
+    new = ours._preprocess_mask_arguments(inputs_embeds=embeds(1, 3), **arguments)
+    old = ours._preprocess_mask_arguments(
+        input_embeds=embeds(1, 3), cache_position=torch.arange(3), **arguments
+    )
+    for one, other in zip(old, new, strict=True):
+        assert_same(one, other) if isinstance(one, torch.Tensor) else None
+        assert isinstance(one, torch.Tensor) or one == other
+    mask = torch.ones(1, 3)
+    assert_same(
+        ours.prepare_padding_mask(mask, 4, 1, _slice=False), ours.prepare_padding_mask(mask, 4, 1)
+    )
+
+
 def test_unknown_arguments():
     with pytest.raises(TypeError, match="no_such_thing"):
         ours.create_causal_mask(Config("sdpa"), embeds(1, 4), None, None, no_such_thing=1)
@@ -1394,6 +1438,104 @@ def test_bad_documents():
             config = Config("eager", sliding_window=2, attention_chunk_size=2)
             with pytest.raises((ValueError, TypeError), match=name):
                 getattr(ours, function)(config, embeds(1, 6), None, None, **arguments)
+
+
+class SeenCache:
+    """A cache that has seen tokens, in a number of slots."""
+
+    is_compileable = False
+    is_sliding = (False,)
+
+    def __init__(self, seen, slots=None, number=int):
+        self.seen, self.slots, self.number = seen, slots, number
+
+    def get_query_offset(self, layer_idx):
+        return self.number(self.seen)
+
+    def get_mask_sizes(self, q_length, layer_idx):
+        return self.number(self.slots or self.seen + q_length), self.number(0)
+
+
+@pytest.mark.parametrize("number", [int, np.int64])
+@pytest.mark.parametrize("slots", [None, 9])
+@pytest.mark.parametrize("ids", DOCUMENTS, ids=str)
+def test_documents_in_a_cache(ids, slots, number):
+    """Those of all tokens are told; empty slots belong to none, whatever numbers there are."""
+    ids = [i - 1 for i in ids]
+    seen, config = 4, Config("sdpa")
+    cache = SeenCache(seen, slots, number)
+    want = [
+        [k < 6 and k <= q and ids[q] == ids[k] for k in range(slots or 6)] for q in range(seen, 6)
+    ]
+    ids = torch.tensor([ids])
+    got = ours.create_causal_mask(config, embeds(1, 2), None, cache, document_ids=ids)
+    assert_same_mask(got, torch.tensor(want)[None, None])
+    if ids.tolist()[0] == sorted(ids.tolist()[0]):
+        borders = (
+            torch.diff(ids[0], prepend=ids[0, :1] - 1, append=ids[0, -1:] + 1) != 0
+        ).nonzero()
+        borders = borders.flatten()
+        got = ours.create_causal_mask(config, embeds(1, 2), None, cache, cu_seqlens=borders)
+        assert_same_mask(got, torch.tensor(want)[None, None])
+    both = ours.create_bidirectional_mask(
+        config, embeds(1, 6), None, past_key_values=SeenCache(0, slots, number), document_ids=ids
+    )
+    ids = ids[0].tolist()
+    want = [[k < 6 and ids[q] == ids[k] for k in range(slots or 6)] for q in range(6)]
+    assert_same_mask(both, torch.tensor(want)[None, None])
+
+
+@pytest.mark.parametrize("offset", [int, torch.tensor])
+@pytest.mark.parametrize("name", CREATE_CAUSAL)
+def test_documents_of_too_few_tokens(name, offset):
+    config = Config("sdpa", sliding_window=2, attention_chunk_size=2)
+    cache = SeenCache(5)
+    cache.get_query_offset = lambda layer_idx: offset(5)
+    for arguments in (
+        {"document_ids": torch.tensor([[1]])},
+        {"document_ids": torch.zeros(1, 7, dtype=torch.int64)},
+        {"cu_seqlens": torch.tensor([0, 1])},
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: expected {next(iter(arguments))} to .* 6"):
+            getattr(ours, name)(config, embeds(1, 1), None, cache, **arguments)
+
+
+@pytest.mark.parametrize("name", CREATE_BIDIRECTIONAL)
+def test_documents_of_other_keys(name):
+    config = Config("sdpa", sliding_window=2)
+    ids = torch.tensor([[0, 0]])
+    with pytest.raises(ValueError, match=rf"^{name}: expected no document_ids or cu_seqlens"):
+        getattr(ours, name)(
+            config, embeds(1, 2), None, encoder_hidden_states=embeds(1, 4), document_ids=ids
+        )
+
+
+@pytest.mark.parametrize("name", CREATE)
+def test_documents_under_flash_attention(name):
+    """It takes no mask that could keep them apart, so nothing may look as if it did."""
+    build = functools.partial(
+        getattr(ours, name),
+        Config("flash_attention_2", sliding_window=2, attention_chunk_size=8),
+        embeds(1, 4),
+        past_key_values=None,
+    )
+    borders = torch.tensor([0, 2, 4])
+    with pytest.raises(ValueError, match=rf"^{name}: expected no document_ids"):
+        build(attention_mask=None, document_ids=torch.tensor([[0, 0, 1, 1]]))
+    with pytest.raises(ValueError, match=rf"^{name}: expected no padding beside documents"):
+        build(attention_mask=torch.tensor([[0, 1, 1, 1]]), cu_seqlens=borders)
+    assert build(attention_mask=torch.ones(1, 4), cu_seqlens=borders) is None
+    assert build(attention_mask=None, cu_seqlens=borders) is None
+
+
+def test_bad_position_ids():
+    for positions, text in (
+        (torch.tensor(3), r"rows, or one, but got \[\]"),
+        (torch.tensor([[0, 1, 0]]), r"of length 4, but got \[1, 3\]"),
+        (torch.zeros(3, 4, dtype=torch.int64), r"rows, or one, but got \[3, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=f"expected position_ids to .*{text}"):
+            ours.create_causal_mask(Config("sdpa"), embeds(1, 4), None, None, positions)
 
 
 BLOCKS = torch.tensor([[-1, 0, 0, 0, 0, -1, 1, 1], [2, 2, 2, -1, -1, 3, 3, 3]])

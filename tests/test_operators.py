@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 # A bool is decided on the host and cannot stand in a graph.
-HOST_DECISIONS = ("_ignore_causal_mask_sdpa",)
+HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
 
 MASK_CALLS = [
     (id_, *call) for id_, call in zip(CALL_IDS, CALLS, strict=True) if call[0] not in HOST_DECISIONS
@@ -53,10 +53,13 @@ def test_opcheck(name, args, kwargs):
     torch.library.opcheck(operator(name).default, args, kwargs)
 
 
-@pytest.mark.parametrize(("args", "kwargs"), SAMPLES["_ignore_causal_mask_sdpa"])
-def test_opcheck_of_a_host_decision(args, kwargs):
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs"),
+    [(name, *call) for name in HOST_DECISIONS for call in SAMPLES[name]],
+)
+def test_opcheck_of_a_host_decision(name, args, kwargs):
     torch.library.opcheck(
-        torch.ops.attn_mask._ignore_causal_mask_sdpa.default,
+        operator(name).default,
         args,
         kwargs,
         test_utils=("test_schema", "test_autograd_registration"),
@@ -190,6 +193,7 @@ def argument_names(name):
             "_ignore_causal_mask_sdpa",
             "attention_mask inputs_embeds past_key_values_length sliding_window is_training",
         ),
+        ("_is_all_visible", "mask"),
         (
             "_prepare_4d_causal_attention_mask",
             "attention_mask input_shape inputs_embeds past_key_values_length sliding_window",

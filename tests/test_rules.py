@@ -13,7 +13,7 @@ import types
 import pytest
 import rule_reference
 import torch
-from attn_mask import rules
+from attn_mask import masking_utils, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import (
@@ -415,6 +415,46 @@ def test_many_changes_of_positions():
     check_both([AND, 9, *leaves, *nested, CAUSAL], tables, 2, 12, 12)
 
 
+def test_trees_of_chains_that_overlap():
+    """Parts of one chain are others, so that the chains of a tree are stored as one at first."""
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.randint(0, 6, (1, 6), generator=generator) for _ in range(8)]
+    windows = itertools.chain.from_iterable([WINDOW, i, -1] for i in range(12))
+    large = [OR, 13, *windows, CAUSAL]
+
+    def under(first, last, rule):
+        chain = itertools.chain.from_iterable([REINDEX, i] for i in range(first, last + 1))
+        return [*chain, *rule]
+
+    inner = [AND, 6, *[CAUSAL, WINDOW, 2, 1] * 3]
+    rule = [AND, 2, *under(2, 5, [CAUSAL]), *under(3, 6, large)]
+    rule = [OR, 2, *under(4, 7, inner), *rule]
+    check_both([AND, 2, *under(0, 3, [CAUSAL]), *rule], tables, 1, 6, 6)
+    picks = torch.randint(0, 8, (300, 2), generator=generator).sort(-1).values.tolist()
+    for i in range(0, 300, 10):
+        leaves = [under(first, last, [CAUSAL]) for first, last in picks[i : i + 10]]
+        for j, leaf in enumerate(leaves):
+            rule = [AND if j % 3 else OR, 2, *leaf, *rule] if j else large
+        check_both(rule, tables, 1, 6, 6)
+
+
+def test_open_sides_reach_far():
+    far = 2**59 - 1
+    for sides in ((-1, -1), (2**61, -1), (-1, 2**62), (2**63 - 1, 2**63 - 1)):
+        got = check([WINDOW, *sides], [], 1, 4, 4, q_offset=far, kv_offset=-far)
+        assert got.all()
+    assert check([CHUNK, 2**63 - 1, -1], [], 1, 4, 4, q_offset=far).all()
+    assert check([CAUSAL], [], 1, 4, 4, q_offset=far, kv_offset=-far).all()
+
+
+def test_long_tables_of_small_masks():
+    """Only what is asked for is looked at: a billion entries would take seconds."""
+    ids = torch.zeros(1, 1, dtype=torch.int64).expand(1, 10**12)
+    assert ops.boolean([DOCUMENTS, 0], [ids], 1, 4, 4).all()
+    assert ops.boolean([REINDEX, 0, ALL], [ids], 1, 400, 4).all()
+    assert ops.boolean([DOCUMENTS, 0], [ids], 1, 40, 40, q_offset=10**9, kv_offset=10**11).all()
+
+
 @both
 def test_too_many_changes_of_positions(name):
     raises(name, NotImplementedError, [REINDEX, 0] * 9 + [CAUSAL], [IDS], match="at most 8 times")
@@ -423,7 +463,7 @@ def test_too_many_changes_of_positions(name):
 @both
 def test_too_deep_trees(name):
     raises(name, ValueError, [AND, 1] * 300 + [CAUSAL], match="nested at most 256 deep")
-    far = [SHIFT, 2**59, 0]
+    far = [SHIFT, 2**58, 0]
     raises(name, ValueError, far * 2 + [CAUSAL], match="sum of the shifts")
 
 
@@ -1209,7 +1249,8 @@ def test_trees_are_immutable():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: rules.sliding_window(2.5),
+        lambda: rules.sliding_window(float("nan")),
+        lambda: rules.chunked(2.5),
         lambda: rules.sliding_window(torch.tensor(3)),
         lambda: rules.window("a", 1),
         lambda: rules.chunked(None),
@@ -1409,3 +1450,62 @@ def test_mask_mod_of_flex_attention():
     )
     assert_same_mask(got.to_dense(), want.to_dense())
     assert got.mask_mod is function
+
+
+@pytest.mark.parametrize(
+    "size", [2.5, 0.5, 3.0, -1.5, -3, 2**62, float("inf"), -float("inf")], ids=str
+)
+def test_sizes_of_any_number(size, closures):
+    indices = grid(1, 6, 6)
+    for name in ("sliding_window_overlay", "sliding_window_bidirectional_overlay"):
+        got = getattr(masking_utils, name)(size)
+        assert_same_mask(
+            masking_utils.sdpa_mask(1, 6, 6, mask_function=got, allow_is_causal_skip=False),
+            getattr(closures, name)(size)(*indices).expand(1, 1, 6, 6),
+        )
+
+
+def test_callables_are_compared_as_objects():
+    class Table:
+        __hash__ = None
+
+        def __init__(self, values):
+            self.values = values
+
+        def __eq__(self, other):
+            raise AssertionError("compared by value")
+
+        def __call__(self, b, h, q, k):
+            return self.values[q] >= self.values[k]
+
+    one, other = Table(torch.arange(3)), Table(torch.arange(3))
+    assert rules.function(one) == rules.function(one)
+    assert hash(rules.function(one)) == hash(rules.function(one))
+    assert rules.function(one) != rules.function(other)
+    assert rules.causal() & one == rules.causal() & one
+
+
+def test_sizes_that_fit_into_no_64_bits():
+    for size in (10**19, 2**63, 2**200):
+        for rule in (rules.sliding_window(size), rules.window(size, size), rules.chunked(size)):
+            assert ops.boolean(*rule.encode(), 1, 4, 4, q_offset=10**12).all()
+        assert not ops.boolean(*rules.sliding_window(-size).encode(), 1, 4, 4).any()
+
+
+def test_names_of_devices():
+    rule, mask = (
+        rules.causal() & rules.documents(torch.zeros(1, 3, dtype=torch.int64)),
+        torch.ones(1, 3),
+    )
+    for device in ("cpu", "cpu:0", torch.device("cpu:0")):
+        got = masking_utils.sdpa_mask(
+            1,
+            3,
+            3,
+            mask_function=rule,
+            attention_mask=mask.bool(),
+            device=device,
+            allow_is_causal_skip=False,
+        )
+        assert_same_mask(got, torch.ones(1, 1, 3, 3).tril().bool())
+        assert ops.boolean(*rule.encode(), 1, 3, 3, device=device).shape == (1, 1, 3, 3)

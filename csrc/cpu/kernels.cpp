@@ -69,6 +69,102 @@ void translate(const Padding& padding, const Query& query, int64_t first, int64_
   }
 }
 
+/// Row level: what the nodes of a rule say of some columns of one row, a byte for each. Loops over
+/// one leaf at a time vectorise; asking the whole tree about each key takes tens of times as long.
+class RowAnswers {
+ public:
+  static constexpr int64_t kBlock = 4096;
+
+  /// Of the subtree that ends with node `last`; at most kBlock columns. Valid until the next call.
+  const uint8_t* operator()(const MaskTask& task, const Query& query, int32_t last,
+                            Interval columns) {
+    const int64_t n = columns.end - columns.begin;
+    int32_t waiting = 0;
+    for (int32_t i = task.rule.nodes[last].first; i <= last; ++i) {
+      const Rule::Kind kind = task.rule.nodes[i].kind;
+      if (kind != Rule::Kind::kAnd && kind != Rule::Kind::kOr) {
+        leaf(task, query, i, columns, stack_[waiting++]);
+        continue;
+      }
+      const uint8_t* right = stack_[--waiting];
+      uint8_t* left = stack_[waiting - 1];
+      if (kind == Rule::Kind::kAnd) {
+        for (int64_t k = 0; k < n; ++k) {
+          left[k] &= right[k];
+        }
+      } else {
+        for (int64_t k = 0; k < n; ++k) {
+          left[k] |= right[k];
+        }
+      }
+    }
+    return stack_[0];
+  }
+
+ private:
+  static void leaf(const MaskTask& task, const Query& query, int32_t index, Interval columns,
+                   uint8_t* out) {
+    const Rule::Node& node = task.rule.nodes[index];
+    const RowSpans row = leaf_spans(task.rule, index, query, task.kv_positions, columns);
+    const bool plain = node.step_begin == node.step_end && !task.kv_positions.listed;
+    const int64_t shift = plain ? task.kv_positions.at(query.batch, 0) : 0;
+    int64_t written = columns.begin;
+    for (int32_t i = 0; i < row.spans.size; ++i) {
+      const Interval span = row.spans.at[i];
+      uint8_t* const first = out + (span.begin - columns.begin);
+      const int64_t n = span.end - span.begin;
+      fill<uint8_t>(out + (written - columns.begin), span.begin - written, 0);
+      written = span.end;
+      if (row.unresolved == 0) {
+        fill<uint8_t>(first, n, 1);
+      } else if (plain && node.kind == Rule::Kind::kPadding) {
+        const int64_t key = span.begin + (node.padding.by_column ? 0 : shift);
+        translate<uint8_t>(node.padding, query, key, n, 1, 0, first);
+      } else if (plain && node.kind == Rule::Kind::kSameId) {
+        same_id(node.same_id.ids, query, span.begin + shift, n, first);
+      } else {
+        for (int64_t k = 0; k < n; ++k) {
+          first[k] = leaf_attends(task.rule, node, query, task.key(query.batch, span.begin + k));
+        }
+      }
+    }
+    fill<uint8_t>(out + (written - columns.begin), columns.end - written, 0);
+  }
+
+  /// Which of `n` keys from `key` on bear the query's id; the table holds all of them, and it.
+  static void same_id(const Table& ids, const Query& query, int64_t key, int64_t n, uint8_t* out) {
+    const int64_t of_batch = query.batch * ids.batch_stride;
+    const auto compare = [&](const auto* numbers) {
+      const auto id = numbers[of_batch + query.position * ids.stride];
+      const auto* of_key = numbers + of_batch + key * ids.stride;
+      if (ids.stride == 1) {
+        for (int64_t k = 0; k < n; ++k) {
+          out[k] = of_key[k] == id;
+        }
+      } else {
+        for (int64_t k = 0; k < n; ++k) {
+          out[k] = of_key[k * ids.stride] == id;
+        }
+      }
+    };
+    switch (ids.numbers.width) {
+      case Integers::kUnsignedByte:
+        return compare(static_cast<const uint8_t*>(ids.numbers.data));
+      case 1:
+        return compare(static_cast<const int8_t*>(ids.numbers.data));
+      case 2:
+        return compare(static_cast<const int16_t*>(ids.numbers.data));
+      case 4:
+        return compare(static_cast<const int32_t*>(ids.numbers.data));
+      default:
+        return compare(static_cast<const int64_t*>(ids.numbers.data));
+    }
+  }
+
+  // At most every other node of a rule waits for the next.
+  alignas(64) uint8_t stack_[Rule::kMaxNodes / 2 + 1][kBlock];
+};
+
 /// What a padding leaf says of the keys of one tile, the same for every query of its batch row.
 template <typename Out>
 struct PaddingTile {
@@ -87,6 +183,7 @@ struct TileRow {
   Out* out;  // the whole row, [kv_length]
   Out attend;
   Out masked;
+  RowAnswers& answers;
 
   /// Leaf `node` over columns of its spans, which all lie within the mask that it was given.
   void translated(int32_t node, Interval columns, PaddingTile<Out>& cache) const {
@@ -109,7 +206,7 @@ struct TileRow {
                      static_cast<std::size_t>(columns.end - columns.begin) * sizeof(Out));
   }
 
-  /// Columns about which the nodes in `unresolved` have to be asked one by one.
+  /// Columns about which the nodes in `unresolved` have to be asked.
   void asked(uint32_t unresolved, Interval columns, PaddingTile<Out>& cache) const {
     bool written = false;
     for (int32_t node = 0; node < task.rule.size; ++node) {
@@ -121,10 +218,20 @@ struct TileRow {
           !task.kv_positions.listed) {
         translated(node, columns, cache);
       } else {
-        for (int64_t k = columns.begin; k < columns.end; ++k) {
-          const bool before = !written || out[k] == attend;
-          out[k] =
-              before && attends(task.rule, node, query, task.key(query.batch, k)) ? attend : masked;
+        for (int64_t begin = columns.begin; begin < columns.end; begin += RowAnswers::kBlock) {
+          const int64_t n =
+              columns.end - begin < RowAnswers::kBlock ? columns.end - begin : RowAnswers::kBlock;
+          const uint8_t* answer = answers(task, query, node, {begin, begin + n});
+          Out* const block = out + begin;
+          if (written) {
+            for (int64_t k = 0; k < n; ++k) {
+              block[k] = answer[k] != 0 ? block[k] : masked;
+            }
+          } else {
+            for (int64_t k = 0; k < n; ++k) {
+              block[k] = answer[k] != 0 ? attend : masked;
+            }
+          }
         }
       }
       written = true;
@@ -181,7 +288,7 @@ class SpanFinder {
   const MaskTask& task_;
   bool hull_is_all_ = true;
   uint32_t unresolved_ = 0;
-  Interval known_ = {-2 * kFar, 2 * kFar};  // positions that every padding leaf knows of
+  Interval known_ = {-kOpen, kOpen};  // positions that every padding leaf knows of
 };
 
 template <typename Out>
@@ -190,6 +297,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
   const Out masked = static_cast<Out>(task.format.masked);
   const SpanFinder find_spans(task);
   PaddingTile<Out> cache;
+  RowAnswers answers;
   // Where keys are not neighbours in memory, a tile's row is written beside it and then stored.
   const bool scattered = task.out_strides[3] != 1;
   alignas(64) Out scratch[kTileBytes / sizeof(Out)];
@@ -208,7 +316,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
     const RowSpans spans = find_spans(query);
     Out* const stored = static_cast<Out*>(task.out) + task.out_offset(query);
     Out* const out = scattered ? scratch - first : stored;
-    const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked};
+    const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked, answers};
     // From left to right: the other order takes twice as long, since hardware prefetches forwards.
     int64_t written = first;
     for (int32_t i = 0; i < spans.spans.size; ++i) {

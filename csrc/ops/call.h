@@ -29,6 +29,7 @@ ATTN_MASK_DEFINE_CALL(to_4d, "to_4d")
 ATTN_MASK_DEFINE_CALL(expand_mask, "_expand_mask")
 ATTN_MASK_DEFINE_CALL(unmask_unattended, "_unmask_unattended")
 ATTN_MASK_DEFINE_CALL(ignore_causal_mask_sdpa, "_ignore_causal_mask_sdpa")
+ATTN_MASK_DEFINE_CALL(is_all_visible, "_is_all_visible")
 ATTN_MASK_DEFINE_CALL(prepare_4d_causal_attention_mask, "_prepare_4d_causal_attention_mask")
 ATTN_MASK_DEFINE_CALL(prepare_4d_causal_attention_mask_for_sdpa,
                       "_prepare_4d_causal_attention_mask_for_sdpa")

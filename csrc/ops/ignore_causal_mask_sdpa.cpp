@@ -9,15 +9,27 @@
 
 namespace attn_mask {
 
+namespace {
+
+/// Reads the mask, which must have values, on the host; `test` says what they should be, and
+/// `on_device` the same in torch's words, as a 0-d boolean tensor.
+template <typename OnDevice>
+bool is_all(const char* op, const char* argument, const at::Tensor& mask, const KeyTest& test,
+            OnDevice on_device) {
+  TORCH_CHECK_VALUE(!mask.is_meta(), op, ": expected ", argument,
+                    " to have values to look at, but got a meta tensor");
+  if (mask.device().is_cpu()) {
+    return all_cpu(strided_rows(with_few_dimensions(mask)), test);
+  }
+  return on_device(mask).template item<bool>();
+}
+
+}  // namespace
+
 bool is_all_ones(const char* op, const char* argument, const at::Tensor& mask) {
   check_mask_dtype(op, argument, mask);
-  TORCH_CHECK_VALUE(!mask.is_meta(), op, ": expected ", argument,
-                    " to have values to look at, but got a meta tensor; pass allow_skip=False");
-  if (mask.device().is_cpu()) {
-    const at::Tensor rows = with_few_dimensions(mask);
-    return all_cpu(strided_rows(rows), is_one(mask.scalar_type(), mask.scalar_type()));
-  }
-  return mask.eq(1).all().item<bool>();
+  return is_all(op, argument, mask, is_one(mask.scalar_type(), mask.scalar_type()),
+                [](const at::Tensor& on_device) { return on_device.eq(1).all(); });
 }
 
 namespace ops {
@@ -43,6 +55,13 @@ bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
     return shapes_allow;
   }
   return attention_mask->dim() != 4 && is_all_ones(kOp, "attention_mask", *attention_mask);
+}
+
+bool is_all_visible(const at::Tensor& mask) {
+  static constexpr auto kOp = "_is_all_visible";
+  check_mask_dtype(kOp, "mask", mask);
+  return is_all(kOp, "mask", mask, is_nonzero(mask.scalar_type()),
+                [](const at::Tensor& on_device) { return on_device.all(); });
 }
 
 }  // namespace ops

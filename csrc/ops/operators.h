@@ -64,6 +64,9 @@ bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
                              const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
                              OptionalSymInt sliding_window, bool is_training);
 
+/// Whether no element of the mask is zero; a host decision, too.
+bool is_all_visible(const at::Tensor& mask);
+
 /// Any rule (see rule_program.h) as a boolean mask.
 at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                    c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,

@@ -123,7 +123,7 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
   if (allow_skip && mask.is_cuda()) {
     return unmask_unattended(mask, lowest(dtype));
   }
-  return attention_mask->dim() == 4 ? mask.clone() : mask;
+  return attention_mask->dim() == 4 ? mask.detach().clone() : mask;
 }
 
 }  // namespace attn_mask::ops

@@ -11,6 +11,7 @@ void register_all(torch::Library& m) {
   m.impl("_expand_mask", &expand_mask);
   m.impl("_unmask_unattended", &unmask_unattended);
   m.impl("_ignore_causal_mask_sdpa", &ignore_causal_mask_sdpa);
+  m.impl("_is_all_visible", &is_all_visible);
   m.impl("_prepare_4d_causal_attention_mask", &prepare_4d_causal_attention_mask);
   m.impl("_prepare_4d_causal_attention_mask_for_sdpa", &prepare_4d_causal_attention_mask_for_sdpa);
   m.impl("_prepare_4d_attention_mask", &prepare_4d_attention_mask);

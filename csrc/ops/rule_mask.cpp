@@ -18,9 +18,6 @@
 namespace attn_mask::ops {
 namespace {
 
-// Below this many queries the prepare step costs more than asking key by key.
-constexpr int64_t kPrepareFrom = 4;
-
 /// Positions of rows or columns, and whether they differ within the batch.
 Positions positions_of(const char* op, const char* argument, const char* offset_argument,
                        const c10::SymInt& offset, const std::optional<at::Tensor>& tensor,
@@ -28,7 +25,7 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
                        bool with_data, bool& depends_on_batch) {
   const auto known = offset.maybe_as_int();
   TORCH_CHECK_VALUE(!known || (-kFar < *known && *known < kFar), op, ": expected ", offset_argument,
-                    " to be within 2^60 of 0, but got ", offset);
+                    " to be within 2^59 of 0, but got ", offset);
   Positions positions{};
   if (with_data) {
     positions.offset = offset.expect_int();
@@ -65,8 +62,8 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
   return positions;
 }
 
-// What parts of a rule answer beside the mask is held for so many bytes of rows at once.
-constexpr int64_t kPartsBytes = int64_t{8} << 20;
+// What a part of a rule answers beside the mask is held for so many bytes of rows at once.
+constexpr int64_t kPartBytes = int64_t{2} << 20;
 
 struct Arguments {
   RuleProgram program;
@@ -92,9 +89,9 @@ at::Device device_of(const char* op, const Arguments& arguments) {
   }
   if (of_tensors) {
     const bool same =
-        !arguments.device ||
-        (arguments.device->type() == of_tensors->type() &&
-         (!arguments.device->has_index() || arguments.device->index() == of_tensors->index()));
+        !arguments.device || (arguments.device->type() == of_tensors->type() &&
+                              (of_tensors->is_cpu() || !arguments.device->has_index() ||
+                               arguments.device->index() == of_tensors->index()));
     TORCH_CHECK_VALUE(same || of_tensors->is_meta(), op,
                       ": expected device to be that of the operands, which is ", *of_tensors,
                       ", but got ", *arguments.device);
@@ -106,8 +103,8 @@ at::Device device_of(const char* op, const Arguments& arguments) {
 /// Writes the task, whose rule has yet to be prepared.
 void prepare_and_run(MaskTask task, at::Device device) {
   std::optional<PreparedTables> prepared;
-  if (device.is_cpu() && task.q_length >= kPrepareFrom) {
-    prepared.emplace(task.rule, task.batch_size);
+  if (device.is_cpu()) {
+    prepared.emplace(task);
   }
   run(task, device);
 }
@@ -117,19 +114,26 @@ void prepare_and_run(MaskTask task, at::Device device) {
 void run_in_parts(const char* op, const RuleProgram& program, const MaskTask& task,
                   at::Device device) {
   const int64_t row_bytes = task.batch_size * task.heads * task.kv_length;
-  const int64_t height = std::max<int64_t>(1, kPartsBytes / row_bytes);
+  const int64_t height = std::max<int64_t>(1, kPartBytes / row_bytes);
   for (int64_t begin = 0; begin < task.q_length; begin += height) {
     MaskTask rows = task.part(begin, std::min(begin + height, task.q_length));
     std::vector<at::Tensor> answers;
     const auto bits_of_part = [&](const Rule& part) -> Padding {
-      const at::Tensor& bits = answers.emplace_back(
+      const at::Tensor bits =
           at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
-                    at::TensorOptions().dtype(at::kBool).device(device)));
+                    at::TensorOptions().dtype(at::kBool).device(device));
       MaskTask of_part = mask_task(bits, kBoolean);
       of_part.rule = part;
       of_part.q_positions = rows.q_positions;
       of_part.kv_positions = rows.kv_positions;
       prepare_and_run(of_part, device);
+      // What the part's own parts answered has been used.
+      std::erase_if(answers, [&](const at::Tensor& answer) {
+        return std::any_of(part.nodes, part.nodes + part.size, [&](const Rule::Node& node) {
+          return node.kind == Rule::Kind::kPadding && node.padding.mask == answer.const_data_ptr();
+        });
+      });
+      answers.push_back(bits);
       return {bits.const_data_ptr(), bits.stride(0),       bits.stride(1),
               bits.stride(2),        bits.stride(3),       bits.size(3),
               /*element_size=*/1,
@@ -205,6 +209,9 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
     } else {
       prepare_and_run(task, device);
     }
+  }
+  if (!one_for_all) {
+    return out;
   }
   return out.expand_symint({program.batch_size, heads, program.q_length, program.kv_length});
 }

@@ -77,7 +77,7 @@ class Decoder {
     const size_t at = next_;
     const int64_t value = parameter(what, 0);
     TORCH_CHECK_VALUE(-kFar < value && value < kFar, op_, ": expected ", what, " at rule[", at,
-                      "] to be within 2^60 of 0, but got ", value);
+                      "] to be within 2^59 of 0, but got ", value);
     return value;
   }
 
@@ -201,11 +201,30 @@ class Decoder {
       node.first -= last - first;
     }
     rule.size -= last - first;
-    // Keep the steps that are still needed.
-    rule.steps_size = 0;
+    drop_unused_steps();
+  }
+
+  void drop_unused_steps() {
+    Rule& rule = result_.rule;
+    int32_t moved_to[Rule::kMaxSteps + 1] = {};
+    const auto is_used = [&](int32_t step) {
+      return std::any_of(rule.nodes, rule.nodes + rule.size, [&](const Rule::Node& node) {
+        return node.step_begin <= step && step < node.step_end;
+      });
+    };
+    int32_t used = 0;
+    for (int32_t step = 0; step < rule.steps_size; ++step) {
+      moved_to[step] = used;
+      if (is_used(step)) {
+        rule.steps[used++] = rule.steps[step];
+      }
+    }
+    rule.steps_size = used;
     for (int32_t i = 0; i < rule.size; ++i) {
       Rule::Node& node = rule.nodes[i];
-      place_steps(node, part->steps + node.step_begin, node.step_end - node.step_begin);
+      const int32_t size = node.step_end - node.step_begin;
+      node.step_begin = size == 0 ? 0 : moved_to[node.step_begin];
+      node.step_end = node.step_begin + size;
     }
   }
 
@@ -256,6 +275,7 @@ class Decoder {
     Rule& rule = result_.rule;
     Rule::Step* const place = find_steps(steps, size);
     if (place == rule.steps + rule.steps_size) {
+      TORCH_INTERNAL_ASSERT(rule.steps_size + size <= Rule::kMaxSteps);
       std::copy(steps, steps + size, place);
       rule.steps_size += size;
     }
@@ -294,7 +314,7 @@ class Decoder {
     const Rule::Step sum{before.q_add + q_add, before.key_add + key_add, Table{}};
     for (const int64_t distance : {sum.q_add, sum.key_add}) {
       TORCH_CHECK_VALUE(-kFar < distance && distance < kFar, op_,
-                        ": expected the sum of the shifts of rule to be within 2^60 of 0, but got ",
+                        ": expected the sum of the shifts of rule to be within 2^59 of 0, but got ",
                         distance);
     }
     chain_.back() = sum;
@@ -362,14 +382,14 @@ class Decoder {
                           ": expected the sides of a window at rule[", at,
                           "] to be at least 0, or -1 for none, but got ", left, " and ", right);
         emit_leaf(Rule::Kind::kSlidingWindow, conjunct).sliding_window = {
-            left < 0 ? kFar : std::min(left, kFar), right < 0 ? kFar : std::min(right, kFar)};
+            left < 0 ? kOpen : std::min(left, kOpen), right < 0 ? kOpen : std::min(right, kOpen)};
         return;
       }
       case Opcode::kChunk: {
         const int64_t size = parameter("the size of a chunk", 1);
         TORCH_CHECK_VALUE(size > 0, op_, ": expected the size of a chunk at rule[", at,
                           "] to be positive, but got ", size);
-        Chunk chunk{std::min(size, kFar), Table{}};
+        Chunk chunk{std::min(size, kOpen), Table{}};
         if (program_.size() > next_ && program_[next_].maybe_as_int() == -1) {
           ++next_;
         } else {

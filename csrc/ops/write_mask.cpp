@@ -53,7 +53,7 @@ void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
 Rule causal_rule(const std::optional<c10::SymInt>& sliding_window) {
   Rule rule = make_rule(Causal{});
   if (sliding_window) {
-    rule = rule & make_rule(SlidingWindow{std::min(sliding_window->expect_int(), kFar), kFar});
+    rule = rule & make_rule(SlidingWindow{std::min(sliding_window->expect_int(), kOpen), kOpen});
   }
   return rule;
 }

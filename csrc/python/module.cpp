@@ -63,6 +63,8 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
                        kv_positions, device);
 }
 
+bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = kVersion;
@@ -84,6 +86,7 @@ PYBIND11_MODULE(_C, m) {
         torch::wrap_pybind_function_no_gil(&prepare_4d_attention_mask_for_sdpa));
   m.def("rule_mask", torch::wrap_pybind_function_no_gil(&rule_mask));
   m.def("ignore_causal_mask_sdpa", torch::wrap_pybind_function_no_gil(&ignore_causal_mask_sdpa));
+  m.def("is_all_visible", torch::wrap_pybind_function_no_gil(&is_all_visible));
 }
 
 }  // namespace attn_mask

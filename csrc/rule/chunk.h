@@ -8,7 +8,7 @@ namespace attn_mask {
 /// A query attends to the keys of its own chunk; chunks of `size` positions begin behind each batch
 /// row's left padding.
 struct Chunk {
-  int64_t size;   // > 0
+  int64_t size;   // > 0, at most kOpen
   Table padding;  // [batch_size or 1, 1]: how many positions come first; no data: none
 
   ATTN_MASK_INLINE Interval span(int64_t batch, int64_t q) const {

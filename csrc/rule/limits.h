@@ -6,9 +6,13 @@
 
 namespace attn_mask {
 
-/// Positions, offsets and window sides are kept within this distance of 0, so that sums of three of
-/// them never overflow. As a side of a window it means that the side is open.
-inline constexpr int64_t kFar = int64_t{1} << 60;
+/// Offsets, and positions and shifts that are read from memory, are kept within this distance of 0.
+/// A position is a sum of at most three of them.
+inline constexpr int64_t kFar = int64_t{1} << 59;
+
+/// Further than any two positions are from each other, and still no overflow when it is added to
+/// one: the sides of windows and the sizes of chunks are cut to it, and an open side is one.
+inline constexpr int64_t kOpen = int64_t{1} << 62;
 
 /// `value`, or the nearest that is within kFar of 0.
 ATTN_MASK_INLINE int64_t within_far(int64_t value) {

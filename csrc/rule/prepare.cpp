@@ -4,23 +4,55 @@
 #include <unordered_set>
 
 namespace attn_mask {
+namespace {
 
-PreparedTables::PreparedTables(Rule& rule, int64_t batch_size) {
+// Finding runs takes some twenty times as long as writing an element.
+constexpr int64_t kElementsPerEntry = 8;
+
+/// The position behind all that the first `steps` of the chain from `begin` ask a table at.
+int64_t end_of_positions(const MaskTask& task, int32_t begin, int32_t end) {
+  if (task.q_positions.numbers.data != nullptr || task.kv_positions.numbers.data != nullptr) {
+    return kOpen;  // where those lie is data
+  }
+  int64_t q_end = task.q_positions.offset + task.q_length;
+  int64_t key_end = task.kv_positions.offset + task.kv_length;
+  for (int32_t i = begin; i < end; ++i) {
+    const Rule::Step& step = task.rule.steps[i];
+    if (step.table.exists()) {
+      return kOpen;
+    }
+    q_end += step.q_add;
+    key_end += step.key_add;
+  }
+  return q_end > key_end ? q_end : key_end;
+}
+
+}  // namespace
+
+PreparedTables::PreparedTables(MaskTask& task) {
+  Rule& rule = task.rule;
   for (int32_t i = 0; i < rule.size; ++i) {
-    if (rule.nodes[i].kind == Rule::Kind::kSameId) {
-      prepare(rule.nodes[i].same_id.ids, batch_size);
+    Rule::Node& node = rule.nodes[i];
+    if (node.kind == Rule::Kind::kSameId) {
+      prepare(node.same_id.ids, task, end_of_positions(task, node.step_begin, node.step_end));
     }
   }
   for (int32_t i = 0; i < rule.steps_size; ++i) {
     if (rule.steps[i].table.exists()) {
-      prepare(rule.steps[i].table, batch_size);
+      prepare(rule.steps[i].table, task, kOpen);
     }
   }
 }
 
-void PreparedTables::prepare(Table& table, int64_t batch_size) {
-  const int64_t rows = table.batch_stride == 0 ? 1 : batch_size;
+void PreparedTables::prepare(Table& table, const MaskTask& task, int64_t end) {
+  const int64_t rows = table.batch_stride == 0 ? 1 : task.batch_size;
+  if (end < table.length) {
+    table.length = end > 0 ? end : 0;
+  }
   const int64_t n = table.length;
+  if (n > task.rows() * task.kv_length / rows / kElementsPerEntry) {
+    return;
+  }
   const auto total = static_cast<std::size_t>(rows * n);
   Runs runs;
   runs.same_begin.resize(total);

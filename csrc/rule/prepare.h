@@ -3,16 +3,16 @@
 #include <cstdint>
 #include <vector>
 
-#include "rule/rule.h"
+#include "format/mask_task.h"
 
 namespace attn_mask {
 
-/// The prepare step on the host: finds the runs in a rule's tables, O(batch_size x length) for
-/// each, so that documents, blocks and packed positions have spans. Owns what the rule then points
-/// to.
+/// The prepare step on the host: finds the runs in the tables of a task's rule, O(batch_size x
+/// length) for each, so that documents, blocks and packed positions have spans. Only where tables
+/// are asked, and not for one that is much larger than the mask. Owns what the rule then points to.
 class PreparedTables {
  public:
-  PreparedTables(Rule& rule, int64_t batch_size);
+  explicit PreparedTables(MaskTask& task);
 
  private:
   struct Runs {
@@ -22,7 +22,7 @@ class PreparedTables {
     std::vector<uint8_t> same_is_once;
   };
 
-  void prepare(Table& table, int64_t batch_size);
+  void prepare(Table& table, const MaskTask& task, int64_t end);
 
   std::vector<Runs> runs_;
 };

@@ -125,7 +125,7 @@ struct RowHull {
 
 /// The hull that causality, windows and chunks give, in O(nodes), from arithmetic alone.
 ATTN_MASK_INLINE RowHull row_hull(const Rule& rule, const Query& query) {
-  RowHull row{{-2 * kFar, 2 * kFar}, true};
+  RowHull row{{-kOpen, kOpen}, true};
   for (int32_t i = 0; i < rule.size; ++i) {
     const Rule::Node& node = rule.nodes[i];
     if (node.kind == Rule::Kind::kAnd) {

@@ -166,6 +166,14 @@ RowSpans Row::subtree(int32_t last, Interval context) const {
 
 }  // namespace
 
+RowSpans leaf_spans(const Rule& rule, int32_t leaf, const Query& query,
+                    const Positions& kv_positions, Interval context) {
+  if (kv_positions.listed) {
+    return unresolved(leaf, context);
+  }
+  return Row{rule, query, kv_positions.at(query.batch, 0)}.leaf(leaf, context);
+}
+
 RowSpans row_spans(const Rule& rule, const Query& query, const Positions& kv_positions,
                    int64_t kv_length) {
   const int32_t last = rule.size - 1;

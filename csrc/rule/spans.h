@@ -23,4 +23,8 @@ struct RowSpans {
 RowSpans row_spans(const Rule& rule, const Query& query, const Positions& kv_positions,
                    int64_t kv_length);
 
+/// The same of one leaf within the columns of `context`, which is not empty.
+RowSpans leaf_spans(const Rule& rule, int32_t leaf, const Query& query,
+                    const Positions& kv_positions, Interval context);
+
 }  // namespace attn_mask

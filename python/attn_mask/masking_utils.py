@@ -77,6 +77,8 @@ _Offset = int | torch.Tensor
 
 _ops = torch.ops.attn_mask
 
+_CPU = torch.device("cpu")
+
 # How much of a mask a function of the user's is asked about at once. A function that calculates
 # with positions holds a few int64 for each element: some ten MB.
 _TILE = 2**20
@@ -113,7 +115,16 @@ def sliding_window_overlay(sliding_window: int) -> MaskFunction:
 
 def sliding_window_causal_mask_function(sliding_window: int) -> MaskFunction:
     """Attends to the query's own position and the ``sliding_window - 1`` before it."""
-    return and_masks(sliding_window_overlay(sliding_window), causal_mask_function)
+    known = None if is_recording() else _sliding_windows.get(sliding_window)
+    if known is None:
+        known = and_masks(sliding_window_overlay(sliding_window), causal_mask_function)
+        if type(sliding_window) is int and len(_sliding_windows) < 64 and not is_recording():
+            _sliding_windows[sliding_window] = known
+    return known
+
+
+# A model asks for the same few in every step; each keeps its program.
+_sliding_windows: dict[int, MaskFunction] = {}
 
 
 def sliding_window_bidirectional_overlay(sliding_window: int) -> MaskFunction:
@@ -183,9 +194,16 @@ def add_offsets_to_mask_function(
 
 
 def prepare_padding_mask(
-    attention_mask: torch.Tensor | None, kv_length: int, kv_offset: int
+    attention_mask: torch.Tensor | None,
+    kv_length: int,
+    kv_offset: int,
+    *,
+    _slice: bool | None = None,
 ) -> Any:
-    """The padding mask [b, n], with zeros behind it up to key kv_offset + kv_length."""
+    """The padding mask [b, n], with zeros behind it up to key kv_offset + kv_length.
+
+    ``_slice`` of releases before 5.0 is accepted, and has no effect.
+    """
     if attention_mask is None:
         return None
     missing = kv_length + kv_offset - attention_mask.shape[-1]
@@ -212,8 +230,8 @@ def fast_all(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _shows_all(mask: torch.Tensor) -> bool:
-    """The truth of fast_all; on the CPU, ``all`` is the faster of the two."""
-    return bool(mask.all() if mask.dtype == torch.bool else fast_all(mask))
+    """The truth of fast_all."""
+    return _C.is_all_visible(mask) if mask.dtype == torch.bool else bool(fast_all(mask))
 
 
 def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | None:
@@ -277,14 +295,26 @@ def _understands_positions(create: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(create)
     def understanding(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         kwargs.pop("cache_position", None)
+        # A tensor can't be the cache, nor can a cache or positions stand where they would then.
         if len(args) > 3 and (
             isinstance(args[3], torch.Tensor)
             or (args[3] is None and len(args) > 4 and hasattr(args[4], "get_mask_sizes"))
+            or (args[3] is None and len(args) > 5 and isinstance(args[5], torch.Tensor))
         ):
             args = args[:3] + args[4:]  # type: ignore[assignment]
         return create(*args, **kwargs)
 
     return _understands_embeds(understanding)
+
+
+_ORDER_WITH_POSITIONS = (
+    "batch_size",
+    "q_length",
+    "kv_length",
+    "kv_offset",
+    "mask_function",
+    "attention_mask",
+)
 
 
 def _understands_cache_position(mask: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -295,14 +325,21 @@ def _understands_cache_position(mask: Callable[_P, _R]) -> Callable[_P, _R]:
         if "cache_position" in kwargs:
             kwargs["q_length"] = kwargs.pop("cache_position")
         positions = args[1] if len(args) > 1 else kwargs.get("q_length")
+        if type(positions) is int:
+            return mask(*args, **kwargs)
         # While jit is tracing, a length is a tensor as well, but 0-d.
-        if isinstance(positions, torch.Tensor) and positions.dim() == 1:
-            if len(args) > 3:
+        if isinstance(positions, torch.Tensor) and positions.dim() > 0:
+            if positions.dim() != 1 or positions.shape[0] == 0:
+                raise ValueError(
+                    f"{mask.__name__}: expected cache_position to be 1-D [q_length], not empty, "
+                    f"but got {list(positions.shape)}"
+                )
+            if len(args) > len(_ORDER_WITH_POSITIONS):
                 raise TypeError(
-                    f"{mask.__name__}: expected arguments behind kv_length by name, "
+                    f"{mask.__name__}: expected arguments behind attention_mask by name, "
                     "as cache_position is in the place of q_length"
                 )
-            named = dict(zip(("batch_size", "q_length", "kv_length"), args, strict=False))
+            named = dict(zip(_ORDER_WITH_POSITIONS, args, strict=False))
             given: dict[str, Any] = {"device": positions.device, **named, **kwargs}
             given |= {"q_length": positions.shape[0], "q_offset": positions[0]}
             return mask(**given)  # type: ignore[call-arg]
@@ -356,7 +393,7 @@ def _can_skip_bidirectional_mask(
         return False
     if local_size is not None and kv_length >= local_size:
         return False
-    return padding_mask is None or bool(padding_mask.all())
+    return padding_mask is None or _C.is_all_visible(padding_mask)
 
 
 # Masks of each attention implementation
@@ -381,7 +418,8 @@ def sdpa_mask(
     """The boolean mask [b, 1, q, kv] for scaled_dot_product_attention.
 
     Args:
-        mask_function: which keys a query attends to.
+        mask_function: which keys a query attends to. A callable of the user's must answer about
+            each element by itself: in large masks it is asked about some rows at a time.
         attention_mask: which keys are not padding, bool [b, n]; those behind its end are.
         local_size: the window or chunk of the mask function, if any; matters to skipping.
         allow_is_causal_skip: whether to return None where ``is_causal`` says the same.
@@ -645,15 +683,39 @@ def _materialize(
     name = "sdpa_mask" if dtype is None else "eager_mask"
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
     device = torch.get_default_device() if device is None else torch.device(device)
+    if device.type == "cpu":
+        device = _CPU  # "cpu:0" is another device to torch
     _check_padding(name, padding_mask)
     rule = rules.function(mask_function)
     program = rule.program
+    # What most steps of decoding ask for, where all that is seen to below is as it should be.
+    if (
+        program.is_plain
+        and type(q_offset) is int
+        and type(kv_offset) is int
+        and q_offset >= 0
+        and kv_offset >= 0
+        and not is_recording()
+        and (padding_mask is None or _is_beside(padding_mask, batch_size, device))
+    ):
+        return _C.rule_mask(
+            program.code if padding_mask is None else program.padded_code,
+            [] if padding_mask is None else [padding_mask],
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            None,
+            None,
+            device,
+            dtype,
+        )
     queries = _axis(name, "q_offset", q_length, q_offset, device)
     keys = _axis(name, "kv_offset", kv_length, kv_offset, device)
     code, operands = program.code, program.operands
     if padding_mask is not None:
-        code = [rules.AND, 2, *code, rules.PADDING, len(operands)]
-        operands = [*operands, padding_mask]
+        code, operands = program.padded_code, [*operands, padding_mask]
     counts = padding_mask is not None and padding_mask.dtype != torch.bool
     # Upstream's conjunction with integers is of integers, which an additive mask can't be made of.
     if counts and (dtype is not None or operands[-1].dtype not in rules.ID_DTYPES):
@@ -699,6 +761,14 @@ def _materialize(
         return _write(code, answered, batch_size, rows, keys, device, dtype)
 
     return _write_in_tiles(write_rows, batch_size, queries, kv_length)
+
+
+def _is_beside(padding_mask: torch.Tensor, batch_size: int, device: torch.device) -> bool:
+    return (
+        padding_mask.dtype == torch.bool
+        and padding_mask.shape[0] == batch_size
+        and padding_mask.device == device
+    )
 
 
 def _beside(
@@ -859,6 +929,7 @@ def _write_in_tiles(
 # Masks of a model's layers
 
 
+@_understands_positions
 def _preprocess_mask_arguments(
     config: Any,
     inputs_embeds: torch.Tensor,
@@ -898,19 +969,29 @@ def _preprocess_mask_arguments(
         kv_length = keys.shape[1]
     packed_sequence_mask = None
     if position_ids is not None and attention_mask is None and past_key_values is None:
-        if position_ids.dim() <= 2 and position_ids.shape[0] != inputs_embeds.shape[0]:
+        if position_ids.dim() <= 2:
             position_ids = _rows_of(position_ids, inputs_embeds.shape[0])
         packed_sequence_mask = find_packed_sequence_indices(position_ids)
+        if packed_sequence_mask is not None and not is_recording():
+            if packed_sequence_mask.shape[1] < q_length:
+                raise ValueError(
+                    f"expected position_ids to be of length {q_length}, "
+                    f"but got {list(position_ids.shape)}"
+                )
     return False, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset, kv_offset
 
 
 def _rows_of(position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
     """[b, q] of [q], [1, q] or [b, q]."""
-    if position_ids.dim() == 2 and position_ids.shape[0] not in (1, batch_size):
+    if position_ids.dim() == 0 or (
+        position_ids.dim() == 2 and position_ids.shape[0] not in (1, batch_size)
+    ):
         raise ValueError(
             f"expected position_ids to have {batch_size} rows, or one, "
             f"but got {list(position_ids.shape)}"
         )
+    if position_ids.dim() == 2 and position_ids.shape[0] == batch_size:
+        return position_ids
     return position_ids.expand(batch_size, -1)
 
 
@@ -928,23 +1009,27 @@ def _ask_cache(
             query = torch.arange(q_length) + q_offset
         kv_length, kv_offset = cache.get_mask_sizes(query, layer_idx)
     if not is_recording():
-        sizes = {"a query offset": q_offset, "a kv length": kv_length, "a kv offset": kv_offset}
-        for what, size in sizes.items():
-            if isinstance(size, torch.Tensor):
-                continue
-            if not isinstance(size, int | torch.SymInt):
-                raise TypeError(
-                    f"expected past_key_values to report {what} that is an int, "
-                    f"but got {type(size).__name__}"
-                )
-            if size < 0:
-                raise ValueError(
-                    f"expected past_key_values to report {what} that is not negative, "
-                    f"but got {size}"
-                )
+        q_offset = _size_of_cache("a query offset", q_offset)
+        kv_length = _size_of_cache("a kv length", kv_length)
+        kv_offset = _size_of_cache("a kv offset", kv_offset)
     if isinstance(q_offset, torch.Tensor):
         q_offset = q_offset.to(device)
     return q_offset, kv_length, kv_offset
+
+
+def _size_of_cache(what: str, size: Any) -> Any:
+    if isinstance(size, torch.Tensor | torch.SymInt):
+        return size
+    if not hasattr(size, "__index__"):
+        raise TypeError(
+            f"expected past_key_values to report {what} that is an int, "
+            f"but got {type(size).__name__}"
+        )
+    if size < 0:
+        raise ValueError(
+            f"expected past_key_values to report {what} that is not negative, but got {size}"
+        )
+    return int(size)
 
 
 class _Pattern(NamedTuple):
@@ -1025,6 +1110,11 @@ def _create_mask(
     """What the create functions share: the pattern of the layers, what is laid over it, and the
     call of the attention implementation's mask function."""
     has_documents = document_ids is not None or cu_seqlens is not None
+    if has_documents and encoder_hidden_states is not None:
+        raise ValueError(
+            f"{name}: expected no document_ids or cu_seqlens beside encoder_hidden_states, whose "
+            "documents they don't tell"
+        )
     early_exit, attention_mask, sequences, q_length, kv_length, q_offset, kv_offset = (
         _preprocess_mask_arguments(
             config,
@@ -1040,6 +1130,12 @@ def _create_mask(
         return attention_mask
     embeds = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
     batch_size, device = embeds.shape[0], inputs_embeds.device
+    is_flash = "flash" in config._attn_implementation
+    if document_ids is not None and is_flash:
+        raise ValueError(
+            f"{name}: expected no document_ids, since flash attention takes no mask that keeps "
+            "documents apart: give the model its cu_seqlens, and this function cu_seqlens as well"
+        )
     pattern = make_pattern(config, None if has_documents else attention_mask, kv_length + kv_offset)
     rule, local = pattern.rule, pattern.local
     has_functions = or_mask_function is not None or and_mask_function is not None
@@ -1061,8 +1157,9 @@ def _create_mask(
         local = None if local is None else pack(local)
     ids = None
     if has_documents:
-        ids = _ids_of_documents(name, document_ids, cu_seqlens, batch_size, q_length, device)
-        ids = _reaching(name, ids, kv_length, kv_offset, past_key_values is not None)
+        tokens = _number_of_tokens(q_offset, q_length, kv_length, past_key_values)
+        kv_end = None if past_key_values is None else kv_length + kv_offset
+        ids = _ids_of_documents(name, document_ids, cu_seqlens, batch_size, tokens, kv_end, device)
         if pattern.by_position or has_functions:
             positions = _positions_in_runs(ids, attention_mask)
             rule = rules.reindex(rule, positions)
@@ -1096,7 +1193,25 @@ def _create_mask(
         arguments["allow_is_bidirectional_skip"] = allow_skip
     if pattern.local_size is not None:
         arguments["local_size"] = pattern.local_size
-    return ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](**arguments)
+    mask = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](**arguments)
+    if has_documents and is_flash and mask is not None:
+        raise ValueError(
+            f"{name}: expected no padding beside documents, which flash attention can't keep apart "
+            f"in a padded batch, but got attention_mask {list(mask.shape)} with padding"
+        )
+    return mask
+
+
+def _number_of_tokens(q_offset: Any, q_length: Any, kv_length: Any, cache: Any) -> Any:
+    """How many tokens there are, those in the cache included; None where that is not known."""
+    if cache is None:
+        return kv_length
+    if isinstance(q_offset, torch.Tensor):
+        # It would have to be waited for, on another device; or each row has its own.
+        if q_offset.numel() != 1 or q_offset.device.type != "cpu" or is_tracing(q_offset):
+            return None
+        q_offset = int(q_offset)
+    return q_offset + q_length
 
 
 def _ids_of_documents(
@@ -1104,10 +1219,15 @@ def _ids_of_documents(
     document_ids: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
     batch_size: int,
-    q_length: int,
+    tokens: Any,
+    kv_end: Any,
     device: torch.device,
 ) -> torch.Tensor:
-    """The document of each token, ints [b, n]."""
+    """The document of each token, ints [b, n].
+
+    ``kv_end``: where a cache ends, else None. Slots in it behind the last token (static caches) are
+    in a document that no token is in.
+    """
     if document_ids is not None and cu_seqlens is not None:
         raise ValueError(f"{name}: expected document_ids or cu_seqlens, but got both")
     argument = "document_ids" if cu_seqlens is None else "cu_seqlens"
@@ -1116,45 +1236,41 @@ def _ids_of_documents(
         raise TypeError(
             f"{name}: expected {argument} to be a tensor, but got {type(given).__name__}"
         )
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise TypeError(f"{name}: expected {argument} to hold integers, but got {given.dtype}")
+    if given.dtype not in rules.ID_DTYPES:
+        raise TypeError(
+            f"{name}: expected {argument} to hold signed integers or uint8, but got {given.dtype}"
+        )
     if cu_seqlens is None:
         if given.dim() != 2 or given.shape[0] not in (1, batch_size):
             raise ValueError(
                 f"{name}: expected document_ids to be [{batch_size}, length], "
                 f"but got {list(given.shape)}"
             )
-        return given.to(device).expand(batch_size, -1)
+        if tokens is not None and not is_recording() and given.shape[1] != tokens:
+            raise ValueError(
+                f"{name}: expected document_ids to be of length {tokens}, for all tokens up to "
+                f"the last query, but got {list(given.shape)}"
+            )
+        ids = given.to(device)
+        if kv_end is not None and kv_end > ids.shape[1]:
+            nobodys = torch.iinfo(torch.int64).min
+            ids = F.pad(ids.long(), (0, kv_end - ids.shape[1]), value=nobodys)
+        return ids.expand(batch_size, -1)
     if given.dim() != 1 or given.shape[0] == 0:
         raise ValueError(
             f"{name}: expected cu_seqlens to be 1-D [documents + 1], but got {list(given.shape)}"
         )
     # On another device it would have to be waited for; there, wrong ones give wrong documents.
-    if given.device.type == "cpu" and not is_tracing(given):
+    if given.device.type == "cpu" and tokens is not None and not is_tracing(given):
         borders = given.tolist()
-        if borders[0] != 0 or borders[-1] != q_length or borders != sorted(borders):
+        if borders[0] != 0 or borders[-1] != tokens or borders != sorted(borders):
             raise ValueError(
-                f"{name}: expected cu_seqlens to rise from 0 to the length {q_length}, "
+                f"{name}: expected cu_seqlens to rise from 0 to the number of tokens {tokens}, "
                 f"but got {borders}"
             )
-    index = torch.arange(q_length, device=device, dtype=given.dtype)
-    ids = torch.searchsorted(given.to(device)[1:], index, right=True)
+    index = torch.arange(tokens if kv_end is None else kv_end, device=device)
+    ids = torch.searchsorted(given.to(device=device, dtype=torch.int64)[1:], index, right=True)
     return ids.expand(batch_size, -1)
-
-
-def _reaching(
-    name: str, ids: torch.Tensor, kv_length: Any, kv_offset: Any, has_cache: bool
-) -> torch.Tensor:
-    """The ids of documents up to the last key. Slots of a cache that nothing is in yet (static
-    caches) are in none."""
-    if has_cache and not isinstance(kv_offset, torch.Tensor):
-        missing = kv_length + kv_offset - ids.shape[1]
-        return F.pad(ids, (0, missing), value=-1) if missing > 0 else ids
-    if not is_recording() and ids.shape[1] != kv_length:
-        raise ValueError(
-            f"{name}: expected document_ids to be of length {kv_length}, but got {ids.shape[1]}"
-        )
-    return ids
 
 
 def _left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -1207,15 +1323,19 @@ def create_causal_mask(
             other, whatever their order.
         layer_idx: which of the cache's layers to ask; by default the first of full attention.
         allow_is_causal_skip: whether None may stand for a plain causal mask.
-        document_ids: ints [b or 1, q]: tokens of different documents do not attend to each other,
-            not even within a block. Stands in for what position_ids would say. Chunks, and the
-            mask functions given, count positions from the start of each run of equal ids.
-        cu_seqlens: the same as ints [documents + 1] that rise from 0 to q, the same for each row.
+        document_ids: ints [b or 1, n], for each of the n tokens up to the last query, those in the
+            cache included (without a cache, n is q): tokens of different documents do not attend
+            to each other, not even within a block. Stands in for what position_ids would say.
+            Chunks, and the mask functions given, count positions from the start of each run of
+            equal ids.
+        cu_seqlens: the same as ints [documents + 1] that rise from 0 to n, the same for each row.
             Values are only checked on the CPU.
         blocks_in_window: whether blocks end where the window or chunk does (create functions of
             local attention only).
 
-    Flash attention gets no mask functions: documents are given to it as its own cu_seqlens.
+    Flash attention gets no mask functions: it keeps documents apart by the cu_seqlens that the
+    model is given for it, and by nothing where there is padding. So document_ids, and documents
+    beside padding, are a ValueError there.
 
     Raises ValueError or TypeError for ids, positions or cu_seqlens of a wrong length, rank or
     dtype, and for a cache that reports impossible sizes; see also sdpa_mask.

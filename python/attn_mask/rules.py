@@ -13,6 +13,7 @@ They are immutable, can be copied and pickled (where a callable of the user's ca
 when they have the same structure over the same tensor objects. No value of a tensor is read here.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -57,6 +58,11 @@ NOTHING = 12
 # a window may add a shift.
 _MAX_CHANGES = 7
 
+# Sizes are cut to these: further than any two positions are from each other (kOpen of
+# csrc/rule/limits.h), since configs spell "no window" by numbers that fit into no 64 bits; and as
+# far as rules may be shifted, which a negative size does.
+_SMALLEST, _LARGEST = -(2**58), 2**62
+
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -74,10 +80,12 @@ class Program:
 
     Attributes:
         code: the rules, in prefix order.
+        padded_code: the same, and a padding mask that is the operand behind the others.
         operands: the tensors that ``code`` names by index; None for answers to ``questions``.
         names: what to call each operand in an error.
         questions: (index of the operand, function): what only a call can answer. The answers at
             the mask's own positions, bool [b or 1, h or 1, q, kv], are the operand.
+        is_plain: True when there is no operand, and nothing to see to but positions below zero.
         is_boolean: False when some padding is not boolean: the function then answers in its dtype.
         lowest: for queries and keys: the first position that is in all tables. Before it, a call
             counts from the end of a tensor.
@@ -97,6 +105,8 @@ class Program:
         # Comparing sizes would make a graph depend on them.
         self._finds_limits = not is_recording()
         rule._encode(self, _Place())
+        self.padded_code = [AND, 2, *self.code, PADDING, len(self.operands)]
+        self.is_plain = not self.operands and self.lowest == [0, 0]
 
     def add_operand(self, name: str, operand: torch.Tensor | None) -> int:
         self.operands.append(operand)
@@ -191,7 +201,11 @@ class MaskFunction:
         """
         program = self.program
         for _, question in program.questions:
-            raise TypeError(f"encode: expected a tree of rules, but got {question!r} in it")
+            try:
+                shown = repr(question)
+            except RecursionError:
+                shown = type(question).__name__
+            raise TypeError(f"encode: expected a tree of rules, but got {shown} in it")
         return list(program.code), list(program.operands)
 
     def to(self, device: torch.device | str) -> Self:
@@ -228,8 +242,26 @@ class MaskFunction:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
     def _identity(self) -> tuple[Any, ...]:
-        values = (value for _, value in self._fields())
-        return type(self), *(id(v) if isinstance(v, torch.Tensor) else v for v in values)
+        return type(self), *(_identity(value) for _, value in self._fields())
+
+
+def _identity(value: Any) -> Any:
+    """Tensors and callables of the user's are themselves: comparing them might read values."""
+    plain = value is None or isinstance(value, int | tuple | MaskFunction)
+    return value if plain else _Itself(value)
+
+
+class _Itself:
+    """Equal to what holds the same object."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -504,13 +536,20 @@ class _Shift(MaskFunction):
 
 
 def _whole(name: str, argument: str, value: Any) -> int:
-    """An int (of Python, symbolic, or of NumPy)."""
-    if isinstance(value, int | torch.SymInt):
-        return value  # type: ignore[return-value]  # a SymInt does all that an int does
+    """An int (of Python, symbolic, or of NumPy), or a float that is one."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]  # it does all that an int does
+    if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
+        value = int(min(max(value, _SMALLEST), _LARGEST))
     # A tensor has an index, too, but it would have to be read.
     if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected {argument} to be an int, but got {type(value).__name__}")
-    return operator.index(value)
+    return min(max(operator.index(value), _SMALLEST), _LARGEST)
+
+
+def _rounded(value: Any, rounding: Callable[[float], int]) -> Any:
+    """Sides of windows may be any number: some ints compare with positions as that does."""
+    return rounding(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _tensor(name: str, argument: str, value: Any) -> torch.Tensor:
@@ -544,7 +583,7 @@ def sliding_window(size: int) -> MaskFunction:
 
     With ``& causal()``: to ``size`` keys.
     """
-    return _Window(_whole("sliding_window", "size", size) - 1, None)
+    return _Window(_whole("sliding_window", "size", _rounded(size, math.ceil)) - 1, None)
 
 
 def window(left: int | None, right: int | None) -> MaskFunction:
@@ -552,8 +591,8 @@ def window(left: int | None, right: int | None) -> MaskFunction:
     if left is None and right is None:
         return bidirectional()
     return _Window(
-        None if left is None else _whole("window", "left", left),
-        None if right is None else _whole("window", "right", right),
+        None if left is None else _whole("window", "left", _rounded(left, math.floor)),
+        None if right is None else _whole("window", "right", _rounded(right, math.floor)),
     )
 
 

@@ -76,7 +76,8 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
         task.rule = task.rule & make_rule(Causal{});
       }
       if (random() % 2 == 0) {
-        task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 50), kFar});
+        task.rule =
+            task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 50), kOpen});
       }
       if (random() % 4 != 0) {
         task.rule = task.rule & make_rule(padding.leaf);
@@ -108,7 +109,7 @@ TEST(WriteTiles, RowsLongerThanATile) {
         task.format = format;
         const test::RandomPadding padding(random, 8, 2, 3, kv_length, 1, false);
         task.rule =
-            make_rule(Causal{}) & make_rule(SlidingWindow{keys, kFar}) & make_rule(padding.leaf);
+            make_rule(Causal{}) & make_rule(SlidingWindow{keys, kOpen}) & make_rule(padding.leaf);
         test::set_contiguous(task);
         expect_written(isa, task, keys, 5);
         task.out_strides[3] = 2;

@@ -103,7 +103,7 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         task.rule = make_rule(Causal{});
         if (random() % 2 == 0) {
           task.rule =
-              task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 30), kFar});
+              task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 30), kOpen});
         }
         if (random() % 2 == 0) {
           task.rule = task.rule & make_rule(padding.leaf);

@@ -65,7 +65,7 @@ TEST(Causal, AttendsToItselfAndTheKeysBefore) {
 }
 
 TEST(SlidingWindow, WidthIsLeftPlusItself) {
-  const Rule rule = make_rule(Causal{}) & make_rule(SlidingWindow{3, kFar});
+  const Rule rule = make_rule(Causal{}) & make_rule(SlidingWindow{3, kOpen});
   int visible = 0;
   for (int64_t k = 0; k < 20; ++k) {
     visible += attends_at(rule, 10, k) ? 1 : 0;
@@ -79,9 +79,14 @@ TEST(SlidingWindow, BothSides) {
   }
 }
 
-TEST(SlidingWindow, OpenSidesDoNotOverflow) {
-  for (const int64_t position : {-kFar, int64_t{0}, kFar}) {
-    EXPECT_TRUE(attends_at(make_rule(SlidingWindow{kFar, kFar}), position, position));
+TEST(SlidingWindow, OpenSidesReachAsFarAsPositionsGo) {
+  const int64_t furthest = 3 * kFar;
+  for (const int64_t q : {-furthest, int64_t{0}, furthest}) {
+    for (const int64_t k : {-furthest, int64_t{0}, furthest}) {
+      EXPECT_TRUE(attends_at(make_rule(SlidingWindow{kOpen, kOpen}), q, k));
+      EXPECT_EQ(attends_at(make_rule(SlidingWindow{kOpen, 0}), q, k), k <= q);
+      EXPECT_EQ(attends_at(make_rule(Chunk{kOpen, Table{}}), q, k), (k < 0) == (q < 0));
+    }
   }
 }
 
@@ -188,10 +193,19 @@ TEST(Rule, SpanLevelAgreesWithElementLevel) {
                     static_cast<int64_t>(1 + random() % 2),
                     static_cast<int64_t>(1 + random() % 6),
                     static_cast<int64_t>(random() % 24)};
-    Rule rule = made.tree(random, 3);
-    const PreparedTables prepared(rule, made.batch_size);
-    const Positions kv_positions{static_cast<int64_t>(random() % 7) - 3, {}, 0, 0, false};
-    const int64_t q_offset = random() % 20;
+    MaskTask task{};
+    task.rule = made.tree(random, 3);
+    task.batch_size = made.batch_size;
+    task.heads = random() % 4 == 0 ? 1 : 1000;  // for a small mask tables are not prepared
+    task.q_length = made.q_length;
+    task.kv_length = made.kv_length;
+    task.kv_positions.offset = static_cast<int64_t>(random() % 7) - 3;
+    const auto q_offset = static_cast<int64_t>(random() % 20);
+    task.q_positions.offset = q_offset;
+    const Rule before = task.rule;
+    const PreparedTables prepared(task);
+    const Rule& rule = task.rule;
+    const Positions& kv_positions = task.kv_positions;
     for (int64_t batch = 0; batch < made.batch_size; ++batch) {
       for (int64_t row = 0; row < made.q_length; ++row) {
         const Query query{batch, 0, row, q_offset + row};
@@ -216,6 +230,7 @@ TEST(Rule, SpanLevelAgreesWithElementLevel) {
                      (((spans.unresolved >> node) & 1U) == 0 || attends(rule, node, query, key));
           }
           ASSERT_EQ(answer, attends(rule, query, key)) << "trial " << trial;
+          ASSERT_EQ(answer, attends(before, query, key)) << "trial " << trial;
           const bool in_hull = hull.positions.contains(key.position);
           ASSERT_TRUE(in_hull || !attends(rule, query, key));
           ASSERT_TRUE(!hull.exact || attends(rule, query, key) == in_hull);
@@ -233,10 +248,14 @@ TEST(Prepare, PackedDocumentsWithPositionsOfTheirOwnHaveSpans) {
   causal.steps[0].table = {{positions, 8}, 0, 1, 8, {}};
   causal.steps_size = 1;
   causal.nodes[0].step_end = 1;
-  Rule rule = make_rule(SameId{{{ids, 8}, 0, 1, 8, {}}, false}) & causal;
-  const PreparedTables prepared(rule, 1);
+  MaskTask task{};
+  task.rule = make_rule(SameId{{{ids, 8}, 0, 1, 8, {}}, false}) & causal;
+  task.batch_size = task.heads = 1;
+  task.q_length = 64;
+  task.kv_length = 8;
+  const PreparedTables prepared(task);
   for (int64_t q = 0; q < 8; ++q) {
-    const RowSpans spans = row_spans(rule, {0, 0, q, q}, Positions{}, 8);
+    const RowSpans spans = row_spans(task.rule, {0, 0, q, q}, Positions{}, 8);
     ASSERT_EQ(spans.unresolved, 0U);
     ASSERT_EQ(spans.spans.size, 1);
     EXPECT_EQ(spans.spans.at[0].begin, q - positions[q]);
