@@ -16,6 +16,7 @@ ALLOWANCE = 4 << 20
 # Prints by how much the peak of the resident memory lies above what was resident before the call.
 MEASURE = """
 import torch, attn_mask
+from attn_mask import masking_utils, rules
 from attn_mask import modeling_attn_mask_utils as ours
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def build(n):
     mask = torch.ones(1, n, dtype=torch.int64)
     mask[0, : n // 4] = 0
     low = torch.finfo(torch.float32).min
+    ids = (torch.arange(n) // 1000)[None]
+    eager = {{"attention_mask": mask.bool()}}
+    packed = masking_utils.packed_sequence_compatibility_function(
+        rules.causal() & rules.sliding_window(700), torch.arange(n)[None] % 1000, ids)
+    images = rules.causal() | rules.blockwise(torch.where(ids % 2 == 0, ids, -1))
     return {call}
 
 build(64)
@@ -52,6 +58,9 @@ CALLS = {
     "_expand_mask": "torch.ops.attn_mask._expand_mask(mask, dtype=torch.float32)",
     "to_causal_4d": "torch.ops.attn_mask.to_causal_4d(1, n, n, dtype=torch.float32)",
     "converter.to_4d": "ours.AttentionMaskConverter(True).to_4d(mask, n, torch.float32, n)",
+    "eager_mask causal": "masking_utils.eager_mask(1, n, n, **eager)",
+    "eager_mask packed": "masking_utils.eager_mask(1, n, n, mask_function=packed, **eager)",
+    "eager_mask images": "masking_utils.eager_mask(1, n, n, mask_function=images, **eager)",
     "prepare": "ours._prepare_4d_causal_attention_mask(mask, (1, n), torch.zeros(1, n, 1), 0)",
 }
 
