@@ -23,50 +23,74 @@ std::string short_name(const c10::OperatorHandle& op) {
   return name.substr(name.find("::") + 2);
 }
 
+/// An operator that writes a mask has two schemas: into a new tensor, and `.out`, where `out` may
+/// leave the dtype untold. In `arguments`, `*` stands before those that are given by name.
+void define_mask(torch::Library& m, const std::string& name, const std::string& arguments,
+                 bool has_dtype, const std::string& result) {
+  const size_t star = arguments.find('*');
+  const std::string by_place = arguments.substr(0, star) + "*, ";
+  std::string by_name = arguments.substr(star + 1);
+  by_name += by_name.empty() ? "" : ", ";
+  const std::string fresh =
+      by_place + (has_dtype ? "ScalarType dtype, " : "") + by_name + "SymInt stride_multiple=1";
+  const std::string given =
+      by_place + (has_dtype ? "ScalarType? dtype=None, " : "") + by_name + "Tensor(a!) out";
+  m.def((name + "(" + fresh + ") -> " + result).c_str());
+  m.def((name + ".out(" + given + ") -> ()").c_str());
+}
+
 TORCH_LIBRARY(attn_mask, m) {
-  m.def(
-      "to_causal_4d(SymInt batch_size, SymInt query_length, SymInt key_value_length, *, "
-      "ScalarType dtype, Device? device=None, SymInt? sliding_window=None) -> Tensor?");
-  m.def(
-      "to_4d(Tensor attention_mask_2d, SymInt query_length, *, ScalarType dtype, "
-      "SymInt? key_value_length=None, bool is_causal=True, SymInt? sliding_window=None) -> Tensor");
-  m.def(
-      "_make_causal_mask(SymInt[] input_ids_shape, SymInt past_key_values_length=0, "
-      "SymInt? sliding_window=None, *, ScalarType dtype, Device? device=None) -> Tensor");
-  m.def("_expand_mask(Tensor mask, SymInt? tgt_len=None, *, ScalarType dtype) -> Tensor");
-  m.def("_unmask_unattended(Tensor expanded_mask, Scalar min_dtype) -> Tensor");
+  constexpr bool kDtype = true;
+  define_mask(m, "to_causal_4d",
+              "SymInt batch_size, SymInt query_length, SymInt key_value_length, "
+              "*Device? device=None, SymInt? sliding_window=None",
+              kDtype, "Tensor?");
+  define_mask(m, "to_4d",
+              "Tensor attention_mask_2d, SymInt query_length, "
+              "*SymInt? key_value_length=None, bool is_causal=True, SymInt? sliding_window=None, "
+              "bool unmask_unattended=False",
+              kDtype, "Tensor");
+  define_mask(m, "_make_causal_mask",
+              "SymInt[] input_ids_shape, SymInt past_key_values_length=0, "
+              "SymInt? sliding_window=None, *Device? device=None",
+              kDtype, "Tensor");
+  define_mask(m, "_expand_mask", "Tensor mask, SymInt? tgt_len=None, *", kDtype, "Tensor");
+  define_mask(m, "_unmask_unattended", "Tensor expanded_mask, Scalar min_dtype, *", !kDtype,
+              "Tensor");
+  define_mask(m, "_prepare_4d_causal_attention_mask",
+              "Tensor? attention_mask, SymInt[] input_shape, Tensor inputs_embeds, "
+              "SymInt past_key_values_length, SymInt? sliding_window=None, *",
+              !kDtype, "Tensor?");
+  define_mask(m, "_prepare_4d_causal_attention_mask_for_sdpa",
+              "Tensor? attention_mask, SymInt[] input_shape, Tensor inputs_embeds, "
+              "SymInt past_key_values_length, SymInt? sliding_window=None, *bool allow_skip=True",
+              !kDtype, "Tensor?");
+  define_mask(m, "_prepare_4d_attention_mask", "Tensor mask, SymInt? tgt_len=None, *", kDtype,
+              "Tensor");
+  define_mask(m, "_prepare_4d_attention_mask_for_sdpa",
+              "Tensor mask, SymInt? tgt_len=None, *bool allow_skip=True", kDtype, "Tensor?");
+  define_mask(m, "_create_4d_causal_attention_mask",
+              "SymInt[] input_shape, SymInt past_key_values_length=0, SymInt? sliding_window=None, "
+              "*Device? device=None",
+              kDtype, "Tensor?");
+  // Any rule: ops/rule_program.h says how `rule` spells it.
+  define_mask(m, "boolean",
+              "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
+              "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
+              "Tensor? q_positions=None, Tensor? kv_positions=None, Device? device=None",
+              !kDtype, "Tensor");
+  define_mask(m, "additive",
+              "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
+              "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
+              "Tensor? q_positions=None, Tensor? kv_positions=None, Tensor? bias=None, "
+              "Device? device=None",
+              kDtype, "Tensor");
+  // What wait for the device to look at values.
   m.def(
       "_ignore_causal_mask_sdpa(Tensor? attention_mask, Tensor inputs_embeds, "
       "SymInt past_key_values_length, SymInt? sliding_window=None, bool is_training=False) -> "
       "bool");
   m.def("_is_all_visible(Tensor mask) -> bool");
-  m.def(
-      "_prepare_4d_causal_attention_mask(Tensor? attention_mask, SymInt[] input_shape, "
-      "Tensor inputs_embeds, SymInt past_key_values_length, SymInt? sliding_window=None) "
-      "-> Tensor?");
-  m.def(
-      "_prepare_4d_causal_attention_mask_for_sdpa(Tensor? attention_mask, SymInt[] input_shape, "
-      "Tensor inputs_embeds, SymInt past_key_values_length, SymInt? sliding_window=None, *, "
-      "bool allow_skip=True) -> Tensor?");
-  m.def(
-      "_prepare_4d_attention_mask(Tensor mask, SymInt? tgt_len=None, *, ScalarType dtype) "
-      "-> Tensor");
-  m.def(
-      "_prepare_4d_attention_mask_for_sdpa(Tensor mask, SymInt? tgt_len=None, *, "
-      "ScalarType dtype, bool allow_skip=True) -> Tensor?");
-  m.def(
-      "_create_4d_causal_attention_mask(SymInt[] input_shape, SymInt past_key_values_length=0, "
-      "SymInt? sliding_window=None, *, ScalarType dtype, Device? device=None) -> Tensor?");
-  // Any rule: ops/rule_program.h says how `rule` spells it.
-  m.def(
-      "boolean(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
-      "SymInt kv_length, *, SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
-      "Tensor? kv_positions=None, Device? device=None) -> Tensor");
-  m.def(
-      "additive(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
-      "SymInt kv_length, *, ScalarType dtype, SymInt q_offset=0, SymInt kv_offset=0, "
-      "Tensor? q_positions=None, Tensor? kv_positions=None, Tensor? bias=None, "
-      "Device? device=None) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, CPU, m) { ops::register_all(m); }
@@ -191,17 +215,29 @@ TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
 }
 
 // Those that may be called with a tensor.
-constexpr const char* kOnTensors[] = {"to_4d",
+constexpr const char* kOnTensors[] = {"to_causal_4d.out",
+                                      "to_4d",
+                                      "to_4d.out",
+                                      "_make_causal_mask.out",
                                       "_expand_mask",
+                                      "_expand_mask.out",
                                       "_unmask_unattended",
+                                      "_unmask_unattended.out",
                                       "_ignore_causal_mask_sdpa",
                                       "_is_all_visible",
                                       "_prepare_4d_causal_attention_mask",
+                                      "_prepare_4d_causal_attention_mask.out",
                                       "_prepare_4d_causal_attention_mask_for_sdpa",
+                                      "_prepare_4d_causal_attention_mask_for_sdpa.out",
                                       "_prepare_4d_attention_mask",
+                                      "_prepare_4d_attention_mask.out",
                                       "_prepare_4d_attention_mask_for_sdpa",
+                                      "_prepare_4d_attention_mask_for_sdpa.out",
+                                      "_create_4d_causal_attention_mask.out",
                                       "boolean",
-                                      "additive"};
+                                      "boolean.out",
+                                      "additive",
+                                      "additive.out"};
 
 bool is_differentiable(std::string_view name) {
   return name == "_unmask_unattended" || name == "additive";

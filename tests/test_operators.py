@@ -177,18 +177,19 @@ def argument_names(name):
     [
         (
             "to_causal_4d",
-            "batch_size query_length key_value_length *dtype *device *sliding_window",
+            "batch_size query_length key_value_length *dtype *device *sliding_window *stride_multiple",
         ),
         (
             "to_4d",
-            "attention_mask_2d query_length *dtype *key_value_length *is_causal *sliding_window",
+            "attention_mask_2d query_length *dtype *key_value_length *is_causal *sliding_window "
+            "*unmask_unattended *stride_multiple",
         ),
         (
             "_make_causal_mask",
-            "input_ids_shape past_key_values_length sliding_window *dtype *device",
+            "input_ids_shape past_key_values_length sliding_window *dtype *device *stride_multiple",
         ),
-        ("_expand_mask", "mask tgt_len *dtype"),
-        ("_unmask_unattended", "expanded_mask min_dtype"),
+        ("_expand_mask", "mask tgt_len *dtype *stride_multiple"),
+        ("_unmask_unattended", "expanded_mask min_dtype *stride_multiple"),
         (
             "_ignore_causal_mask_sdpa",
             "attention_mask inputs_embeds past_key_values_length sliding_window is_training",
@@ -196,18 +197,19 @@ def argument_names(name):
         ("_is_all_visible", "mask"),
         (
             "_prepare_4d_causal_attention_mask",
-            "attention_mask input_shape inputs_embeds past_key_values_length sliding_window",
+            "attention_mask input_shape inputs_embeds past_key_values_length sliding_window "
+            "*stride_multiple",
         ),
         (
             "_prepare_4d_causal_attention_mask_for_sdpa",
             "attention_mask input_shape inputs_embeds past_key_values_length sliding_window "
-            "*allow_skip",
+            "*allow_skip *stride_multiple",
         ),
-        ("_prepare_4d_attention_mask", "mask tgt_len *dtype"),
-        ("_prepare_4d_attention_mask_for_sdpa", "mask tgt_len *dtype *allow_skip"),
+        ("_prepare_4d_attention_mask", "mask tgt_len *dtype *stride_multiple"),
+        ("_prepare_4d_attention_mask_for_sdpa", "mask tgt_len *dtype *allow_skip *stride_multiple"),
         (
             "_create_4d_causal_attention_mask",
-            "input_shape past_key_values_length sliding_window *dtype *device",
+            "input_shape past_key_values_length sliding_window *dtype *device *stride_multiple",
         ),
     ],
 )

@@ -8,6 +8,8 @@
 namespace attn_mask {
 namespace {
 
+constexpr int64_t kAnyStride = 1;
+
 std::optional<c10::SymInt> symbolic(std::optional<int64_t> size) {
   return size ? std::optional<c10::SymInt>(*size) : std::nullopt;
 }
@@ -18,16 +20,16 @@ at::Tensor make_causal_mask(at::IntArrayRef input_ids_shape, at::ScalarType dtyp
                             at::Device device, int64_t past_key_values_length,
                             std::optional<int64_t> sliding_window) {
   return call::make_causal_mask(c10::fromIntArrayRefSlow(input_ids_shape), past_key_values_length,
-                                symbolic(sliding_window), dtype, device);
+                                symbolic(sliding_window), dtype, device, kAnyStride);
 }
 
 at::Tensor expand_mask(const at::Tensor& mask, at::ScalarType dtype,
                        std::optional<int64_t> tgt_len) {
-  return call::expand_mask(mask, symbolic(tgt_len), dtype);
+  return call::expand_mask(mask, symbolic(tgt_len), dtype, kAnyStride);
 }
 
 at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const at::Scalar& min_dtype) {
-  return call::unmask_unattended(expanded_mask, min_dtype);
+  return call::unmask_unattended(expanded_mask, min_dtype, kAnyStride);
 }
 
 bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
@@ -52,14 +54,14 @@ std::optional<at::Tensor> AttentionMaskConverter::to_causal_4d(int64_t batch_siz
                     "Please use `to_causal_4d` only if attn_mask::AttentionMaskConverter has "
                     "`is_causal` set to True.");
   return call::to_causal_4d(batch_size, query_length, key_value_length, dtype, device,
-                            symbolic(sliding_window_));
+                            symbolic(sliding_window_), kAnyStride);
 }
 
 at::Tensor AttentionMaskConverter::to_4d(const at::Tensor& attention_mask_2d, int64_t query_length,
                                          at::ScalarType dtype,
                                          std::optional<int64_t> key_value_length) const {
   return call::to_4d(attention_mask_2d, query_length, dtype, symbolic(key_value_length), is_causal_,
-                     symbolic(sliding_window_));
+                     symbolic(sliding_window_), /*unmask_unattended=*/false, kAnyStride);
 }
 
 std::optional<at::Tensor> prepare_4d_causal_attention_mask(
@@ -68,7 +70,7 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask(
     std::optional<int64_t> sliding_window) {
   return call::prepare_4d_causal_attention_mask(
       attention_mask, c10::fromIntArrayRefSlow(input_shape), inputs_embeds, past_key_values_length,
-      symbolic(sliding_window));
+      symbolic(sliding_window), kAnyStride);
 }
 
 std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
@@ -81,19 +83,20 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
   }
   return call::prepare_4d_causal_attention_mask_for_sdpa(
       attention_mask, c10::fromIntArrayRefSlow(input_shape), inputs_embeds, past_key_values_length,
-      symbolic(sliding_window), allow_skip);
+      symbolic(sliding_window), allow_skip, kAnyStride);
 }
 
 at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, at::ScalarType dtype,
                                      std::optional<int64_t> tgt_len) {
-  return call::prepare_4d_attention_mask(mask, symbolic(tgt_len), dtype);
+  return call::prepare_4d_attention_mask(mask, symbolic(tgt_len), dtype, kAnyStride);
 }
 
 std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& mask,
                                                              at::ScalarType dtype,
                                                              std::optional<int64_t> tgt_len,
                                                              bool allow_skip) {
-  return call::prepare_4d_attention_mask_for_sdpa(mask, symbolic(tgt_len), dtype, allow_skip);
+  return call::prepare_4d_attention_mask_for_sdpa(mask, symbolic(tgt_len), dtype, allow_skip,
+                                                  kAnyStride);
 }
 
 std::optional<at::Tensor> create_4d_causal_attention_mask(at::IntArrayRef input_shape,
@@ -102,7 +105,7 @@ std::optional<at::Tensor> create_4d_causal_attention_mask(at::IntArrayRef input_
                                                           std::optional<int64_t> sliding_window) {
   return call::create_4d_causal_attention_mask(c10::fromIntArrayRefSlow(input_shape),
                                                past_key_values_length, symbolic(sliding_window),
-                                               dtype, device);
+                                               dtype, device, kAnyStride);
 }
 
 }  // namespace attn_mask

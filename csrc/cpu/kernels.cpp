@@ -319,7 +319,12 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
     const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked, answers};
     // From left to right: the other order takes twice as long, since hardware prefetches forwards.
     int64_t written = first;
-    for (int32_t i = 0; i < spans.spans.size; ++i) {
+    if (task.opening.next_visible != nullptr &&
+        task.opening.opens(query.batch, row_hull(task.rule, query).positions)) {
+      fill(out + first, last - first, static_cast<Out>(task.opening.opened));
+      written = last;
+    }
+    for (int32_t i = 0; written < last && i < spans.spans.size; ++i) {
       const Interval columns = intersect(spans.spans.at[i], {first, last});
       if (columns.empty()) {
         continue;
@@ -387,16 +392,19 @@ void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
   const T sign = static_cast<T>(task.sign);
   for (int64_t row = begin; row < end; ++row) {
     const T* in = static_cast<const T*>(task.in.data) + task.in.row_offset(row);
-    T* out = static_cast<T*>(task.out) + row * n;
+    T* out = static_cast<T*>(task.written) + task.out.row_offset(row);
+    const int64_t out_stride = task.out.stride;
     if (all(in, stride, n, task.is_min)) {
       for (int64_t i = 0; i < n; ++i) {
-        out[i] = in[i * stride] & sign;
+        out[i * out_stride] = in[i * stride] & sign;
       }
-    } else if (stride == 1) {
-      __builtin_memcpy(out, in, static_cast<std::size_t>(n) * sizeof(T));
+    } else if (stride == 1 && out_stride == 1) {
+      if (out != in) {
+        __builtin_memcpy(out, in, static_cast<std::size_t>(n) * sizeof(T));
+      }
     } else {
       for (int64_t i = 0; i < n; ++i) {
-        out[i] = in[i * stride];
+        out[i * out_stride] = in[i * stride];
       }
     }
   }
@@ -412,6 +420,29 @@ void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
       return unmask_rows<uint32_t>(task, begin, end);
     default:
       return unmask_rows<uint64_t>(task, begin, end);
+  }
+}
+
+template <typename T>
+void find_next_visible(const Padding& padding, int64_t batch, int64_t* next) {
+  const T* mask = static_cast<const T*>(padding.mask) + batch * padding.batch_stride;
+  int64_t found = padding.length;
+  for (int64_t key = padding.length - 1; key >= 0; --key) {
+    found = padding.visible(mask[key * padding.key_stride]) ? key : found;
+    next[key] = found;
+  }
+}
+
+void find_next_visible(const Padding& padding, int64_t batch, int64_t* next) {
+  switch (padding.element_size) {
+    case 1:
+      return find_next_visible<uint8_t>(padding, batch, next);
+    case 2:
+      return find_next_visible<uint16_t>(padding, batch, next);
+    case 4:
+      return find_next_visible<uint32_t>(padding, batch, next);
+    default:
+      return find_next_visible<uint64_t>(padding, batch, next);
   }
 }
 
@@ -432,6 +463,6 @@ bool all(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begi
 
 }  // namespace
 
-const CpuKernels kKernels = {&write_tiles, &unmask_rows, &all};
+const CpuKernels kKernels = {&write_tiles, &find_next_visible, &unmask_rows, &all};
 
 }  // namespace attn_mask::ATTN_MASK_ISA

@@ -48,6 +48,15 @@ void write_mask_cpu(const MaskTask& task) {
       [&](int64_t begin, int64_t end) { kernels().write_tiles(task, tiling, begin, end); });
 }
 
+void find_next_visible_cpu(const Padding& padding, int64_t batch_size, int64_t* next) {
+  at::parallel_for(0, batch_size, grain(padding.length * padding.element_size),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t batch = begin; batch < end; ++batch) {
+                       kernels().find_next_visible(padding, batch, next + batch * padding.length);
+                     }
+                   });
+}
+
 void unmask_cpu(const UnmaskTask& task) {
   if (task.in.rows() == 0 || task.in.length == 0) {
     return;

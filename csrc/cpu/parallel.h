@@ -8,6 +8,9 @@ namespace attn_mask {
 /// Writes a whole mask to host memory, with torch's intra-op threads.
 void write_mask_cpu(const MaskTask& task);
 
+/// Writes the first visible key from each key on, [batch_size, padding.length].
+void find_next_visible_cpu(const Padding& padding, int64_t batch_size, int64_t* next);
+
 /// Copies and opens all rows in host memory, with torch's intra-op threads.
 void unmask_cpu(const UnmaskTask& task);
 

@@ -1,11 +1,19 @@
 #pragma once
 
-// What one thread of each kernel does. No shared memory and no barrier, so that the same lines run
-// under an emulated grid on the host.
+// What one thread of each kernel does, so that the same lines run under an emulated grid on the
+// host. Where threads of a block must wait for each other, a body is cut into what comes before and
+// after the barrier.
 
 #include "cuda/grid.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
+
+// Before a loop over elements: many copies of a rule's evaluation would spill registers.
+#if defined(__CUDA_ARCH__)
+#define ATTN_MASK_ONE_BY_ONE _Pragma("unroll 1")
+#else
+#define ATTN_MASK_ONE_BY_ONE
+#endif
 
 namespace attn_mask {
 
@@ -39,6 +47,13 @@ ATTN_MASK_INLINE Pack pack_of(uint64_t value) {
   return {{word, word}};
 }
 
+/// The element at `index` of a pack.
+template <typename T>
+ATTN_MASK_INLINE T element_of(const Pack& pack, int64_t index) {
+  const int64_t bit = index * 8 * static_cast<int64_t>(sizeof(T));
+  return static_cast<T>((bit < 64 ? pack.words[0] : pack.words[1]) >> (bit % 64));
+}
+
 /// One element of a mask.
 template <typename T>
 ATTN_MASK_INLINE T mask_element(const MaskTask& task, const Query& query, const RowHull& row,
@@ -61,6 +76,9 @@ template <typename T>
 ATTN_MASK_INLINE Pack mask_pack(const MaskTask& task, const Query& query, int64_t first,
                                 Interval columns) {
   const RowHull row = row_hull(task.rule, query);
+  if (task.opening.opens(query.batch, row.positions)) {
+    return pack_of<T>(task.opening.opened);
+  }
   if (!task.kv_positions.listed) {
     // Most packs lie on one side of the hull's border.
     const int64_t shift = task.kv_positions.at(query.batch, 0);
@@ -75,10 +93,7 @@ ATTN_MASK_INLINE Pack mask_pack(const MaskTask& task, const Query& query, int64_
     }
   }
   Pack pack{{0, 0}};
-  // A loop that is not unrolled: sixteen copies of the rule's evaluation would spill registers.
-#if defined(__CUDA_ARCH__)
-#pragma unroll 1
-#endif
+  ATTN_MASK_ONE_BY_ONE
   for (int64_t column = columns.begin; column < columns.end; ++column) {
     const int64_t bit = (column - first) * 8 * static_cast<int64_t>(sizeof(T));
     const uint64_t value = static_cast<uint64_t>(mask_element<T>(task, query, row, column))
@@ -110,46 +125,123 @@ ATTN_MASK_INLINE void write_mask_body(const MaskTask& task, int64_t packs_per_ro
       *reinterpret_cast<Pack*>(out + first) = pack;
       continue;
     }
-#if defined(__CUDA_ARCH__)
-#pragma unroll 1
-#endif
+    ATTN_MASK_ONE_BY_ONE
     for (int64_t column = columns.begin; column < columns.end; ++column) {
-      const int64_t bit = (column - first) * 8 * static_cast<int64_t>(sizeof(T));
-      out[column * task.out_strides[3]] =
-          static_cast<T>((bit < 64 ? pack.words[0] : pack.words[1]) >> (bit % 64));
+      out[column * task.out_strides[3]] = element_of<T>(pack, column - first);
     }
   }
 }
 
-/// Sets `attended[row]` for each row that doesn't hold the minimum throughout. Threads that agree
-/// write the same byte. `attended` is zero before.
-template <typename T>
-ATTN_MASK_INLINE void find_attended_rows_body(const UnmaskTask& task, uint8_t* attended,
-                                              const GridPosition& at) {
-  const T* in = static_cast<const T*>(task.in.data);
-  const int64_t elements = task.in.rows() * task.in.length;
-  for (int64_t element = at.first(); element < elements; element += at.step()) {
-    const int64_t row = element / task.in.length;
-    const int64_t key = element - row * task.in.length;
-    if (!task.is_min(in[task.in.row_offset(row) + key * task.in.stride])) {
-      attended[row] = 1;
+/// The part of `length` items that thread `thread` of `threads` goes through.
+ATTN_MASK_INLINE Interval part_of(int64_t length, int64_t thread, int64_t threads) {
+  const int64_t size = (length + threads - 1) / threads;
+  return intersect({thread * size, (thread + 1) * size}, {0, length});
+}
+
+/// First half of finding the next visible keys of a batch row, for one thread of a block: the first
+/// in its part, or the padding's length. All threads' are then needed in `first_of_part`.
+ATTN_MASK_INLINE int64_t first_visible_body(const Padding& padding, int64_t batch, Interval part) {
+  const Query query{batch, 0, 0, 0};
+  ATTN_MASK_ONE_BY_ONE
+  for (int64_t key = part.begin; key < part.end; ++key) {
+    if (padding.attends(query, key)) {
+      return key;
     }
+  }
+  return padding.length;
+}
+
+/// Second half: writes what lies in the thread's part.
+ATTN_MASK_INLINE void next_visible_body(const Padding& padding, int64_t batch, Interval part,
+                                        const int64_t* first_of_part, int64_t thread,
+                                        int64_t threads, int64_t* next) {
+  const Query query{batch, 0, 0, 0};
+  int64_t found = padding.length;
+  ATTN_MASK_ONE_BY_ONE
+  for (int64_t later = thread + 1; later < threads && found == padding.length; ++later) {
+    found = first_of_part[later];
+  }
+  ATTN_MASK_ONE_BY_ONE
+  for (int64_t key = part.end - 1; key >= part.begin; --key) {
+    found = padding.attends(query, key) ? key : found;
+    next[batch * padding.length + key] = found;
   }
 }
 
-/// Copies rows, opening those that nothing is attended to in.
+/// How the threads of a block share a row: whole packs where all are aligned alike, and elements
+/// before, behind and elsewhere.
 template <typename T>
-ATTN_MASK_INLINE void unmask_body(const UnmaskTask& task, const uint8_t* attended,
-                                  const GridPosition& at) {
-  const T* in = static_cast<const T*>(task.in.data);
-  const int64_t elements = task.in.rows() * task.in.length;
-  for (int64_t element = at.first(); element < elements; element += at.step()) {
-    const int64_t row = element / task.in.length;
-    const int64_t key = element - row * task.in.length;
-    const T value = in[task.in.row_offset(row) + key * task.in.stride];
-    static_cast<T*>(task.out)[element] =
-        attended[row] != 0 ? value : static_cast<T>(value & static_cast<T>(task.sign));
+struct RowPacks {
+  int64_t before;  // elements
+  int64_t packs;
+  int64_t behind;  // where the elements behind begin
+
+  ATTN_MASK_INLINE RowPacks(const T* in, int64_t in_stride, const T* out, int64_t out_stride,
+                            int64_t length) {
+    const uintptr_t past = reinterpret_cast<uintptr_t>(in) % sizeof(Pack);
+    const bool alike = in_stride == 1 && out_stride == 1 &&
+                       past == reinterpret_cast<uintptr_t>(out) % sizeof(Pack);
+    const auto to_pack = static_cast<int64_t>((sizeof(Pack) - past) % sizeof(Pack) / sizeof(T));
+    before = !alike || to_pack > length ? length : to_pack;
+    packs = (length - before) / kPackSize<T>;
+    behind = before + packs * kPackSize<T>;
   }
-}
+};
+
+template <typename T>
+struct UnmaskRow {
+  const UnmaskTask& task;
+  const T* in;
+  T* out;
+  RowPacks<T> split;
+
+  ATTN_MASK_INLINE UnmaskRow(const UnmaskTask& of, int64_t row)
+      : task(of),
+        in(static_cast<const T*>(of.in.data) + of.in.row_offset(row)),
+        out(static_cast<T*>(of.written) + of.out.row_offset(row)),
+        split(in, of.in.stride, out, of.out.stride, of.in.length) {}
+
+  /// First half, for one thread of the block that has the row: whether any of its elements is not
+  /// the minimum. The row is opened where that is so for no thread.
+  ATTN_MASK_INLINE bool attended_body(int64_t thread, int64_t threads) const {
+    for (int64_t i = thread; i < split.before; i += threads) {
+      if (!task.is_min(in[i * task.in.stride])) {
+        return true;
+      }
+    }
+    for (int64_t i = split.behind + thread; i < task.in.length; i += threads) {
+      if (!task.is_min(in[i])) {
+        return true;
+      }
+    }
+    for (int64_t i = thread; i < split.packs; i += threads) {
+      const Pack pack = reinterpret_cast<const Pack*>(in + split.before)[i];
+      for (int64_t element = 0; element < kPackSize<T>; ++element) {
+        if (!task.is_min(element_of<T>(pack, element))) {
+          return true;
+        }
+      }
+    }
+    return false;
+  }
+
+  /// Second half: writes the thread's elements.
+  ATTN_MASK_INLINE void write_body(bool opened, int64_t thread, int64_t threads) const {
+    const T keep = opened ? static_cast<T>(task.sign) : static_cast<T>(~T{0});
+    for (int64_t i = thread; i < split.before; i += threads) {
+      out[i * task.out.stride] = static_cast<T>(in[i * task.in.stride] & keep);
+    }
+    for (int64_t i = split.behind + thread; i < task.in.length; i += threads) {
+      out[i] = static_cast<T>(in[i] & keep);
+    }
+    const Pack keep_pack = pack_of<T>(keep);
+    for (int64_t i = thread; i < split.packs; i += threads) {
+      Pack pack = reinterpret_cast<const Pack*>(in + split.before)[i];
+      pack.words[0] &= keep_pack.words[0];
+      pack.words[1] &= keep_pack.words[1];
+      reinterpret_cast<Pack*>(out + split.before)[i] = pack;
+    }
+  }
+};
 
 }  // namespace attn_mask

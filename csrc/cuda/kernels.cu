@@ -9,21 +9,34 @@ namespace {
 __device__ GridPosition grid_position() { return {blockIdx.x, threadIdx.x, gridDim.x, blockDim.x}; }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreadsPerBlock)
+__global__ void __launch_bounds__(kThreadsPerBlock, 3)  // more at once, and registers would spill
     write_mask_kernel(const MaskTask task, int64_t packs_per_row) {
   write_mask_body<T>(task, packs_per_row, grid_position());
 }
 
-template <typename T>
+// One block to a batch row.
 __global__ void __launch_bounds__(kThreadsPerBlock)
-    find_attended_rows_kernel(const UnmaskTask task, uint8_t* attended) {
-  find_attended_rows_body<T>(task, attended, grid_position());
+    find_next_visible_kernel(const Padding padding, int64_t batch_size, int64_t* next) {
+  __shared__ int64_t first_of_part[kThreadsPerBlock];
+  const int64_t thread = threadIdx.x;
+  const Interval part = part_of(padding.length, thread, kThreadsPerBlock);
+  for (int64_t batch = blockIdx.x; batch < batch_size; batch += gridDim.x) {
+    first_of_part[thread] = first_visible_body(padding, batch, part);
+    __syncthreads();
+    next_visible_body(padding, batch, part, first_of_part, thread, kThreadsPerBlock, next);
+    __syncthreads();
+  }
 }
 
+// One block to a row.
 template <typename T>
-__global__ void __launch_bounds__(kThreadsPerBlock)
-    unmask_kernel(const UnmaskTask task, const uint8_t* attended) {
-  unmask_body<T>(task, attended, grid_position());
+__global__ void __launch_bounds__(kThreadsPerBlock) unmask_kernel(const UnmaskTask task) {
+  const int64_t rows = task.in.rows();
+  for (int64_t index = blockIdx.x; index < rows; index += gridDim.x) {
+    const UnmaskRow<T> row(task, index);
+    const bool attended = __syncthreads_or(row.attended_body(threadIdx.x, blockDim.x)) != 0;
+    row.write_body(!attended, threadIdx.x, blockDim.x);
+  }
 }
 
 template <typename T>
@@ -34,10 +47,12 @@ void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
 }
 
 template <typename T>
-void launch_unmask(const UnmaskTask& task, uint8_t* attended, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned int>(blocks_for(task.in.rows() * task.in.length));
-  find_attended_rows_kernel<T><<<blocks, kThreadsPerBlock, 0, stream>>>(task, attended);
-  unmask_kernel<T><<<blocks, kThreadsPerBlock, 0, stream>>>(task, attended);
+void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
+  const int64_t rows = task.in.rows();
+  const auto blocks = static_cast<unsigned int>(rows < kMaxRowBlocks ? rows : kMaxRowBlocks);
+  const auto threads =
+      static_cast<unsigned int>(threads_for_row(task.in.length / kPackSize<T> + 1));
+  unmask_kernel<T><<<blocks, threads, 0, stream>>>(task);
 }
 
 }  // namespace
@@ -55,16 +70,23 @@ void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
   }
 }
 
-void launch_unmask(const UnmaskTask& task, uint8_t* attended, cudaStream_t stream) {
+void launch_find_next_visible(const Padding& padding, int64_t batch_size, int64_t* next,
+                              cudaStream_t stream) {
+  const auto blocks =
+      static_cast<unsigned int>(batch_size < kMaxRowBlocks ? batch_size : kMaxRowBlocks);
+  find_next_visible_kernel<<<blocks, kThreadsPerBlock, 0, stream>>>(padding, batch_size, next);
+}
+
+void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
   switch (task.in.element_size) {
     case 1:
-      return launch_unmask<uint8_t>(task, attended, stream);
+      return launch_unmask<uint8_t>(task, stream);
     case 2:
-      return launch_unmask<uint16_t>(task, attended, stream);
+      return launch_unmask<uint16_t>(task, stream);
     case 4:
-      return launch_unmask<uint32_t>(task, attended, stream);
+      return launch_unmask<uint32_t>(task, stream);
     default:
-      return launch_unmask<uint64_t>(task, attended, stream);
+      return launch_unmask<uint64_t>(task, stream);
   }
 }
 

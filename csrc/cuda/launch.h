@@ -10,7 +10,9 @@ namespace attn_mask {
 /// Launches on `stream`; the task's pointers are device memory. Check cudaGetLastError after each.
 void launch_write_mask(const MaskTask& task, cudaStream_t stream);
 
-/// `attended`: one zeroed byte of device memory for each row.
-void launch_unmask(const UnmaskTask& task, uint8_t* attended, cudaStream_t stream);
+void launch_find_next_visible(const Padding& padding, int64_t batch_size, int64_t* next,
+                              cudaStream_t stream);
+
+void launch_unmask(const UnmaskTask& task, cudaStream_t stream);
 
 }  // namespace attn_mask

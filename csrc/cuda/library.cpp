@@ -1,6 +1,5 @@
 // libattn_mask_cuda: the CUDA kernels, registered when the library is loaded.
 
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
@@ -20,18 +19,22 @@ void write_mask_cuda(const MaskTask& task) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+void find_next_visible_cuda(const Padding& padding, int64_t batch_size, int64_t* next) {
+  launch_find_next_visible(padding, batch_size, next, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 void unmask_cuda(const UnmaskTask& task) {
   if (task.in.rows() == 0 || task.in.length == 0) {
     return;
   }
-  const at::Tensor attended =
-      at::zeros({task.in.rows()}, at::TensorOptions().dtype(at::kByte).device(at::kCUDA));
-  launch_unmask(task, attended.data_ptr<uint8_t>(), c10::cuda::getCurrentCUDAStream());
+  launch_unmask(task, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 const bool kRegistered = [] {
-  register_device_kernels(c10::DeviceType::CUDA, {&write_mask_cuda, &unmask_cuda});
+  register_device_kernels(c10::DeviceType::CUDA,
+                          {&write_mask_cuda, &find_next_visible_cuda, &unmask_cuda});
   return true;
 }();
 

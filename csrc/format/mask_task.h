@@ -11,6 +11,24 @@ struct Bias {
   int64_t strides[4];  // in elements; 0 repeats
 };
 
+/// Rows in which no key is attended to are opened, for attention that would give NaN. For rules of
+/// causality, a window and padding.
+struct Opening {
+  const int64_t*
+      next_visible;  // [batch_size, length]: the first visible key from each on; null: no
+  int64_t length;
+  uint64_t opened;  // the bits of an opened element
+
+  /// `positions`: the hull of the row.
+  ATTN_MASK_INLINE bool opens(int64_t batch, Interval positions) const {
+    if (next_visible == nullptr) {
+      return false;
+    }
+    const Interval keys = intersect(positions, {0, length});
+    return keys.empty() || next_visible[batch * length + keys.begin] >= keys.end;
+  }
+};
+
 /// All that a kernel needs to write one dense mask: the rule, the question's extent and where and
 /// how to write the answer.
 struct MaskTask {
@@ -23,6 +41,7 @@ struct MaskTask {
   Positions kv_positions;
   DenseFormat format;
   Bias bias;
+  Opening opening;
   void* out;               // [batch_size, heads, q_length, kv_length]
   int64_t out_strides[4];  // in elements
 

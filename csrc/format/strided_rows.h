@@ -27,13 +27,14 @@ struct StridedRows {
   }
 };
 
-/// Copies `in` and opens the rows in which `is_min` holds throughout: their elements keep nothing
-/// but their sign.
+/// Copies `in` to `out`, which may be the same memory, and opens the rows in which `is_min` holds
+/// throughout: their elements keep nothing but their sign.
 struct UnmaskTask {
   StridedRows in;
+  StridedRows out;  // the layout of what lies at `written`
   KeyTest is_min;
   uint64_t sign;  // the sign bit of a floating dtype; 0 for integers
-  void* out;      // contiguous
+  void* written;
 };
 
 }  // namespace attn_mask

@@ -14,7 +14,8 @@ constexpr auto kDevices = static_cast<size_t>(c10::DeviceType::COMPILE_TIME_MAX_
 std::array<DeviceKernels, kDevices>& table() {
   static std::array<DeviceKernels, kDevices> kernels = [] {
     std::array<DeviceKernels, kDevices> initial{};
-    initial[static_cast<size_t>(c10::DeviceType::CPU)] = {&write_mask_cpu, &unmask_cpu};
+    initial[static_cast<size_t>(c10::DeviceType::CPU)] = {&write_mask_cpu, &find_next_visible_cpu,
+                                                          &unmask_cpu};
     return initial;
   }();
   return kernels;

@@ -12,6 +12,7 @@ namespace attn_mask {
 /// the same for all devices, Meta included, and is written once.
 struct DeviceKernels {
   void (*write_mask)(const MaskTask& task);
+  void (*find_next_visible)(const Padding& padding, int64_t batch_size, int64_t* next);
   void (*unmask)(const UnmaskTask& task);
 };
 

@@ -15,49 +15,95 @@ namespace attn_mask::ops {
 
 using OptionalSymInt = std::optional<c10::SymInt>;
 
+// Those that write a mask come in two: a new tensor, whose rows begin a multiple of stride_multiple
+// elements apart, or `_out`, into a tensor of the caller's. Where the first gives no mask since
+// none is needed, `_out` writes the mask that says the same.
+
 std::optional<at::Tensor> to_causal_4d(c10::SymInt batch_size, c10::SymInt query_length,
                                        c10::SymInt key_value_length, at::ScalarType dtype,
                                        std::optional<at::Device> device,
-                                       OptionalSymInt sliding_window);
+                                       OptionalSymInt sliding_window, c10::SymInt stride_multiple);
+void to_causal_4d_out(c10::SymInt batch_size, c10::SymInt query_length,
+                      c10::SymInt key_value_length, std::optional<at::ScalarType> dtype,
+                      std::optional<at::Device> device, OptionalSymInt sliding_window,
+                      const at::Tensor& out);
 
 at::Tensor make_causal_mask(c10::SymIntArrayRef input_ids_shape, c10::SymInt past_key_values_length,
                             OptionalSymInt sliding_window, at::ScalarType dtype,
-                            std::optional<at::Device> device);
+                            std::optional<at::Device> device, c10::SymInt stride_multiple);
+void make_causal_mask_out(c10::SymIntArrayRef input_ids_shape, c10::SymInt past_key_values_length,
+                          OptionalSymInt sliding_window, std::optional<at::ScalarType> dtype,
+                          std::optional<at::Device> device, const at::Tensor& out);
 
 std::optional<at::Tensor> create_4d_causal_attention_mask(c10::SymIntArrayRef input_shape,
                                                           c10::SymInt past_key_values_length,
                                                           OptionalSymInt sliding_window,
                                                           at::ScalarType dtype,
-                                                          std::optional<at::Device> device);
+                                                          std::optional<at::Device> device,
+                                                          c10::SymInt stride_multiple);
+void create_4d_causal_attention_mask_out(c10::SymIntArrayRef input_shape,
+                                         c10::SymInt past_key_values_length,
+                                         OptionalSymInt sliding_window,
+                                         std::optional<at::ScalarType> dtype,
+                                         std::optional<at::Device> device, const at::Tensor& out);
 
+/// With `unmask_unattended`, rows without a key are opened, as the function of that name would.
 at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
                  at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
-                 OptionalSymInt sliding_window);
+                 OptionalSymInt sliding_window, bool unmask_unattended,
+                 c10::SymInt stride_multiple);
+void to_4d_out(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
+               std::optional<at::ScalarType> dtype, OptionalSymInt key_value_length, bool is_causal,
+               OptionalSymInt sliding_window, bool unmask_unattended, const at::Tensor& out);
 
-at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype);
+at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype,
+                       c10::SymInt stride_multiple);
+void expand_mask_out(const at::Tensor& mask, OptionalSymInt tgt_len,
+                     std::optional<at::ScalarType> dtype, const at::Tensor& out);
 
 at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, OptionalSymInt tgt_len,
-                                     at::ScalarType dtype);
+                                     at::ScalarType dtype, c10::SymInt stride_multiple);
+void prepare_4d_attention_mask_out(const at::Tensor& mask, OptionalSymInt tgt_len,
+                                   std::optional<at::ScalarType> dtype, const at::Tensor& out);
 
 std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& mask,
                                                              OptionalSymInt tgt_len,
-                                                             at::ScalarType dtype, bool allow_skip);
+                                                             at::ScalarType dtype, bool allow_skip,
+                                                             c10::SymInt stride_multiple);
+void prepare_4d_attention_mask_for_sdpa_out(const at::Tensor& mask, OptionalSymInt tgt_len,
+                                            std::optional<at::ScalarType> dtype, bool allow_skip,
+                                            const at::Tensor& out);
 
 std::optional<at::Tensor> prepare_4d_causal_attention_mask(
     const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
     const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-    OptionalSymInt sliding_window);
+    OptionalSymInt sliding_window, c10::SymInt stride_multiple);
+void prepare_4d_causal_attention_mask_out(const std::optional<at::Tensor>& attention_mask,
+                                          c10::SymIntArrayRef input_shape,
+                                          const at::Tensor& inputs_embeds,
+                                          c10::SymInt past_key_values_length,
+                                          OptionalSymInt sliding_window, const at::Tensor& out);
 
+/// `allow_skip` also opens rows without a key on CUDA (see to_4d).
 std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
     const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-    OptionalSymInt sliding_window, bool allow_skip);
+    OptionalSymInt sliding_window, bool allow_skip, c10::SymInt stride_multiple);
+void prepare_4d_causal_attention_mask_for_sdpa_out(const std::optional<at::Tensor>& attention_mask,
+                                                   c10::SymIntArrayRef input_shape,
+                                                   const at::Tensor& inputs_embeds,
+                                                   c10::SymInt past_key_values_length,
+                                                   OptionalSymInt sliding_window, bool allow_skip,
+                                                   const at::Tensor& out);
 
-at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype);
+at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                             c10::SymInt stride_multiple);
+void unmask_unattended_out(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                           const at::Tensor& out);
 
 /// The same with a gradient, for floating masks that need one.
-at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask,
-                                      const c10::Scalar& min_dtype);
+at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                                      c10::SymInt stride_multiple);
 
 /// A host decision: with a mask to look at, it waits for the mask's device.
 bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
@@ -71,7 +117,13 @@ bool is_all_visible(const at::Tensor& mask);
 at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                    c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
                    c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
-                   const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device);
+                   const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
+                   c10::SymInt stride_multiple);
+void boolean_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                 c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
+                 c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+                 const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
+                 const at::Tensor& out);
 
 /// Any rule as an additive mask, on top of a bias where one is given.
 at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
@@ -79,7 +131,15 @@ at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymI
                     c10::SymInt q_offset, c10::SymInt kv_offset,
                     const std::optional<at::Tensor>& q_positions,
                     const std::optional<at::Tensor>& kv_positions,
-                    const std::optional<at::Tensor>& bias, std::optional<at::Device> device);
+                    const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                    c10::SymInt stride_multiple);
+void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                  c10::SymInt q_length, c10::SymInt kv_length, std::optional<at::ScalarType> dtype,
+                  c10::SymInt q_offset, c10::SymInt kv_offset,
+                  const std::optional<at::Tensor>& q_positions,
+                  const std::optional<at::Tensor>& kv_positions,
+                  const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                  const at::Tensor& out);
 
 /// The same with a gradient for the bias.
 at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
@@ -88,6 +148,6 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
                              const std::optional<at::Tensor>& q_positions,
                              const std::optional<at::Tensor>& kv_positions,
                              const std::optional<at::Tensor>& bias,
-                             std::optional<at::Device> device);
+                             std::optional<at::Device> device, c10::SymInt stride_multiple);
 
 }  // namespace attn_mask::ops

@@ -1,7 +1,13 @@
 #include "ops/padding_mask.h"
 
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <utility>
+
 #include "ops/checks.h"
 #include "ops/dtypes.h"
+#include "ops/kernels.h"
 #include "ops/operators.h"
 #include "ops/write_mask.h"
 
@@ -21,7 +27,8 @@ Padding padding_of(const at::Tensor& mask, at::ScalarType cast_to) {
 at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tensor& mask,
                            const c10::SymInt& q_length, at::ScalarType dtype,
                            const std::optional<c10::SymInt>& kv_length, bool is_causal,
-                           const std::optional<c10::SymInt>& sliding_window) {
+                           const std::optional<c10::SymInt>& sliding_window, bool open_rows,
+                           const Output& output) {
   check_sliding_window(sliding_window);
   check_additive_dtype(op, "dtype", dtype);
   check_rank(op, argument, mask, 2, "[batch_size, kv_length]");
@@ -45,59 +52,102 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
   } else if (kv_length) {
     check_size(op, "key_value_length", *kv_length);
   }
-  at::Tensor out = empty_mask(op, mask.sym_size(0), 1, q_length, mask_length, dtype, mask.device());
-  if (!out.is_meta()) {
-    Rule rule = make_rule(padding_of(mask, dtype));
-    if (causal) {
-      rule = causal_rule(sliding_window) & rule;
-    }
-    write_mask(out, rule, causal ? out.size(3) - out.size(2) : 0, additive_format(dtype));
+  at::Tensor out = output.mask(mask.sym_size(0), 1, q_length, mask_length, dtype, mask.device());
+  if (out.is_meta()) {
+    return out;
   }
+  MaskTask task = mask_task(out, additive_format(dtype));
+  const Padding padding = padding_of(mask, dtype);
+  task.rule = causal ? causal_rule(sliding_window) & make_rule(padding) : make_rule(padding);
+  task.q_positions.offset = causal ? out.size(3) - out.size(2) : 0;
+  at::Tensor next_visible;
+  if (open_rows && mask.numel() != 0) {
+    next_visible = at::empty(mask.sizes(), mask.options().dtype(at::kLong));
+    const c10::OptionalDeviceGuard guard(mask.device());
+    device_kernels(mask.device().type())
+        .find_next_visible(padding, mask.size(0), next_visible.data_ptr<int64_t>());
+    task.opening = {next_visible.const_data_ptr<int64_t>(), mask.size(1), sign_bit(dtype)};
+  }
+  run(task, out.device());
   return out;
 }
 
 namespace ops {
-
-at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
-                 at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
-                 OptionalSymInt sliding_window) {
-  return padding_mask_4d("to_4d", "attention_mask_2d", attention_mask_2d, query_length, dtype,
-                         key_value_length, is_causal, sliding_window);
-}
-
 namespace {
 
+constexpr auto kTo4d = "to_4d";
+constexpr auto kExpandMask = "_expand_mask";
+constexpr auto kPrepare4d = "_prepare_4d_attention_mask";
+constexpr auto kPrepare4dForSdpa = "_prepare_4d_attention_mask_for_sdpa";
+
 at::Tensor expand(const char* op, const at::Tensor& mask, const OptionalSymInt& tgt_len,
-                  at::ScalarType dtype) {
+                  at::ScalarType dtype, const Output& output) {
   check_rank(op, "mask", mask, 2, "[batch_size, kv_length]");
   if (tgt_len) {
     check_size(op, "tgt_len", *tgt_len);
   }
   return padding_mask_4d(op, "mask", mask, tgt_len.value_or(mask.sym_size(1)), dtype, std::nullopt,
-                         /*is_causal=*/false, std::nullopt);
+                         /*is_causal=*/false, std::nullopt, /*open_rows=*/false, output);
 }
 
 }  // namespace
 
-at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype) {
-  return expand("_expand_mask", mask, tgt_len, dtype);
+at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
+                 at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
+                 OptionalSymInt sliding_window, bool unmask_unattended,
+                 c10::SymInt stride_multiple) {
+  return padding_mask_4d(kTo4d, "attention_mask_2d", attention_mask_2d, query_length, dtype,
+                         key_value_length, is_causal, sliding_window, unmask_unattended,
+                         Output(kTo4d, std::move(stride_multiple)));
+}
+
+void to_4d_out(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
+               std::optional<at::ScalarType> dtype, OptionalSymInt key_value_length, bool is_causal,
+               OptionalSymInt sliding_window, bool unmask_unattended, const at::Tensor& out) {
+  const Output output(kTo4d, out, {attention_mask_2d});
+  padding_mask_4d(kTo4d, "attention_mask_2d", attention_mask_2d, query_length, output.dtype(dtype),
+                  key_value_length, is_causal, sliding_window, unmask_unattended, output);
+}
+
+at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype,
+                       c10::SymInt stride_multiple) {
+  return expand(kExpandMask, mask, tgt_len, dtype, Output(kExpandMask, std::move(stride_multiple)));
+}
+
+void expand_mask_out(const at::Tensor& mask, OptionalSymInt tgt_len,
+                     std::optional<at::ScalarType> dtype, const at::Tensor& out) {
+  const Output output(kExpandMask, out, {mask});
+  expand(kExpandMask, mask, tgt_len, output.dtype(dtype), output);
 }
 
 at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, OptionalSymInt tgt_len,
-                                     at::ScalarType dtype) {
-  return expand("_prepare_4d_attention_mask", mask, tgt_len, dtype);
+                                     at::ScalarType dtype, c10::SymInt stride_multiple) {
+  return expand(kPrepare4d, mask, tgt_len, dtype, Output(kPrepare4d, std::move(stride_multiple)));
+}
+
+void prepare_4d_attention_mask_out(const at::Tensor& mask, OptionalSymInt tgt_len,
+                                   std::optional<at::ScalarType> dtype, const at::Tensor& out) {
+  const Output output(kPrepare4d, out, {mask});
+  expand(kPrepare4d, mask, tgt_len, output.dtype(dtype), output);
 }
 
 std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& mask,
                                                              OptionalSymInt tgt_len,
-                                                             at::ScalarType dtype,
-                                                             bool allow_skip) {
-  static constexpr auto kOp = "_prepare_4d_attention_mask_for_sdpa";
-  check_rank(kOp, "mask", mask, 2, "[batch_size, kv_length]");
-  if (allow_skip && is_all_ones(kOp, "mask", mask)) {
+                                                             at::ScalarType dtype, bool allow_skip,
+                                                             c10::SymInt stride_multiple) {
+  check_rank(kPrepare4dForSdpa, "mask", mask, 2, "[batch_size, kv_length]");
+  if (allow_skip && is_all_ones(kPrepare4dForSdpa, "mask", mask)) {
     return std::nullopt;
   }
-  return expand(kOp, mask, tgt_len, dtype);
+  return expand(kPrepare4dForSdpa, mask, tgt_len, dtype,
+                Output(kPrepare4dForSdpa, std::move(stride_multiple)));
+}
+
+void prepare_4d_attention_mask_for_sdpa_out(const at::Tensor& mask, OptionalSymInt tgt_len,
+                                            std::optional<at::ScalarType> dtype,
+                                            bool /*allow_skip*/, const at::Tensor& out) {
+  const Output output(kPrepare4dForSdpa, out, {mask});
+  expand(kPrepare4dForSdpa, mask, tgt_len, output.dtype(dtype), output);
 }
 
 }  // namespace ops

@@ -5,14 +5,18 @@
 
 #include <optional>
 
+#include "ops/output.h"
+
 namespace attn_mask {
 
 /// The additive mask of a 2D padding mask, and of causality where `is_causal`: what to_4d and its
-/// relatives share. `op` and `argument` name the caller's in errors.
+/// relatives share. `op` and `argument` name the caller's in errors. With `open_rows`, rows in
+/// which no key is attended to are opened, as _unmask_unattended would.
 at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tensor& mask,
                            const c10::SymInt& q_length, at::ScalarType dtype,
                            const std::optional<c10::SymInt>& kv_length, bool is_causal,
-                           const std::optional<c10::SymInt>& sliding_window);
+                           const std::optional<c10::SymInt>& sliding_window, bool open_rows,
+                           const Output& output);
 
 /// Whether every element equals 1, whatever the device; reads the mask on the host.
 bool is_all_ones(const char* op, const char* argument, const at::Tensor& mask);

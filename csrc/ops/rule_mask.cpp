@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "format/boolean.h"
@@ -11,6 +12,7 @@
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/operators.h"
+#include "ops/output.h"
 #include "ops/rule_program.h"
 #include "ops/write_mask.h"
 #include "rule/prepare.h"
@@ -145,7 +147,7 @@ void run_in_parts(const char* op, const RuleProgram& program, const MaskTask& ta
 }
 
 at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType dtype,
-                     const DenseFormat& format) {
+                     const DenseFormat& format, const Output& output) {
   const RuleProgram& program = arguments.program;
   const std::optional<at::Tensor>& bias = arguments.bias;
   check_size(op, "batch_size", program.batch_size);
@@ -188,12 +190,12 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
                               describe_sizes(*bias));
   }
   check_addressable(op, {program.batch_size, heads, program.q_length, program.kv_length}, dtype);
-  // Where all batch rows are alike one is written and the batch is a stride-0 expand of it; but, as
-  // upstream's, additive masks can be written to.
-  const bool one_for_all = dtype == at::kBool && !decoded.depends_on_batch;
+  // Where all batch rows of a new mask are alike one is written and the batch is a stride-0 expand
+  // of it; but, as upstream's, additive masks can be written to.
+  const bool one_for_all = dtype == at::kBool && !decoded.depends_on_batch && !output.is_given();
   const c10::SymInt rows = one_for_all ? c10::SymInt(1) : program.batch_size;
   const at::Tensor out =
-      empty_mask(op, rows, heads, program.q_length, program.kv_length, dtype, device);
+      output.mask(rows, heads, program.q_length, program.kv_length, dtype, device);
   if (with_data && out.numel() != 0) {
     MaskTask task = mask_task(out, format);
     task.rule = decoded.rule;
@@ -216,23 +218,61 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
   return out.expand_symint({program.batch_size, heads, program.q_length, program.kv_length});
 }
 
+constexpr auto kBooleanOp = "boolean";
+constexpr auto kAdditiveOp = "additive";
+
+/// All the tensors among the inputs, which `out` must not share memory with.
+std::vector<at::Tensor> inputs_of(const Arguments& arguments) {
+  std::vector<at::Tensor> inputs(arguments.program.operands.begin(),
+                                 arguments.program.operands.end());
+  for (const auto* tensor : {&arguments.q_positions, &arguments.kv_positions, &arguments.bias}) {
+    if (*tensor) {
+      inputs.push_back(**tensor);
+    }
+  }
+  return inputs;
+}
+
+at::Tensor additive(const Arguments& arguments, at::ScalarType dtype, const Output& output) {
+  check_additive_dtype(kAdditiveOp, "dtype", dtype);
+  return rule_mask(kAdditiveOp, arguments, dtype, additive_format(dtype), output);
+}
+
+const std::optional<at::Tensor> kNoBias;
+
 }  // namespace
 
 at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                    c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
                    c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
-                   const std::optional<at::Tensor>& kv_positions,
-                   std::optional<at::Device> device) {
-  const std::optional<at::Tensor> no_bias;
-  return rule_mask("boolean",
+                   const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
+                   c10::SymInt stride_multiple) {
+  return rule_mask(kBooleanOp,
                    {{rule, operands, batch_size, q_length, kv_length},
                     q_offset,
                     kv_offset,
                     q_positions,
                     kv_positions,
-                    no_bias,
+                    kNoBias,
                     device},
-                   at::kBool, kBoolean);
+                   at::kBool, kBoolean, Output(kBooleanOp, std::move(stride_multiple)));
+}
+
+void boolean_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                 c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
+                 c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+                 const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
+                 const at::Tensor& out) {
+  Arguments arguments{{rule, operands, batch_size, q_length, kv_length},
+                      q_offset,
+                      kv_offset,
+                      q_positions,
+                      kv_positions,
+                      kNoBias,
+                      device};
+  const Output output(kBooleanOp, out, inputs_of(arguments));
+  arguments.device = output.device(device);
+  rule_mask(kBooleanOp, arguments, at::kBool, kBoolean, output);
 }
 
 at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
@@ -240,17 +280,35 @@ at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymI
                     c10::SymInt q_offset, c10::SymInt kv_offset,
                     const std::optional<at::Tensor>& q_positions,
                     const std::optional<at::Tensor>& kv_positions,
-                    const std::optional<at::Tensor>& bias, std::optional<at::Device> device) {
-  check_additive_dtype("additive", "dtype", dtype);
-  return rule_mask("additive",
-                   {{rule, operands, batch_size, q_length, kv_length},
-                    q_offset,
-                    kv_offset,
-                    q_positions,
-                    kv_positions,
-                    bias,
-                    device},
-                   dtype, additive_format(dtype));
+                    const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                    c10::SymInt stride_multiple) {
+  return additive({{rule, operands, batch_size, q_length, kv_length},
+                   q_offset,
+                   kv_offset,
+                   q_positions,
+                   kv_positions,
+                   bias,
+                   device},
+                  dtype, Output(kAdditiveOp, std::move(stride_multiple)));
+}
+
+void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                  c10::SymInt q_length, c10::SymInt kv_length, std::optional<at::ScalarType> dtype,
+                  c10::SymInt q_offset, c10::SymInt kv_offset,
+                  const std::optional<at::Tensor>& q_positions,
+                  const std::optional<at::Tensor>& kv_positions,
+                  const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                  const at::Tensor& out) {
+  Arguments arguments{{rule, operands, batch_size, q_length, kv_length},
+                      q_offset,
+                      kv_offset,
+                      q_positions,
+                      kv_positions,
+                      bias,
+                      device};
+  const Output output(kAdditiveOp, out, inputs_of(arguments));
+  arguments.device = output.device(device);
+  additive(arguments, output.dtype(dtype), output);
 }
 
 at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
@@ -259,13 +317,13 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
                              const std::optional<at::Tensor>& q_positions,
                              const std::optional<at::Tensor>& kv_positions,
                              const std::optional<at::Tensor>& bias,
-                             std::optional<at::Device> device) {
+                             std::optional<at::Device> device, c10::SymInt stride_multiple) {
   const bool differentiable = c10::GradMode::is_enabled() && bias && bias->requires_grad();
   at::Tensor mask;
   {
     const at::AutoDispatchBelowAutograd below;
     mask = call::additive(rule, operands, batch_size, q_length, kv_length, dtype, q_offset,
-                          kv_offset, q_positions, kv_positions, bias, device);
+                          kv_offset, q_positions, kv_positions, bias, device, stride_multiple);
     if (!differentiable) {
       return mask;
     }
@@ -276,7 +334,7 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
     const at::AutoDispatchBelowAutograd below;
     attended = call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
                              std::move(kv_length), std::move(q_offset), std::move(kv_offset),
-                             q_positions, kv_positions, device);
+                             q_positions, kv_positions, device, std::move(stride_multiple));
   }
   return at::where(attended, *bias, mask);
 }

@@ -1,57 +1,89 @@
+#include "ops/unmask_unattended.h"
+
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 
-#include "cpu/huge_pages.h"
 #include "ops/call.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
 #include "ops/operators.h"
+#include "ops/output.h"
 #include "ops/strided_rows.h"
 
 namespace attn_mask::ops {
 
-at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype) {
-  static constexpr auto kOp = "_unmask_unattended";
+namespace {
+
+constexpr auto kOp = "_unmask_unattended";
+
+/// Kernels know four dimensions; the outermost of more are gone through here.
+void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskTask& settings) {
+  if (in.dim() > StridedRows::kLeading + 1) {
+    for (int64_t i = 0; i < in.size(0); ++i) {
+      run_unmask(in.select(0, i), out.select(0, i), settings);
+    }
+    return;
+  }
+  UnmaskTask task = settings;
+  task.in = strided_rows(in);
+  task.out = strided_rows(out);
+  task.written = out.data_ptr();
+  device_kernels(out.device().type()).unmask(task);
+}
+
+}  // namespace
+
+at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                  const Output& output) {
   const at::ScalarType dtype = expanded_mask.scalar_type();
   TORCH_CHECK_VALUE(
       dtype != at::kBool,
       "AttentionMaskConverter._unmask_unattended expects a float `expanded_mask`, got "
       "a BoolTensor.");
   TORCH_CHECK_TYPE(
-      is_additive_dtype(dtype) || c10::isIntegralType(dtype, /*includeBool=*/false), kOp,
+      is_additive_dtype(dtype) || c10::isIntegralType(dtype, /*includeBool=*/false), op,
       ": expected expanded_mask to be of a real floating or integer dtype, but got ", dtype);
-  TORCH_CHECK_TYPE(dtype != at::kUInt16 && dtype != at::kUInt32 && dtype != at::kUInt64, kOp,
+  TORCH_CHECK_TYPE(dtype != at::kUInt16 && dtype != at::kUInt32 && dtype != at::kUInt64, op,
                    ": expected expanded_mask to be of a real floating or integer dtype that torch "
                    "multiplies, but got ",
                    dtype);
-  TORCH_CHECK_TYPE(!min_dtype.isComplex(), kOp,
-                   ": expected min_dtype to be a real number, but got ", min_dtype);
-  at::Tensor out = at::empty_like(expanded_mask, at::MemoryFormat::Contiguous);
-  if (out.is_meta()) {
+  TORCH_CHECK_TYPE(!min_dtype.isComplex(), op, ": expected min_dtype to be a real number, but got ",
+                   min_dtype);
+  const at::Tensor out = output.like(expanded_mask);
+  if (out.is_meta() || out.numel() == 0) {
     return out;
   }
-  if (out.is_cpu()) {
-    advise_huge_pages(out.data_ptr(), static_cast<int64_t>(out.nbytes()));
-  }
-  const at::Tensor in = with_few_dimensions(expanded_mask);
-  const UnmaskTask task{strided_rows(in), is_equal(dtype, min_dtype), sign_bit(dtype),
-                        out.data_ptr()};
+  UnmaskTask settings{};
+  settings.is_min = is_equal(dtype, min_dtype);
+  settings.sign = sign_bit(dtype);
   const c10::OptionalDeviceGuard guard(out.device());
-  device_kernels(out.device().type()).unmask(task);
+  run_unmask(expanded_mask, out, settings);
   return out;
 }
 
-at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask,
-                                      const c10::Scalar& min_dtype) {
+at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                             c10::SymInt stride_multiple) {
+  return unmask(kOp, expanded_mask, min_dtype, Output(kOp, std::move(stride_multiple)));
+}
+
+void unmask_unattended_out(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                           const at::Tensor& out) {
+  // A row is read before it is written, so that the mask may be opened where it lies.
+  const bool in_place = out.is_same(expanded_mask);
+  unmask(kOp, expanded_mask, min_dtype,
+         Output(kOp, out, in_place ? at::TensorList() : at::TensorList(expanded_mask)));
+}
+
+at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                                      c10::SymInt stride_multiple) {
   const bool differentiable = c10::GradMode::is_enabled() && expanded_mask.requires_grad();
   at::Tensor opened;
   {
     const at::AutoDispatchBelowAutograd below;
-    opened = call::unmask_unattended(expanded_mask, min_dtype);
+    opened = call::unmask_unattended(expanded_mask, min_dtype, std::move(stride_multiple));
   }
   if (!differentiable) {
     return opened;

@@ -1,27 +1,12 @@
 #include "ops/write_mask.h"
 
-#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 
-#include "cpu/huge_pages.h"
-#include "ops/checks.h"
 #include "ops/kernels.h"
 
 namespace attn_mask {
-
-at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& heads,
-                      const c10::SymInt& q_length, const c10::SymInt& kv_length,
-                      at::ScalarType dtype, std::optional<at::Device> device) {
-  const std::array<c10::SymInt, 4> sizes{batch_size, heads, q_length, kv_length};
-  check_addressable(op, sizes, dtype);
-  at::Tensor out = at::empty_symint(sizes, at::TensorOptions().dtype(dtype).device(device));
-  if (out.is_cpu()) {
-    advise_huge_pages(out.data_ptr(), static_cast<int64_t>(out.nbytes()));
-  }
-  return out;
-}
 
 MaskTask mask_task(const at::Tensor& out, const DenseFormat& format) {
   MaskTask task{};

@@ -9,19 +9,13 @@
 
 namespace attn_mask {
 
-/// A mask to be written: uninitialised, [batch_size, heads, q_length, kv_length], contiguous.
-at::Tensor empty_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& heads,
-                      const c10::SymInt& q_length, const c10::SymInt& kv_length,
-                      at::ScalarType dtype, std::optional<at::Device> device);
-
 /// A task of `out`'s sizes that writes to it, and how; all else is yet to be said.
 MaskTask mask_task(const at::Tensor& out, const DenseFormat& format);
 
 /// Runs the task on the device.
 void run(const MaskTask& task, at::Device device);
 
-/// Writes `rule` into `out`, a tensor from empty_mask with real memory. Query i stands at position
-/// `q_offset + i`.
+/// Writes `rule` into `out`, a tensor with real memory. Query i stands at position `q_offset + i`.
 void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
                 const DenseFormat& format);
 

@@ -13,22 +13,25 @@ namespace {
 
 using ops::OptionalSymInt;
 
+constexpr int64_t kAnyStride = 1;
+
 std::optional<at::Tensor> to_causal_4d(c10::SymInt batch_size, c10::SymInt query_length,
                                        c10::SymInt key_value_length, at::ScalarType dtype,
                                        at::Device device, OptionalSymInt sliding_window) {
   return call::to_causal_4d(std::move(batch_size), std::move(query_length),
-                            std::move(key_value_length), dtype, device, std::move(sliding_window));
+                            std::move(key_value_length), dtype, device, std::move(sliding_window),
+                            kAnyStride);
 }
 
 at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
                  at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
-                 OptionalSymInt sliding_window) {
+                 OptionalSymInt sliding_window, bool unmask_unattended) {
   return call::to_4d(attention_mask_2d, std::move(query_length), dtype, std::move(key_value_length),
-                     is_causal, std::move(sliding_window));
+                     is_causal, std::move(sliding_window), unmask_unattended, kAnyStride);
 }
 
 at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype) {
-  return call::expand_mask(mask, std::move(tgt_len), dtype);
+  return call::expand_mask(mask, std::move(tgt_len), dtype, kAnyStride);
 }
 
 bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
@@ -43,7 +46,7 @@ std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& m
                                                              OptionalSymInt tgt_len,
                                                              at::ScalarType dtype) {
   return call::prepare_4d_attention_mask_for_sdpa(mask, std::move(tgt_len), dtype,
-                                                  /*allow_skip=*/true);
+                                                  /*allow_skip=*/true, kAnyStride);
 }
 
 /// boolean without a dtype, additive with one.
@@ -56,11 +59,11 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
   if (dtype) {
     return call::additive(rule, operands, std::move(batch_size), std::move(q_length),
                           std::move(kv_length), *dtype, std::move(q_offset), std::move(kv_offset),
-                          q_positions, kv_positions, std::nullopt, device);
+                          q_positions, kv_positions, std::nullopt, device, kAnyStride);
   }
   return call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
                        std::move(kv_length), std::move(q_offset), std::move(kv_offset), q_positions,
-                       kv_positions, device);
+                       kv_positions, device, kAnyStride);
 }
 
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }

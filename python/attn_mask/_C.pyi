@@ -19,6 +19,7 @@ def to_4d(
     key_value_length: int | None,
     is_causal: bool,
     sliding_window: int | None,
+    unmask_unattended: bool,
     /,
 ) -> torch.Tensor: ...
 def expand_mask(mask: torch.Tensor, tgt_len: int | None, dtype: torch.dtype, /) -> torch.Tensor: ...

@@ -115,12 +115,14 @@ def sliding_window_overlay(sliding_window: int) -> MaskFunction:
 
 def sliding_window_causal_mask_function(sliding_window: int) -> MaskFunction:
     """Attends to the query's own position and the ``sliding_window - 1`` before it."""
-    known = None if is_recording() else _sliding_windows.get(sliding_window)
-    if known is None:
-        known = and_masks(sliding_window_overlay(sliding_window), causal_mask_function)
-        if type(sliding_window) is int and len(_sliding_windows) < 64 and not is_recording():
-            _sliding_windows[sliding_window] = known
-    return known
+    # Asked first: a graph would come to depend on what is known.
+    is_kept = not is_recording() and type(sliding_window) is int
+    if is_kept and sliding_window in _sliding_windows:
+        return _sliding_windows[sliding_window]
+    rule = and_masks(sliding_window_overlay(sliding_window), causal_mask_function)
+    if is_kept and len(_sliding_windows) < 64:
+        _sliding_windows[sliding_window] = rule
+    return rule
 
 
 # A model asks for the same few in every step; each keeps its program.
@@ -724,7 +726,7 @@ def _materialize(
         is_jit_tracing()  # it would fix an operator's sizes
         or not program.is_boolean
         or counts
-        or (bool(program.questions) and is_tracing(padding_mask))
+        or (len(program.questions) > 0 and is_tracing(padding_mask))
     )
     # While a graph is recorded, it must not come to depend on comparisons of sizes.
     if not is_recording():

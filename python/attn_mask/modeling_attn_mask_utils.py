@@ -94,6 +94,17 @@ class AttentionMaskConverter:
         window without causality, TypeError for dtypes without additive masks and complex padding
         masks.
         """
+        return self._to_4d(attention_mask_2d, query_length, dtype, key_value_length, False)
+
+    def _to_4d(
+        self,
+        attention_mask_2d: torch.Tensor,
+        query_length: int,
+        dtype: torch.dtype,
+        key_value_length: int | None,
+        unmask_unattended: bool,
+    ) -> torch.Tensor:
+        """to_4d, and in the same pass what _unmask_unattended does to its result."""
         if attention_mask_2d.dim() == 0:
             raise IndexError("tuple index out of range")
         batch_size, mask_length = attention_mask_2d.shape
@@ -114,10 +125,17 @@ class AttentionMaskConverter:
                 key_value_length=key_value_length,
                 is_causal=is_causal,
                 sliding_window=sliding_window,
+                unmask_unattended=unmask_unattended,
             )
             return result
         return _C.to_4d(
-            attention_mask_2d, query_length, dtype, key_value_length, is_causal, sliding_window
+            attention_mask_2d,
+            query_length,
+            dtype,
+            key_value_length,
+            is_causal,
+            sliding_window,
+            unmask_unattended,
         )
 
     @staticmethod
@@ -348,20 +366,16 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
             dtype=inputs_embeds.dtype,
             device=inputs_embeds.device,
         )
-    if attention_mask.dim() == 4:
-        mask = attention_mask
-    else:
-        mask = converter.to_4d(
-            attention_mask,
-            input_shape[-1],
-            dtype=inputs_embeds.dtype,
-            key_value_length=key_value_length,
+    opens = attention_mask.device.type in ("cuda", "xpu") and not is_tracing(inputs_embeds)
+    if attention_mask.dim() != 4:
+        return converter._to_4d(
+            attention_mask, input_shape[-1], inputs_embeds.dtype, key_value_length, opens
         )
-    if mask.device.type in ("cuda", "xpu") and not is_tracing(inputs_embeds):
-        mask = AttentionMaskConverter._unmask_unattended(
-            mask, min_dtype=torch.finfo(inputs_embeds.dtype).min
+    if opens:
+        return AttentionMaskConverter._unmask_unattended(
+            attention_mask, min_dtype=torch.finfo(inputs_embeds.dtype).min
         )
-    return mask
+    return attention_mask
 
 
 def _prepare_4d_attention_mask(

@@ -537,7 +537,7 @@ class _Shift(MaskFunction):
 
 def _whole(name: str, argument: str, value: Any) -> int:
     """An int (of Python, symbolic, or of NumPy), or a float that is one."""
-    if isinstance(value, torch.SymInt):
+    if isinstance(value, torch.SymInt) or (isinstance(value, int) and is_recording()):
         return value  # type: ignore[return-value]  # it does all that an int does
     if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
         value = int(min(max(value, _SMALLEST), _LARGEST))

@@ -94,6 +94,39 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
   }
 }
 
+TEST(WriteTiles, OpensRowsWithoutAKey) {
+  std::mt19937 random(14);
+  for (const Isa& isa : isas()) {
+    for (int trial = 0; trial < 200; ++trial) {
+      MaskTask task{};
+      task.batch_size = 1 + random() % 3;
+      task.heads = 1;
+      task.q_length = 1 + random() % 9;
+      task.kv_length = task.q_length + static_cast<int64_t>(random() % 40);
+      task.q_positions.offset = task.kv_length - task.q_length;
+      task.format = kFormats[random() % 4];
+      test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length,
+                                  task.kv_length, 1 + random() % 2, false);
+      if (random() % 2 == 0) {  // much of it
+        padding.leaf.visible = bits_between(3, 3);
+      }
+      task.rule = make_rule(Causal{}) & make_rule(padding.leaf);
+      if (random() % 2 == 0) {
+        task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 6), kOpen});
+      }
+      const std::vector<int64_t> want = test::reference_next_visible(padding.leaf, task.batch_size);
+      std::vector<int64_t> next(want.size());
+      for (int64_t batch = 0; batch < task.batch_size; ++batch) {
+        isa.kernels->find_next_visible(padding.leaf, batch, next.data() + batch * task.kv_length);
+      }
+      ASSERT_EQ(next, want) << isa.name;
+      task.opening = {next.data(), task.kv_length, 0x5A};
+      test::set_contiguous(task);
+      expect_written(isa, task, 1 + static_cast<int64_t>(random() % 20), random());
+    }
+  }
+}
+
 TEST(WriteTiles, RowsLongerThanATile) {
   std::mt19937 random(12);
   for (const Isa& isa : isas()) {
@@ -154,9 +187,10 @@ TEST(UnmaskRows, AgreesWithTheReferenceOnEveryInstructionSet) {
     for (int trial = 0; trial < 400; ++trial) {
       test::Bytes memory;
       UnmaskTask task = random_rows(random, 1 << random() % 4, memory);
+      test::set_random_output(task, random);
       const test::Bytes want = test::reference_unmask(task);
       test::Bytes got(want.size() + 8, 0xA5);
-      task.out = got.data();
+      task.written = got.data();
       const int64_t rows = task.in.rows();
       isa.kernels->unmask_rows(task, rows / 2, rows);
       isa.kernels->unmask_rows(task, 0, rows / 2);

@@ -82,6 +82,7 @@ constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat3
 
 TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
   std::mt19937 random(21);
+  int opened = 0;
   for (const DenseFormat& format : kFormats) {
     const int64_t pack = 16 / format.element_size;
     // Row lengths around the pack's width, down to several rows in one pack.
@@ -108,6 +109,13 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         if (random() % 2 == 0) {
           task.rule = task.rule & make_rule(padding.leaf);
         }
+        std::vector<int64_t> next;
+        if (random() % 3 == 0 && task.rule.nodes[task.rule.size - 2].kind == Rule::Kind::kPadding &&
+            !padding.leaf.by_column) {
+          next = test::reference_next_visible(padding.leaf, task.batch_size);
+          task.opening = {next.data(), padding.leaf.length, 0x5A};
+          ++opened;
+        }
         test::set_contiguous(task);
         if (random() % 2 == 0) {
           test::set_random_strides(task, random);
@@ -116,21 +124,57 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
       }
     }
   }
+  EXPECT_GT(opened, 20);  // the trials do contain tasks that open rows
+}
+
+TEST(NextVisibleBodies, AgreeWithTheReference) {
+  std::mt19937 random(23);
+  for (int trial = 0; trial < 300; ++trial) {
+    const int64_t batch_size = 1 + random() % 3;
+    const int64_t length = 1 + random() % 70;
+    test::RandomPadding padding(random, 1 << random() % 4, batch_size, 1, length, 1 + random() % 2,
+                                false);
+    if (random() % 2 == 0) {
+      padding.leaf.visible = bits_between(3, 3);
+    }
+    const int64_t threads = 1 + random() % 40;
+    std::vector<int64_t> next(static_cast<size_t>(batch_size * length));
+    for (int64_t batch = 0; batch < batch_size; ++batch) {
+      std::vector<int64_t> first_of_part;
+      for (int64_t thread = 0; thread < threads; ++thread) {
+        first_of_part.push_back(
+            first_visible_body(padding.leaf, batch, part_of(length, thread, threads)));
+      }
+      for (int64_t thread = 0; thread < threads; ++thread) {
+        next_visible_body(padding.leaf, batch, part_of(length, thread, threads),
+                          first_of_part.data(), thread, threads, next.data());
+      }
+    }
+    ASSERT_EQ(next, test::reference_next_visible(padding.leaf, batch_size));
+  }
 }
 
 template <typename T>
-void expect_unmask(UnmaskTask task, int64_t blocks, int64_t threads) {
-  const auto rows = static_cast<size_t>(task.in.rows());
+void expect_unmask(UnmaskTask task, int64_t threads) {
   const test::Bytes want = test::reference_unmask(task);
-  DeviceMemory got(want.size());
-  task.out = got.data();
-  std::vector<uint8_t> attended(rows, 0);
-  emulate(blocks, threads,
-          [&](const GridPosition& at) { find_attended_rows_body<T>(task, attended.data(), at); });
-  emulate(blocks, threads,
-          [&](const GridPosition& at) { unmask_body<T>(task, attended.data(), at); });
-  ASSERT_EQ(got.contents(), want);
-  ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+  for (const int64_t offset : {0, 1, 3}) {
+    const auto before = static_cast<size_t>(offset) * sizeof(T);
+    DeviceMemory got(want.size() + before);
+    task.written = got.data() + before;
+    for (int64_t index = 0; index < task.in.rows(); ++index) {
+      const UnmaskRow<T> row(task, index);
+      bool attended = false;
+      for (int64_t thread = 0; thread < threads; ++thread) {
+        attended = row.attended_body(thread, threads) || attended;
+      }
+      for (int64_t thread = 0; thread < threads; ++thread) {
+        row.write_body(!attended, thread, threads);
+      }
+    }
+    const test::Bytes all = got.contents();
+    ASSERT_EQ(test::Bytes(all.begin() + static_cast<int64_t>(before), all.end()), want);
+    ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+  }
 }
 
 TEST(UnmaskBodies, AgreeWithTheReference) {
@@ -155,20 +199,27 @@ TEST(UnmaskBodies, AgreeWithTheReference) {
     task.in.data = memory.data();
     task.is_min = bits_between(sign | 0x7B, sign | 0x7B);
     task.sign = sign;
-    const int64_t blocks = 1 + random() % 3;
-    const int64_t threads = 1 + random() % 7;
+    test::set_random_output(task, random);
+    const int64_t threads = 1 + random() % 40;
     switch (task.in.element_size) {
       case 2:
-        expect_unmask<uint16_t>(task, blocks, threads);
+        expect_unmask<uint16_t>(task, threads);
         break;
       case 4:
-        expect_unmask<uint32_t>(task, blocks, threads);
+        expect_unmask<uint32_t>(task, threads);
         break;
       default:
-        expect_unmask<uint64_t>(task, blocks, threads);
+        expect_unmask<uint64_t>(task, threads);
         break;
     }
   }
+}
+
+TEST(Grid, BlocksOfARowAreWholeWarps) {
+  EXPECT_EQ(threads_for_row(0), 32);
+  EXPECT_EQ(threads_for_row(1), 32);
+  EXPECT_EQ(threads_for_row(33), 64);
+  EXPECT_EQ(threads_for_row(100000), kThreadsPerBlock);
 }
 
 TEST(Grid, BlocksCoverAllItemsAndStayUnderTheCap) {

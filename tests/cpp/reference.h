@@ -62,21 +62,33 @@ inline Bytes reference_mask(const MaskTask& task) {
   Bytes out(static_cast<size_t>(reach(task) * size), 0xA5);
   for (int64_t plane = 0; plane < task.batch_size * task.heads; ++plane) {
     for (int64_t row = 0; row < task.q_length; ++row) {
+      bool open = task.opening.next_visible != nullptr;
+      for (int64_t key = 0; key < task.kv_length; ++key) {
+        open =
+            open && !attends(task.rule, task.query(plane, row), task.key(plane / task.heads, key));
+      }
       for (int64_t key = 0; key < task.kv_length; ++key) {
         const bool attended =
             attends(task.rule, task.query(plane, row), task.key(plane / task.heads, key));
         const Query query = task.query(plane, row);
         put(out, task.out_offset(query) + key * task.out_strides[3], size,
-            attended ? task.format.attend : task.format.masked);
+            open       ? task.opening.opened
+            : attended ? task.format.attend
+                       : task.format.masked);
       }
     }
   }
   return out;
 }
 
+/// The memory of the task's output, between the elements of which 0xA5 stands.
 inline Bytes reference_unmask(const UnmaskTask& task) {
   const int32_t size = task.in.element_size;
-  Bytes out(static_cast<size_t>(task.in.rows() * task.in.length * size));
+  int64_t reach = (task.in.length - 1) * task.out.stride + 1;
+  for (int i = 0; i < StridedRows::kLeading; ++i) {
+    reach += (task.out.sizes[i] - 1) * task.out.strides[i];
+  }
+  Bytes out(static_cast<size_t>((task.in.length == 0 ? 0 : reach) * size), 0xA5);
   for (int64_t row = 0; row < task.in.rows(); ++row) {
     const auto element = [&](int64_t key) {
       return get(task.in.data, task.in.row_offset(row) + key * task.in.stride, size);
@@ -86,10 +98,37 @@ inline Bytes reference_unmask(const UnmaskTask& task) {
       open = open && element(key) == task.is_min.first;
     }
     for (int64_t key = 0; key < task.in.length; ++key) {
-      put(out, row * task.in.length + key, size, open ? element(key) & task.sign : element(key));
+      put(out, task.out.row_offset(row) + key * task.out.stride, size,
+          open ? element(key) & task.sign : element(key));
     }
   }
   return out;
+}
+
+/// Gives the task an output of its own, contiguous or with gaps.
+inline void set_random_output(UnmaskTask& task, std::mt19937& random) {
+  task.out = task.in;
+  task.out.stride = 1 + (random() % 3 == 0 ? 1 : 0);
+  int64_t stride = task.in.length * task.out.stride + random() % 3;
+  for (int i = StridedRows::kLeading - 1; i >= 0; --i) {
+    task.out.strides[i] = stride;
+    stride *= task.in.sizes[i];
+  }
+}
+
+/// What each key's next visible key is, by asking about each.
+inline std::vector<int64_t> reference_next_visible(const Padding& padding, int64_t batch_size) {
+  std::vector<int64_t> next;
+  for (int64_t batch = 0; batch < batch_size; ++batch) {
+    for (int64_t key = 0; key < padding.length; ++key) {
+      int64_t later = key;
+      while (later < padding.length && !padding.attends({batch, 0, 0, 0}, later)) {
+        ++later;
+      }
+      next.push_back(later);
+    }
+  }
+  return next;
 }
 
 /// A padding leaf over memory of its own, with random values of which about half are visible.

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <optional>
+
+namespace attn_mask {
+
+/// Where an operator's mask goes: into a new tensor, or into one of the caller's (`.out`).
+class Output {
+ public:
+  /// A new tensor, whose rows begin a multiple of `stride_multiple` (> 0) elements apart.
+  Output(const char* op, c10::SymInt stride_multiple);
+
+  /// `out`, of any strides that keep its elements apart, and apart from the operator's inputs.
+  Output(const char* op, const at::Tensor& out, at::TensorList inputs);
+
+  bool is_given() const { return given_.has_value(); }
+
+  /// The dtype of the result where the caller may leave it open.
+  at::ScalarType dtype(std::optional<at::ScalarType> asked) const;
+
+  /// The device likewise.
+  std::optional<at::Device> device(std::optional<at::Device> asked) const;
+
+  /// A mask to be written, [batch_size, heads, q_length, kv_length]; a given one must be just that.
+  at::Tensor mask(const c10::SymInt& batch_size, const c10::SymInt& heads,
+                  const c10::SymInt& q_length, const c10::SymInt& kv_length, at::ScalarType dtype,
+                  std::optional<at::Device> device) const;
+
+  /// The same with the sizes, dtype and device of a tensor of any rank.
+  at::Tensor like(const at::Tensor& tensor) const;
+
+ private:
+  at::Tensor tensor(c10::SymIntArrayRef sizes, at::ScalarType dtype,
+                    std::optional<at::Device> device) const;
+
+  const char* op_;
+  c10::SymInt stride_multiple_ = 1;
+  std::optional<at::Tensor> given_;
+};
+
+}  // namespace attn_mask

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Scalar.h>
+
+#include "ops/output.h"
+
+namespace attn_mask::ops {
+
+/// A copy of an additive mask with its rows of `min_dtype` throughout opened.
+at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+                  const Output& output);
+
+}  // namespace attn_mask::ops
