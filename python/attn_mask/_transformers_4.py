@@ -286,16 +286,17 @@ def _first_attended(
             f"{attention_mask.device}"
         )
     kv_length = attention_mask.shape[1]
-    if kv_length == 0:
-        raise IndexError("_unmask_unattended: expected attention_mask to have keys, but got none")
     falling = torch.arange(kv_length, 0, -1, device="cpu")
     try:
-        first = torch.argmax(attention_mask.cpu() * falling, 1)
+        earliness = attention_mask.cpu() * falling
     except RuntimeError as error:
         raise TypeError(
             "_unmask_unattended: expected attention_mask to be of a dtype that torch multiplies, "
             f"but got {attention_mask.dtype}"
         ) from error
+    if kv_length == 0:
+        raise IndexError("_unmask_unattended: expected attention_mask to have keys, but got none")
+    first = torch.argmax(earliness, 1)
     late = first > 0
     if not late.any():
         return None
@@ -502,7 +503,26 @@ if BEHAVIOUR.has_sdpa:
             return False
         return bool(query_length == 1 or is_square) and _is_all_ones(attention_mask)
 
+    # The dtypes in which torch finds a maximum.
+    _ORDERED_DTYPES = (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    )
+
     def _check_maximum(attention_mask: torch.Tensor) -> None:
+        if attention_mask.dtype not in _ORDERED_DTYPES:
+            raise TypeError(
+                "_prepare_4d_causal_attention_mask_for_sdpa: expected a 4-D attention_mask to be "
+                f"of a dtype with a maximum, but got {attention_mask.dtype}"
+            )
         if attention_mask.numel() == 0:
             raise ValueError(
                 "_prepare_4d_causal_attention_mask_for_sdpa: expected a 4-D attention_mask to have "
