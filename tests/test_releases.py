@@ -78,6 +78,12 @@ def expected_version(version):
     return str(Version([c for c in CHANGES if at_least(version, c)][-1] + ".0"))
 
 
+# One file for each behaviour.
+FIRST_OF_EACH = list(
+    {expected_version(version): version for version in reversed(DISTINCT)}.values()
+)
+
+
 # Versions
 
 
@@ -878,8 +884,7 @@ def jit_trace(function, *examples):
         return torch.jit.trace(function, examples, check_trace=False)
 
 
-@pytest.mark.parametrize("case", TRACED)
-def test_jit_traced(release, case):
+def check_jit_traced(release, case):
     """What is decided while tracing stays, whatever comes later."""
     if not in_release(case, release):
         return
@@ -889,13 +894,24 @@ def test_jit_traced(release, case):
             function = masked(TRACED[case], module)
             return jit_trace(function, example, embeds(2, 3))(later, embeds(2, 3))
 
-        with default_dtype(FLOAT):
+        if release.version == "4.36.0" and example is LEFT and later is ONES:
+            # What 4.36 records of padding does not run without any; ours may.
             _, error = outcome(trace_and_run, release.upstream)
-        if "TorchScript interpreter" not in str(error):
-            release.call(trace_and_run)
-        else:
-            # What 4.36 records about padding does not run without any; ours may.
-            assert release.version == "4.36.0" and later is ONES
+            if "TorchScript interpreter" in str(error):
+                continue
+        release.call(trace_and_run)
+
+
+@pytest.mark.parametrize("case", TRACED)
+@pytest.mark.parametrize("release", FIRST_OF_EACH, indirect=True)
+def test_jit_traced(release, case):
+    check_jit_traced(release, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TRACED)
+def test_jit_traced_at_length(release, case):
+    check_jit_traced(release, case)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -7,6 +7,7 @@ executed once for each row of the table.
 
 import re
 import sys
+import threading
 from dataclasses import dataclass, field, replace
 from importlib.util import LazyLoader, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -154,6 +155,9 @@ _RELEASES = tuple(
     TransformersRelease(behaviour.version, _module(behaviour)) for behaviour in BEHAVIOURS
 )
 
+# Python before 3.12 lets a second thread see a module that the first one is still executing.
+_LOADING = threading.Lock()
+
 # PEP 440, where packaging is not to be had. Only the numbers count.
 _VERSION = re.compile(
     r"""
@@ -192,6 +196,8 @@ def for_transformers(version: str) -> TransformersRelease:
     release += (0,) * (3 - len(release))
     for behaviour, known in zip(reversed(BEHAVIOURS), reversed(_RELEASES), strict=True):
         if release >= behaviour.since:
+            with _LOADING:
+                vars(known.modeling_attn_mask_utils)
             return known
     first, *others = (known.version for known in _RELEASES)
     raise ValueError(

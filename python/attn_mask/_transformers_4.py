@@ -151,9 +151,11 @@ class AttentionMaskConverter:
             object. The index of the key is taken for one of a row, so that with past keys other
             rows are opened, or there is none of that index: an IndexError.
             """
-            first = _first_attended(attention_mask, expanded_mask)
-            if first is None:
+            first = _first_attended(attention_mask)
+            if not first.any():
                 return expanded_mask
+            if not is_recording():
+                _check_rows(first.tolist(), expanded_mask)
             # Where the rows are is data: while tracing that, too, is to be recorded.
             end = first.max()
             rows = torch.arange(end, device="cpu") < first[:, None]  # type: ignore[call-overload]
@@ -271,13 +273,10 @@ def _is_all_ones(mask: torch.Tensor) -> bool:
     return _C.ignore_causal_mask_sdpa(mask, one_query, 0, None)
 
 
-def _first_attended(
-    attention_mask: torch.Tensor, expanded_mask: torch.Tensor
-) -> torch.Tensor | None:
-    """The index of each row's first attended key, [b] on the CPU; None where all are 0.
+def _first_attended(attention_mask: torch.Tensor) -> torch.Tensor:
+    """The index of each row's first attended key, [b] on the CPU; 0 where none is attended.
 
-    Raises IndexError where ``expanded_mask`` has no row of such an index, ValueError and TypeError
-    for padding that can't be read so.
+    Raises ValueError, TypeError and IndexError for padding that can't be read so.
     """
     if attention_mask.dim() != 2 or attention_mask.is_meta:
         raise ValueError(
@@ -296,19 +295,19 @@ def _first_attended(
         ) from error
     if kv_length == 0:
         raise IndexError("_unmask_unattended: expected attention_mask to have keys, but got none")
-    first = torch.argmax(earliness, 1)
-    late = first > 0
-    if not late.any():
-        return None
-    if not is_recording():
-        q_length = expanded_mask.shape[-2 if expanded_mask.dim() == 4 else 1]
-        if first.max() > q_length or int(late.nonzero()[-1]) >= expanded_mask.shape[0]:
-            raise IndexError(
-                "_unmask_unattended: expected expanded_mask to have a row for each key before the "
-                f"first attended one, but got {list(expanded_mask.shape)} for first keys "
-                f"{first.tolist()}"
-            )
-    return first
+    return torch.argmax(earliness, 1)
+
+
+def _check_rows(first_attended: list[int], expanded_mask: torch.Tensor) -> None:
+    """There must be a row for each index that is opened."""
+    batch_size = expanded_mask.shape[0]
+    query_length = expanded_mask.shape[-2 if expanded_mask.dim() == 4 else 1]
+    if any(first_attended[batch_size:]) or max(first_attended, default=0) > query_length:
+        raise IndexError(
+            "_unmask_unattended: expected expanded_mask to have a row for each key before the "
+            f"first attended one, but got {list(expanded_mask.shape)} for first keys "
+            f"{first_attended}"
+        )
 
 
 def _ignore(
@@ -362,11 +361,11 @@ def _unmask(mask: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     if is_recording():
         unmask: Any = AttentionMaskConverter._unmask_unattended
         return unmask(mask, attention_mask, unmasked_value=0.0)  # type: ignore[no-any-return]
-    first = _first_attended(attention_mask, mask)
-    if first is not None:
-        for row, end in enumerate(first.tolist()):
-            if end > 0:
-                mask[row, :, :end] = 0.0
+    first_attended = _first_attended(attention_mask).tolist()
+    _check_rows(first_attended, mask)
+    for row, end in enumerate(first_attended):
+        if end > 0:
+            mask[row, :, :end] = 0.0
     return mask
 
 
