@@ -716,6 +716,14 @@ def test_what_the_history_says():
         getattr(by_version["4.36.0"], SDPA)(torch.tensor([[0, 0, 0, 1]]), (1, 2), embeds(1, 2), 2)
 
 
+def test_example_of_the_readme():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = (code for code in readme.split("```") if "for_transformers(" in code)
+    names = {}
+    exec(example.removeprefix("python"), names)
+    assert visibility(names["mask"])[0][3:] == ["-000--", "--000-", "---000"]
+
+
 @pytest.mark.cuda
 def test_on_cuda(release):
     """Rows without a key are opened: there since 4.39, everywhere before."""

@@ -300,9 +300,8 @@ def _first_attended(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def _check_rows(first_attended: list[int], expanded_mask: torch.Tensor) -> None:
     """There must be a row for each index that is opened."""
-    batch_size = expanded_mask.shape[0]
     query_length = expanded_mask.shape[-2 if expanded_mask.dim() == 4 else 1]
-    if any(first_attended[batch_size:]) or max(first_attended, default=0) > query_length:
+    if max(first_attended, default=0) > query_length:
         raise IndexError(
             "_unmask_unattended: expected expanded_mask to have a row for each key before the "
             f"first attended one, but got {list(expanded_mask.shape)} for first keys "
