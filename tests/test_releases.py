@@ -277,8 +277,9 @@ def fetch(version):
     """The folder of a release's files, or why there is none."""
     try:
         return Path(oracle_loader.fetch(version)), None
-    except (OSError, subprocess.CalledProcessError) as error:
-        return None, f"transformers {version} is not cached and can't be fetched: {error}"
+    except (OSError, subprocess.CalledProcessError):
+        # What pip has to say it has said.
+        return None, f"transformers {version} is not cached, and pip can't fetch it"
 
 
 @pytest.fixture(scope="session")
@@ -542,7 +543,7 @@ def run_check(release, check, strategy, max_examples):
 @pytest.mark.usefixtures("one_thread")
 @every_check
 def test_same(release, check, strategy):
-    run_check(release, check, strategy, 40)
+    run_check(release, check, strategy, 40 if release.version in FIRST_OF_EACH else 15)
 
 
 @pytest.mark.slow
