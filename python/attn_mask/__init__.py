@@ -10,10 +10,12 @@ from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
 from attn_mask import utils as utils
+from attn_mask._releases import for_transformers as for_transformers
 
 __all__ = [
     "__version__",
     "build_info",
+    "for_transformers",
     "masking_utils",
     "modeling_attn_mask_utils",
     "rules",
