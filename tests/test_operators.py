@@ -177,7 +177,8 @@ def argument_names(name):
     [
         (
             "to_causal_4d",
-            "batch_size query_length key_value_length *dtype *device *sliding_window *stride_multiple",
+            "batch_size query_length key_value_length *dtype *device *sliding_window "
+            "*stride_multiple",
         ),
         (
             "to_4d",

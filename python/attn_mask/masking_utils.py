@@ -974,12 +974,15 @@ def _preprocess_mask_arguments(
         if position_ids.dim() <= 2:
             position_ids = _rows_of(position_ids, inputs_embeds.shape[0])
         packed_sequence_mask = find_packed_sequence_indices(position_ids)
-        if packed_sequence_mask is not None and not is_recording():
-            if packed_sequence_mask.shape[1] < q_length:
-                raise ValueError(
-                    f"expected position_ids to be of length {q_length}, "
-                    f"but got {list(position_ids.shape)}"
-                )
+        if (
+            packed_sequence_mask is not None
+            and not is_recording()
+            and packed_sequence_mask.shape[1] < q_length
+        ):
+            raise ValueError(
+                f"expected position_ids to be of length {q_length}, "
+                f"but got {list(position_ids.shape)}"
+            )
     return False, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset, kv_offset
 
 

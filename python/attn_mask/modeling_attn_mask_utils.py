@@ -94,49 +94,7 @@ class AttentionMaskConverter:
         window without causality, TypeError for dtypes without additive masks and complex padding
         masks.
         """
-        return self._to_4d(attention_mask_2d, query_length, dtype, key_value_length, False)
-
-    def _to_4d(
-        self,
-        attention_mask_2d: torch.Tensor,
-        query_length: int,
-        dtype: torch.dtype,
-        key_value_length: int | None,
-        unmask_unattended: bool,
-    ) -> torch.Tensor:
-        """to_4d, and in the same pass what _unmask_unattended does to its result."""
-        if attention_mask_2d.dim() == 0:
-            raise IndexError("tuple index out of range")
-        batch_size, mask_length = attention_mask_2d.shape
-        is_causal, sliding_window = bool(self.is_causal), self.sliding_window
-        if is_causal and (query_length > 1 or sliding_window is not None):
-            # Upstream combines the two by broadcasting, so that one of them may be of length 1.
-            if mask_length == 1 and key_value_length is not None:
-                attention_mask_2d = attention_mask_2d.expand(-1, key_value_length)
-            elif key_value_length == 1 and query_length <= 1:
-                is_causal, sliding_window = False, None
-            if key_value_length == 0 and query_length == 1 and mask_length <= 1:
-                return attention_mask_2d.new_empty((batch_size, 1, 1, 0), dtype=dtype)
-        if is_recording():
-            result: torch.Tensor = _ops.to_4d(
-                attention_mask_2d,
-                query_length,
-                dtype=dtype,
-                key_value_length=key_value_length,
-                is_causal=is_causal,
-                sliding_window=sliding_window,
-                unmask_unattended=unmask_unattended,
-            )
-            return result
-        return _C.to_4d(
-            attention_mask_2d,
-            query_length,
-            dtype,
-            key_value_length,
-            is_causal,
-            sliding_window,
-            unmask_unattended,
-        )
+        return _padding_mask_4d(self, attention_mask_2d, query_length, dtype, key_value_length)
 
     @staticmethod
     def _make_causal_mask(
@@ -282,6 +240,49 @@ def _causal_mask(
     return result
 
 
+def _padding_mask_4d(
+    converter: AttentionMaskConverter,
+    attention_mask_2d: torch.Tensor,
+    query_length: int,
+    dtype: torch.dtype,
+    key_value_length: int | None,
+    unmask_unattended: bool = False,
+) -> torch.Tensor:
+    """to_4d, and in the same pass what _unmask_unattended does to its result."""
+    if attention_mask_2d.dim() == 0:
+        raise IndexError("tuple index out of range")
+    batch_size, mask_length = attention_mask_2d.shape
+    is_causal, sliding_window = bool(converter.is_causal), converter.sliding_window
+    if is_causal and (query_length > 1 or sliding_window is not None):
+        # Upstream combines the two by broadcasting, so that one of them may be of length 1.
+        if mask_length == 1 and key_value_length is not None:
+            attention_mask_2d = attention_mask_2d.expand(-1, key_value_length)
+        elif key_value_length == 1 and query_length <= 1:
+            is_causal, sliding_window = False, None
+        if key_value_length == 0 and query_length == 1 and mask_length <= 1:
+            return attention_mask_2d.new_empty((batch_size, 1, 1, 0), dtype=dtype)
+    if is_recording():
+        result: torch.Tensor = _ops.to_4d(
+            attention_mask_2d,
+            query_length,
+            dtype=dtype,
+            key_value_length=key_value_length,
+            is_causal=is_causal,
+            sliding_window=sliding_window,
+            unmask_unattended=unmask_unattended,
+        )
+        return result
+    return _C.to_4d(
+        attention_mask_2d,
+        query_length,
+        dtype,
+        key_value_length,
+        is_causal,
+        sliding_window,
+        unmask_unattended,
+    )
+
+
 def _beside(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
     """``inputs_embeds``, or where it is on another device something beside the mask that stands for
     its dtype and shape: operators refuse mixed devices, upstream doesn't look at the embeddings."""
@@ -368,8 +369,8 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
         )
     opens = attention_mask.device.type in ("cuda", "xpu") and not is_tracing(inputs_embeds)
     if attention_mask.dim() != 4:
-        return converter._to_4d(
-            attention_mask, input_shape[-1], inputs_embeds.dtype, key_value_length, opens
+        return _padding_mask_4d(
+            converter, attention_mask, input_shape[-1], inputs_embeds.dtype, key_value_length, opens
         )
     if opens:
         return AttentionMaskConverter._unmask_unattended(
