@@ -70,7 +70,7 @@ UNMASKS_BY_INDEX = ("4.36.0", "4.37.0")
 
 
 def at_least(version, other):
-    return Version(version).release >= Version(other).release
+    return Version(Version(version).base_version) >= Version(other)
 
 
 def expected_version(version):
