@@ -11,7 +11,23 @@ namespace attn_mask::ATTN_MASK_ISA {
 namespace {
 
 /// Intervals begin anywhere in a row, and a vector store across two cache lines costs as much as
-/// two: all stores but the first and the last are aligned.
+/// two: all stores but the first and the last are aligned. `line_at(i)` gives the line of elements
+/// from element i on, and must do so for the last line of the n elements, too.
+template <typename T, typename LineAt>
+void store_lines(T* out, int64_t n, LineAt line_at) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const auto store = [&](T* to, int64_t i) { __builtin_memcpy(to, line_at(i), 64); };
+  const auto past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % 64 / sizeof(T));
+  const int64_t head = kLine - past_line;
+  T* aligned = static_cast<T*>(__builtin_assume_aligned(out + head, 64));
+  const int64_t lines = (n - head) / kLine;
+  store(out, 0);
+  for (int64_t i = 0; i < lines; ++i) {
+    store(aligned + i * kLine, head + i * kLine);
+  }
+  store(out + n - kLine, n - kLine);
+}
+
 template <typename T>
 void fill(T* out, int64_t n, T value) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -25,14 +41,20 @@ void fill(T* out, int64_t n, T value) {
   for (T& element : line) {
     element = value;
   }
-  __builtin_memcpy(out, line, sizeof(line));
-  __builtin_memcpy(out + n - kLine, line, sizeof(line));
-  const auto past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % 64 / sizeof(T));
-  T* aligned = static_cast<T*>(__builtin_assume_aligned(out + (kLine - past_line), 64));
-  const int64_t lines = (n - (kLine - past_line)) / kLine;
-  for (int64_t i = 0; i < lines; ++i) {
-    __builtin_memcpy(aligned + i * kLine, line, sizeof(line));
+  store_lines(out, n, [&](int64_t) { return line; });
+}
+
+/// For rows as short as ours memcpy takes twice as long.
+template <typename T>
+void copy(const T* in, int64_t n, T* out) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  if (n < kLine) {
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = in[i];
+    }
+    return;
   }
+  store_lines(out, n, [&](int64_t i) { return in + i; });
 }
 
 template <typename In, typename Out>
@@ -188,13 +210,21 @@ struct TileRow {
   /// Leaf `node` over columns of its spans, which all lie within the mask that it was given.
   void translated(int32_t node, Interval columns, PaddingTile<Out>& cache) const {
     const Padding& padding = task.rule.nodes[node].padding;
-    const int64_t shift = padding.by_column ? 0 : task.kv_positions.at(query.batch, 0);
     if (padding.q_stride != 0 || task.q_length == 1) {
+      const int64_t shift = padding.by_column ? 0 : task.kv_positions.at(query.batch, 0);
       translate(padding, query, shift + columns.begin, columns.end - columns.begin, attend, masked,
                 out + columns.begin);
       return;
     }
+    copy(values_of(node, cache) + (columns.begin - tile.begin), columns.end - columns.begin,
+         out + columns.begin);
+  }
+
+  /// What leaf `node`, which says the same for all queries, says of the tile's columns.
+  const Out* values_of(int32_t node, PaddingTile<Out>& cache) const {
+    const Padding& padding = task.rule.nodes[node].padding;
     if (cache.column != column || cache.node != node) {
+      const int64_t shift = padding.by_column ? 0 : task.kv_positions.at(query.batch, 0);
       const Interval within =
           intersect(tile, {-shift, (padding.by_column ? task.kv_length : padding.length) - shift});
       translate(padding, query, shift + within.begin, within.end - within.begin, attend, masked,
@@ -202,8 +232,7 @@ struct TileRow {
       cache.column = column;
       cache.node = node;
     }
-    __builtin_memcpy(out + columns.begin, cache.values + (columns.begin - tile.begin),
-                     static_cast<std::size_t>(columns.end - columns.begin) * sizeof(Out));
+    return cache.values;
   }
 
   /// Columns about which the nodes in `unresolved` have to be asked.
@@ -262,6 +291,14 @@ class SpanFinder {
         if (!node.padding.by_column) {
           known_ = intersect(known_, {0, node.padding.length});
         }
+      } else if (plain && node.kind == Rule::Kind::kCausal) {
+        after_ = after_ < 0 ? after_ : 0;
+      } else if (plain && node.kind == Rule::Kind::kSlidingWindow) {
+        const SlidingWindow& window = node.sliding_window;
+        before_ = before_ < window.left ? before_ : window.left;
+        after_ = after_ < window.right ? after_ : window.right;
+      } else if (plain && node.kind == Rule::Kind::kChunk) {
+        has_chunks_ = true;
       } else if (!plain || node.kind == Rule::Kind::kSameId || node.kind == Rule::Kind::kNothing) {
         hull_is_all_ = false;
       }
@@ -273,9 +310,7 @@ class SpanFinder {
     if (!hull_is_all_) {
       return row_spans(task_.rule, query, task_.kv_positions, task_.kv_length);
     }
-    const int64_t shift = task_.kv_positions.at(query.batch, 0);
-    Interval keys = intersect(row_hull(task_.rule, query).positions, known_);
-    keys = intersect({keys.begin - shift, keys.end - shift}, {0, task_.kv_length});
+    const Interval keys = hull(query);
     RowSpans row{};
     if (!keys.empty()) {
       row.spans.at[row.spans.size++] = keys;
@@ -284,9 +319,25 @@ class SpanFinder {
     return row;
   }
 
+  /// Whether rows are their hull, and within it what one padding leaf or none says.
+  bool hull_is_all() const { return hull_is_all_ && (unresolved_ & (unresolved_ - 1)) == 0; }
+  int32_t padding() const { return unresolved_ == 0 ? -1 : __builtin_ctz(unresolved_); }
+
+  /// The columns of a row's hull.
+  Interval hull(const Query& query) const {
+    const int64_t shift = task_.kv_positions.at(query.batch, 0);
+    Interval keys = has_chunks_ ? row_hull(task_.rule, query).positions
+                                : Interval{query.position - before_, query.position + after_ + 1};
+    keys = intersect(keys, known_);
+    return intersect({keys.begin - shift, keys.end - shift}, {0, task_.kv_length});
+  }
+
  private:
   const MaskTask& task_;
   bool hull_is_all_ = true;
+  bool has_chunks_ = false;
+  int64_t before_ = kOpen;  // the hull of causality and windows
+  int64_t after_ = kOpen;
   uint32_t unresolved_ = 0;
   Interval known_ = {-kOpen, kOpen};  // positions that every padding leaf knows of
 };
@@ -301,49 +352,74 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
   // Where keys are not neighbours in memory, a tile's row is written beside it and then stored.
   const bool scattered = task.out_strides[3] != 1;
   alignas(64) Out scratch[kTileBytes / sizeof(Out)];
-  int64_t row = begin % task.q_length;
-  int64_t column = begin / task.q_length;
-  for (int64_t tile = begin; tile < end; ++tile, ++row) {
-    if (row == task.q_length) {
-      row = 0;
-      ++column;
-    }
+  const bool is_simple =
+      !scattered && task.q_length > 1 && find_spans.hull_is_all() && task.bias.data == nullptr &&
+      task.opening.next_visible == nullptr &&
+      (find_spans.padding() < 0 || task.rule.nodes[find_spans.padding()].padding.q_stride == 0);
+  for (int64_t tile = begin; tile < end;) {
+    // Divisions take longer than short rows do: none for each row.
+    const int64_t column = tile / task.q_length;
     const int64_t plane = column / tiling.per_row;  // of a batch row and a head
     const int64_t first = column % tiling.per_row * tiling.keys;
     const int64_t last =
         first + tiling.keys < task.kv_length ? first + tiling.keys : task.kv_length;
-    const Query query = task.query(plane, row);
-    const RowSpans spans = find_spans(query);
-    Out* const stored = static_cast<Out*>(task.out) + task.out_offset(query);
-    Out* const out = scattered ? scratch - first : stored;
-    const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked, answers};
-    // From left to right: the other order takes twice as long, since hardware prefetches forwards.
-    int64_t written = first;
-    if (task.opening.next_visible != nullptr &&
-        task.opening.opens(query.batch, row_hull(task.rule, query).positions)) {
-      fill(out + first, last - first, static_cast<Out>(task.opening.opened));
-      written = last;
+    Query query = task.query(plane, tile % task.q_length);
+    if (is_simple) {
+      // The most frequent rules: nothing to find out for each row but where its hull ends.
+      const TileRow<Out> any_row{task,    query,  column, {first, last},
+                                 nullptr, attend, masked, answers};
+      const int32_t padding = find_spans.padding();
+      const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
+      for (; query.row < task.q_length && tile < end; ++query.row, ++tile) {
+        query.position = task.q_positions.at(query.batch, query.row);
+        Interval keys = intersect(find_spans.hull(query), {first, last});
+        keys = keys.empty() ? Interval{last, last} : keys;
+        Out* const out = static_cast<Out*>(task.out) + task.out_offset(query);
+        fill(out + first, keys.begin - first, masked);
+        if (shown == nullptr) {
+          fill(out + keys.begin, keys.end - keys.begin, attend);
+        } else {
+          copy(shown + (keys.begin - first), keys.end - keys.begin, out + keys.begin);
+        }
+        fill(out + keys.end, last - keys.end, masked);
+      }
+      continue;
     }
-    for (int32_t i = 0; written < last && i < spans.spans.size; ++i) {
-      const Interval columns = intersect(spans.spans.at[i], {first, last});
-      if (columns.empty()) {
-        continue;
+    for (; query.row < task.q_length && tile < end; ++query.row, ++tile) {
+      query.position = task.q_positions.at(query.batch, query.row);
+      const RowSpans spans = find_spans(query);
+      Out* const stored = static_cast<Out*>(task.out) + task.out_offset(query);
+      Out* const out = scattered ? scratch - first : stored;
+      const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked, answers};
+      // From left to right: the other order takes twice as long, since hardware prefetches
+      // forwards.
+      int64_t written = first;
+      if (task.opening.next_visible != nullptr &&
+          task.opening.opens(query.batch, row_hull(task.rule, query).positions)) {
+        fill(out + first, last - first, static_cast<Out>(task.opening.opened));
+        written = last;
       }
-      fill(out + written, columns.begin - written, masked);
-      if (spans.unresolved == 0) {
-        fill(out + columns.begin, columns.end - columns.begin, attend);
-      } else {
-        tile_row.asked(spans.unresolved, columns, cache);
+      for (int32_t i = 0; written < last && i < spans.spans.size; ++i) {
+        const Interval columns = intersect(spans.spans.at[i], {first, last});
+        if (columns.empty()) {
+          continue;
+        }
+        fill(out + written, columns.begin - written, masked);
+        if (spans.unresolved == 0) {
+          fill(out + columns.begin, columns.end - columns.begin, attend);
+        } else {
+          tile_row.asked(spans.unresolved, columns, cache);
+        }
+        if (task.bias.data != nullptr) {
+          tile_row.add_bias(columns);
+        }
+        written = columns.end;
       }
-      if (task.bias.data != nullptr) {
-        tile_row.add_bias(columns);
-      }
-      written = columns.end;
-    }
-    fill(out + written, last - written, masked);
-    if (scattered) {
-      for (int64_t k = first; k < last; ++k) {
-        stored[k * task.out_strides[3]] = out[k];
+      fill(out + written, last - written, masked);
+      if (scattered) {
+        for (int64_t k = first; k < last; ++k) {
+          stored[k * task.out_strides[3]] = out[k];
+        }
       }
     }
   }
