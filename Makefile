@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python lint format demo bench clean
+.PHONY: setup build test test-all test-cpp test-python lint format demo bench gpu clean
 
 setup: $(VENV)/.requirements
 
@@ -62,8 +62,20 @@ demo: build
 	$(BIN)/python examples/demo.py
 
 bench: build
-	$(BIN)/python bench/bench_legacy.py
-	$(BIN)/python bench/bench_rules.py
+	$(BIN)/python bench/bench_legacy.py --json bench/results/legacy.json
+	$(BIN)/python bench/bench_rules.py --json bench/results/rules.json
+	$(BIN)/python bench/write_benchmarks.py
+
+# On a machine with a GPU, without a network: for $(PYTHON), which must have torch, pytest and hypothesis.
+# The tests that need a GPU, compute-sanitizer over some of them, and the benchmark.
+gpu:
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}" \
+	  $(PYTHON) -m pip install -q --no-index --no-build-isolation --no-deps --force-reinstall .
+	ATTN_MASK_REQUIRE_CUDA=1 $(PYTHON) -m pytest -q -m cuda
+	ATTN_MASK_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 180 \
+	  compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q -m cuda tests/test_operators.py
+	$(PYTHON) bench/bench_gpu.py --json bench/results/gpu.json
+	$(PYTHON) bench/write_benchmarks.py
 
 clean:
 	rm -rf build dist .venv*

@@ -1,0 +1,131 @@
+"""Writes BENCHMARKS.md from the JSON files in bench/results/; no number is typed by hand."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench_legacy import time_text
+
+HERE = Path(__file__).parent
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `python bench/write_benchmarks.py` from the files in [bench/results](bench/results),
+which the commands named below wrote. Medians; all sides of a case are timed in turn in one run,
+after their results were compared bit for bit. Machines differ and may be shared: read the ratios.
+[bench/README.md](bench/README.md) says what is measured and how to read it.
+"""
+
+
+def about(report: dict[str, Any]) -> str:
+    build = report["attn_mask"]
+    device = report.get("cpu_model", report["device"])
+    return (
+        f"{device}, {report['threads']} threads, {build['cpu_capability']}; "
+        f"torch {report['torch']}, transformers {report['transformers']}, "
+        f"Python {report['python']}, commit {report['commit']}"
+    )
+
+
+def verdict(row: dict[str, Any]) -> str:
+    return "yes" if row["passed"] else "**no**"
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def legacy(report: dict[str, Any]) -> str:
+    parts = []
+    groups = dict.fromkeys((row["group"], row["memory"]) for row in report["cases"])
+    for group, memory in groups:
+        rows = [r for r in report["cases"] if (r["group"], r["memory"]) == (group, memory)]
+        columns = ["case", "ours", "transformers", "yardstick", "of yardstick", "allowed"]
+        columns += ["times as fast", "wanted", "met"]
+        cells = []
+        for row in rows:
+            dtype = row["dtype"].removeprefix("torch.")
+            seconds = row["median_seconds"]
+            allowed = f"{row['times_yardstick_at_most']:g}"
+            if row["plus_seconds"]:
+                allowed += f" + {row['plus_seconds'] * 1e6:g} µs"
+            cells.append(
+                [
+                    f"{row['name']}, {' x '.join(map(str, row['batch_q_kv']))} {dtype}",
+                    *(time_text(s) for s in seconds.values()),
+                    f"{row['times_yardstick']:.2f}",
+                    allowed,
+                    f"{row['times_as_fast']:.1f}",
+                    f"{row['times_as_fast_at_least']:g}" if row["times_as_fast_at_least"] else "",
+                    verdict(row),
+                ]
+            )
+        yardstick = rows[0].get("yardstick", "torch.full")
+        title = f"{group}, {memory} memory; the yardstick is {yardstick}"
+        parts.append(f"### {title}\n\n{table(columns, cells)}")
+    return "\n\n".join(parts)
+
+
+def rules(report: dict[str, Any]) -> str:
+    cells = [
+        [
+            f"{row['name']}, {row['memory']} memory",
+            *(time_text(s) for s in row["seconds"].values()),
+            f"{row['seconds']['attn_mask'] / row['seconds']['torch.full']:.2f}",
+            f"{row['seconds']['transformers'] / row['seconds']['attn_mask']:.1f}",
+            verdict(row),
+        ]
+        for row in report["cases"]
+    ]
+    columns = ["case", "ours", "transformers", "torch.full", "of torch.full", "times as fast"]
+    return table([*columns, "met"], cells)
+
+
+def gpu(report: dict[str, Any]) -> str:
+    cells = [
+        [
+            row["name"],
+            f"{row['bytes'] / 2**20:.0f} MiB",
+            time_text(row["seconds"]),
+            f"{row['gb_per_s']:.0f}",
+            f"{row['of_copy_bandwidth']:.2f}",
+            verdict(row),
+        ]
+        for row in report["cases"]
+    ]
+    columns = ["case", "moved", "time", "GB/s", "of copy bandwidth (≥ 0.85)", "met"]
+    return table(columns, cells)
+
+
+# File name without its suffix, how it was made, how it is shown.
+SECTIONS = {
+    "legacy": ("`python bench/bench_legacy.py --json bench/results/legacy.json`", legacy),
+    "rules": ("`python bench/bench_rules.py --json bench/results/rules.json`", rules),
+    "gpu": ("`make gpu`", gpu),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
+    parser.add_argument("--to", type=Path, default=HERE.parent / "BENCHMARKS.md", metavar="FILE")
+    options = parser.parse_args()
+    parts = [INTRODUCTION]
+    for name, (command, show) in SECTIONS.items():
+        path = options.results / f"{name}.json"
+        if not path.exists():
+            parts.append(f"## {name}\n\nNot measured: {command} has not been run.\n")
+            continue
+        report = json.loads(path.read_text())
+        missed = sum(not row["passed"] for row in report["cases"])
+        parts.append(
+            f"## {name}\n\n{command}: {about(report)}. {len(report['cases'])} cases, "
+            f"{missed} of them miss what is wanted.\n\n{show(report)}\n"
+        )
+    options.to.write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
