@@ -1,6 +1,7 @@
 """Masks built by many threads at once, and with any number of threads inside one operator."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attn_mask  # noqa: F401 - registers the operators
 import pytest
@@ -69,3 +70,40 @@ def test_small_calls_with_one_thread(name, args, kwargs):
     want = operator(name)(*args, **kwargs)
     torch.set_num_threads(1)
     assert_same_results([operator(name)(*args, **kwargs)], [want])
+
+
+def time_of_each_thread():
+    """Nanoseconds that each thread of this process has been running."""
+    tasks = Path("/proc/self/task")
+    files = [task / "schedstat" for task in tasks.iterdir()] if tasks.exists() else []
+    if not files or not files[0].exists():
+        pytest.skip("how long threads have run is read from /proc, which does not say it here")
+    return {file.parent.name: int(file.read_text().split()[0]) for file in files}
+
+
+LENGTH = 4096
+LARGE = torch.ones(4, LENGTH, dtype=torch.int64)
+CLOSED = torch.zeros(4, 1, LENGTH, LENGTH).fill_(torch.finfo(torch.float32).min)
+
+PARALLEL = {
+    "to_4d": lambda: operator("to_4d")(LARGE, LENGTH, dtype=torch.float32, key_value_length=LENGTH),
+    "boolean": lambda: operator("boolean")([8, 2, 1, 5, 0], [LARGE], 4, LENGTH, LENGTH),
+    "_unmask_unattended": lambda: operator("_unmask_unattended")(
+        CLOSED, torch.finfo(torch.float32).min
+    ),
+    "_is_all_visible": lambda: operator("_is_all_visible")(CLOSED),
+}
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_threads_share_the_work(name, keep_num_threads):
+    """Compiled without OpenMP, parallel regions would run on one thread and say nothing."""
+    torch.set_num_threads(2)
+    PARALLEL[name]()
+    before = time_of_each_thread()
+    for _ in range(3):
+        PARALLEL[name]()
+    after = time_of_each_thread()
+    spent = sorted((after[thread] - before.get(thread, 0) for thread in after), reverse=True)
+    # Each has half of it; what a thread waits actively for others is not counted on.
+    assert spent[1] > 0.2 * sum(spent), f"nanoseconds of each thread: {spent}"
