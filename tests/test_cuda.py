@@ -1,0 +1,105 @@
+"""What only a GPU can show: nothing waits for it, graphs capture everything, launches are few."""
+
+import pytest
+import torch
+from masks import assert_same_mask
+from sample_calls import CALL_IDS, CALLS, map_tensors, operator
+
+pytestmark = pytest.mark.cuda
+
+HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
+MASKS = [
+    pytest.param(*call, id=id_)
+    for id_, call in zip(CALL_IDS, CALLS, strict=True)
+    if call[0] not in HOST_DECISIONS
+]
+every_mask = pytest.mark.parametrize(("name", "args", "kwargs"), MASKS)
+
+
+def on_cuda(name, args, kwargs):
+    """The call there, as a function, and what the CPU says."""
+
+    def to_cuda(arguments):
+        return map_tensors(lambda tensor: tensor.to("cuda"), arguments)
+
+    want = operator(name)(*args, **kwargs)
+    args, kwargs = to_cuda(args), to_cuda(kwargs)
+    arguments = {a.name for a in operator(name).default._schema.arguments}
+    if "device" in arguments:
+        kwargs = {**kwargs, "device": torch.device("cuda")}
+    return (lambda: operator(name)(*args, **kwargs)), want
+
+
+def assert_same(got, want):
+    assert_same_mask(None if got is None else got.cpu(), want)
+
+
+@every_mask
+def test_nothing_waits_for_the_device(name, args, kwargs):
+    call, want = on_cuda(name, args, kwargs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_same(got, want)
+
+
+@every_mask
+def test_graph_capture(name, args, kwargs):
+    call, want = on_cuda(name, args, kwargs)
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = call()
+    if got is not None:  # the batch may be a stride-0 expand, which can't be filled as it is
+        memory = torch.empty(0, dtype=torch.uint8, device="cuda")
+        memory.set_(got.untyped_storage()).zero_()
+    graph.replay()
+    assert_same(got, want)
+
+
+def kernels_of(call):
+    """Names of the kernels that run; copies and fills of memory are none."""
+    call()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    events = (event for event in profile.events() if event.device_type.name == "CUDA")
+    return [event.name for event in events if not event.name.startswith(("Memset", "Memcpy"))]
+
+
+@pytest.mark.parametrize(("opens", "at_most"), [(False, 1), (True, 2)])
+def test_launches_of_a_padded_mask(opens, at_most):
+    mask = torch.randint(0, 2, (4, 300), device="cuda")
+    kernels = kernels_of(
+        lambda: operator("to_4d")(
+            mask, 300, dtype=torch.float16, key_value_length=300, unmask_unattended=opens
+        )
+    )
+    assert 1 <= len(kernels) <= at_most, kernels
+
+
+def test_launches_without_padding():
+    kernels = kernels_of(
+        lambda: operator("to_causal_4d")(2, 300, 300, dtype=torch.float16, device="cuda")
+    )
+    assert len(kernels) == 1, kernels
+
+
+def test_rows_are_opened_as_by_the_function_for_it():
+    mask = torch.randint(0, 2, (4, 301), generator=torch.Generator().manual_seed(0))
+    mask[0] = 0
+    mask[1, :200] = 0
+    for window in (None, 7):
+        options = {"key_value_length": 301, "sliding_window": window, "dtype": torch.bfloat16}
+        want = operator("to_4d")(mask, 100, **options)
+        want = operator("_unmask_unattended")(want, torch.finfo(torch.bfloat16).min)
+        got = operator("to_4d")(mask.cuda(), 100, **options, unmask_unattended=True)
+        assert_same(got, want)
+        embeds = torch.zeros(4, 100, 1, dtype=torch.bfloat16, device="cuda")
+        got = operator("_prepare_4d_causal_attention_mask_for_sdpa")(
+            mask.cuda(), (4, 100), embeds, 201, window
+        )
+        assert_same(got, want)
