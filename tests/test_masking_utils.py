@@ -1165,6 +1165,10 @@ def test_compiled(upstream, name, implementation):
     assert_same(results[1], results[0])
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.11."),
+    reason="dynamo of torch 2.11 loses, under vmap, the attributes of objects made in the graph",
+)
 @pytest.mark.parametrize("user", ["index", "table", "query only", "rule and user"])
 def test_compiled_user_functions(user):
     """In one graph, whether as `or` or as `and`; upstream's vmap does not always get through."""
