@@ -60,12 +60,13 @@ def to_4d(
     key_value_length=None,
     is_causal=True,
     sliding_window=None,
+    unmask_unattended=False,
 ):
     batch_size, kv_length = attention_mask_2d.shape
     visible = visible_keys(attention_mask_2d, dtype)
     limited = is_causal and (query_length > 1 or sliding_window is not None)
     past = kv_length - query_length
-    return _additive(
+    mask = _additive(
         batch_size,
         query_length,
         kv_length,
@@ -74,6 +75,7 @@ def to_4d(
             visible[b][key] and (not limited or attends(row, key, past, sliding_window))
         ),
     )
+    return _unmask_unattended(mask, torch.finfo(dtype).min) if unmask_unattended else mask
 
 
 def _expand_mask(mask, tgt_len=None, *, dtype):

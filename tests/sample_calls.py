@@ -32,6 +32,10 @@ SAMPLES = {
         ((PADDING.bool(), 2), {"dtype": HALF, "key_value_length": 5, "sliding_window": 1}),
         ((PADDING.t().contiguous().t(), 3), {"dtype": torch.bfloat16, "is_causal": False}),
         ((PADDING.to(torch.uint16), 1), {"dtype": torch.float64}),
+        (
+            (PADDING, 4),
+            {"dtype": HALF, "key_value_length": 5, "sliding_window": 1, "unmask_unattended": True},
+        ),
     ],
     "_make_causal_mask": [
         (((2, 4),), {"dtype": FLOAT}),
@@ -48,6 +52,7 @@ SAMPLES = {
         ((_additive(), torch.finfo(FLOAT).min), {}),
         ((_additive().transpose(-1, -2), torch.finfo(FLOAT).min), {}),
         ((torch.tensor([7, 7]), 7), {}),
+        ((_additive().expand(2, 1, 2, 3, 3, 3).transpose(0, 3), torch.finfo(FLOAT).min), {}),
     ],
     "_ignore_causal_mask_sdpa": [
         ((None, _embeds(2, 5), 0), {}),
@@ -91,6 +96,7 @@ SAMPLES = {
         (([8, 2, 6, 0, 10, 1, 8, 2, 2, 2, -1, 1], [DOCUMENTS, POSITIONS], 1, 6, 6), {}),
         (([9, 2, 8, 2, 3, 2, -1, 1, 4, 0], [DOCUMENTS], 2, 6, 6), {}),
         (([1], [], 3, 2, 5), {"q_positions": torch.tensor(3)}),
+        (([9, 30, *[11, 0, 1, 1, 5, 0] * 15], [PADDING], 3, 2, 5), {}),
     ],
     "additive": [
         (([8, 2, 1, 5, 0], [PADDING], 3, 5, 5), {"dtype": HALF}),
