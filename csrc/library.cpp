@@ -214,6 +214,35 @@ TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
   select_by_device<&ops::additive>(m, "additive");
 }
 
+/// Views that are stored as their own negatives or conjugates: inputs are put right first, as for
+/// any operator, but torch's own way to do so expects `out` to be returned.
+void resolve_inputs(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                    torch::jit::Stack* stack) {
+  const auto& arguments = op.schema().arguments();
+  const auto resolved = [](const at::Tensor& tensor) {
+    return tensor.resolve_neg().resolve_conj();
+  };
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    c10::IValue& value = torch::jit::peek(*stack, i, arguments.size());
+    if (value.isTensor()) {
+      const at::Tensor tensor = value.toTensor();
+      TORCH_CHECK_TYPE(
+          arguments[i].name() != "out" || !(tensor.is_neg() || tensor.is_conj()), short_name(op),
+          ": expected out to be stored as it is, but got a negated or conjugated view");
+      value = resolved(tensor);
+    } else if (value.isTensorList()) {
+      std::vector<at::Tensor> tensors;
+      for (const at::Tensor& tensor : value.toTensorVector()) {
+        tensors.push_back(resolved(tensor));
+      }
+      value = tensors;
+    }
+  }
+  op.redispatchBoxed(
+      keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::Conjugate),
+      stack);
+}
+
 // Those that may be called with a tensor.
 constexpr const char* kOnTensors[] = {"to_causal_4d.out",
                                       "to_4d",
@@ -252,6 +281,17 @@ TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
   m.impl("_unmask_unattended", &ops::unmask_unattended_autograd);
   m.impl("additive", &ops::additive_autograd);
 }
+
+void register_resolving(torch::Library& m) {
+  for (const std::string_view name : kOnTensors) {
+    if (name.ends_with(".out")) {
+      m.impl(name.data(), torch::CppFunction::makeFromBoxedFunction<&resolve_inputs>());
+    }
+  }
+}
+
+TORCH_LIBRARY_IMPL(attn_mask, Negative, m) { register_resolving(m); }
+TORCH_LIBRARY_IMPL(attn_mask, Conjugate, m) { register_resolving(m); }
 
 // Kernels for these record nothing, so that nothing needs to be done before them.
 void fall_through(torch::Library& m) {

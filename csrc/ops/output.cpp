@@ -1,8 +1,10 @@
 #include "ops/output.h"
 
 #include <ATen/MemoryOverlap.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <limits>
@@ -38,6 +40,35 @@ bool elements_are_apart(const at::Tensor& tensor) {
   return true;
 }
 
+/// The next multiple; it is less than 2^31 more than a size that is known to be addressable.
+c10::SymInt round_up(const c10::SymInt& size, const c10::SymInt& multiple) {
+  return (size + (multiple - 1)) / multiple * multiple;
+}
+
+/// Whether the two may have memory in common: certain, or, where they have gaps, that one begins
+/// before the other ends.
+bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+  const at::MemOverlapStatus status = at::get_overlap_status(a, b);
+  if (status != at::MemOverlapStatus::TooHard) {
+    return status != at::MemOverlapStatus::No;
+  }
+  if (!a.has_storage() || !b.has_storage() || !a.is_alias_of(b)) {
+    return false;
+  }
+  const auto extent = [](const at::Tensor& tensor) {
+    int64_t last = 0;
+    for (int64_t i = 0; i < tensor.dim(); ++i) {
+      last += (tensor.size(i) - 1) * tensor.stride(i);
+    }
+    const int64_t first = tensor.storage_offset();
+    const int64_t size = static_cast<int64_t>(tensor.element_size());
+    return std::pair(first * size, (first + last + 1) * size);
+  };
+  const auto [a_begin, a_end] = extent(a);
+  const auto [b_begin, b_end] = extent(b);
+  return a.numel() != 0 && b.numel() != 0 && a_begin < b_end && b_begin < a_end;
+}
+
 }  // namespace
 
 Output::Output(const char* op, c10::SymInt stride_multiple)
@@ -58,17 +89,24 @@ Output::Output(const char* op, const at::Tensor& out, at::TensorList inputs)
   TORCH_CHECK_VALUE(elements_are_apart(out), op,
                     ": expected out to have elements that don't overlap, but got strides ",
                     out.strides(), " for sizes ", out.sizes());
+  TORCH_CHECK_VALUE(out.numel() == 0 ||
+                        reinterpret_cast<uintptr_t>(out.const_data_ptr()) % out.element_size() == 0,
+                    op, ": expected out to begin at a multiple of its elements' size of ",
+                    out.element_size(), " bytes, but it does not");
   for (const at::Tensor& input : inputs) {
-    const at::MemOverlapStatus status = at::get_overlap_status(out, input);
     TORCH_CHECK_VALUE(
-        status != at::MemOverlapStatus::Partial && status != at::MemOverlapStatus::Full, op,
+        !share_memory(out, input), op,
         ": expected out to share no memory with the inputs, but it does with one of sizes ",
         input.sizes());
   }
 }
 
 at::ScalarType Output::dtype(std::optional<at::ScalarType> asked) const {
-  return asked.value_or(given_ ? given_->scalar_type() : at::kFloat);
+  if (asked) {
+    return *asked;
+  }
+  check_additive_dtype(op_, "out", given_->scalar_type());
+  return given_->scalar_type();
 }
 
 std::optional<at::Device> Output::device(std::optional<at::Device> asked) const {
@@ -76,9 +114,12 @@ std::optional<at::Device> Output::device(std::optional<at::Device> asked) const 
     return asked;
   }
   const at::Device of_out = given_->device();
+  // Fake tensors run Meta kernels, for which all tensors are meta, on behalf of any device.
+  const bool is_fake = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta);
   TORCH_CHECK_VALUE(
-      !asked || (asked->type() == of_out.type() &&
-                 (of_out.is_cpu() || !asked->has_index() || asked->index() == of_out.index())),
+      !asked || is_fake ||
+          (asked->type() == of_out.type() &&
+           (of_out.is_cpu() || !asked->has_index() || asked->index() == of_out.index())),
       op_, ": expected out to be on ", *asked, ", but got ", of_out);
   return of_out;
 }
@@ -121,8 +162,7 @@ at::Tensor Output::tensor(c10::SymIntArrayRef sizes, at::ScalarType dtype,
     stored = at::empty_symint(sizes, options);
   } else {
     std::vector<c10::SymInt> padded(sizes.begin(), sizes.end());
-    // Less than 2^31 more than a size that is known to be addressable.
-    padded.back() = (padded.back() + (stride_multiple_ - 1)) / stride_multiple_ * stride_multiple_;
+    padded.back() = round_up(padded.back(), stride_multiple_);
     check_addressable(op_, padded, dtype);
     stored = at::empty_symint(padded, options);
   }
@@ -130,6 +170,20 @@ at::Tensor Output::tensor(c10::SymIntArrayRef sizes, at::ScalarType dtype,
     advise_huge_pages(stored.data_ptr(), static_cast<int64_t>(stored.nbytes()));
   }
   return as_it_is ? stored : stored.narrow_symint(-1, 0, sizes.back());
+}
+
+at::Tensor with_stride_multiple(const at::Tensor& mask, const c10::SymInt& stride_multiple) {
+  if (stride_multiple.maybe_as_int() == 1 || mask.dim() == 0) {
+    return mask;
+  }
+  const c10::SymInt length = mask.sym_size(-1);
+  const std::array<c10::SymInt, 2> behind{0, round_up(length, stride_multiple) - length};
+  return at::constant_pad_nd_symint(mask, behind).narrow_symint(-1, 0, length);
+}
+
+void check_no_gradient(const char* op, const char* argument, const at::Tensor& input) {
+  TORCH_CHECK_VALUE(!(input.requires_grad() && c10::GradMode::is_enabled()), op, ": expected ",
+                    argument, " not to require a gradient where out is given");
 }
 
 }  // namespace attn_mask

@@ -13,12 +13,14 @@ class Output {
   /// A new tensor, whose rows begin a multiple of `stride_multiple` (> 0) elements apart.
   Output(const char* op, c10::SymInt stride_multiple);
 
-  /// `out`, of any strides that keep its elements apart, and apart from the operator's inputs.
+  /// `out`, of any strides that keep its elements apart (each reaching beyond all smaller ones),
+  /// and apart from the operator's inputs (with gaps: from the first to the last of their
+  /// elements).
   Output(const char* op, const at::Tensor& out, at::TensorList inputs);
 
   bool is_given() const { return given_.has_value(); }
 
-  /// The dtype of the result where the caller may leave it open.
+  /// The dtype of the additive mask asked for, or that of a given tensor.
   at::ScalarType dtype(std::optional<at::ScalarType> asked) const;
 
   /// The device likewise.
@@ -40,5 +42,13 @@ class Output {
   c10::SymInt stride_multiple_ = 1;
   std::optional<at::Tensor> given_;
 };
+
+/// `mask` as it is, or copied so that its rows begin a multiple of `stride_multiple` elements
+/// apart. Differentiable.
+at::Tensor with_stride_multiple(const at::Tensor& mask, const c10::SymInt& stride_multiple);
+
+/// `.out` records no gradient: an input that needs one is the caller's error, as everywhere in
+/// torch.
+void check_no_gradient(const char* op, const char* argument, const at::Tensor& input);
 
 }  // namespace attn_mask

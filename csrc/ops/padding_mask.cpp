@@ -135,12 +135,12 @@ std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& m
                                                              OptionalSymInt tgt_len,
                                                              at::ScalarType dtype, bool allow_skip,
                                                              c10::SymInt stride_multiple) {
+  const Output output(kPrepare4dForSdpa, std::move(stride_multiple));
   check_rank(kPrepare4dForSdpa, "mask", mask, 2, "[batch_size, kv_length]");
   if (allow_skip && is_all_ones(kPrepare4dForSdpa, "mask", mask)) {
     return std::nullopt;
   }
-  return expand(kPrepare4dForSdpa, mask, tgt_len, dtype,
-                Output(kPrepare4dForSdpa, std::move(stride_multiple)));
+  return expand(kPrepare4dForSdpa, mask, tgt_len, dtype, output);
 }
 
 void prepare_4d_attention_mask_for_sdpa_out(const at::Tensor& mask, OptionalSymInt tgt_len,

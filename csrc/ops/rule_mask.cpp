@@ -299,6 +299,9 @@ void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt
                   const std::optional<at::Tensor>& kv_positions,
                   const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
                   const at::Tensor& out) {
+  if (bias) {
+    check_no_gradient(kAdditiveOp, "bias", *bias);
+  }
   Arguments arguments{{rule, operands, batch_size, q_length, kv_length},
                       q_offset,
                       kv_offset,
@@ -334,9 +337,9 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
     const at::AutoDispatchBelowAutograd below;
     attended = call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
                              std::move(kv_length), std::move(q_offset), std::move(kv_offset),
-                             q_positions, kv_positions, device, std::move(stride_multiple));
+                             q_positions, kv_positions, device, /*stride_multiple=*/1);
   }
-  return at::where(attended, *bias, mask);
+  return with_stride_multiple(at::where(attended, *bias, mask), stride_multiple);
 }
 
 }  // namespace attn_mask::ops

@@ -71,8 +71,12 @@ at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar&
 
 void unmask_unattended_out(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
                            const at::Tensor& out) {
+  check_no_gradient(kOp, "expanded_mask", expanded_mask);
   // A row is read before it is written, so that the mask may be opened where it lies.
-  const bool in_place = out.is_same(expanded_mask);
+  const bool in_place = !out.is_meta() && out.scalar_type() == expanded_mask.scalar_type() &&
+                        out.sizes() == expanded_mask.sizes() &&
+                        out.strides() == expanded_mask.strides() &&
+                        out.const_data_ptr() == expanded_mask.const_data_ptr();
   unmask(kOp, expanded_mask, min_dtype,
          Output(kOp, out, in_place ? at::TensorList() : at::TensorList(expanded_mask)));
 }
@@ -83,14 +87,14 @@ at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10
   at::Tensor opened;
   {
     const at::AutoDispatchBelowAutograd below;
-    opened = call::unmask_unattended(expanded_mask, min_dtype, std::move(stride_multiple));
+    opened = call::unmask_unattended(expanded_mask, min_dtype, stride_multiple);
   }
   if (!differentiable) {
     return opened;
   }
   // A bias that is being learned: rows that stay pass their gradient on, opened ones have none.
   const at::Tensor closed = expanded_mask.detach().eq(min_dtype).all(-1, /*keepdim=*/true);
-  return at::where(closed, opened, expanded_mask);
+  return with_stride_multiple(at::where(closed, opened, expanded_mask), stride_multiple);
 }
 
 }  // namespace attn_mask::ops
