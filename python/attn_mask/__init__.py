@@ -10,15 +10,23 @@ from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
 from attn_mask import utils as utils
+from attn_mask._install import install as install
+from attn_mask._install import installed as installed
+from attn_mask._install import uninstall as uninstall
 from attn_mask._releases import for_transformers as for_transformers
+from attn_mask._skipping import skip_policy as skip_policy
 
 __all__ = [
     "__version__",
     "build_info",
     "for_transformers",
+    "install",
+    "installed",
     "masking_utils",
     "modeling_attn_mask_utils",
     "rules",
+    "skip_policy",
+    "uninstall",
     "utils",
 ]
 

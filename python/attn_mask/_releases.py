@@ -173,6 +173,13 @@ _VERSION = re.compile(
 )
 
 
+def release_numbers(version: str) -> tuple[int, ...]:
+    """(5, 0, 0) of "5", "5.0.0" and "5.0.0rc1"; () of what is no version."""
+    match = _VERSION.fullmatch(version)
+    release = tuple(map(int, match["release"].split("."))) if match else ()
+    return release + (0,) * (3 - len(release)) if match else ()
+
+
 def for_transformers(version: str) -> TransformersRelease:
     """transformers' mask helpers as a release of transformers had them.
 
@@ -190,10 +197,7 @@ def for_transformers(version: str) -> TransformersRelease:
         raise TypeError(
             f"for_transformers: expected version to be a str, but got {type(version).__name__}"
         )
-    match = _VERSION.fullmatch(version)
-    release = tuple(map(int, match["release"].split("."))) if match else ()
-    # "5" is 5.0.0.
-    release += (0,) * (3 - len(release))
+    release = release_numbers(version)
     for behaviour, known in zip(reversed(BEHAVIOURS), reversed(_RELEASES), strict=True):
         if release >= behaviour.since:
             with _LOADING:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar,
 import torch
 import torch.nn.functional as F
 
-from attn_mask import rules
+from attn_mask import _skipping, rules
 from attn_mask._library import _C
 from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 from attn_mask.rules import MaskFunction, Program
@@ -246,11 +246,23 @@ def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | N
     """
     if position_ids.dim() != 2:
         return None
-    starts = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
-    sequences = starts.cumsum(-1)
-    if not is_tracing(sequences) and bool((sequences[:, -1] == 0).all()):
+    policy = _skipping.current()
+    if policy.packing == "none":
+        return None
+    sequences = _count_sequences(position_ids)
+    if (
+        policy.name != "shapes"
+        and not is_tracing(sequences)
+        and bool((sequences[:, -1] == 0).all())
+    ):
         return None
     return sequences
+
+
+def _count_sequences(position_ids: torch.Tensor) -> torch.Tensor:
+    """[b, q]: how many sequences began before each query's in its row."""
+    starts = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
+    return starts.cumsum(-1)
 
 
 def find_first_full_attention_index(cache: Any) -> int:
@@ -398,6 +410,35 @@ def _can_skip_bidirectional_mask(
     return padding_mask is None or _C.is_all_visible(padding_mask)
 
 
+def _skips_causal(
+    attention_mask: torch.Tensor | None,
+    q_length: int,
+    kv_length: int,
+    q_offset: _Offset,
+    kv_offset: int,
+    local_size: int | None,
+) -> bool:
+    """_can_skip_causal_mask of the padding mask as it was given, or what skip_policy says."""
+    policy = _skipping.current()
+    if policy.name != "upstream":
+        return policy.skips_causal(
+            attention_mask, q_length, kv_length, q_offset, kv_offset, local_size
+        )
+    padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    return _can_skip_causal_mask(padding_mask, q_length, kv_length, q_offset, kv_offset, local_size)
+
+
+def _skips_bidirectional(
+    attention_mask: torch.Tensor | None, kv_length: int, kv_offset: int, local_size: int | None
+) -> bool:
+    """_can_skip_bidirectional_mask in the same way."""
+    policy = _skipping.current()
+    if policy.name != "upstream":
+        return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, local_size)
+    padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    return _can_skip_bidirectional_mask(padding_mask, kv_length, local_size)
+
+
 # Masks of each attention implementation
 
 
@@ -436,13 +477,12 @@ def sdpa_mask(
     """
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         _check_padding("sdpa_mask", attention_mask)
-        padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
-        if allow_is_causal_skip and _can_skip_causal_mask(
-            padding_mask, q_length, kv_length, q_offset, kv_offset, local_size
+        if allow_is_causal_skip and _skips_causal(
+            attention_mask, q_length, kv_length, q_offset, kv_offset, local_size
         ):
             return None
-        if allow_is_bidirectional_skip and _can_skip_bidirectional_mask(
-            padding_mask, kv_length, local_size
+        if allow_is_bidirectional_skip and _skips_bidirectional(
+            attention_mask, kv_length, kv_offset, local_size
         ):
             return None
     return _materialize(
@@ -481,8 +521,7 @@ def eager_mask(
     """
     if allow_is_bidirectional_skip:
         _check_padding("eager_mask", attention_mask)
-        padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
-        if _can_skip_bidirectional_mask(padding_mask, kv_length, kwargs.get("local_size")):
+        if _skips_bidirectional(attention_mask, kv_length, kv_offset, kwargs.get("local_size")):
             return None
     return _materialize(
         mask_function,
@@ -648,7 +687,11 @@ class _Axis(NamedTuple):
         return indices + (self.positions + self.start)
 
 
-def _axis(name: str, argument: str, length: int, offset: _Offset, device: torch.device) -> _Axis:
+def _axis(
+    name: str, argument: str, length: int, offset: "_Offset | _Axis", device: torch.device
+) -> _Axis:
+    if isinstance(offset, _Axis):
+        return offset
     if not isinstance(offset, torch.Tensor):
         return _Axis(length, offset, None)
     offset = offset.to(device)
@@ -670,7 +713,7 @@ def _materialize(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: _Offset,
+    q_offset: "_Offset | _Axis",
     kv_offset: _Offset,
     padding_mask: torch.Tensor | None,
     use_vmap: bool,
@@ -678,6 +721,8 @@ def _materialize(
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The mask [b, 1, q, kv], boolean or additive of a dtype; the arguments are sdpa_mask's.
+
+    ``q_offset`` may also say where each query stands.
 
     Rules are written by one call of an operator. Callables of the user's within them are asked
     first, in eager code tile by tile; while tracing, the whole tree is one broadcast expression.

@@ -1,0 +1,236 @@
+"""Tiny models with random weights, what to run them on, and the masks that reach their attention."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from packaging.version import Version
+from torch.utils._python_dispatch import TorchDispatchMode
+
+transformers = pytest.importorskip(
+    "transformers", reason="transformers, whose models are run, is not installed"
+)
+
+RELEASE = Version(transformers.__version__).release
+VOCABULARY = 64
+LENGTH = 9
+WINDOW = 4
+
+# What configurations call the same things; each takes what it knows.
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+
+
+@dataclass(frozen=True)
+class Model:
+    """How to make one: names in transformers, and what its configuration takes beyond SMALL."""
+
+    config: str
+    architecture: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    inputs: str = "decoder"
+    is_sliding: bool = False
+    # The first release whose model asks the create functions in each implementation; before, it
+    # writes masks itself.
+    asks_since: tuple[int, int] = (4, 53)
+    only_changes: bool = False
+
+
+FAST = {
+    "Llama": Model("LlamaConfig", "LlamaForCausalLM"),
+    "Mistral": Model(
+        "MistralConfig", "MistralForCausalLM", {"sliding_window": WINDOW}, is_sliding=True
+    ),
+    "Gemma 3 text": Model(
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        is_sliding=True,
+    ),
+    "Llama 4 text": Model(
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {
+            **EXPERTS,
+            "attention_chunk_size": WINDOW,
+            "intermediate_size_mlp": 48,
+            "layer_types": ["chunked_attention", "full_attention"],
+            "no_rope_layers": [1, 0],
+        },
+        is_sliding=True,
+    ),
+    "BERT": Model("BertConfig", "BertModel", inputs="encoder", asks_since=(5, 0)),
+    "T5": Model(
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "pad_token_id": 0,
+            "decoder_start_token_id": 0,
+            "eos_token_id": None,
+            "tie_word_embeddings": False,
+        },
+        inputs="encoder and decoder",
+        asks_since=(5, 1),
+        only_changes=True,
+    ),
+}
+
+SLOW: dict[str, Model] = {}
+
+MODELS = FAST | SLOW
+
+
+def named(names: dict[str, Model]) -> list[Any]:
+    return [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name.replace(" ", ""))
+        for name in names
+    ]
+
+
+@functools.cache
+def make(name: str, implementation: str) -> Any:
+    """The model; the same weights for every implementation. Skips what a release lacks."""
+    model = MODELS[name]
+    config_class = getattr(transformers, model.config, None)
+    architecture = getattr(transformers, model.architecture, None)
+    if config_class is None or architecture is None:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    config = config_class(**({} if model.only_changes else SMALL) | model.changes)
+    torch.manual_seed(0)
+    try:
+        made = architecture._from_config(config, attn_implementation=implementation)
+    except (ValueError, ImportError) as error:
+        if "attn_implementation" in str(error) or "does not support" in str(error):
+            pytest.skip(f"{name} has no {implementation}: {str(error).splitlines()[0]}")
+        raise
+    return made.eval()
+
+
+def tokens(batch_size: int = 2, length: int = LENGTH) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, VOCABULARY, (batch_size, length), generator=generator)
+
+
+def padding(side: str, batch_size: int = 2, length: int = LENGTH) -> torch.Tensor | None:
+    """Of the first row, three tokens; "ones" is a mask without padding."""
+    if side == "none":
+        return None
+    mask = torch.ones(batch_size, length, dtype=torch.long)
+    if side == "left":
+        mask[0, :3] = 0
+    elif side == "right":
+        mask[0, -3:] = 0
+    return mask
+
+
+PADDINGS = ("none", "ones", "left", "right")
+
+
+def inputs(model: Model, side: str) -> dict[str, Any]:
+    mask = padding(side)
+    given: dict[str, Any] = {"attention_mask": mask}
+    if model.inputs == "whisper":
+        given = {
+            "input_features": torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(2))
+        }
+        given["decoder_input_ids"] = tokens()
+        if mask is not None:
+            given["decoder_attention_mask"] = mask
+        return given
+    given["input_ids"] = tokens()
+    if model.inputs == "encoder and decoder":
+        given["decoder_input_ids"] = tokens(length=5)
+        if mask is not None:
+            given["decoder_attention_mask"] = padding(side, length=5)
+    return given
+
+
+@contextlib.contextmanager
+def recorded_masks(model: torch.nn.Module) -> Iterator[list[tuple[str, Any]]]:
+    """Every argument that is called a mask, of every attention module, call by call."""
+    seen: list[tuple[str, Any]] = []
+
+    def record(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> None:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+        for argument, value in {**bound, **bound.get("kwargs", {})}.items():
+            if "mask" in argument:
+                kept = value.clone() if isinstance(value, torch.Tensor) else value
+                seen.append((f"{name}.{argument}", kept))
+
+    hooks = []
+    for name, module in model.named_modules():
+        if "Attention" in type(module).__name__:
+            signature = inspect.signature(module.forward)
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, name=name, signature=signature: record(
+                        name, signature, args, kwargs
+                    ),
+                    with_kwargs=True,
+                )
+            )
+    assert hooks
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts the masks that our operators write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if name.startswith("attn_mask.") and "visible" not in name and "ignore" not in name:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Run:
+    masks: list[tuple[str, Any]]
+    result: Any
+    operators: int
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any reached attention that is more than padding [b, n]."""
+        return any(isinstance(mask, torch.Tensor) and mask.dim() == 4 for _, mask in self.masks)
+
+
+def run(model: torch.nn.Module, call: Callable[[], Any]) -> Run:
+    with recorded_masks(model) as masks, CountOperators() as counted, torch.no_grad():
+        result = call()
+    return Run(masks, result, counted.count)

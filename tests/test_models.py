@@ -1,0 +1,110 @@
+"""Unmodified transformers models with and without install(): the same masks, logits and tokens."""
+
+import attn_mask
+import pytest
+import torch
+from masks import assert_same_mask
+from models import MODELS, PADDINGS, RELEASE, inputs, make, named, padding, run, tokens
+
+IMPLEMENTATIONS = ("eager", "sdpa")
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(RELEASE < (4, 53), reason="transformers before 4.53 has no masking_utils"),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+
+def assert_same_run(got, want):
+    __tracebackhide__ = True
+    assert [name for name, _ in got.masks] == [name for name, _ in want.masks]
+    for (name, mask), (_, expected) in zip(got.masks, want.masks, strict=True):
+        if isinstance(expected, torch.Tensor) or expected is None:
+            assert (mask is None) == (expected is None), f"{name}: {mask} for {expected}"
+            assert_same_mask(mask, expected)
+        else:
+            assert mask == expected, name
+    torch.testing.assert_close(got.result, want.result, rtol=0, atol=0)
+
+
+def compare(name, model, call):
+    """Runs a call without and with install(); returns how many masks our operators wrote."""
+    __tracebackhide__ = True
+    want = run(model, call)
+    assert want.operators == 0
+    with attn_mask.installed():
+        got = run(model, call)
+    assert_same_run(got, want)
+    if want.has_masks and RELEASE >= MODELS[name].asks_since:
+        assert got.operators > 0, "the masks are not ours"
+    return got.operators
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", named(MODELS))
+def test_forward(name, implementation):
+    model = make(name, implementation)
+    written = 0
+    for side in PADDINGS:
+        given = inputs(MODELS[name], side)
+        written += compare(name, model, lambda given=given: model(**given)[0])
+    assert written > 0 or RELEASE < MODELS[name].asks_since
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", named(MODELS))
+def test_packed_sequences(name, implementation):
+    if MODELS[name].inputs != "decoder":
+        pytest.skip("packed sequences are for decoders")
+    model = make(name, implementation)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 0, 1, 2, 3, 4, 5, 6]])
+    given = {"input_ids": tokens(), "position_ids": positions, "use_cache": False}
+    assert compare(name, model, lambda: model(**given)[0]) > 0
+
+
+CACHES = {
+    "dynamic": {},
+    "none": {"use_cache": False},
+    "static": {"cache_implementation": "static"},
+    "sliding": {"cache_implementation": "sliding_window"},
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", named(MODELS))
+def test_generate(name, implementation, cache):
+    model_of = MODELS[name]
+    if model_of.inputs == "encoder":
+        pytest.skip("an encoder generates nothing")
+    if cache == "sliding" and not model_of.is_sliding:
+        pytest.skip("no layer is sliding")
+    if cache in ("static", "sliding") and model_of.inputs != "decoder":
+        pytest.skip("only decoders are run with this cache")
+    model = make(name, implementation)
+    for side in ("none", "left"):
+        given = {**inputs(model_of, side), **CACHES[cache]}
+        given.pop("decoder_attention_mask", None)
+        options = {"max_new_tokens": 4, "do_sample": False}
+        compare(name, model, lambda given=given, o=options: model.generate(**given, **o))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", named(MODELS))
+def test_forward_in_two_parts(name, implementation):
+    """More than one token behind a cache."""
+    if MODELS[name].inputs != "decoder":
+        pytest.skip("this is for decoders")
+    model = make(name, implementation)
+    ids = tokens()
+
+    def call(mask):
+        first = model(
+            ids[:, :6], attention_mask=None if mask is None else mask[:, :6], use_cache=True
+        )
+        return model(
+            ids[:, 6:], attention_mask=mask, past_key_values=first.past_key_values, use_cache=True
+        )[0]
+
+    for side in ("none", "left"):
+        assert compare(name, model, lambda mask=padding(side): call(mask)) > 0
