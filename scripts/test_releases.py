@@ -1,10 +1,10 @@
-"""Runs the tests of install() with releases of transformers really installed, each beside one torch.
+"""Runs the tests of install() with several releases of transformers, each really installed.
 
     python scripts/test_releases.py [--folder FOLDER] [VERSION ...] [-- PYTEST ARGUMENTS]
 
-Every release gets a folder that comes before the environment on Python's path, with transformers in it
-and whatever the release needs in another version than the environment has. A folder that is there is
-used again.
+Every release gets a folder that comes before the environment on Python's path, and holds
+transformers and whatever it needs in another version than the environment has; torch is shared. A
+folder that is complete is used again.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, what to run them on, and the masks that reach their attention."""
+"""Tiny models with random weights, what they are run on, and the masks that reach attention."""
 
 import contextlib
 import functools

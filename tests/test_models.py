@@ -1,5 +1,7 @@
 """Unmodified transformers models with and without install(): the same masks, logits and tokens."""
 
+import functools
+
 import attn_mask
 import pytest
 import torch
@@ -27,6 +29,11 @@ def assert_same_run(got, want):
     torch.testing.assert_close(got.result, want.result, rtol=0, atol=0)
 
 
+def asks(name):
+    """Whether the model asks the create functions, and doesn't write masks itself."""
+    return MODELS[name].asks_since <= RELEASE
+
+
 def compare(name, model, call):
     """Runs a call without and with install(); returns how many masks our operators wrote."""
     __tracebackhide__ = True
@@ -35,7 +42,7 @@ def compare(name, model, call):
     with attn_mask.installed():
         got = run(model, call)
     assert_same_run(got, want)
-    if want.has_masks and RELEASE >= MODELS[name].asks_since:
+    if want.has_masks and asks(name):
         assert got.operators > 0, "the masks are not ours"
     return got.operators
 
@@ -48,7 +55,7 @@ def test_forward(name, implementation):
     for side in PADDINGS:
         given = inputs(MODELS[name], side)
         written += compare(name, model, lambda given=given: model(**given)[0])
-    assert written > 0 or RELEASE < MODELS[name].asks_since
+    assert written > 0 or not asks(name)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -81,6 +88,11 @@ def test_generate(name, implementation, cache):
         pytest.skip("no layer is sliding")
     if cache in ("static", "sliding") and model_of.inputs != "decoder":
         pytest.skip("only decoders are run with this cache")
+    if name == "Llama 4 text" and cache in ("static", "sliding"):
+        if (5, 9) <= RELEASE < (5, 20):
+            pytest.skip("5.9 to 5.19 fail with chunks in caches that are made ahead")
+        if cache == "sliding" and RELEASE < (4, 56):
+            pytest.skip("until 4.55 this cache has windows only")
     model = make(name, implementation)
     for side in ("none", "left"):
         given = {**inputs(model_of, side), **CACHES[cache]}
@@ -107,4 +119,4 @@ def test_forward_in_two_parts(name, implementation):
         )[0]
 
     for side in ("none", "left"):
-        assert compare(name, model, lambda mask=padding(side): call(mask)) > 0
+        assert compare(name, model, functools.partial(call, padding(side))) > 0

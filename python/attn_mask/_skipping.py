@@ -131,7 +131,9 @@ def skip_policy(
         )
     for name, declared in (("padding", padding), ("packing", packing)):
         if declared not in (None, "none"):
-            raise ValueError(f"skip_policy: expected {name} to be 'none' or None, got {declared!r}")
+            raise ValueError(
+                f"skip_policy: expected {name} to be 'none' or None, but got {declared!r}"
+            )
         if declared is not None and policy != "shapes":
             raise ValueError(
                 f"skip_policy: expected no {name} beside {policy!r}, which heeds no declaration"

@@ -1,0 +1,706 @@
+"""attn_mask.install(): what it replaces, when, and what it puts back."""
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import types
+
+import attn_mask
+import pytest
+import torch
+from attn_mask import _install, masking_utils, rules
+from masks import assert_same_mask
+from oracle_loader import Config, FakeCache
+from packaging.version import Version
+
+transformers = pytest.importorskip(
+    "transformers", reason="transformers, under which masks are put, is not installed"
+)
+RELEASE = Version(transformers.__version__).release
+HAS_MASKING_UTILS = RELEASE >= (4, 53)
+if HAS_MASKING_UTILS:
+    from transformers import masking_utils as upstream
+
+LEGACY = "transformers.modeling_attn_mask_utils"
+# So that no test is the first to import it.
+HAS_LEGACY = importlib.util.find_spec(LEGACY) is not None
+if HAS_LEGACY:
+    importlib.import_module(LEGACY)
+
+pytestmark = pytest.mark.usefixtures("one_thread", "as_it_was")
+needs_masking_utils = pytest.mark.skipif(
+    not HAS_MASKING_UTILS, reason="transformers before 4.53 has no masking_utils"
+)
+
+
+@pytest.fixture
+def as_it_was():
+    """Whatever a test leaves behind is a failure, and does not reach the next one."""
+    before = state()
+    yield
+    after = state()
+    attn_mask.uninstall()
+    attn_mask.skip_policy("upstream")
+    assert_same_objects(after, before)
+
+
+def state():
+    """The objects that install() may replace."""
+    found = {"legacy module": sys.modules.get(LEGACY)}
+    found["legacy attribute"] = vars(transformers).get("modeling_attn_mask_utils")
+    if HAS_MASKING_UTILS:
+        found |= vars(upstream)
+        mapping = upstream.AttentionMaskInterface._global_mapping
+        found |= {f"mapping {key}": function for key, function in mapping.items()}
+    return found
+
+
+def assert_same_objects(got, want):
+    __tracebackhide__ = True
+    assert got.keys() == want.keys()
+    assert [name for name in want if got[name] is not want[name]] == []
+
+
+def run_python(code, *arguments):
+    """A process of its own, for what can't be undone in this one."""
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"}
+    command = [sys.executable, *arguments, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def embeds(batch_size=2, q_length=5, dtype=torch.float32):
+    return torch.zeros(batch_size, q_length, 4, dtype=dtype)
+
+
+def create(name="create_causal_mask", implementation="sdpa", mask=None, cache=None, **kwargs):
+    """A create function's result, called as the release's models call it."""
+    inputs = kwargs.pop("embeds", None)
+    inputs = embeds() if inputs is None else inputs
+    settings = {"sliding_window": 3, "attention_chunk_size": 3}
+    given = {
+        "config": Config(implementation, **settings),
+        "input_embeds" if RELEASE < (5, 2) else "inputs_embeds": inputs,
+        "attention_mask": mask,
+    }
+    if "bidirectional" not in name:
+        given["past_key_values"] = cache
+        if RELEASE < (5, 9):
+            seen = 0 if cache is None else cache.seen
+            given["cache_position"] = torch.arange(seen, seen + inputs.shape[1])
+    return getattr(upstream, name)(**given, **kwargs)
+
+
+def is_ours(function):
+    return function.__module__ == "attn_mask._install"
+
+
+# What is replaced
+
+
+def test_install_and_uninstall_restore_the_very_objects():
+    before = state()
+    attn_mask.install()
+    during = state()
+    changed = {name for name in during if during[name] is not before.get(name)}
+    assert "legacy module" in changed
+    if HAS_MASKING_UTILS:
+        assert {"causal_mask_function", "and_masks", "sdpa_mask", "eager_mask"} <= changed
+        assert {"mapping sdpa", "mapping eager"} <= changed
+        assert not any("create" in name for name in changed)
+    attn_mask.uninstall()
+    assert_same_objects(state(), before)
+
+
+def test_install_twice_is_install_once():
+    before = state()
+    attn_mask.install()
+    during = state()
+    attn_mask.install()
+    assert_same_objects(state(), during)
+    attn_mask.uninstall()
+    assert_same_objects(state(), before)
+    attn_mask.uninstall()
+    assert_same_objects(state(), before)
+
+
+def test_installed_is_a_block():
+    before = state()
+    with attn_mask.installed():
+        during = state()
+        with attn_mask.installed():
+            assert_same_objects(state(), during)
+        assert_same_objects(state(), during)
+    assert_same_objects(state(), before)
+    assert during["legacy module"] is not before["legacy module"]
+
+
+def test_installed_ends_with_an_error():
+    before = state()
+    with pytest.raises(KeyError), attn_mask.installed():
+        raise KeyError
+    assert_same_objects(state(), before)
+
+
+def test_install_outlasts_a_block():
+    before = state()
+    with attn_mask.installed():
+        attn_mask.install()
+    during = state()
+    assert during["legacy module"] is not before["legacy module"]
+    attn_mask.uninstall()
+    assert_same_objects(state(), before)
+
+
+def test_uninstall_waits_for_a_block():
+    before = state()
+    attn_mask.install()
+    with attn_mask.installed():
+        during = state()
+        attn_mask.uninstall()
+        assert_same_objects(state(), during)
+    assert_same_objects(state(), before)
+
+
+def test_threads():
+    before = state()
+    begin = threading.Barrier(8)
+    errors = []
+
+    def work():
+        begin.wait()
+        for _ in range(20):
+            with attn_mask.installed():
+                if sys.modules[LEGACY].__name__.split(".")[0] != "attn_mask":
+                    errors.append("not installed in a block")
+            attn_mask.install()
+            attn_mask.uninstall()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert_same_objects(state(), before)
+
+
+@needs_masking_utils
+def test_masks_while_another_thread_installs():
+    """Whatever mix of the two a call sees, its mask is the same."""
+    want = create("create_sliding_window_causal_mask", mask=torch.ones(2, 5))
+    end = threading.Event()
+
+    def work():
+        while not end.is_set():
+            with attn_mask.installed():
+                pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert_same_mask(
+                create("create_sliding_window_causal_mask", mask=torch.ones(2, 5)), want
+            )
+    finally:
+        end.set()
+        thread.join()
+
+
+@needs_masking_utils
+def test_what_others_replaced_since_is_left_to_them():
+    def theirs():
+        pass
+
+    before = upstream.and_masks
+    attn_mask.install()
+    upstream.and_masks = theirs
+    try:
+        attn_mask.uninstall()
+        assert upstream.and_masks is theirs
+    finally:
+        upstream.and_masks = before
+
+
+@needs_masking_utils
+def test_modules_imported_before_and_since():
+    """Files of transformers' that hold mask functions by name get ours, and back."""
+    early, late = (types.ModuleType(f"transformers.models.{name}") for name in ("early", "late"))
+    original = upstream.and_masks
+    early.and_masks = early.another_name = original
+    sys.modules[early.__name__] = early
+    try:
+        with attn_mask.installed():
+            assert early.and_masks is masking_utils.and_masks
+            assert early.another_name is original
+            late.and_masks = upstream.and_masks
+            sys.modules[late.__name__] = late
+        assert early.and_masks is late.and_masks is original
+    finally:
+        for module in (early, late):
+            sys.modules.pop(module.__name__, None)
+
+
+# The user's own registrations
+
+
+@pytest.fixture
+def registration():
+    """Registers a function and forgets it."""
+    mapping = upstream.AttentionMaskInterface._global_mapping
+    before = dict(mapping)
+
+    def register(key, function):
+        upstream.AttentionMaskInterface.register(key, function)
+
+    yield register
+    mapping.clear()
+    mapping.update(before)
+
+
+@needs_masking_utils
+def test_a_registration_before_is_kept_and_named_once(registration, caplog):
+    def mine(**kwargs):
+        return "mine"
+
+    registration("sdpa", mine)
+    with caplog.at_level(logging.WARNING, logger="attn_mask"):
+        for _ in range(2):
+            with attn_mask.installed():
+                assert create() == "mine"
+                assert is_ours(upstream.ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    assert upstream.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is mine
+    (record,) = caplog.records
+    assert "'sdpa' keeps the mask function that is registered for it" in record.getMessage()
+    assert "mine" in record.getMessage()
+
+
+@needs_masking_utils
+def test_a_local_registration_before_is_kept_and_named(caplog):
+    def mine(**kwargs):
+        return "mine"
+
+    functions = upstream.ALL_MASK_ATTENTION_FUNCTIONS
+    functions["eager"] = mine
+    try:
+        with caplog.at_level(logging.WARNING, logger="attn_mask"), attn_mask.installed():
+            assert create(implementation="eager") == "mine"
+        assert "'eager' keeps" in caplog.records[0].getMessage()
+    finally:
+        del functions["eager"]
+
+
+@needs_masking_utils
+def test_a_registration_since_wins(registration):
+    def mine(**kwargs):
+        return "mine"
+
+    attn_mask.install()
+    registration("sdpa", mine)
+    attn_mask.install()
+    assert create() == "mine"
+    attn_mask.uninstall()
+    assert create() == "mine"
+
+
+@needs_masking_utils
+def test_upstream_functions_under_other_names(registration):
+    registration("before", upstream.sdpa_mask)
+    stock = upstream.sdpa_mask
+    attn_mask.install()
+    assert is_ours(upstream.ALL_MASK_ATTENTION_FUNCTIONS["before"])
+    registration("since", upstream.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    attn_mask.uninstall()
+    assert upstream.ALL_MASK_ATTENTION_FUNCTIONS["before"] is stock
+    assert upstream.ALL_MASK_ATTENTION_FUNCTIONS["since"] is stock
+
+
+# Environments
+
+
+def test_without_transformers():
+    said = run_python(
+        """
+        import sys
+        sys.modules["transformers"] = None
+        import attn_mask
+        for _ in range(2):
+            try:
+                attn_mask.install()
+            except ImportError as error:
+                print(error)
+        attn_mask.uninstall()
+        """
+    )
+    expected = "expected transformers (4.35.0 or later) to be installed, but there is none"
+    assert said.splitlines() == [f"attn_mask.install: {expected}"] * 2
+
+
+def test_importing_attn_mask_leaves_transformers_alone():
+    assert run_python("import sys, attn_mask; print('transformers' in sys.modules)") == "False"
+
+
+def fake_transformers(version, **masking):
+    """Code that puts a transformers of some version into a process."""
+    return f"""
+        import sys, types
+        package = types.ModuleType("transformers")
+        package.__version__, package.__path__ = {version!r}, []
+        sys.modules["transformers"] = package
+        import attn_mask
+    """
+
+
+def test_a_release_before_masking_utils():
+    """Only the legacy module is replaced there; here, the package has nothing else."""
+    said = run_python(
+        fake_transformers("4.38.2")
+        + """
+        with attn_mask.installed():
+            from transformers.modeling_attn_mask_utils import AttentionMaskConverter
+            print(AttentionMaskConverter.__module__)
+        print("transformers.modeling_attn_mask_utils" in sys.modules)
+        print(hasattr(package, "modeling_attn_mask_utils"))
+        """
+    )
+    assert said.splitlines() == ["attn_mask._releases.transformers_4_37_0", "False", "False"]
+
+
+def test_a_release_before_both():
+    said = run_python(
+        fake_transformers("4.34.1")
+        + """
+        try:
+            attn_mask.install()
+        except ImportError as error:
+            print(error)
+        """
+    )
+    assert said == (
+        "attn_mask.install: expected transformers 4.35.0 or later, but 4.34.1 is installed"
+    )
+
+
+@needs_masking_utils
+@pytest.mark.parametrize("name", ["_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"])
+def test_a_release_that_decides_otherwise(monkeypatch, name):
+    if not hasattr(upstream, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    before = state()
+    monkeypatch.setattr(transformers, "__version__", "5.99.0")
+    monkeypatch.setattr(upstream, name, lambda padding_mask, something: True)
+    with pytest.raises(NotImplementedError, match=f"install: expected transformers' {name} to be"):
+        attn_mask.install()
+    monkeypatch.undo()
+    assert_same_objects(state(), before)
+
+
+def test_before_and_after_models_are_imported():
+    code = """
+        import torch, attn_mask
+        if {first}:
+            attn_mask.install()
+        from transformers.models.llama import LlamaConfig, LlamaForCausalLM
+        if not {first}:
+            attn_mask.install()
+        sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=8)
+        config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
+        model = LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
+        from torch.utils._python_dispatch import TorchDispatchMode
+        class Seen(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                if str(function).startswith("attn_mask.additive"):
+                    print(function)
+                return function(*args, **(kwargs or {{}}))
+        with Seen():
+            model(torch.ones(1, 3, dtype=torch.long))
+    """
+    if not HAS_MASKING_UTILS:
+        pytest.skip("transformers before 4.53 has no masking_utils")
+    for first in (True, False):
+        assert run_python(code.format(first=first)) == "attn_mask.additive.default"
+
+
+# The legacy module
+
+
+def old_model(namespace):
+    """Model code as it was written before 5.0, in a module of its own."""
+    code = '''
+    import torch
+    from torch import nn
+    from transformers.modeling_attn_mask_utils import (
+        AttentionMaskConverter,
+        _prepare_4d_causal_attention_mask,
+        _prepare_4d_causal_attention_mask_for_sdpa,
+    )
+
+    class OldModel(nn.Module):
+        """One layer of attention over embeddings."""
+
+        def __init__(self, implementation, sliding_window=None):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed = nn.Embedding(16, 8)
+            self.project = nn.Linear(8, 24)
+            self.implementation = implementation
+            self.sliding_window = sliding_window
+
+        def forward(self, input_ids, attention_mask=None):
+            embeds = self.embed(input_ids)
+            prepare = (
+                _prepare_4d_causal_attention_mask_for_sdpa
+                if self.implementation == "sdpa"
+                else _prepare_4d_causal_attention_mask
+            )
+            mask = prepare(attention_mask, input_ids.shape, embeds, 0, self.sliding_window)
+            if mask is not None and self.implementation == "sdpa":
+                smallest = torch.finfo(embeds.dtype).min
+                mask = AttentionMaskConverter._unmask_unattended(mask, smallest)
+            query, key, value = self.project(embeds)[:, None].chunk(3, -1)
+            attend = nn.functional.scaled_dot_product_attention
+            return mask, attend(query, key, value, mask, is_causal=mask is None)
+    '''
+    module = types.ModuleType(namespace)
+    exec(textwrap.dedent(code), module.__dict__)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("sliding_window", [None, 2])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_old_model_code(implementation, sliding_window):
+    """Imported before, the third-party file gets ours, too; imported since, it keeps them."""
+    if not HAS_LEGACY:
+        pytest.skip(f"transformers {transformers.__version__} has no such file")
+    attention_mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    ids = torch.arange(10).view(2, 5)
+    early = old_model("early")
+    sys.modules["early"] = early
+    stock = early.AttentionMaskConverter
+
+    def run(module):
+        model = module.OldModel(implementation, sliding_window)
+        return [model(ids, mask) for mask in (None, attention_mask, torch.ones_like(ids))]
+
+    try:
+        want = run(early)
+        with attn_mask.installed():
+            late = old_model("late")
+            ours = attn_mask.for_transformers(transformers.__version__).modeling_attn_mask_utils
+            for module in (early, late):
+                assert module.AttentionMaskConverter is ours.AttentionMaskConverter
+            got = [run(early), run(late)]
+        assert early.AttentionMaskConverter is stock
+        got.append(run(late))
+    finally:
+        del sys.modules["early"]
+    for side in got:
+        for (mask, result), (expected, expected_result) in zip(side, want, strict=True):
+            assert_same_mask(mask, expected)
+            assert torch.equal(result, expected_result)
+
+
+def test_legacy_module_that_the_release_no_longer_has(monkeypatch):
+    """The import finds ours, and nothing once it is uninstalled."""
+    monkeypatch.delitem(sys.modules, LEGACY, raising=False)
+    monkeypatch.delattr(transformers, "modeling_attn_mask_utils", raising=False)
+    monkeypatch.setattr(transformers, "__path__", [])
+    with attn_mask.installed():
+        module = importlib.import_module(LEGACY)
+        assert module.__name__.startswith("attn_mask.")
+        assert transformers.modeling_attn_mask_utils is module
+    with pytest.raises(ImportError):
+        importlib.import_module(LEGACY)
+
+
+# What the interfaces do
+
+
+CREATE = [
+    "create_causal_mask",
+    "create_sliding_window_causal_mask",
+    "create_chunked_causal_mask",
+    "create_bidirectional_mask",
+    "create_bidirectional_sliding_window_mask",
+]
+
+
+@needs_masking_utils
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", CREATE)
+def test_masks_are_those_of_the_release(name, implementation):
+    if not hasattr(upstream, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    left = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+    odd = lambda b, h, q, k: (k % 2 == 0) & (q >= 0)  # noqa: E731
+    calls = [
+        {},
+        {"embeds": embeds(dtype=torch.bfloat16)},
+        {"mask": left[:, :5]},
+        {"mask": torch.ones(2, 5)},
+        {"mask": left[:, :5], "and_mask_function": odd},
+        {"or_mask_function": odd},
+        {"mask": torch.zeros(2, 1, 5, 5)},
+    ]
+    if "bidirectional" not in name:
+        for mask in (None, left, torch.ones(2, 7)):
+            for q_length in (1, 2):
+                seen = 7 - q_length
+                for cache in ({"seen": seen}, {"seen": seen, "compileable": True}):
+                    inputs = {"mask": mask, "embeds": embeds(q_length=q_length)}
+                    calls.append({**inputs, "cache": FakeCache(**cache)})
+        if RELEASE >= (4, 53, 1):
+            packed = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]])
+            calls += [{"position_ids": packed}, {"position_ids": packed[1:]}]
+    for call in calls:
+        want = create(name, implementation, **call)
+        with attn_mask.installed():
+            got = create(name, implementation, **call)
+        assert_same_mask(got, want)
+
+
+@needs_masking_utils
+def test_positions_that_do_not_follow_each_other():
+    if RELEASE >= (5, 4):
+        pytest.skip("queries stand one behind the other since 5.4")
+    given = {"batch_size": 1, "cache_position": torch.tensor([4, 1, 6]), "kv_length": 7}
+    for name in ("sdpa_mask", "eager_mask"):
+        want = getattr(upstream, name)(**given)
+        with attn_mask.installed():
+            assert_same_mask(getattr(upstream, name)(**given), want)
+
+
+@needs_masking_utils
+def test_mask_functions_are_rules():
+    with attn_mask.installed():
+        rule = upstream.sliding_window_causal_mask_function(3)
+        assert isinstance(rule, rules.MaskFunction)
+        assert upstream.causal_mask_function == rules.causal()
+        assert rule.encode() == (rules.sliding_window(3) & rules.causal()).encode()
+
+
+# skip_policy
+
+
+@needs_masking_utils
+def test_policies_in_eager_code():
+    ones = torch.ones(2, 5)
+    full = upstream.create_causal_mask
+    assert full is not None
+    plane = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5)
+    with attn_mask.installed():
+        assert create(mask=ones) is None
+        assert create() is None
+        with attn_mask.skip_policy("never"):
+            assert_same_mask(create(mask=ones), plane)
+            assert_same_mask(create(), plane)
+        with attn_mask.skip_policy("shapes"):
+            assert_same_mask(create(mask=ones), plane)
+            assert create() is None
+        with attn_mask.skip_policy("shapes", padding="none"):
+            assert create(mask=ones) is None
+            assert create() is None
+            window = create("create_sliding_window_causal_mask", mask=ones)
+            assert window.shape == (2, 1, 5, 5)
+        assert create(mask=ones) is None
+
+
+@needs_masking_utils
+def test_shapes_agree_with_upstream_where_nothing_is_padded():
+    for q_length, seen in ((5, 0), (1, 4), (1, 0), (2, 3)):
+        for name in CREATE[:3]:
+            mask = torch.ones(2, q_length + seen)
+            inputs = {"mask": mask, "embeds": embeds(q_length=q_length)}
+            want = create(name, cache=FakeCache(seen=seen), **inputs)
+            with attn_mask.installed(), attn_mask.skip_policy("shapes", padding="none"):
+                got = create(name, cache=FakeCache(seen=seen), **inputs)
+            assert_same_mask(got, want)
+
+
+@needs_masking_utils
+@pytest.mark.parametrize("policy", [("never",), ("shapes",), ("shapes", "none")])
+def test_policies_compiled_choose_as_in_eager_code(policy):
+    def step(inputs, mask):
+        masks = [create(mask=given, embeds=inputs) for given in (None, mask)]
+        return [inputs.new_zeros(()) if given is None else given for given in masks]
+
+    inputs, mask = embeds(), torch.ones(2, 5)
+    with attn_mask.installed(), attn_mask.skip_policy(*policy):
+        torch._dynamo.reset()
+        compiled = torch.compile(step, backend="eager", fullgraph=True)
+        for got, want in zip(compiled(inputs, mask), step(inputs, mask), strict=True):
+            assert_same_mask(got, want)
+    torch._dynamo.reset()
+
+
+@needs_masking_utils
+def test_shapes_look_at_no_values():
+    """On the meta device there are none."""
+    positions = torch.arange(5, device="meta").expand(2, -1)
+    inputs, mask = embeds().to("meta"), torch.ones(2, 5, device="meta")
+
+    def calls():
+        yield create(mask=mask, embeds=inputs)
+        if RELEASE >= (4, 53, 1):
+            yield create(position_ids=positions, embeds=inputs)
+
+    if RELEASE < (5, 9):
+        pytest.skip("before 5.9, positions are given beside the embeddings")
+    with attn_mask.installed():
+        with attn_mask.skip_policy("shapes"):
+            assert all(result.is_meta for result in calls())
+        with attn_mask.skip_policy("shapes", padding="none", packing="none"):
+            assert all(result is None for result in calls())
+
+
+def test_policy_holds_for_masking_utils():
+    call = lambda: masking_utils.sdpa_mask(1, 3, 3, attention_mask=torch.ones(1, 3).bool())  # noqa: E731
+    assert call() is None
+    with attn_mask.skip_policy("shapes"):
+        assert call() is not None
+    with attn_mask.skip_policy("shapes", padding="none"):
+        assert call() is None
+        short = torch.ones(1, 2, dtype=torch.bool)
+        assert masking_utils.sdpa_mask(1, 3, 3, attention_mask=short) is not None
+    with attn_mask.skip_policy("never"):
+        given = {"batch_size": 1, "q_length": 3, "kv_length": 3}
+        assert masking_utils.sdpa_mask(**given) is not None
+        open_to_all = {**given, "mask_function": rules.bidirectional()}
+        assert masking_utils.eager_mask(**open_to_all, allow_is_bidirectional_skip=True).eq(0).all()
+
+
+def test_policy_without_a_block():
+    attn_mask.skip_policy("never")
+    try:
+        assert masking_utils.sdpa_mask(1, 3, 3) is not None
+        with attn_mask.skip_policy("shapes"), attn_mask.skip_policy("upstream"):
+            assert masking_utils.sdpa_mask(1, 3, 3) is None
+        assert masking_utils.sdpa_mask(1, 3, 3) is not None
+    finally:
+        attn_mask.skip_policy("upstream")
+    assert masking_utils.sdpa_mask(1, 3, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("sometimes",), "expected policy to be one of 'upstream', 'shapes', 'never', but got"),
+        (("shapes", "left"), "expected padding to be 'none' or None, but got 'left'"),
+        (("never", "none"), "expected no padding beside 'never', which heeds no declaration"),
+    ],
+)
+def test_policy_errors(arguments, text):
+    with pytest.raises(ValueError, match=f"skip_policy: {text}"):
+        attn_mask.skip_policy(*arguments)
+
+
+def test_state_is_not_held_by_the_module():
+    assert _install._installation is None
