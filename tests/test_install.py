@@ -402,30 +402,31 @@ def test_a_release_that_decides_otherwise(monkeypatch, name):
     assert_same_objects(state(), before)
 
 
-def test_before_and_after_models_are_imported():
-    code = """
-        import torch, attn_mask
-        if {first}:
-            attn_mask.install()
-        from transformers.models.llama import LlamaConfig, LlamaForCausalLM
-        if not {first}:
-            attn_mask.install()
-        sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=8)
-        config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
-        model = LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
+@needs_masking_utils
+def test_before_models_are_imported():
+    """Those of tests/test_models.py are imported before."""
+    said = run_python(
+        """
+        import attn_mask, torch
+        attn_mask.install()
         from torch.utils._python_dispatch import TorchDispatchMode
-        class Seen(TorchDispatchMode):
+        from transformers.models.llama import LlamaConfig, LlamaForCausalLM
+
+        class Show(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
                 if str(function).startswith("attn_mask.additive"):
                     print(function)
-                return function(*args, **(kwargs or {{}}))
-        with Seen():
+                return function(*args, **(kwargs or {}))
+
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 8}
+        config = LlamaConfig(**sizes, **heads)
+        model = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+        with Show():
             model(torch.ones(1, 3, dtype=torch.long))
-    """
-    if not HAS_MASKING_UTILS:
-        pytest.skip("transformers before 4.53 has no masking_utils")
-    for first in (True, False):
-        assert run_python(code.format(first=first)) == "attn_mask.additive.default"
+        """
+    )
+    assert said == "attn_mask.additive.default"
 
 
 # The legacy module
