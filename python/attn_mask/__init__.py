@@ -14,9 +14,12 @@ from attn_mask._install import install as install
 from attn_mask._install import installed as installed
 from attn_mask._install import uninstall as uninstall
 from attn_mask._releases import for_transformers as for_transformers
+from attn_mask._sdpa import SdpaArguments as SdpaArguments
+from attn_mask._sdpa import sdpa_arguments as sdpa_arguments
 from attn_mask._skipping import skip_policy as skip_policy
 
 __all__ = [
+    "SdpaArguments",
     "__version__",
     "build_info",
     "for_transformers",
@@ -25,6 +28,7 @@ __all__ = [
     "masking_utils",
     "modeling_attn_mask_utils",
     "rules",
+    "sdpa_arguments",
     "skip_policy",
     "uninstall",
     "utils",

@@ -13,6 +13,7 @@ They are immutable, can be copied and pickled (where a callable of the user's ca
 when they have the same structure over the same tensor objects. No value of a tensor is read here.
 """
 
+import enum
 import math
 import operator
 from collections.abc import Callable
@@ -64,6 +65,15 @@ _MAX_CHANGES = 7
 _SMALLEST, _LARGEST = -(2**58), 2**62
 
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class Shown(enum.Enum):
+    """What a rule shows of some keys to some queries, as far as it can be told from positions."""
+
+    ALL = enum.auto()
+    CAUSAL = enum.auto()
+    """The keys up to the query's own position; not all."""
+    OTHER = enum.auto()
 
 
 class _Place(NamedTuple):
@@ -181,6 +191,10 @@ class MaskFunction:
     def _encode(self, program: Program, place: _Place) -> None:
         raise NotImplementedError
 
+    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        """What it shows to the queries at q_start to q_end - 1, of such keys; one each at least."""
+        return Shown.OTHER
+
     @property
     def program(self) -> Program:
         """This tree for the operators; made once, but anew while a graph is recorded."""
@@ -288,6 +302,9 @@ class _Causal(MaskFunction):
     def _encode(self, program: Program, place: _Place) -> None:
         program.code += (CAUSAL,)
 
+    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        return Shown.ALL if kv_end - 1 <= q_start else Shown.CAUSAL
+
     def __repr__(self) -> str:
         return "causal()"
 
@@ -300,6 +317,9 @@ class _Bidirectional(MaskFunction):
     def _encode(self, program: Program, place: _Place) -> None:
         program.code += (ALL,)
         program.add_limits(place, None)
+
+    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        return Shown.ALL if q_start >= 0 else Shown.OTHER
 
     def __repr__(self) -> str:
         return "bidirectional()"
@@ -332,6 +352,13 @@ class _Window(MaskFunction):
         else:
             program.code += (WINDOW, *(-1 if side is None else side for side in (left, right)))
 
+    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        if self.left is not None and q_end - 1 - kv_start > self.left:
+            return Shown.OTHER
+        if self.right is None or kv_end - 1 - q_start <= self.right:
+            return Shown.ALL
+        return Shown.CAUSAL if self.right == 0 else Shown.OTHER
+
     def __repr__(self) -> str:
         if self.left is not None and self.right is None:
             return f"sliding_window({self.left + 1})"
@@ -363,6 +390,13 @@ class _Chunked(MaskFunction):
                 )
             operand = program.add_operand("left_padding", start)
         program.code += (CHUNK, self.size, operand)
+
+    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        if self.left_padding is not None:
+            return Shown.OTHER
+        first = min(q_start, kv_start) // self.size
+        is_one = first == (max(q_end, kv_end) - 1) // self.size
+        return Shown.ALL if is_one else Shown.OTHER
 
     def __repr__(self) -> str:
         start = "" if self.left_padding is None else f", {_shown(self.left_padding)}"
@@ -447,6 +481,12 @@ class _Intersection(MaskFunction):
     def _encode(self, program: Program, place: _Place) -> None:
         _encode_all(self.rules, AND, ALL, program, place)
 
+    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        shown = {rule._over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+        if Shown.OTHER in shown:
+            return Shown.OTHER
+        return Shown.CAUSAL if Shown.CAUSAL in shown else Shown.ALL
+
     def __repr__(self) -> str:
         if len(self.rules) < 2:
             return f"intersection({', '.join(map(repr, self.rules))})"
@@ -468,6 +508,12 @@ class _Union(MaskFunction):
 
     def _encode(self, program: Program, place: _Place) -> None:
         _encode_all(self.rules, OR, NOTHING, program, place)
+
+    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        shown = {rule._over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+        if Shown.ALL in shown:
+            return Shown.ALL
+        return Shown.CAUSAL if shown == {Shown.CAUSAL} else Shown.OTHER
 
     def __repr__(self) -> str:
         if len(self.rules) < 2:

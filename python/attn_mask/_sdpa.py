@@ -1,0 +1,110 @@
+"""What to call scaled_dot_product_attention with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from attn_mask import _skipping, masking_utils, rules
+from attn_mask._tracing import is_jit_tracing, is_tracing
+
+__all__ = ["SdpaArguments", "sdpa_arguments"]
+
+
+class SdpaArguments(NamedTuple):
+    """Two arguments of ``torch.nn.functional.scaled_dot_product_attention``; one at most is set."""
+
+    attn_mask: torch.Tensor | None
+    is_causal: bool
+
+
+def sdpa_arguments(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    q_offset: int | torch.Tensor | None = None,
+    kv_offset: int = 0,
+    dtype: torch.dtype | None = None,
+) -> SdpaArguments:
+    """The cheapest way to tell scaled_dot_product_attention which keys a query attends to::
+
+        attn_mask, is_causal = attn_mask.sdpa_arguments(query, key, causal() & sliding_window(64))
+        scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal)
+
+    A mask keeps it from its fastest kernels, so none is made where the answer is the same without:
+    where every key is attended to (one query behind a cache, windows and chunks that hold all), and
+    where causality is all there is and ``is_causal`` means the same. That counts queries and keys
+    from the same position (so not where queries stand behind a cache).
+
+    Args:
+        query: [batch_size, heads, q_length, head size].
+        key: [batch_size, heads, kv_length, head size]; gives sizes and device, as query does.
+        mask_function: a rule of ``attn_mask.rules``, or any mask function.
+        attention_mask: which keys are not padding [batch_size, n], not zero; those behind its end
+            are. Whether it hides any is found out as skip_policy says: by "upstream", its values
+            are looked at, if not tracing.
+        q_offset: where the first query stands, an int or a tensor [] or [batch_size, 1], which is
+            not read; by default, where the last query and the last key are the same token.
+        kv_offset: where the first key stands.
+        dtype: of an additive mask; by default the mask is boolean.
+
+    Returns (attn_mask, is_causal): attn_mask is None or [batch_size, 1, q_length, kv_length].
+
+    Raises ValueError for tensors of another rank, or negative positions; see also
+    ``masking_utils.sdpa_mask``.
+    """
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"sdpa_arguments: expected {name} to be 4-D [batch_size, heads, length, head size],"
+                f" but got {tensor.dim()}-D {list(tensor.shape)}"
+            )
+    masking_utils._check_padding("sdpa_arguments", attention_mask)
+    batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
+    if q_offset is None:
+        q_offset = kv_offset + kv_length - q_length
+    if not isinstance(q_offset, torch.Tensor) and (q_offset < 0 or kv_offset < 0):
+        raise ValueError(
+            f"sdpa_arguments: expected q_offset and kv_offset not to be negative, "
+            f"but got {q_offset} and {kv_offset}"
+        )
+    if attention_mask is not None:
+        attention_mask = attention_mask.to(device=query.device, dtype=torch.bool)
+    rule = rules.function(mask_function)
+    if not isinstance(q_offset, torch.Tensor) and q_length > 0 and kv_length > 0:
+        shown = rule._over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
+        is_needed = shown is rules.Shown.OTHER or (
+            shown is rules.Shown.CAUSAL and q_offset != kv_offset
+        )
+        if not is_needed and _hides_nothing(attention_mask, kv_length, kv_offset):
+            return SdpaArguments(None, shown is rules.Shown.CAUSAL)
+    mask = masking_utils._materialize(
+        rule,
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        attention_mask,
+        False,
+        query.device,
+        dtype,
+    )
+    return SdpaArguments(mask, False)
+
+
+def _hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offset: int) -> bool:
+    """Whether, as far as skip_policy lets one know, each key shows."""
+    policy = _skipping.current()
+    if policy.name != "upstream":
+        return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, None)
+    # In a graph that is kept, sizes may change, and with them what is_causal means.
+    if torch.compiler.is_exporting() or is_jit_tracing():
+        return False
+    if attention_mask is None:
+        return True
+    if is_tracing(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
+        return False
+    return masking_utils._shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])
