@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python lint format demo bench gpu clean
+.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo bench gpu clean
 
 setup: $(VENV)/.requirements
 
@@ -46,6 +46,10 @@ test-python: build
 # Everything, also what takes minutes or gigabytes.
 test-all: lint test-cpp build
 	$(BIN)/python -m pytest -q
+
+# install() under several releases of transformers, each downloaded the first time.
+test-releases: build
+	$(BIN)/python scripts/test_releases.py
 
 lint: build
 	$(BIN)/ruff check .

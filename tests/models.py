@@ -20,6 +20,7 @@ RELEASE = Version(transformers.__version__).release
 VOCABULARY = 64
 LENGTH = 9
 WINDOW = 4
+IMAGE = 60  # the token that stands for a part of an image
 
 # What configurations call the same things; each takes what it knows.
 SMALL = {
@@ -102,7 +103,120 @@ FAST = {
     ),
 }
 
-SLOW: dict[str, Model] = {}
+OF_GPT_2 = {"vocab_size": VOCABULARY, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+OF_GPT_2 |= {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+OF_FALCON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+OF_FALCON |= {"num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+OF_BART = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "d_model": 32}
+OF_BART |= {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+OF_BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+OF_BART |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+OF_BART |= {"forced_eos_token_id": None}
+OF_DEEPSEEK = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+OF_DEEPSEEK |= {"v_head_dim": 8, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1}
+OF_DEEPSEEK |= {"topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+OF_DEEPSEEK |= {"first_k_dense_replace": 1, "n_shared_experts": 1}
+OF_DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+OF_DELTA |= {"linear_value_head_dim": 8, "linear_conv_kernel_dim": 2, "num_experts": 2}
+OF_DELTA |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+OF_DELTA |= {"num_experts_per_tok": 1, "layer_types": ["linear_attention", "full_attention"]}
+OF_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+OF_VISION |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+LOCAL = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+
+SLOW = {
+    "Mixtral": Model(
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {**EXPERTS, "sliding_window": WINDOW},
+        is_sliding=True,
+    ),
+    "Qwen2": Model(
+        "Qwen2Config",
+        "Qwen2ForCausalLM",
+        {**LOCAL, "use_sliding_window": True, "max_window_layers": 1},
+        is_sliding=True,
+    ),
+    "Qwen3": Model("Qwen3Config", "Qwen3ForCausalLM"),
+    "Gemma 2": Model(
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {**LOCAL, "query_pre_attn_scalar": 8},
+        is_sliding=True,
+    ),
+    "Phi-3": Model("Phi3Config", "Phi3ForCausalLM", {"sliding_window": WINDOW}, is_sliding=True),
+    "Cohere 2": Model("Cohere2Config", "Cohere2ForCausalLM", LOCAL, is_sliding=True),
+    "GPT-2": Model("GPT2Config", "GPT2LMHeadModel", OF_GPT_2, only_changes=True),
+    "GPT-NeoX": Model("GPTNeoXConfig", "GPTNeoXForCausalLM"),
+    "Falcon": Model("FalconConfig", "FalconForCausalLM", OF_FALCON, only_changes=True),
+    "Falcon with ALiBi": Model(
+        "FalconConfig", "FalconForCausalLM", {**OF_FALCON, "alibi": True}, only_changes=True
+    ),
+    "OPT": Model("OPTConfig", "OPTForCausalLM", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "RoBERTa": Model("RobertaConfig", "RobertaModel", inputs="encoder", asks_since=(5, 0)),
+    "ModernBERT": Model(
+        "ModernBertConfig",
+        "ModernBertModel",
+        {"local_attention": 2 * WINDOW, "cls_token_id": 1, "sep_token_id": 2},
+        inputs="encoder",
+        asks_since=(5, 1),
+    ),
+    "BART": Model(
+        "BartConfig",
+        "BartForConditionalGeneration",
+        OF_BART,
+        inputs="encoder and decoder",
+        only_changes=True,
+    ),
+    "Whisper": Model(
+        "WhisperConfig",
+        "WhisperForConditionalGeneration",
+        {
+            **OF_BART,
+            "num_mel_bins": 8,
+            "max_source_positions": 16,
+            "max_target_positions": 64,
+            "begin_suppress_tokens": None,
+        },
+        inputs="sound",
+        only_changes=True,
+    ),
+    "GPT-OSS": Model("GptOssConfig", "GptOssForCausalLM", {**EXPERTS, **LOCAL}, is_sliding=True),
+    "DeepSeek-V3": Model("DeepseekV3Config", "DeepseekV3ForCausalLM", OF_DEEPSEEK),
+    "Gemma 3 with images": Model(
+        "Gemma3Config",
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": {**SMALL, **LOCAL, "query_pre_attn_scalar": 8},
+            "vision_config": OF_VISION,
+            "mm_tokens_per_image": 4,
+            "image_token_index": IMAGE,
+            "image_token_id": IMAGE,
+            "boi_token_index": 1,
+            "eoi_token_index": 2,
+        },
+        inputs="images",
+        is_sliding=True,
+        only_changes=True,
+    ),
+    "PaliGemma": Model(
+        "PaliGemmaConfig",
+        "PaliGemmaForConditionalGeneration",
+        {
+            "text_config": {**SMALL, "model_type": "gemma"},
+            "vision_config": {**OF_VISION, "model_type": "siglip_vision_model"},
+            "image_token_index": IMAGE,
+            "image_token_id": IMAGE,
+            "projection_dim": 32,
+            "hidden_size": 32,
+        },
+        inputs="images",
+        only_changes=True,
+    ),
+    "Qwen3-Next (linear and full attention)": Model(
+        "Qwen3NextConfig", "Qwen3NextForCausalLM", OF_DELTA
+    ),
+}
 
 MODELS = FAST | SLOW
 
@@ -156,14 +270,24 @@ PADDINGS = ("none", "ones", "left", "right")
 def inputs(model: Model, side: str) -> dict[str, Any]:
     mask = padding(side)
     given: dict[str, Any] = {"attention_mask": mask}
-    if model.inputs == "whisper":
-        given = {
-            "input_features": torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(2))
-        }
+    if model.inputs == "sound":
+        generator = torch.Generator().manual_seed(2)
+        given = {"input_features": torch.randn(2, 8, 32, generator=generator)}
         given["decoder_input_ids"] = tokens()
         if mask is not None:
             given["decoder_attention_mask"] = mask
         return given
+    if model.inputs == "images":
+        ids = tokens()
+        ids[:, 3:7] = IMAGE
+        generator = torch.Generator().manual_seed(2)
+        images = torch.randn(2, 3, 8, 8, generator=generator)
+        return {
+            **given,
+            "input_ids": ids,
+            "pixel_values": images,
+            "token_type_ids": (ids == IMAGE).long(),
+        }
     given["input_ids"] = tokens()
     if model.inputs == "encoder and decoder":
         given["decoder_input_ids"] = tokens(length=5)
@@ -230,7 +354,10 @@ class Run:
         return any(isinstance(mask, torch.Tensor) and mask.dim() == 4 for _, mask in self.masks)
 
 
-def run(model: torch.nn.Module, call: Callable[[], Any]) -> Run:
-    with recorded_masks(model) as masks, CountOperators() as counted, torch.no_grad():
-        result = call()
+def run(model: torch.nn.Module, call: Callable[[], Any], counts: bool = True) -> Run:
+    """``counts``: not while torch.compile is at work, which has no part in a dispatch mode."""
+    counted = CountOperators()
+    with recorded_masks(model) as masks, torch.no_grad():
+        with counted if counts else contextlib.nullcontext():
+            result = call()
     return Run(masks, result, counted.count)
