@@ -357,7 +357,7 @@ class Run:
 def run(model: torch.nn.Module, call: Callable[[], Any], counts: bool = True) -> Run:
     """``counts``: not while torch.compile is at work, which has no part in a dispatch mode."""
     counted = CountOperators()
-    with recorded_masks(model) as masks, torch.no_grad():
-        with counted if counts else contextlib.nullcontext():
-            result = call()
+    counting = counted if counts else contextlib.nullcontext()
+    with recorded_masks(model) as masks, counting, torch.no_grad():
+        result = call()
     return Run(masks, result, counted.count)
