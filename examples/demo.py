@@ -1,4 +1,4 @@
-"""attn_mask at work: a sentence encoder, a left-padded causal batch, and what a mask costs.
+"""attn_mask at work: a sentence encoder, a left-padded causal batch, install(), what a mask costs.
 
 Every comparison with transformers decides about the exit code.
 """
@@ -34,6 +34,7 @@ from rich.columns import Columns
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import modeling_attn_mask_utils as upstream
 
 OPENINGS = {
@@ -212,8 +213,56 @@ def drawing(mask: torch.Tensor, words: list[str]) -> Text:
     return text
 
 
+def installed(encoder: Encoder) -> None:
+    console.rule("3  the same encoder, unmodified, and a Llama under attn_mask.install()")
+    encoder.tokenizer.padding_side = "right"
+    batch = encoder.tokens(list(OPENINGS.values()))
+    for attention in ("eager", "sdpa"):
+        encoder.model.set_attn_implementation(attention)
+        stock, stock_mask = encoder.embed(batch, batch["attention_mask"]), encoder.seen[0]
+        with attn_mask.installed(), MasksWritten() as written:
+            found, mask = encoder.embed(batch, batch["attention_mask"]), encoder.seen[0]
+        same = difference(mask, stock_mask) is None and difference(found, stock) is None
+        check(
+            same and written.names == [OPERATORS[attention]],
+            f"{attention}: one call of {OPERATORS[attention]}, and bitwise the same embeddings",
+        )
+
+    sizes = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    torch.manual_seed(0)
+    llama = transformers.LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
+    ids = torch.randint(3, 100, (2, 12))
+    padding = torch.ones_like(ids)
+    padding[0, :4] = 0
+    arguments = {"attention_mask": padding, "max_new_tokens": 8, "do_sample": False}
+    stock = llama.generate(ids, **arguments)
+    with attn_mask.installed(), MasksWritten() as written:
+        found = llama.generate(ids, **arguments)
+    check(
+        torch.equal(found, stock) and len(written.names) == 8,
+        f"a left-padded Llama generates the same tokens, with {len(written.names)} masks of ours",
+    )
+
+
+OPERATORS = {"eager": "attn_mask.additive.default", "sdpa": "attn_mask.boolean.default"}
+
+
+class MasksWritten(TorchDispatchMode):
+    """The names of the operators that wrote a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func) in OPERATORS.values():
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def costs() -> None:
-    console.rule("3  what a mask costs: median time, and peak memory as a multiple of the output")
+    console.rule("4  what a mask costs: median time, and peak memory as a multiple of the output")
     names = {torch.bfloat16: "to_4d, window 1024", torch.float32: "to_4d"}
     large = [case for case in large_cases(tuple(names)) if case.name == names[case.dtype]]
     table = Table("case", "memory")
@@ -256,6 +305,7 @@ def main() -> int:
     encoder = Encoder()
     sentences(encoder)
     causal(encoder)
+    installed(encoder)
     costs()
     for text in failures:
         console.print(f"[bold red]failed:[/] {text}", highlight=False)
