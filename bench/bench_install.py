@@ -223,10 +223,13 @@ def generate(module: ModuleType, model: Any, new_tokens: int, rounds: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each side gets its turn")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--tokens", type=int, default=64, help="how many are generated")
     parser.add_argument("--only", default="", help="the cases whose name contains this")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     console = wide_console()
     about = environment()
     for key, value in about.items():

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+_OF_GRAPHS = (torch.fx.Proxy, FakeTensor)
+
 
 def is_jit_tracing() -> bool:
     """Whether torch.jit.trace is at work."""
@@ -31,4 +33,4 @@ def is_tracing(tensor: Any = None) -> bool:
     # A stream can only be captured once CUDA is in use; asking first would initialise it.
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return True
-    return isinstance(tensor, torch.fx.Proxy | FakeTensor)
+    return isinstance(tensor, _OF_GRAPHS)

@@ -424,6 +424,8 @@ def _skips_causal(
         return policy.skips_causal(
             attention_mask, q_length, kv_length, q_offset, kv_offset, local_size
         )
+    if local_size is not None and kv_length >= local_size:
+        return False
     padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     return _can_skip_causal_mask(padding_mask, q_length, kv_length, q_offset, kv_offset, local_size)
 
@@ -727,27 +729,29 @@ def _materialize(
     Rules are written by one call of an operator. Callables of the user's within them are asked
     first, in eager code tile by tile; while tracing, the whole tree is one broadcast expression.
     """
-    name = "sdpa_mask" if dtype is None else "eager_mask"
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
     device = torch.get_default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
-    _check_padding(name, padding_mask)
     rule = rules.function(mask_function)
-    program = rule.program
-    # What most steps of decoding ask for, where all that is seen to below is as it should be.
+    # What most calls ask for, where all that is seen to below is as it should be.
     if (
-        program.is_plain
-        and type(q_offset) is int
+        type(q_offset) is int
         and type(kv_offset) is int
-        and q_offset >= 0
-        and kv_offset >= 0
-        and not is_recording()
         and (padding_mask is None or _is_beside(padding_mask, batch_size, device))
+        and not is_recording()
+        and (program := rule.known_program).is_written(
+            batch_size,
+            q_offset,
+            q_offset + q_length,
+            kv_offset,
+            kv_offset + kv_length,
+            device,
+        )
     ):
         return _C.rule_mask(
             program.code if padding_mask is None else program.padded_code,
-            [] if padding_mask is None else [padding_mask],
+            program.operands if padding_mask is None else [*program.operands, padding_mask],
             batch_size,
             q_length,
             kv_length,
@@ -758,6 +762,9 @@ def _materialize(
             device,
             dtype,
         )
+    name = "sdpa_mask" if dtype is None else "eager_mask"
+    _check_padding(name, padding_mask)
+    program = rule.program
     queries = _axis(name, "q_offset", q_length, q_offset, device)
     keys = _axis(name, "kv_offset", kv_length, kv_offset, device)
     code, operands = program.code, program.operands
@@ -813,6 +820,7 @@ def _materialize(
 def _is_beside(padding_mask: torch.Tensor, batch_size: int, device: torch.device) -> bool:
     return (
         padding_mask.dtype == torch.bool
+        and padding_mask.dim() == 2
         and padding_mask.shape[0] == batch_size
         and padding_mask.device == device
     )

@@ -148,6 +148,32 @@ class Program:
                 self.highest[axis] = limit if highest is None else min(limit, highest)
                 self._limits.append((axis, limit, operand))
 
+    def is_written(
+        self,
+        batch_size: int,
+        q_start: int,
+        q_end: int,
+        kv_start: int,
+        kv_end: int,
+        device: torch.device,
+    ) -> bool:
+        """Whether the operators need nothing else, for queries and keys at these positions."""
+        if self.is_plain:
+            return q_start >= 0 and kv_start >= 0
+        if self.questions or not self.is_boolean:
+            return False
+        if q_start < self.lowest[0] or kv_start < self.lowest[1]:
+            return False
+        q_highest, kv_highest = self.highest
+        if (q_highest is not None and q_end > q_highest) or (
+            kv_highest is not None and kv_end > kv_highest
+        ):
+            return False
+        for operand in self.operands:
+            if operand.shape[0] != batch_size or operand.device != device:
+                return False
+        return True
+
     def check_end(self, name: str, axis: int, end: int) -> None:
         """Raises ValueError where queries (axis 0) or keys (1) before ``end`` are in no table."""
         highest = self.highest[axis]
@@ -198,8 +224,11 @@ class MaskFunction:
     @property
     def program(self) -> Program:
         """This tree for the operators; made once, but anew while a graph is recorded."""
-        if is_recording():
-            return Program(self)
+        return Program(self) if is_recording() else self.known_program
+
+    @property
+    def known_program(self) -> Program:
+        """The same, where no graph is recorded."""
         program: Program | None = self.__dict__.get("_program")
         if program is None:
             program = Program(self)
