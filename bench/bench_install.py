@@ -22,7 +22,7 @@ from transformers import masking_utils
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 
-WINDOW, CHUNK = 1024, 1024
+SIZE = 1024  # of windows and chunks
 STOCK, OURS, NULL, WRITE = "transformers", "attn_mask", "null", "write"
 IMPLEMENTATIONS = ("eager", "sdpa")
 
@@ -34,17 +34,20 @@ FUNCTIONS = {
     "window": "create_sliding_window_causal_mask",
     "chunks": "create_chunked_causal_mask",
 }
+# What a model with such layers, whose cache keeps what they see, has in its configuration.
+LOCAL = {"causal": None, "window": "sliding_window", "chunks": "attention_chunk_size"}
 
 
-def config(implementation: str, **changes: Any) -> Any:
+def config(implementation: str, function: str) -> Any:
     made = transformers.MistralConfig(
         hidden_size=64,
         num_hidden_layers=1,
         num_attention_heads=1,
         num_key_value_heads=1,
-        **{"sliding_window": None} | changes,
+        sliding_window=None,
     )
-    made.attention_chunk_size = CHUNK
+    if local := LOCAL[function]:
+        setattr(made, local, SIZE)
     made._attn_implementation = implementation
     return made
 
@@ -61,8 +64,7 @@ class Case:
 
     def call(self, implementation: str | None = None) -> Callable[[], torch.Tensor | None]:
         """The create function, as a model calls it in one step."""
-        local = {} if self.function == "causal" else {"sliding_window": WINDOW}
-        of_model = config(implementation or self.implementation, **local)
+        of_model = config(implementation or self.implementation, self.function)
         seen = self.kv_length - self.q_length
         cache = transformers.DynamicCache(config=of_model)
         if seen:
