@@ -512,7 +512,7 @@ def test_old_model_code(implementation, sliding_window):
 def test_legacy_module_that_the_release_no_longer_has(monkeypatch):
     """The import finds ours, and nothing once it is uninstalled."""
     monkeypatch.delitem(sys.modules, LEGACY, raising=False)
-    monkeypatch.delattr(transformers, "modeling_attn_mask_utils", raising=False)
+    monkeypatch.delitem(vars(transformers), "modeling_attn_mask_utils", raising=False)
     monkeypatch.setattr(transformers, "__path__", [])
     with attn_mask.installed():
         module = importlib.import_module(LEGACY)
