@@ -48,10 +48,15 @@ def as_it_was():
     assert_same_objects(after, before)
 
 
+def package():
+    """transformers makes it anew while it loads the first model."""
+    return sys.modules["transformers"]
+
+
 def state():
     """The objects that install() may replace."""
     found = {"legacy module": sys.modules.get(LEGACY)}
-    found["legacy attribute"] = vars(transformers).get("modeling_attn_mask_utils")
+    found["legacy attribute"] = vars(package()).get("modeling_attn_mask_utils")
     if HAS_MASKING_UTILS:
         found |= vars(upstream)
         mapping = upstream.AttentionMaskInterface._global_mapping
@@ -394,7 +399,7 @@ def test_a_release_that_decides_otherwise(monkeypatch, name):
     if not hasattr(upstream, name):
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     before = state()
-    monkeypatch.setattr(transformers, "__version__", "5.99.0")
+    monkeypatch.setattr(package(), "__version__", "5.99.0")
     monkeypatch.setattr(upstream, name, lambda padding_mask, something: True)
     with pytest.raises(NotImplementedError, match=f"install: expected transformers' {name} to be"):
         attn_mask.install()
@@ -512,14 +517,27 @@ def test_old_model_code(implementation, sliding_window):
 def test_legacy_module_that_the_release_no_longer_has(monkeypatch):
     """The import finds ours, and nothing once it is uninstalled."""
     monkeypatch.delitem(sys.modules, LEGACY, raising=False)
-    monkeypatch.delitem(vars(transformers), "modeling_attn_mask_utils", raising=False)
-    monkeypatch.setattr(transformers, "__path__", [])
+    monkeypatch.delitem(vars(package()), "modeling_attn_mask_utils", raising=False)
+    monkeypatch.setattr(package(), "__path__", [])
     with attn_mask.installed():
         module = importlib.import_module(LEGACY)
         assert module.__name__.startswith("attn_mask.")
-        assert transformers.modeling_attn_mask_utils is module
+        assert package().modeling_attn_mask_utils is module
     with pytest.raises(ImportError):
         importlib.import_module(LEGACY)
+
+
+def test_package_that_is_made_anew(monkeypatch):
+    """What it looks up while ours are installed, it does not keep."""
+    again = types.ModuleType("transformers")
+    vars(again).update(vars(package()))
+    vars(again).pop("modeling_attn_mask_utils", None)
+    before = sys.modules.get(LEGACY)
+    with attn_mask.installed():
+        monkeypatch.setitem(sys.modules, "transformers", again)
+        again.modeling_attn_mask_utils = sys.modules[LEGACY]
+    assert vars(again).get("modeling_attn_mask_utils") is before
+    monkeypatch.undo()
 
 
 # What the interfaces do

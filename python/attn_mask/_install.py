@@ -103,6 +103,11 @@ class _Installation:
     def undo(self) -> None:
         for change in reversed(self._changes):
             change.undo()
+        # transformers makes its package anew while it loads models, and keeps what it looked up.
+        package = vars(sys.modules["transformers"]) if "transformers" in sys.modules else {}
+        _Change(
+            package, _LEGACY, sys.modules.get(self._legacy.name, _ABSENT), self._legacy.now
+        ).undo()
         for key, function in list(self._mapping.items()):
             for before, now in self._objects.values():
                 if function is now:
@@ -148,7 +153,8 @@ class _Installation:
         name = f"transformers.{_LEGACY}"
         before = sys.modules.get(name, _ABSENT)
         attribute = vars(transformers).get(_LEGACY, _ABSENT)
-        self._changes.append(_Change(sys.modules, name, before, ours))
+        self._legacy = _Change(sys.modules, name, before, ours)
+        self._changes.append(self._legacy)
         self._changes.append(_Change(vars(transformers), _LEGACY, attribute, ours))
         if before is _ABSENT:
             return  # nobody holds anything of it
