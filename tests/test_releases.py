@@ -719,7 +719,8 @@ def test_what_the_history_says():
 
 def test_example_of_the_readme():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (example,) = (code for code in readme.split("```") if "for_transformers(" in code)
+    # Every other part is code.
+    (example,) = (code for code in readme.split("```")[1::2] if "for_transformers(" in code)
     names = {}
     exec(example.removeprefix("python"), names)
     assert visibility(names["mask"])[0][3:] == ["-000--", "--000-", "---000"]
