@@ -101,8 +101,8 @@ def gpu(report: dict[str, Any]) -> str:
 
 # File name without its suffix, how it was made, how it is shown.
 SECTIONS = {
-    "legacy": ("`python bench/bench_legacy.py --json bench/results/legacy.json`", legacy),
-    "rules": ("`python bench/bench_rules.py --json bench/results/rules.json`", rules),
+    "legacy": ("a run of `bench/bench_legacy.py`", legacy),
+    "rules": ("a run of `bench/bench_rules.py`", rules),
     "gpu": ("`make gpu`", gpu),
 }
 
