@@ -49,7 +49,7 @@ test-all: lint test-cpp build
 
 # install() under several releases of transformers, each downloaded the first time.
 test-releases: build
-	$(BIN)/python scripts/test_releases.py
+	$(BIN)/python scripts/test_under_releases.py
 
 lint: build
 	$(BIN)/ruff check .

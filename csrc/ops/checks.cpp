@@ -77,6 +77,11 @@ void check_integer(const char* op, const char* argument, const at::Tensor& tenso
                    dtype);
 }
 
+bool is_asked_for(at::Device asked, at::Device device) {
+  return asked.type() == device.type() &&
+         (device.is_cpu() || !asked.has_index() || asked.index() == device.index());
+}
+
 void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,
                        const char* other_argument, const at::Tensor& other) {
   TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": expected ", argument,

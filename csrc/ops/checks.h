@@ -51,6 +51,10 @@ void check_mask_dtype(const char* op, const char* argument, const at::Tensor& ma
 /// Ids and positions: uint8, int8 to int64.
 void check_integer(const char* op, const char* argument, const at::Tensor& tensor);
 
+/// Whether a tensor on `device` is where the caller asked for: without an index any will do, and
+/// the CPU is one whatever its index.
+bool is_asked_for(at::Device asked, at::Device device);
+
 /// The two must be on one device.
 void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,
                        const char* other_argument, const at::Tensor& other);

@@ -109,18 +109,12 @@ at::ScalarType Output::dtype(std::optional<at::ScalarType> asked) const {
   return given_->scalar_type();
 }
 
-std::optional<at::Device> Output::device(std::optional<at::Device> asked) const {
-  if (!given_) {
-    return asked;
-  }
+at::Device Output::device(std::optional<at::Device> asked) const {
   const at::Device of_out = given_->device();
   // Fake tensors run Meta kernels, for which all tensors are meta, on behalf of any device.
   const bool is_fake = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta);
-  TORCH_CHECK_VALUE(
-      !asked || is_fake ||
-          (asked->type() == of_out.type() &&
-           (of_out.is_cpu() || !asked->has_index() || asked->index() == of_out.index())),
-      op_, ": expected out to be on ", *asked, ", but got ", of_out);
+  TORCH_CHECK_VALUE(!asked || is_fake || is_asked_for(*asked, of_out), op_,
+                    ": expected out to be on ", *asked, ", but got ", of_out);
   return of_out;
 }
 

@@ -23,8 +23,8 @@ class Output {
   /// The dtype of the additive mask asked for, or that of a given tensor.
   at::ScalarType dtype(std::optional<at::ScalarType> asked) const;
 
-  /// The device likewise.
-  std::optional<at::Device> device(std::optional<at::Device> asked) const;
+  /// The device of a given tensor, which must be that asked for.
+  at::Device device(std::optional<at::Device> asked) const;
 
   /// A mask to be written, [batch_size, heads, q_length, kv_length]; a given one must be just that.
   at::Tensor mask(const c10::SymInt& batch_size, const c10::SymInt& heads,

@@ -90,10 +90,7 @@ at::Device device_of(const char* op, const Arguments& arguments) {
     of_tensors = arguments.bias->device();
   }
   if (of_tensors) {
-    const bool same =
-        !arguments.device || (arguments.device->type() == of_tensors->type() &&
-                              (of_tensors->is_cpu() || !arguments.device->has_index() ||
-                               arguments.device->index() == of_tensors->index()));
+    const bool same = !arguments.device || is_asked_for(*arguments.device, *of_tensors);
     TORCH_CHECK_VALUE(same || of_tensors->is_meta(), op,
                       ": expected device to be that of the operands, which is ", *of_tensors,
                       ", but got ", *arguments.device);
@@ -136,10 +133,7 @@ void run_in_parts(const char* op, const RuleProgram& program, const MaskTask& ta
         });
       });
       answers.push_back(bits);
-      return {bits.const_data_ptr(), bits.stride(0),       bits.stride(1),
-              bits.stride(2),        bits.stride(3),       bits.size(3),
-              /*element_size=*/1,
-              /*by_column=*/true,    is_nonzero(at::kBool)};
+      return bits_leaf(bits, /*first_row=*/0);
     };
     rows.rule = decode_rule(op, program, device, /*with_data=*/true, begin, bits_of_part).rule;
     prepare_and_run(rows, device);

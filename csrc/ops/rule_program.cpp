@@ -163,15 +163,7 @@ class Decoder {
     }
     Padding result{};
     if (with_data_) {
-      result = {static_cast<const bool*>(tensor.const_data_ptr()) + first_row_ * tensor.stride(2),
-                batch_stride(tensor),
-                tensor.size(1) == 1 ? 0 : tensor.stride(1),
-                tensor.stride(2),
-                tensor.stride(3),
-                tensor.size(3),
-                /*element_size=*/1,
-                /*by_column=*/true,
-                is_nonzero(at::kBool)};
+      result = bits_leaf(tensor, first_row_);
     }
     return result;
   }
@@ -461,6 +453,18 @@ class Decoder {
 };
 
 }  // namespace
+
+Padding bits_leaf(const at::Tensor& bits, int64_t first_row) {
+  return {static_cast<const bool*>(bits.const_data_ptr()) + first_row * bits.stride(2),
+          bits.size(0) == 1 ? 0 : bits.stride(0),
+          bits.size(1) == 1 ? 0 : bits.stride(1),
+          bits.stride(2),
+          bits.stride(3),
+          bits.size(3),
+          /*element_size=*/1,
+          /*by_column=*/true,
+          is_nonzero(at::kBool)};
+}
 
 DecodedRule decode_rule(const char* op, const RuleProgram& program, at::Device device,
                         bool with_data, int64_t first_row, const BitsOfPart& bits_of_part) {

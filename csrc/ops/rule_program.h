@@ -43,6 +43,9 @@ struct DecodedRule {
   bool has_parts;     // the tree was too large: the answers of its parts stand in for them
 };
 
+/// A boolean tensor [b or 1, h or 1, rows, kv_length], from one of its rows on, as a leaf.
+Padding bits_leaf(const at::Tensor& bits, int64_t first_row);
+
 /// The answers of a part of a rule, for each row and column of the mask.
 using BitsOfPart = std::function<Padding(const Rule& part)>;
 

@@ -1,6 +1,6 @@
 """Runs the tests of install() with several releases of transformers, each really installed.
 
-    python scripts/test_releases.py [--folder FOLDER] [VERSION ...] [-- PYTEST ARGUMENTS]
+    python scripts/test_under_releases.py [--folder FOLDER] [VERSION ...] [-- PYTEST ARGUMENTS]
 
 Every release gets a folder that comes before the environment on Python's path, and holds
 transformers and whatever it needs in another version than the environment has; torch is shared. A
