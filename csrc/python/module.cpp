@@ -5,6 +5,9 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <optional>
+#include <utility>
+
 #include "build_info.h"
 #include "ops/call.h"
 
@@ -68,6 +71,24 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
 
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
 
+/// FUNCTION for Python: without the GIL, with torch's exceptions and warnings. Not by
+/// torch::wrap_pybind_function_no_gil: where a warning is an error, it comes from a destructor behind
+/// the `return` there, and g++ then destroys the result twice.
+template <auto Function>
+struct Direct;
+
+template <typename Result, typename... Args, Result (*Function)(Args...)>
+struct Direct<Function> {
+  static Result call(Args... args) {
+    std::optional<Result> result;
+    HANDLE_TH_ERRORS
+    const pybind11::gil_scoped_release no_gil;
+    result.emplace(Function(std::forward<Args>(args)...));
+    END_HANDLE_TH_ERRORS_PYBIND
+    return std::move(*result);
+  }
+};
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = kVersion;
@@ -82,14 +103,14 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
-  m.def("to_causal_4d", torch::wrap_pybind_function_no_gil(&to_causal_4d));
-  m.def("to_4d", torch::wrap_pybind_function_no_gil(&to_4d));
-  m.def("expand_mask", torch::wrap_pybind_function_no_gil(&expand_mask));
+  m.def("to_causal_4d", &Direct<&to_causal_4d>::call);
+  m.def("to_4d", &Direct<&to_4d>::call);
+  m.def("expand_mask", &Direct<&expand_mask>::call);
   m.def("prepare_4d_attention_mask_for_sdpa",
-        torch::wrap_pybind_function_no_gil(&prepare_4d_attention_mask_for_sdpa));
-  m.def("rule_mask", torch::wrap_pybind_function_no_gil(&rule_mask));
-  m.def("ignore_causal_mask_sdpa", torch::wrap_pybind_function_no_gil(&ignore_causal_mask_sdpa));
-  m.def("is_all_visible", torch::wrap_pybind_function_no_gil(&is_all_visible));
+        &Direct<&prepare_4d_attention_mask_for_sdpa>::call);
+  m.def("rule_mask", &Direct<&rule_mask>::call);
+  m.def("ignore_causal_mask_sdpa", &Direct<&ignore_causal_mask_sdpa>::call);
+  m.def("is_all_visible", &Direct<&is_all_visible>::call);
 }
 
 }  // namespace attn_mask

@@ -5,7 +5,9 @@ Importing this package registers the operators ``torch.ops.attn_mask.*``.
 
 from importlib.metadata import version as _version
 
+from attn_mask import _graphs as _graphs
 from attn_mask import _library
+from attn_mask import _vmap as _vmap
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION
@@ -26,29 +24,6 @@ if _cuda.exists():
     torch.ops.load_library(str(_cuda))
 
 from attn_mask import _C  # noqa: E402  (it is linked with the library loaded above)
-
-
-def _fake_factory(
-    mode: FakeTensorMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
-) -> Any:
-    """Runs an operator without tensors under fake tensors.
-
-    They know how to treat operators that can't have tensor arguments and return a Tensor, but not
-    those that return an optional one or just were given none: shape (or None) and errors come from
-    the Meta kernel.
-    """
-    if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
-        return mode.__torch_dispatch__(func, types, args, kwargs)
-    mask = func(*args, **{**kwargs, "device": torch.device("meta")})
-    if mask is None:
-        return None
-    device = kwargs.get("device") or torch.device("cpu")
-    with mode:
-        return torch.empty_strided(mask.shape, mask.stride(), dtype=mask.dtype, device=device)
-
-
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", "boolean", "additive"):
-    torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
 
 
 def build_info() -> dict[str, Any]:

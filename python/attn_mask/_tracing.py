@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
+from torch._C._functorch import is_batchedtensor
 from torch._subclasses.fake_tensor import FakeTensor
-
-_OF_GRAPHS = (torch.fx.Proxy, FakeTensor)
 
 
 def is_jit_tracing() -> bool:
@@ -26,11 +25,14 @@ def is_tracing(tensor: Any = None) -> bool:
 
     True under torch.compile, torch.export and torch.jit.trace, while a CUDA stream is being
     captured, and for a ``tensor`` that is an fx.Proxy or a FakeTensor. Mirrors ``is_tracing`` of
-    transformers 5.
+    transformers 5. Beyond it, for a ``tensor`` without values or one that stands for many: of the
+    meta device, or mapped over by torch.vmap.
     """
     if is_recording():
         return True
     # A stream can only be captured once CUDA is in use; asking first would initialise it.
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return True
-    return isinstance(tensor, _OF_GRAPHS)
+    if not isinstance(tensor, torch.Tensor):
+        return isinstance(tensor, torch.fx.Proxy)
+    return isinstance(tensor, FakeTensor) or tensor.is_meta or is_batchedtensor(tensor)

@@ -1,0 +1,109 @@
+"""How operators stand in graphs that torch records: what fake tensors and proxies make of them."""
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_ops = torch.ops.attn_mask
+
+
+def _fake_factory(
+    mode: FakeTensorMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """Runs an operator without tensors under fake tensors.
+
+    They know how to treat operators that can't have tensor arguments and return a Tensor, but not
+    those that return an optional one or just were given none: shape (or None) and errors come from
+    the Meta kernel.
+    """
+    if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
+        return mode.__torch_dispatch__(func, types, args, kwargs)
+    mask = func(*args, **{**kwargs, "device": torch.device("meta")})
+    if mask is None:
+        return None
+    device = kwargs.get("device") or torch.device("cpu")
+    with mode:
+        return torch.empty_strided(mask.shape, mask.stride(), dtype=mask.dtype, device=device)
+
+
+def _certain(
+    mode: ProxyTorchDispatchMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """Exports an operator that may return None as one that can't.
+
+    Whether there is a mask has been decided by then, and AOTInductor can't serialize an optional
+    result. The operator runs first, so that errors name it.
+    """
+    if not torch.compiler.is_exporting():
+        return mode.__torch_dispatch__(func, types, args, kwargs)
+    result = func(*args, **kwargs)
+    if result is None:
+        return None
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    dtype, (batch_size, _, q_length, kv_length) = result.dtype, result.shape
+    options = {"dtype": dtype, "stride_multiple": given.get("stride_multiple", 1)}
+    window = given.get("sliding_window")
+    with mode:
+        if "mask" in given:
+            return _ops._prepare_4d_attention_mask(given["mask"], given.get("tgt_len"), **options)
+        mask = given.get("attention_mask")
+        if mask is None:
+            return _ops._make_causal_mask(
+                (batch_size, q_length),
+                kv_length - q_length,
+                window,
+                device=result.device,
+                **options,
+            )
+        lowest = torch.finfo(given["inputs_embeds"].dtype).min
+        is_for_sdpa = func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default
+        opens = is_for_sdpa and mask.is_cuda and given.get("allow_skip", True)
+        if mask.dim() == 2:
+            return _ops.to_4d(
+                mask,
+                q_length,
+                key_value_length=kv_length,
+                sliding_window=window,
+                unmask_unattended=opens,
+                **options,
+            )
+        if is_for_sdpa:
+            return _ops._unmask_unattended(mask, lowest) if opens else mask.clone()
+        attends = mask if mask.dtype == torch.bool else mask.to(dtype) == 1
+        return torch.where(attends, torch.zeros((), dtype=dtype, device=mask.device), lowest)
+
+
+def _with_operand(
+    mode: ProxyTorchDispatchMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """Exports a rule without operands with one that it does not name.
+
+    AOTInductor loses a list of tensors that is empty.
+    """
+    rule, operands, *sizes = args
+    if torch.compiler.is_exporting() and not operands:
+        result = func(*args, **kwargs)
+        with mode:
+            operand = torch.empty(0, dtype=torch.bool, device=result.device)
+            return mode.__torch_dispatch__(func, types, (rule, [operand], *sizes), kwargs)
+    return mode.__torch_dispatch__(func, types, args, kwargs)
+
+
+for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", "boolean", "additive"):
+    torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
+for _name in (
+    "to_causal_4d",
+    "_create_4d_causal_attention_mask",
+    "_prepare_4d_causal_attention_mask",
+    "_prepare_4d_causal_attention_mask_for_sdpa",
+    "_prepare_4d_attention_mask_for_sdpa",
+):
+    torch.library.register_torch_dispatch(f"attn_mask::{_name}", ProxyTorchDispatchMode, _certain)
+for _name in ("boolean", "additive"):
+    torch.library.register_torch_dispatch(
+        f"attn_mask::{_name}", ProxyTorchDispatchMode, _with_operand
+    )
