@@ -166,7 +166,7 @@ def test_errors_under_vmap_name_the_operator():
         torch.vmap(lambda mask: operator("to_4d")(mask, 4, dtype=torch.int32, key_value_length=7))(
             masks
         )
-    with pytest.raises(ValueError, match="to_4d: expected .* with kv_length 9, but got"):
+    with pytest.raises(ValueError, match=r"to_4d: expected .* with kv_length 9, but got"):
         torch.vmap(lambda mask: operator("to_4d")(mask, 4, dtype=HALF, key_value_length=9))(masks)
 
 
@@ -182,10 +182,10 @@ def test_warnings_as_errors_free_results_once():
         direct = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(direct)
         # Without the batching rules, which Python registers, torch warns that it has none.
-        failed = 0
+        masks, failed = torch.ones(3, 2, 7), 0
         for _ in range(100):
             try:
-                torch.vmap(lambda mask: direct.expand_mask(mask, 4, torch.half))(torch.ones(3, 2, 7))
+                torch.vmap(lambda mask: direct.expand_mask(mask, 4, torch.half))(masks)
             except UserWarning:
                 failed += 1
             kept = [bytearray(size) for size in range(0, 3000, 8)]

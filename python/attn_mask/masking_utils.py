@@ -780,14 +780,15 @@ def _materialize(
         or counts
         or (len(program.questions) > 0 and is_tracing(padding_mask))
     )
+    for axis, line in enumerate((queries, keys)):
+        if line.positions is None and (is_recording() or line.length > 0):
+            program.check_end(name, axis, line.start + line.length)
     # While a graph is recorded, it must not come to depend on comparisons of sizes.
     if not is_recording():
-        before_table = False
-        for axis, line in enumerate((queries, keys)):
-            if line.positions is None and line.length > 0:
-                before_table = before_table or line.start < program.lowest[axis]
-                program.check_end(name, axis, line.start + line.length)
-        by_call = by_call or before_table
+        by_call = by_call or any(
+            line.positions is None and line.length > 0 and line.start < program.lowest[axis]
+            for axis, line in enumerate((queries, keys))
+        )
         operands = _beside(name, operands, program, batch_size, device)
     if by_call:
         if padding_mask is not None:

@@ -138,15 +138,17 @@ class Program:
 
     def add_limits(self, place: _Place, operand: int | None, by_query: bool = True) -> None:
         """Positions are not negative and, with an operand, in that table."""
-        if place.add is None or not self._finds_limits:
+        if place.add is None:
             return
         for axis in range(0 if by_query else 1, 2):
-            self.lowest[axis] = max(self.lowest[axis], -place.add[axis])
             if operand is not None:
                 limit = self.operands[operand].shape[1] - place.add[axis]
-                highest = self.highest[axis]
-                self.highest[axis] = limit if highest is None else min(limit, highest)
                 self._limits.append((axis, limit, operand))
+            if self._finds_limits:
+                self.lowest[axis] = max(self.lowest[axis], -place.add[axis])
+                if operand is not None:
+                    highest = self.highest[axis]
+                    self.highest[axis] = limit if highest is None else min(limit, highest)
 
     def is_written(
         self,
@@ -176,16 +178,21 @@ class Program:
 
     def check_end(self, name: str, axis: int, end: int) -> None:
         """Raises ValueError where queries (axis 0) or keys (1) before ``end`` are in no table."""
-        highest = self.highest[axis]
-        if highest is None or end <= highest:
-            return
         for of_axis, limit, operand in self._limits:
-            if of_axis == axis and end > limit:
+            if of_axis == axis and self._is_known(end > limit):
                 shape = list(self.operands[operand].shape)
                 raise ValueError(
                     f"{name}: expected {self.names[operand]} to be of length "
                     f"{shape[1] + end - limit} or longer, but got {shape}"
                 )
+
+    def _is_known(self, fact: bool | torch.SymBool) -> bool:
+        """While a graph is recorded: that it holds for all sizes that the graph is for."""
+        if self._finds_limits:
+            return bool(fact)
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(fact)
 
     def ask(self, rule: "MaskFunction", place: _Place) -> None:
         """A rule that only a call can answer."""
