@@ -113,18 +113,17 @@ def batch(model: transformers.PreTrainedModel, name: str, lengths: tuple[int, ..
 
 @torch.inference_mode()
 def encoder() -> dict:
-    """all-MiniLM-L6-v2, a padded batch of sentences and a single one, and their embeddings."""
+    """all-MiniLM-L6-v2, a padded batch of sentences, a query without padding, and embeddings."""
     path = get_model_path()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     model = transformers.BertModel.from_pretrained(path, attn_implementation="sdpa").eval()
 
-    def embedded(name: str, texts: list[str]) -> dict:
+    def embedded(texts: list[str]) -> dict:
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
         states = model(**inputs).last_hidden_state
         counted = inputs["attention_mask"][:, :, None]
         means = (states * counted).sum(1) / counted.sum(1)
         return {
-            "name": name,
             "texts": texts,
             "ids": inputs["input_ids"],  # [b, n]
             "attention_mask": inputs["attention_mask"],  # [b, n]
@@ -139,7 +138,8 @@ def encoder() -> dict:
             "layer_norm_eps": config.layer_norm_eps,
         },
         "weights": model.state_dict(),
-        "batches": [embedded("padded sentences", SENTENCES), embedded("one sentence", [QUERY])],
+        "sentences": embedded(SENTENCES),
+        "query": embedded([QUERY]),
     }
 
 

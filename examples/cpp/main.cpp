@@ -159,22 +159,30 @@ void run_decoder(const char* name, const Archive& archive, const Parts& parts, R
 
 void run_encoder(const Archive& archive, const Parts& parts, Report& report) {
   const Encoder encoder(EncoderConfig(archive.dict("config")), archive.dict("weights"));
-  std::vector<at::Tensor> found;
-  for (const c10::IValue& item : archive.at("batches").toListRef()) {
-    const Archive batch(item);
+  std::vector<at::Tensor> embeddings;
+  for (const char* name : {"sentences", "query"}) {
+    const Archive batch = archive.dict(name);
     const at::Tensor padding_mask = batch.tensor("attention_mask");
     const at::Tensor no_padding = at::ones_like(padding_mask);
     const auto embed = [&](const at::Tensor& attended) {
       return mean_of_tokens(encoder.forward(batch.tensor("ids"), attended), padding_mask);
     };
 
-    std::printf("all-MiniLM-L6-v2, %s\n", batch.at("name").toStringRef().c_str());
-    found.push_back(embed(parts.padding ? padding_mask : no_padding));
+    std::printf("all-MiniLM-L6-v2, %s\n", name);
+    embeddings.push_back(embed(parts.padding ? padding_mask : no_padding));
     const at::Tensor expected = batch.tensor("embeddings");
-    report.within(difference(found.back(), expected), kEmbeddingsTolerance, "embeddings");
+    report.within(difference(embeddings.back(), expected), kEmbeddingsTolerance, "embeddings");
     if (!at::equal(padding_mask, no_padding)) {
       report.effect(difference(embed(no_padding), expected), "padding", "embeddings");
     }
+  }
+
+  const auto texts = [&](const char* name) { return archive.dict(name).at("texts").toListRef(); };
+  const at::Tensor similarities = at::mv(embeddings[0], embeddings[1][0]);
+  std::printf("  %s\n", texts("query")[0].toStringRef().c_str());
+  for (int64_t i = 0; i < similarities.size(0); ++i) {
+    std::printf("  %5.2f  %s\n", similarities[i].item<double>(),
+                texts("sentences")[i].toStringRef().c_str());
   }
 }
 
