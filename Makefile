@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo bench gpu clean
+.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo cpp-demo bench gpu clean
 
 setup: $(VENV)/.requirements
 
@@ -35,7 +35,7 @@ $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 	CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python -m pip install -q --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
-test: lint test-cpp test-python
+test: lint test-cpp cpp-demo test-python
 
 test-cpp: build
 	ctest --test-dir build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-torch$(TORCH_VERSION) --output-on-failure
@@ -44,7 +44,7 @@ test-python: build
 	$(BIN)/python -m pytest -q -m "not slow"
 
 # Everything, also what takes minutes or gigabytes.
-test-all: lint test-cpp build
+test-all: lint test-cpp cpp-demo build
 	$(BIN)/python -m pytest -q
 
 # install() under several releases of transformers, each downloaded the first time.
@@ -64,6 +64,24 @@ format: setup
 
 demo: build
 	$(BIN)/python examples/demo.py
+
+CPP_DEMO := build/cpp-demo-torch$(TORCH_VERSION)
+
+# Language models in LibTorch, built as a user would, compared with transformers'. Then with a part left
+# out of the masks: status 1 says that the comparisons failed.
+cpp-demo: build $(CPP_DEMO)/models/.exported
+	cmake -G Ninja -S examples/cpp -B $(CPP_DEMO) \
+	  -DCMAKE_PREFIX_PATH=$$($(BIN)/python -c 'import attn_mask; print(attn_mask.utils.cmake_prefix_path)')
+	cmake --build $(CPP_DEMO)
+	$(CPP_DEMO)/demo $(CPP_DEMO)/models
+	@for part in padding window; do \
+	  $(CPP_DEMO)/demo $(CPP_DEMO)/models --without $$part > $(CPP_DEMO)/without_$$part.txt; \
+	  test $$? -eq 1 || { echo "--without $$part: expected status 1"; exit 1; }; \
+	done
+
+$(CPP_DEMO)/models/.exported: examples/cpp/export_models.py $(VENV)/.requirements
+	$(BIN)/python $< $(@D)
+	@touch $@
 
 bench: build
 	$(BIN)/python bench/bench_legacy.py --json bench/results/legacy.json
