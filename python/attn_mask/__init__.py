@@ -6,6 +6,7 @@ Importing this package registers the operators ``torch.ops.attn_mask.*``.
 from importlib.metadata import version as _version
 
 from attn_mask import _library
+from attn_mask import block_sparse as block_sparse
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
@@ -21,6 +22,7 @@ from attn_mask._skipping import skip_policy as skip_policy
 __all__ = [
     "SdpaArguments",
     "__version__",
+    "block_sparse",
     "build_info",
     "for_transformers",
     "install",
