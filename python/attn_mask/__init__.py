@@ -8,6 +8,7 @@ from importlib.metadata import version as _version
 from attn_mask import _graphs as _graphs
 from attn_mask import _library
 from attn_mask import _vmap as _vmap
+from attn_mask import block_sparse as block_sparse
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
@@ -23,6 +24,7 @@ from attn_mask._skipping import skip_policy as skip_policy
 __all__ = [
     "SdpaArguments",
     "__version__",
+    "block_sparse",
     "build_info",
     "for_transformers",
     "install",
