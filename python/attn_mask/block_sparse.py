@@ -186,9 +186,11 @@ def _flex_attention(
     """Attention over the blocks of a mask, its scores changed by a function.
 
     The softmax, over the keys of those blocks, of score_mod(query @ key / sqrt(E), ...), times
-    value. A query that attends to nothing, by the blocks or by scores of -inf, gets zeros. In eager
-    code torch's unfused implementation holds all scores; compiled code skips the blocks. Sizes of
-    blocks are, on GPUs, multiples of the tiles of torch's kernels; 128, the default, is.
+    value. (In 2024, before there was a scale, scores were not divided: for those, multiply query by
+    sqrt(E).) A query that attends to nothing, by the blocks or by scores of -inf, gets zeros.
+
+    In eager code torch's unfused implementation holds all scores; code compiled by inductor skips
+    blocks. On GPUs its kernels want blocks of a multiple of their tiles; the default, 128, is one.
 
     Args:
         query: [B, H, q_length, E].
