@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -243,7 +241,7 @@ def test_flex_attention_by_cell(name):
     torch.testing.assert_close(got, attention_by_cell(*given_states, score_of, all_blocks, 7, 11))
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(
     sizes=st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 6)] * 4),
     shared=st.tuples(st.booleans(), st.booleans()),
@@ -284,7 +282,9 @@ def test_dtypes(dtype):
     dense = spread(random_blocks(5, 1, 2, 2, 2), 2, 2)
     mask = block_sparse._create_block_sparse_mask(dense, 2, 2)
     got = block_sparse._flex_attention(*given_states, IDENTITY, mask)
-    torch.testing.assert_close(got, dense_attention(*given_states, dense))
+    want = dense_attention(*(tensor.double() for tensor in given_states), dense)
+    epsilon = torch.finfo(dtype).eps
+    torch.testing.assert_close(got, want.to(dtype), rtol=2 * epsilon, atol=2 * epsilon)
 
 
 @pytest.mark.parametrize(("q_length", "kv_length"), [(0, 4), (4, 0)])
@@ -310,6 +310,11 @@ def test_gradients_on_a_cpu():
         block_sparse._flex_attention(query.requires_grad_(), key, value)
 
 
+def skip_without_avx2():
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("inductor's flex attention on CPUs needs AVX2")
+
+
 def attend(query, key, value, dense):
     """The mask is made in the graph."""
     mask = block_sparse._create_block_sparse_mask(dense, 16, 16)
@@ -319,6 +324,8 @@ def attend(query, key, value, dense):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compiled(backend):
     """Backends that know no blocks mask, too."""
+    if backend == "inductor":
+        skip_without_avx2()
     length = 64
     given_states = states(8, 2, 2, length, length, torch.float32)
     cells = random_blocks(9, 2, 1, length, length, density=0.004)
@@ -344,29 +351,25 @@ def test_compiled_with_a_given_mask():
         torch.testing.assert_close(got, dense_attention(*given_states, dense))
 
 
-@pytest.mark.parametrize(("q_length", "density"), [(1, 0.0), (1, 0.5), (128, 1.0)])
-def test_compiled_for_few_blocks(q_length, density):
-    """One query, whose kernel on CPUs is another one; all in one block."""
-    kv_length = 640 if q_length == 1 else 90
-    kv_size = 64 if q_length == 1 else 90
-    given_states = states(10, 1, 2, q_length, kv_length, torch.float32)
-    dense = spread(
-        random_blocks(11, 1, 2, 1, kv_length // kv_size, density=density), q_length, kv_size
-    )
-    mask = block_sparse._create_block_sparse_mask(dense, kv_size, q_length)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("q_length", "kv_size", "densities"),
+    [
+        pytest.param(1, 64, (0.0, 0.5), id="one query"),
+        pytest.param(128, 640, (1.0, 0.0), id="one block"),
+    ],
+)
+def test_compiled_for_few_blocks(q_length, kv_size, densities):
+    """One query has a kernel of its own on CPUs."""
+    skip_without_avx2()
+    given_states = states(10, 1, 2, q_length, 640, torch.float32)
     compiled = torch.compile(block_sparse._flex_attention, fullgraph=True)
-    got = compiled(*given_states, IDENTITY, mask)
-    torch.testing.assert_close(got, dense_attention(*given_states, dense))
-
-
-def test_flex_attention_is_not_imported_before_it_is_needed():
-    code = (
-        "import sys, attn_mask\n"
-        "assert 'attn_mask.block_sparse' in sys.modules\n"
-        "assert 'torch.nn.attention.flex_attention' not in sys.modules\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    for density in densities:
+        blocks = random_blocks(11, 1, 2, 1, 640 // kv_size, density=density)
+        dense = spread(blocks, q_length, kv_size)
+        mask = block_sparse._create_block_sparse_mask(dense, kv_size, q_length)
+        got = compiled(*given_states, IDENTITY, mask)
+        torch.testing.assert_close(got, dense_attention(*given_states, dense))
 
 
 # Errors.

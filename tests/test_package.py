@@ -58,7 +58,9 @@ def test_paths():
 
 def test_import_from_another_folder(tmp_path):
     code = (
-        "import json, attn_mask, torch\n"
+        "import json, sys, attn_mask, torch\n"
+        # It takes seconds, and block_sparse waits until it needs it.
+        "assert 'torch.nn.attention.flex_attention' not in sys.modules\n"
         "mask = torch.ops.attn_mask.to_causal_4d(1, 2, 2, dtype=torch.float32)\n"
         "print(json.dumps([attn_mask.__version__, (mask == 0).tolist()]))\n"
     )

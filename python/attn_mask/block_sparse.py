@@ -186,9 +186,11 @@ def _flex_attention(
     """Attention over the blocks of a mask, its scores changed by a function.
 
     The softmax, over the keys of those blocks, of score_mod(query @ key / sqrt(E), ...), times
-    value. A query that attends to nothing, by the blocks or by scores of -inf, gets zeros. In eager
-    code torch's unfused implementation holds all scores; compiled code skips the blocks. Sizes of
-    blocks are, on GPUs, multiples of the tiles of torch's kernels; 128, the default, is.
+    value. (In 2024, before there was a scale, scores were not divided: for those, multiply query by
+    sqrt(E).) A query that attends to nothing, by the blocks or by scores of -inf, gets zeros.
+
+    In eager code torch's unfused implementation holds all scores; code compiled by inductor skips
+    blocks. On GPUs its kernels want blocks of a multiple of their tiles; the default, 128, is one.
 
     Args:
         query: [B, H, q_length, E].
@@ -218,16 +220,11 @@ def _flex_attention(
     if query.shape[2] == 0 or key.shape[2] == 0:
         return query.new_zeros(*query.shape[:3], value.shape[3])
     if torch.compiler.is_dynamo_compiling():
-        out = flex_attention(query, key, value, score_mod, block_mask)
-    else:
-        with warnings.catch_warnings():
-            # The first API ran so, too, without a word.
-            warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
-            out = flex_attention(query, key, value, score_mod, block_mask)
-    if block_sparse_mask is not None and query.shape[2] == 1:
-        # For one query, torch 2.15's CPU kernel writes nothing if no block is attended to.
-        out = out.masked_fill((block_sparse_mask.kv_num_blocks == 0)[..., None], 0.0)
-    return out
+        return flex_attention(query, key, value, score_mod, block_mask)
+    with warnings.catch_warnings():
+        # The first API ran so, too, without a word.
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        return flex_attention(query, key, value, score_mod, block_mask)
 
 
 def _causal(
@@ -386,9 +383,14 @@ def _torch_block_mask(
         )
     # To torch all blocks are full ones. Kernels that skip blocks do not ask a full one's mask_mod;
     # the unfused implementation knows no blocks and asks for each cell.
+    partial_blocks = torch.zeros_like(mask.kv_num_blocks)
+    if q_length == 1:
+        # The CPU kernel for one query writes no result where it visits no block (torch 2.15). So it
+        # visits one, in which the mask_mod masks all.
+        partial_blocks = (mask.kv_num_blocks == 0).to(torch.int32)
     return BlockMask(
         seq_lengths=(q_length, kv_length),
-        kv_num_blocks=torch.zeros_like(mask.kv_num_blocks),
+        kv_num_blocks=partial_blocks,
         kv_indices=torch.zeros_like(mask.kv_indices),
         full_kv_num_blocks=mask.kv_num_blocks,
         full_kv_indices=mask.kv_indices,
