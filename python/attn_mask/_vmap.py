@@ -3,7 +3,10 @@
 from typing import Any
 
 import torch
-from torch._functorch.autograd_function import unwrap_batched, wrap_batched
+from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
+    unwrap_batched,
+    wrap_batched,
+)
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils._pytree import tree_leaves
 
