@@ -105,6 +105,30 @@ def test_one_graph_for_every_prompt(name):
             assert_same_mask(compiled(*inputs(*sizes)), call(*inputs(*sizes)))
 
 
+MARKS = {"dynamic": torch._dynamo.mark_dynamic, "unbacked": torch._dynamo.decorators.mark_unbacked}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@every_call
+def test_marked_sizes(name, mark):
+    """One graph, also where sizes are not known before it runs: then a mask is always written."""
+    call = CALLS[name]
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    given = inputs(2, 4, 7)
+    for tensor in given:
+        MARKS[mark](tensor, 0)
+        MARKS[mark](tensor, 1)
+    assert_same_mask(compiled(*given), call(*given))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for sizes in ((3, 5, 9), (2, 6, 6)):
+            assert_same_mask(compiled(*inputs(*sizes)), call(*inputs(*sizes)))
+        if mark == "unbacked":  # a length of 1, too, which is no graph of its own
+            got = compiled(*inputs(1, 1, 6))
+            want = call(*inputs(1, 1, 6))
+            assert got.shape == (1, 1, 6 if name == "_expand_mask square" else 1, 6)
+            assert want is None or torch.equal(got, want)
+
+
 @pytest.mark.parametrize("name", ["to_4d window", "_prepare_4d_causal_attention_mask_for_sdpa"])
 def test_inductor(name):
     call = CALLS[name]

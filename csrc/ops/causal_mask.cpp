@@ -8,6 +8,10 @@
 
 namespace attn_mask::ops {
 
+bool needs_causal_mask(const c10::SymInt& q_length, const OptionalSymInt& sliding_window) {
+  return sliding_window.has_value() || TORCH_GUARD_OR_TRUE(q_length.sym_gt(1));
+}
+
 at::Tensor causal_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& q_length,
                        const c10::SymInt& kv_length, at::ScalarType dtype,
                        std::optional<at::Device> device, const OptionalSymInt& sliding_window,
@@ -23,11 +27,6 @@ at::Tensor causal_mask(const char* op, const c10::SymInt& batch_size, const c10:
 }
 
 namespace {
-
-/// One query without a window attends to every key, which needs no mask.
-bool needs_causal_mask(const c10::SymInt& q_length, const OptionalSymInt& sliding_window) {
-  return sliding_window.has_value() || q_length > 1;
-}
 
 std::optional<at::Tensor> to_causal_4d(const char* op, const c10::SymInt& batch_size,
                                        const c10::SymInt& query_length,

@@ -91,7 +91,7 @@ std::optional<at::Tensor> without_padding(const char* op, const InputShape& shap
                                           const at::Tensor& inputs_embeds,
                                           const OptionalSymInt& sliding_window,
                                           const Output& output) {
-  if (!output.is_given() && !sliding_window && shape.q_length <= 1) {
+  if (!output.is_given() && !needs_causal_mask(shape.q_length, sliding_window)) {
     return std::nullopt;
   }
   return causal_mask(op, shape.batch_size, shape.q_length, kv_length, inputs_embeds.scalar_type(),

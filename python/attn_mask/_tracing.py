@@ -36,3 +36,15 @@ def is_tracing(tensor: Any = None) -> bool:
     if not isinstance(tensor, torch.Tensor):
         return isinstance(tensor, torch.fx.Proxy)
     return isinstance(tensor, FakeTensor) or tensor.is_meta or is_batchedtensor(tensor)
+
+
+def holds(fact: bool | torch.SymBool) -> bool:
+    """Whether a comparison of sizes holds; False of sizes that only a compiled run will tell.
+
+    Branches on it leave to the general case whatever they can't know ("unbacked" sizes).
+    """
+    if not torch.compiler.is_compiling():
+        return bool(fact)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(fact)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from attn_mask._library import _C
-from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
+from attn_mask._tracing import holds, is_jit_tracing, is_recording, is_tracing
 
 __all__ = [
     "AttentionMaskConverter",
@@ -73,7 +73,7 @@ class AttentionMaskConverter:
             raise ValueError(
                 f"Please use `to_causal_4d` only if {self.__class__} has `is_causal` set to True."
             )
-        if query_length <= 1 and self.sliding_window is None:
+        if self.sliding_window is None and holds(query_length <= 1):
             return None
         return _causal_mask(
             batch_size, query_length, key_value_length, dtype, device, self.sliding_window
@@ -203,7 +203,7 @@ def _causal_mask(
     """[b, 1, q, kv] of causality and window; ``always``: for one query without a window, too."""
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
     device = torch.get_default_device() if device is None else torch.device(device)
-    if query_length == 1 and key_value_length == 0:
+    if holds(key_value_length == 0) and holds(query_length == 1):
         return torch.empty((batch_size, 1, 1, 0), dtype=dtype, device=device)
     result: torch.Tensor | None
     if is_jit_tracing():
@@ -216,7 +216,7 @@ def _causal_mask(
             key_value_length=key_value_length,
             sliding_window=sliding_window,
         )
-    elif always and query_length <= 1 and sliding_window is None:
+    elif always and sliding_window is None and holds(query_length <= 1):
         result = _ops._make_causal_mask(
             (batch_size, query_length),
             key_value_length - query_length,
@@ -253,13 +253,22 @@ def _padding_mask_4d(
         raise IndexError("tuple index out of range")
     batch_size, mask_length = attention_mask_2d.shape
     is_causal, sliding_window = bool(converter.is_causal), converter.sliding_window
-    if is_causal and (query_length > 1 or sliding_window is not None):
+    if is_causal and (sliding_window is not None or not holds(query_length <= 1)):
         # Upstream combines the two by broadcasting, so that one of them may be of length 1.
-        if mask_length == 1 and key_value_length is not None:
+        if key_value_length is not None and holds(mask_length == 1):
             attention_mask_2d = attention_mask_2d.expand(-1, key_value_length)
-        elif key_value_length == 1 and query_length <= 1:
+        elif (
+            key_value_length is not None
+            and holds(key_value_length == 1)
+            and holds(query_length <= 1)
+        ):
             is_causal, sliding_window = False, None
-        if key_value_length == 0 and query_length == 1 and mask_length <= 1:
+        if (
+            key_value_length is not None
+            and holds(key_value_length == 0)
+            and holds(query_length == 1)
+            and holds(mask_length <= 1)
+        ):
             return attention_mask_2d.new_empty((batch_size, 1, 1, 0), dtype=dtype)
     if is_recording():
         result: torch.Tensor = _ops.to_4d(
