@@ -9,7 +9,7 @@
 namespace attn_mask::ops {
 
 bool needs_causal_mask(const c10::SymInt& q_length, const OptionalSymInt& sliding_window) {
-  return sliding_window.has_value() || TORCH_GUARD_OR_TRUE(q_length.sym_gt(1));
+  return sliding_window.has_value() || q_length > 1;
 }
 
 at::Tensor causal_mask(const char* op, const c10::SymInt& batch_size, const c10::SymInt& q_length,

@@ -5,8 +5,7 @@
 
 namespace attn_mask::ops {
 
-/// One query without a window attends to every key, which needs no mask of causality. Of a length
-/// that only a compiled run will tell, a mask is written.
+/// One query without a window attends to every key, which needs no mask.
 bool needs_causal_mask(const c10::SymInt& q_length, const OptionalSymInt& sliding_window);
 
 /// The additive mask of causality (and window) alone. Of a new tensor one plane is written, and the

@@ -5,7 +5,6 @@
 
 #include <utility>
 
-#include "ops/causal_mask.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
@@ -38,8 +37,9 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
   const c10::SymInt& mask_length = mask.sym_size(1);
   TORCH_CHECK_NOT_IMPLEMENTED(is_causal || !sliding_window,
                               "Sliding window is currently only implemented for causal masking");
-  // Else to all keys that the mask has, however many those are.
-  const bool causal = is_causal && ops::needs_causal_mask(q_length, sliding_window);
+  // One query without a window attends to all keys that the mask has, however many those are. Of a
+  // length that only a compiled run will tell, the general case writes the same.
+  const bool causal = is_causal && (sliding_window || TORCH_GUARD_OR_TRUE(q_length.sym_gt(1)));
   if (causal) {
     TORCH_CHECK_VALUE(kv_length.has_value(),
                       "This attention mask converter is causal. Make sure to pass "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _skipping, masking_utils, rules
-from attn_mask._tracing import is_jit_tracing, is_tracing
+from attn_mask._tracing import is_jit_tracing, is_opaque
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
 
@@ -105,6 +105,6 @@ def _hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offse
         return False
     if attention_mask is None:
         return True
-    if is_tracing(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
+    if is_opaque(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
         return False
     return masking_utils._shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])

@@ -6,6 +6,8 @@ import torch
 from torch._C._functorch import is_batchedtensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+_OF_GRAPHS = (torch.fx.Proxy, FakeTensor)
+
 
 def is_jit_tracing() -> bool:
     """Whether torch.jit.trace is at work."""
@@ -25,17 +27,19 @@ def is_tracing(tensor: Any = None) -> bool:
 
     True under torch.compile, torch.export and torch.jit.trace, while a CUDA stream is being
     captured, and for a ``tensor`` that is an fx.Proxy or a FakeTensor. Mirrors ``is_tracing`` of
-    transformers 5. Beyond it, for a ``tensor`` without values or one that stands for many: of the
-    meta device, or mapped over by torch.vmap.
+    transformers 5.
     """
     if is_recording():
         return True
     # A stream can only be captured once CUDA is in use; asking first would initialise it.
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return True
-    if not isinstance(tensor, torch.Tensor):
-        return isinstance(tensor, torch.fx.Proxy)
-    return isinstance(tensor, FakeTensor) or tensor.is_meta or is_batchedtensor(tensor)
+    return isinstance(tensor, _OF_GRAPHS)
+
+
+def is_opaque(tensor: torch.Tensor) -> bool:
+    """is_tracing, and of tensors without a value: of the meta device, or mapped over by vmap."""
+    return is_tracing(tensor) or tensor.is_meta or is_batchedtensor(tensor)
 
 
 def holds(fact: bool | torch.SymBool) -> bool:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from attn_mask import _skipping, rules
 from attn_mask._library import _C
-from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
+from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording, is_tracing
 from attn_mask.rules import MaskFunction, Program
 
 if TYPE_CHECKING:
@@ -250,11 +250,7 @@ def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | N
     if policy.packing == "none":
         return None
     sequences = _count_sequences(position_ids)
-    if (
-        policy.name != "shapes"
-        and not is_tracing(sequences)
-        and bool((sequences[:, -1] == 0).all())
-    ):
+    if policy.name != "shapes" and not is_opaque(sequences) and bool((sequences[:, -1] == 0).all()):
         return None
     return sequences
 
@@ -378,10 +374,10 @@ def _can_skip_causal_mask(
     ``padding_mask`` [b, n] reaches over all keys. Reads it, and a tensor ``q_offset``, if not
     tracing.
     """
-    if torch.compiler.is_exporting() or (padding_mask is not None and is_tracing(padding_mask)):
+    if torch.compiler.is_exporting() or (padding_mask is not None and is_opaque(padding_mask)):
         return False
     # With an offset for each batch row, keys behind one row's queries are not behind another's.
-    if isinstance(q_offset, torch.Tensor) and (q_offset.numel() != 1 or is_tracing(q_offset)):
+    if isinstance(q_offset, torch.Tensor) and (q_offset.numel() != 1 or is_opaque(q_offset)):
         return False
     if local_size is not None and kv_length >= local_size:
         return False
@@ -403,7 +399,7 @@ def _can_skip_bidirectional_mask(
 ) -> bool:
     """Whether attention can do without the mask: all of it shows. Reads the padding, if not
     tracing."""
-    if torch.compiler.is_exporting() or (padding_mask is not None and is_tracing(padding_mask)):
+    if torch.compiler.is_exporting() or (padding_mask is not None and is_opaque(padding_mask)):
         return False
     if local_size is not None and kv_length >= local_size:
         return False
@@ -1267,7 +1263,7 @@ def _number_of_tokens(q_offset: Any, q_length: Any, kv_length: Any, cache: Any) 
         return kv_length
     if isinstance(q_offset, torch.Tensor):
         # It would have to be waited for, on another device; or each row has its own.
-        if q_offset.numel() != 1 or q_offset.device.type != "cpu" or is_tracing(q_offset):
+        if q_offset.numel() != 1 or q_offset.device.type != "cpu" or is_opaque(q_offset):
             return None
         q_offset = int(q_offset)
     return q_offset + q_length
@@ -1320,7 +1316,7 @@ def _ids_of_documents(
             f"{name}: expected cu_seqlens to be 1-D [documents + 1], but got {list(given.shape)}"
         )
     # On another device it would have to be waited for; there, wrong ones give wrong documents.
-    if given.device.type == "cpu" and tokens is not None and not is_tracing(given):
+    if given.device.type == "cpu" and tokens is not None and not is_opaque(given):
         borders = given.tolist()
         if borders[0] != 0 or borders[-1] != tokens or borders != sorted(borders):
             raise ValueError(
@@ -1630,7 +1626,7 @@ def create_recurrent_attention_mask(
     q_length = inputs_embeds.shape[1]
     if attention_mask is None or attention_mask.ndim != 2 or q_length == 1:
         return None
-    if not is_tracing(attention_mask) and bool((attention_mask == 1).all()):
+    if not is_opaque(attention_mask) and bool((attention_mask == 1).all()):
         return None
     # Contiguous: strides that change from step to step make torch.compile compile again.
     return attention_mask[:, -q_length:].contiguous()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from attn_mask._library import _C
-from attn_mask._tracing import holds, is_jit_tracing, is_recording, is_tracing
+from attn_mask._tracing import holds, is_jit_tracing, is_opaque, is_recording, is_tracing
 
 __all__ = [
     "AttentionMaskConverter",
@@ -120,7 +120,6 @@ class AttentionMaskConverter:
             dtype,
             device,
             sliding_window if narrow is None else None,
-            always=True,
         )
         if narrow is not None:
             plane = mask[:1]
@@ -181,7 +180,7 @@ class AttentionMaskConverter:
         )
         if attention_mask is None or not shapes_allow:
             return bool(shapes_allow)
-        if attention_mask.dim() == 4:
+        if attention_mask.dim() == 4 or is_opaque(attention_mask):
             return False
         return _C.ignore_causal_mask_sdpa(
             attention_mask,
@@ -198,9 +197,8 @@ def _causal_mask(
     dtype: torch.dtype,
     device: torch.device | str | None,
     sliding_window: int | None,
-    always: bool = False,
 ) -> torch.Tensor:
-    """[b, 1, q, kv] of causality and window; ``always``: for one query without a window, too."""
+    """[b, 1, q, kv] of causality and window, for one query without a window, too."""
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
     device = torch.get_default_device() if device is None else torch.device(device)
     if holds(key_value_length == 0) and holds(query_length == 1):
@@ -216,7 +214,8 @@ def _causal_mask(
             key_value_length=key_value_length,
             sliding_window=sliding_window,
         )
-    elif always and sliding_window is None and holds(query_length <= 1):
+    elif sliding_window is None and not holds(query_length > 1):
+        # One query, where a mask is asked for always; or a length that only a compiled run will tell.
         result = _ops._make_causal_mask(
             (batch_size, query_length),
             key_value_length - query_length,
@@ -236,7 +235,7 @@ def _causal_mask(
         result = _C.to_causal_4d(
             batch_size, query_length, key_value_length, dtype, device, sliding_window
         )
-    assert result is not None  # more than one query, or a window
+    assert result is not None
     return result
 
 
@@ -400,7 +399,7 @@ def _prepare_4d_attention_mask_for_sdpa(
 ) -> torch.Tensor | None:
     """As _prepare_4d_attention_mask; None when the mask is all ones, if not tracing."""
     _, _ = mask.shape  # another rank is upstream's ValueError
-    if is_tracing(mask):
+    if is_opaque(mask):
         return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
     return _C.prepare_4d_attention_mask_for_sdpa(mask, tgt_len, dtype)
 
