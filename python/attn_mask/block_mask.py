@@ -27,6 +27,21 @@ _Offset = int | torch.Tensor
 # How much of a mask is held at once where it has to be written: bytes, one for each element.
 _HELD = 8 * 2**20
 
+# What the operator gives, as a BlockMask calls it.
+_TENSORS = (
+    "kv_num_blocks",
+    "kv_indices",
+    "full_kv_num_blocks",
+    "full_kv_indices",
+    "q_num_blocks",
+    "q_indices",
+    "full_q_num_blocks",
+    "full_q_indices",
+)
+
+# kFar of csrc/rule/limits.h.
+_FAR = 2**59
+
 # What a byte of torch.ops.attn_mask._block_states says.
 _PARTIAL = 1
 _FULL = 2
@@ -108,11 +123,12 @@ def create_block_mask(
     # It takes seconds to import, as it brings torch's compiler along.
     from torch.nn.attention import flex_attention
 
-    if not separate_full_blocks:
-        tensors = [*tensors[:2], None, None, *tensors[2:], None, None]
+    names = _TENSORS if separate_full_blocks else [n for n in _TENSORS if "full" not in n]
+    listed: dict[str, Any] = dict.fromkeys(_TENSORS)
+    listed.update(zip(names, tensors, strict=True))
     block_mask = flex_attention.BlockMask(
-        (blocks.q_length, blocks.kv_length),
-        *tensors,  # type: ignore[arg-type]
+        seq_lengths=(blocks.q_length, blocks.kv_length),
+        **listed,
         BLOCK_SIZE=(blocks.q_block, blocks.kv_block),
         mask_mod=_shifted(mask_mod, q_offset, kv_offset),
     )
@@ -151,7 +167,8 @@ def _add_write_order(flex_attention: Any, block_mask: Any, dq_kv_order: bool) ->
     compute = getattr(flex_attention, "_compute_dq_write_order_from_block_mask", None)
     if compute is None:
         raise NotImplementedError(
-            f"{_NAME}: expected a torch that has compute_dq_write_order, but got {torch.__version__}"
+            f"{_NAME}: expected a torch that has compute_dq_write_order, "
+            f"but got {torch.__version__}"
         )
     order, order_of_full = compute(block_mask, dq_kv_order=dq_kv_order)
     block_mask.dq_write_order = order
@@ -177,7 +194,7 @@ def _size(argument: str, value: Any, at_least: int) -> int:
         )
     if value < at_least:
         raise ValueError(f"{_NAME}: expected {argument} to be at least {at_least}, but got {value}")
-    return value
+    return value  # type: ignore[return-value]  # a symbolic one does all that an int does
 
 
 def _blocks(
@@ -229,7 +246,7 @@ class _Writer:
 
     def write(
         self, rule: rules.MaskFunction, q_offset: _Offset, kv_offset: _Offset
-    ) -> list[torch.Tensor | None]:
+    ) -> list[torch.Tensor]:
         blocks, device = self.blocks, self.device
         batch_size, _, q_length, kv_length = blocks[:4]
         for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
@@ -239,6 +256,11 @@ class _Writer:
                 raise TypeError(
                     f"{_NAME}: expected {argument} to be an int or a tensor, "
                     f"but got {type(offset).__name__}"
+                )
+            # Where positions can be asked about one by one, too.
+            if not is_recording() and isinstance(offset, int) and not -_FAR < offset < _FAR:
+                raise ValueError(
+                    f"{_NAME}: expected {argument} to be within 2^59 of 0, but got {offset}"
                 )
         queries = masking_utils._axis(_NAME, "q_offset", q_length, q_offset, device)
         keys = masking_utils._axis(_NAME, "kv_offset", kv_length, kv_offset, device)
@@ -312,16 +334,14 @@ class _Writer:
             )
         return torch.cat(parts, dim=2)
 
-    def _of_states(self, states: torch.Tensor) -> list[torch.Tensor | None]:
+    def _of_states(self, states: torch.Tensor) -> list[torch.Tensor]:
         """Blocks are the elements of the mask of those that are partial, or full."""
         if self.separate_full_blocks:
             kinds = [states == _PARTIAL, states == _FULL]
         else:
             kinds = [states != 0]
         blocks = self.blocks
-        elements = _Blocks(
-            blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1
-        )
+        elements = _Blocks(blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1)
         q_axis = masking_utils._Axis(blocks.q_blocks, 0, None)
         kv_axis = masking_utils._Axis(blocks.kv_blocks, 0, None)
         of_kind = _Writer(elements, self.device, False, False)
@@ -338,7 +358,7 @@ class _Writer:
         blocks: _Blocks,
         queries: masking_utils._Axis,
         keys: masking_utils._Axis,
-    ) -> list[torch.Tensor | None]:
+    ) -> list[torch.Tensor]:
         """The tensors of an encoded rule, by the operator."""
         arguments: dict[str, Any] = {
             "q_offset": queries.start,
@@ -353,14 +373,24 @@ class _Writer:
             kv_width, q_width = self.widths or _ops._block_mask_widths(
                 code, operands, *blocks, **arguments
             )
-        tensors: list[torch.Tensor | None]
+        tensors: list[torch.Tensor]
         if is_recording():
             tensors = _ops.block_mask(
                 code, operands, *blocks, **arguments, kv_width=kv_width, q_width=q_width
             )
         else:
-            tensors = _C.block_mask(  # type: ignore[assignment]
-                code, operands, *blocks, *arguments.values(), kv_width, q_width
+            tensors = _C.block_mask(
+                code,
+                operands,
+                *blocks,
+                queries.start,
+                keys.start,
+                queries.positions,
+                keys.positions,
+                self.device,
+                self.separate_full_blocks,
+                kv_width,
+                q_width,
             )
         if kv_width is None or q_width is None:
             return tensors

@@ -862,7 +862,10 @@ def _ask(
     heads: int = 1,
 ) -> torch.Tensor:
     """What a mask function says: broadcast over [b, h, q, kv] or, by vmap, of that very shape."""
-    batch_idx, head_idx = torch.arange(batch_size, device=device), torch.arange(heads, device=device)
+    batch_idx, head_idx = (
+        torch.arange(batch_size, device=device),
+        torch.arange(heads, device=device),
+    )
     q_idx, kv_idx = queries.indices(device), keys.indices(device)
     if use_vmap:
         of_batch = (0, None, *(0 if idx.dim() == 2 else None for idx in (q_idx, kv_idx)))
