@@ -86,6 +86,7 @@ $(CPP_DEMO)/models/.exported: examples/cpp/export_models.py $(VENV)/.requirement
 bench: build
 	$(BIN)/python bench/bench_legacy.py --json bench/results/legacy.json
 	$(BIN)/python bench/bench_rules.py --json bench/results/rules.json
+	$(BIN)/python bench/bench_block_mask.py --json bench/results/block_mask.json
 	$(BIN)/python bench/write_benchmarks.py
 
 # On a machine with a GPU, without a network: for $(PYTHON), which must have torch, pytest and hypothesis.

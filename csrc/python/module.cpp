@@ -69,6 +69,22 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
                        kv_positions, device, kAnyStride);
 }
 
+std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
+                                   const std::vector<at::Tensor>& operands, c10::SymInt batch_size,
+                                   c10::SymInt heads, c10::SymInt q_length, c10::SymInt kv_length,
+                                   c10::SymInt q_block_size, c10::SymInt kv_block_size,
+                                   c10::SymInt q_offset, c10::SymInt kv_offset,
+                                   const std::optional<at::Tensor>& q_positions,
+                                   const std::optional<at::Tensor>& kv_positions,
+                                   std::optional<at::Device> device, bool separate_full_blocks,
+                                   OptionalSymInt kv_width, OptionalSymInt q_width) {
+  return call::block_mask(rule, operands, std::move(batch_size), std::move(heads),
+                          std::move(q_length), std::move(kv_length), std::move(q_block_size),
+                          std::move(kv_block_size), std::move(q_offset), std::move(kv_offset),
+                          q_positions, kv_positions, device, separate_full_blocks,
+                          std::move(kv_width), std::move(q_width));
+}
+
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
 
 /// FUNCTION for Python: without the GIL, with torch's exceptions and warnings. Not by
@@ -109,6 +125,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("prepare_4d_attention_mask_for_sdpa",
         &Direct<&prepare_4d_attention_mask_for_sdpa>::call);
   m.def("rule_mask", &Direct<&rule_mask>::call);
+  m.def("block_mask", &Direct<&block_mask>::call);
   m.def("ignore_causal_mask_sdpa", &Direct<&ignore_causal_mask_sdpa>::call);
   m.def("is_all_visible", &Direct<&is_all_visible>::call);
 }

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 _ops = torch.ops.attn_mask
 
@@ -16,17 +16,21 @@ def _fake_factory(
     """Runs an operator without tensors under fake tensors.
 
     They know how to treat operators that can't have tensor arguments and return a Tensor, but not
-    those that return an optional one or just were given none: shape (or None) and errors come from
-    the Meta kernel.
+    those that return an optional one, or several, or just were given none: shapes (or None) and
+    errors come from the Meta kernel.
     """
     if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
         return mode.__torch_dispatch__(func, types, args, kwargs)
-    mask = func(*args, **{**kwargs, "device": torch.device("meta")})
-    if mask is None:
-        return None
+    result = func(*args, **{**kwargs, "device": torch.device("meta")})
     device = kwargs.get("device") or torch.device("cpu")
     with mode:
-        return torch.empty_strided(mask.shape, mask.stride(), dtype=mask.dtype, device=device)
+        return tree_map_only(
+            torch.Tensor,
+            lambda meta: torch.empty_strided(
+                meta.shape, meta.stride(), dtype=meta.dtype, device=device
+            ),
+            result,
+        )
 
 
 def _certain(
@@ -86,14 +90,16 @@ def _with_operand(
     """
     rule, operands, *sizes = args
     if torch.compiler.is_exporting() and not operands:
-        result = func(*args, **kwargs)
+        result = tree_leaves(func(*args, **kwargs))[0]
         with mode:
             operand = torch.empty(0, dtype=torch.bool, device=result.device)
             return mode.__torch_dispatch__(func, types, (rule, [operand], *sizes), kwargs)
     return mode.__torch_dispatch__(func, types, args, kwargs)
 
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", "boolean", "additive"):
+_RULES = ("boolean", "additive", "block_mask", "_block_states")
+
+for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
     torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
 for _name in (
     "to_causal_4d",
@@ -103,7 +109,7 @@ for _name in (
     "_prepare_4d_attention_mask_for_sdpa",
 ):
     torch.library.register_torch_dispatch(f"attn_mask::{_name}", ProxyTorchDispatchMode, _certain)
-for _name in ("boolean", "additive"):
+for _name in _RULES:
     torch.library.register_torch_dispatch(
         f"attn_mask::{_name}", ProxyTorchDispatchMode, _with_operand
     )
