@@ -85,7 +85,19 @@ TORCH_LIBRARY(attn_mask, m) {
               "Tensor? q_positions=None, Tensor? kv_positions=None, Tensor? bias=None, "
               "Device? device=None",
               kDtype, "Tensor");
+  // Any rule, block by block.
+  const std::string of_blocks =
+      "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt heads, SymInt q_length, "
+      "SymInt kv_length, SymInt q_block_size, SymInt kv_block_size, *, SymInt q_offset=0, "
+      "SymInt kv_offset=0, Tensor? q_positions=None, Tensor? kv_positions=None, "
+      "Device? device=None";
+  m.def(("block_mask(" + of_blocks +
+         ", bool separate_full_blocks=True, SymInt? kv_width=None, SymInt? q_width=None) -> "
+         "Tensor[]")
+            .c_str());
+  m.def(("_block_states(" + of_blocks + ") -> Tensor").c_str());
   // What wait for the device to look at values.
+  m.def(("_block_mask_widths(" + of_blocks + ", bool separate_full_blocks=True) -> int[]").c_str());
   m.def(
       "_ignore_causal_mask_sdpa(Tensor? attention_mask, Tensor inputs_embeds, "
       "SymInt past_key_values_length, SymInt? sliding_window=None, bool is_training=False) -> "
@@ -212,6 +224,9 @@ TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
   select_by_device<&ops::create_4d_causal_attention_mask>(m, "_create_4d_causal_attention_mask");
   select_by_device<&ops::boolean>(m, "boolean");
   select_by_device<&ops::additive>(m, "additive");
+  select_by_device<&ops::block_mask>(m, "block_mask");
+  select_by_device<&ops::block_states>(m, "_block_states");
+  select_by_device<&ops::block_mask_widths>(m, "_block_mask_widths");
 }
 
 /// Views that are stored as their own negatives or conjugates: inputs are put right first, as for
@@ -266,7 +281,10 @@ constexpr const char* kOnTensors[] = {"to_causal_4d.out",
                                       "boolean",
                                       "boolean.out",
                                       "additive",
-                                      "additive.out"};
+                                      "additive.out",
+                                      "block_mask",
+                                      "_block_states",
+                                      "_block_mask_widths"};
 
 bool is_differentiable(std::string_view name) {
   return name == "_unmask_unattended" || name == "additive";

@@ -1,3 +1,8 @@
+// GCC 12 takes the number in an empty std::optional<c10::SymInt> for read.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include "attn_mask/rules.h"
 
 #include <algorithm>
@@ -218,6 +223,19 @@ at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, i
   return call::boolean(encoded.code, encoded.operands, batch_size, q_length, kv_length,
                        options.q_offset, options.kv_offset, options.q_positions,
                        options.kv_positions, options.device, options.stride_multiple);
+}
+
+BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
+                     const BlockMaskOptions& options) {
+  check_positions("block_mask", options);
+  const Encoded& encoded = Encoded::of(rule);
+  const std::vector<at::Tensor> tensors =
+      call::block_mask(encoded.code, encoded.operands, batch_size, options.heads, q_length,
+                       kv_length, options.q_block_size, options.kv_block_size, options.q_offset,
+                       options.kv_offset, options.q_positions, options.kv_positions, options.device,
+                       /*separate_full_blocks=*/true, std::nullopt, std::nullopt);
+  return {tensors[0], tensors[1], tensors[2], tensors[3],           tensors[4],
+          tensors[5], tensors[6], tensors[7], options.q_block_size, options.kv_block_size};
 }
 
 }  // namespace attn_mask

@@ -1,7 +1,7 @@
 #pragma once
 
 /// Rules: which keys a query attends to, whatever form the mask takes. Leaves are joined by `&` and
-/// `|`, and the whole is written at once, as an additive or a boolean mask:
+/// `|`, and the whole is written at once, as an additive or a boolean mask or a BlockMask:
 ///
 ///     using namespace attn_mask;
 ///     const MaskRule rule = causal() & sliding_window(4096) & padding(mask);
@@ -14,7 +14,7 @@
 ///
 /// Errors: functions that make rules throw c10::TypeError for undefined tensors and c10::ValueError
 /// for sizes; whether tensors fit (ranks, dtypes, batch size, device) is seen when a mask is asked
-/// for, by `additive` and `boolean`.
+/// for, by `additive`, `boolean` and `block_mask`.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -136,5 +136,40 @@ ATTN_MASK_API at::Tensor additive(const MaskRule& rule, int64_t batch_size, int6
 /// The same as true and false. Where all batch rows are alike, the batch is a stride-0 expand.
 ATTN_MASK_API at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length,
                                  int64_t kv_length, const BooleanOptions& options = {});
+
+/// What `block_mask` may be told; see AdditiveOptions.
+struct BlockMaskOptions {
+  int64_t heads = 1;
+  /// How many queries and keys a block holds.
+  int64_t q_block_size = 128;
+  int64_t kv_block_size = 128;
+  std::optional<at::Device> device = std::nullopt;
+  int64_t q_offset = 0;
+  int64_t kv_offset = 0;
+  std::optional<at::Tensor> q_positions = std::nullopt;
+  std::optional<at::Tensor> kv_positions = std::nullopt;
+};
+
+/// Which blocks of a mask hold anything: the tensors of flex attention's BlockMask, int32. A block
+/// is full where all its queries attend to all its keys, and else partial if any do.
+///
+/// For each row of blocks (kv_*) and each column (q_*): how many there are, [b, heads, rows], and
+/// where, [b, heads, rows, all blocks of a row]: those first, ascending, then the others.
+struct BlockMask {
+  at::Tensor kv_num_blocks;
+  at::Tensor kv_indices;
+  at::Tensor full_kv_num_blocks;
+  at::Tensor full_kv_indices;
+  at::Tensor q_num_blocks;
+  at::Tensor q_indices;
+  at::Tensor full_q_num_blocks;
+  at::Tensor full_q_indices;
+  int64_t q_block_size;
+  int64_t kv_block_size;
+};
+
+/// The BlockMask of a rule, without a mask of all its elements. Errors as of `additive`.
+ATTN_MASK_API BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length,
+                                   int64_t kv_length, const BlockMaskOptions& options = {});
 
 }  // namespace attn_mask

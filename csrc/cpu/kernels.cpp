@@ -95,17 +95,17 @@ void translate(const Padding& padding, const Query& query, int64_t first, int64_
 /// one leaf at a time vectorise; asking the whole tree about each key takes tens of times as long.
 class RowAnswers {
  public:
-  static constexpr int64_t kBlock = 4096;
+  static constexpr int64_t kBlock = kAnswers;
 
   /// Of the subtree that ends with node `last`; at most kBlock columns. Valid until the next call.
-  const uint8_t* operator()(const MaskTask& task, const Query& query, int32_t last,
+  const uint8_t* operator()(const Question& question, const Query& query, int32_t last,
                             Interval columns) {
     const int64_t n = columns.end - columns.begin;
     int32_t waiting = 0;
-    for (int32_t i = task.rule.nodes[last].first; i <= last; ++i) {
-      const Rule::Kind kind = task.rule.nodes[i].kind;
+    for (int32_t i = question.rule.nodes[last].first; i <= last; ++i) {
+      const Rule::Kind kind = question.rule.nodes[i].kind;
       if (kind != Rule::Kind::kAnd && kind != Rule::Kind::kOr) {
-        leaf(task, query, i, columns, stack_[waiting++]);
+        leaf(question, query, i, columns, stack_[waiting++]);
         continue;
       }
       const uint8_t* right = stack_[--waiting];
@@ -124,12 +124,12 @@ class RowAnswers {
   }
 
  private:
-  static void leaf(const MaskTask& task, const Query& query, int32_t index, Interval columns,
+  static void leaf(const Question& question, const Query& query, int32_t index, Interval columns,
                    uint8_t* out) {
-    const Rule::Node& node = task.rule.nodes[index];
-    const RowSpans row = leaf_spans(task.rule, index, query, task.kv_positions, columns);
-    const bool plain = node.step_begin == node.step_end && !task.kv_positions.listed;
-    const int64_t shift = plain ? task.kv_positions.at(query.batch, 0) : 0;
+    const Rule::Node& node = question.rule.nodes[index];
+    const RowSpans row = leaf_spans(question.rule, index, query, question.kv_positions, columns);
+    const bool plain = node.step_begin == node.step_end && !question.kv_positions.listed;
+    const int64_t shift = plain ? question.kv_positions.at(query.batch, 0) : 0;
     int64_t written = columns.begin;
     for (int32_t i = 0; i < row.spans.size; ++i) {
       const Interval span = row.spans.at[i];
@@ -146,7 +146,8 @@ class RowAnswers {
         same_id(node.same_id.ids, query, span.begin + shift, n, first);
       } else {
         for (int64_t k = 0; k < n; ++k) {
-          first[k] = leaf_attends(task.rule, node, query, task.key(query.batch, span.begin + k));
+          first[k] =
+              leaf_attends(question.rule, node, query, question.key(query.batch, span.begin + k));
         }
       }
     }
@@ -537,8 +538,23 @@ bool all(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begi
   }
 }
 
+void answer(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+            uint8_t* out) {
+  RowAnswers answers;
+  const int64_t n = columns.end - columns.begin;
+  fill<uint8_t>(out, n, 1);
+  for (int32_t node = 0; node < question.rule.size; ++node) {
+    if (((nodes >> node) & 1U) != 0) {
+      const uint8_t* const of_node = answers(question, query, node, columns);
+      for (int64_t k = 0; k < n; ++k) {
+        out[k] &= of_node[k];
+      }
+    }
+  }
+}
+
 }  // namespace
 
-const CpuKernels kKernels = {&write_tiles, &find_next_visible, &unmask_rows, &all};
+const CpuKernels kKernels = {&write_tiles, &find_next_visible, &unmask_rows, &all, &answer};
 
 }  // namespace attn_mask::ATTN_MASK_ISA

@@ -19,6 +19,9 @@ struct Tiling {
 /// runs: going to the next row every 16 KiB takes nearly twice as long.
 inline constexpr int64_t kTileBytes = 64 * 1024;
 
+/// How many columns are answered at once.
+inline constexpr int64_t kAnswers = 4096;
+
 /// One set per instruction set; each works on a range so that the caller decides about threads.
 struct CpuKernels {
   /// Writes tiles `[begin, end)` of the mask.
@@ -31,6 +34,10 @@ struct CpuKernels {
   /// Whether `test` holds for elements `[begin, end)` of row `row`.
   bool (*all)(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begin,
               int64_t end);
+  /// Writes what all of some nodes of the rule (bit i: node i) say of some columns of one row, at
+  /// most kAnswers: a byte for each, 1 or 0.
+  void (*answer)(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+                 uint8_t* out);
 };
 
 namespace isa_default {

@@ -6,19 +6,19 @@
 #include <algorithm>
 #include <atomic>
 
-#include "cpu/kernels.h"
-
 namespace attn_mask {
 namespace {
 
 // Waking a second thread costs as much as writing about this much.
 constexpr int64_t kGrainBytes = 128 * 1024;
 
-int64_t grain(int64_t bytes_per_item) {
+}  // namespace
+
+int64_t grain_of(int64_t bytes_per_item) {
   return std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes_per_item));
 }
 
-const CpuKernels& kernels() {
+const CpuKernels& cpu_kernels() {
   static const CpuKernels& chosen = []() -> const CpuKernels& {
 #if defined(ATTN_MASK_HAS_X86_KERNELS)
     // Torch's own choice, so that ATEN_CPU_CAPABILITY governs these kernels, too.
@@ -35,8 +35,6 @@ const CpuKernels& kernels() {
   return chosen;
 }
 
-}  // namespace
-
 void write_mask_cpu(const MaskTask& task) {
   if (task.rows() == 0 || task.kv_length == 0) {
     return;
@@ -44,15 +42,16 @@ void write_mask_cpu(const MaskTask& task) {
   const int64_t keys = std::min(task.kv_length, kTileBytes / task.format.element_size);
   const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
   at::parallel_for(
-      0, task.rows() * tiling.per_row, grain(keys * task.format.element_size),
-      [&](int64_t begin, int64_t end) { kernels().write_tiles(task, tiling, begin, end); });
+      0, task.rows() * tiling.per_row, grain_of(keys * task.format.element_size),
+      [&](int64_t begin, int64_t end) { cpu_kernels().write_tiles(task, tiling, begin, end); });
 }
 
 void find_next_visible_cpu(const Padding& padding, int64_t batch_size, int64_t* next) {
-  at::parallel_for(0, batch_size, grain(padding.length * padding.element_size),
+  at::parallel_for(0, batch_size, grain_of(padding.length * padding.element_size),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t batch = begin; batch < end; ++batch) {
-                       kernels().find_next_visible(padding, batch, next + batch * padding.length);
+                       cpu_kernels().find_next_visible(padding, batch,
+                                                       next + batch * padding.length);
                      }
                    });
 }
@@ -61,8 +60,9 @@ void unmask_cpu(const UnmaskTask& task) {
   if (task.in.rows() == 0 || task.in.length == 0) {
     return;
   }
-  at::parallel_for(0, task.in.rows(), grain(task.in.length * task.in.element_size),
-                   [&](int64_t begin, int64_t end) { kernels().unmask_rows(task, begin, end); });
+  at::parallel_for(
+      0, task.in.rows(), grain_of(task.in.length * task.in.element_size),
+      [&](int64_t begin, int64_t end) { cpu_kernels().unmask_rows(task, begin, end); });
 }
 
 bool all_cpu(const StridedRows& rows, const KeyTest& test) {
@@ -72,7 +72,7 @@ bool all_cpu(const StridedRows& rows, const KeyTest& test) {
   const int64_t per_row = (rows.length + piece - 1) / piece;
   std::atomic<bool> answer{true};
   at::parallel_for(0, rows.rows() * per_row,
-                   8 * grain(std::min(piece, rows.length) * rows.element_size),
+                   8 * grain_of(std::min(piece, rows.length) * rows.element_size),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t i = begin; i < end; ++i) {
                        if (!answer.load(std::memory_order_relaxed)) {
@@ -80,7 +80,7 @@ bool all_cpu(const StridedRows& rows, const KeyTest& test) {
                        }
                        const int64_t first = i % per_row * piece;
                        const int64_t last = std::min(first + piece, rows.length);
-                       if (!kernels().all(rows, test, i / per_row, first, last)) {
+                       if (!cpu_kernels().all(rows, test, i / per_row, first, last)) {
                          answer.store(false, std::memory_order_relaxed);
                        }
                      }

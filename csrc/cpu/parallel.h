@@ -1,9 +1,16 @@
 #pragma once
 
+#include "cpu/kernels.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
 
 namespace attn_mask {
+
+/// The kernels for this processor.
+const CpuKernels& cpu_kernels();
+
+/// How many items a thread should take at least that write so many bytes each.
+int64_t grain_of(int64_t bytes_per_item);
 
 /// Writes a whole mask to host memory, with torch's intra-op threads.
 void write_mask_cpu(const MaskTask& task);

@@ -1,5 +1,6 @@
 // Thin shells around the bodies. No ATen header: this file compiles in seconds.
 
+#include "cuda/block_mask_bodies.h"
 #include "cuda/bodies.h"
 #include "cuda/launch.h"
 
@@ -39,6 +40,53 @@ __global__ void __launch_bounds__(kThreadsPerBlock) unmask_kernel(const UnmaskTa
   }
 }
 
+// One block of threads to a line of blocks.
+__global__ void __launch_bounds__(kThreadsPerBlock, 3)
+    find_block_states_kernel(const BlockMaskTask task) {
+  const int64_t kv_blocks = task.kv_blocks();
+  const int64_t lines = task.planes() * task.q_blocks();
+  for (int64_t line = blockIdx.x; line < lines; line += gridDim.x) {
+    guess_line_body(task, line, threadIdx.x, blockDim.x);
+    __syncthreads();
+    for (int64_t block = 0; block < kv_blocks; ++block) {
+      // Known ones stay as they are: of an unknown one all threads have read that before the
+      // barrier.
+      const int64_t index = line * kv_blocks + block;
+      if (task.states[index] != BlockState::kUnknown) {
+        continue;
+      }
+      const BlockAnswer answer = ask_block_body(task, line, block, threadIdx.x, blockDim.x);
+      const bool some = __syncthreads_or(answer.some) != 0;
+      const bool all = __syncthreads_and(answer.all) != 0;
+      if (threadIdx.x == 0) {
+        task.states[index] = state_of(some, all);
+      }
+    }
+  }
+}
+
+// One block of threads to a line that is to be listed.
+__global__ void __launch_bounds__(kThreadsPerBlock, 3)
+    write_block_mask_kernel(const BlockMaskTask task) {
+  __shared__ int64_t counts[kThreadsPerBlock];
+  const int64_t thread = threadIdx.x;
+  const int64_t lines = listed_lines(task);
+  for (int64_t index = blockIdx.x; index < lines; index += gridDim.x) {
+    const ListedLine line = listed_line(task, index);
+    const Interval part = part_of(line.total, thread, kThreadsPerBlock);
+    counts[thread] = line.count_body(part);
+    __syncthreads();
+    if (!line.list_body(part, counts, thread, kThreadsPerBlock)) {
+      __trap();  // a width that is too small would lose blocks
+    }
+    __syncthreads();
+  }
+}
+
+unsigned int blocks_for_lines(int64_t lines) {
+  return static_cast<unsigned int>(lines < kMaxRowBlocks ? lines : kMaxRowBlocks);
+}
+
 template <typename T>
 void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
   const int64_t per_row = packs_per_row<T>(task);
@@ -75,6 +123,16 @@ void launch_find_next_visible(const Padding& padding, int64_t batch_size, int64_
   const auto blocks =
       static_cast<unsigned int>(batch_size < kMaxRowBlocks ? batch_size : kMaxRowBlocks);
   find_next_visible_kernel<<<blocks, kThreadsPerBlock, 0, stream>>>(padding, batch_size, next);
+}
+
+void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream) {
+  find_block_states_kernel<<<blocks_for_lines(task.planes() * task.q_blocks()), kThreadsPerBlock, 0,
+                             stream>>>(task);
+}
+
+void launch_write_block_mask(const BlockMaskTask& task, cudaStream_t stream) {
+  write_block_mask_kernel<<<blocks_for_lines(listed_lines(task)), kThreadsPerBlock, 0, stream>>>(
+      task);
 }
 
 void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {

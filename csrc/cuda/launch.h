@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "format/block_mask.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
 
@@ -12,6 +13,11 @@ void launch_write_mask(const MaskTask& task, cudaStream_t stream);
 
 void launch_find_next_visible(const Padding& padding, int64_t batch_size, int64_t* next,
                               cudaStream_t stream);
+
+void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream);
+
+/// By the task's states.
+void launch_write_block_mask(const BlockMaskTask& task, cudaStream_t stream);
 
 void launch_unmask(const UnmaskTask& task, cudaStream_t stream);
 

@@ -32,9 +32,27 @@ void unmask_cuda(const UnmaskTask& task) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+void find_block_states_cuda(const BlockMaskTask& task) {
+  if (task.planes() * task.q_blocks() * task.kv_blocks() == 0) {
+    return;
+  }
+  launch_find_block_states(task, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+std::optional<LongestLines> write_block_mask_cuda(const BlockMaskTask& task) {
+  if (task.planes() * (task.q_blocks() + task.kv_blocks()) != 0) {
+    launch_write_block_mask(task, c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  return std::nullopt;
+}
+
 const bool kRegistered = [] {
   register_device_kernels(c10::DeviceType::CUDA,
-                          {&write_mask_cuda, &find_next_visible_cuda, &unmask_cuda});
+                          {&write_mask_cuda, &find_next_visible_cuda, &unmask_cuda,
+                           &find_block_states_cuda, &write_block_mask_cuda,
+                           /*needs_block_states=*/true});
   return true;
 }();
 

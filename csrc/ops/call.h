@@ -38,6 +38,9 @@ ATTN_MASK_DEFINE_CALL(prepare_4d_attention_mask_for_sdpa, "_prepare_4d_attention
 ATTN_MASK_DEFINE_CALL(create_4d_causal_attention_mask, "_create_4d_causal_attention_mask")
 ATTN_MASK_DEFINE_CALL(boolean, "boolean")
 ATTN_MASK_DEFINE_CALL(additive, "additive")
+ATTN_MASK_DEFINE_CALL(block_mask, "block_mask")
+ATTN_MASK_DEFINE_CALL(block_states, "_block_states")
+ATTN_MASK_DEFINE_CALL(block_mask_widths, "_block_mask_widths")
 
 #undef ATTN_MASK_DEFINE_CALL
 

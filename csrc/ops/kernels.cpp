@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "cpu/block_mask.h"
 #include "cpu/parallel.h"
 
 namespace attn_mask {
@@ -14,8 +15,9 @@ constexpr auto kDevices = static_cast<size_t>(c10::DeviceType::COMPILE_TIME_MAX_
 std::array<DeviceKernels, kDevices>& table() {
   static std::array<DeviceKernels, kDevices> kernels = [] {
     std::array<DeviceKernels, kDevices> initial{};
-    initial[static_cast<size_t>(c10::DeviceType::CPU)] = {&write_mask_cpu, &find_next_visible_cpu,
-                                                          &unmask_cpu};
+    initial[static_cast<size_t>(c10::DeviceType::CPU)] = {
+        &write_mask_cpu,        &find_next_visible_cpu, &unmask_cpu,
+        &find_block_states_cpu, &write_block_mask_cpu,  /*needs_block_states=*/false};
     return initial;
   }();
   return kernels;

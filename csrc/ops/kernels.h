@@ -2,7 +2,10 @@
 
 #include <c10/core/DeviceType.h>
 
+#include <optional>
+
 #include "attn_mask/export.h"
+#include "format/block_mask.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
 
@@ -14,6 +17,11 @@ struct DeviceKernels {
   void (*write_mask)(const MaskTask& task);
   void (*find_next_visible)(const Padding& padding, int64_t batch_size, int64_t* next);
   void (*unmask)(const UnmaskTask& task);
+  void (*find_block_states)(const BlockMaskTask& task);
+  /// Where `needs_block_states`, by the task's states. Host kernels say what they found; of others
+  /// it is not known without waiting for them.
+  std::optional<LongestLines> (*write_block_mask)(const BlockMaskTask& task);
+  bool needs_block_states;
 };
 
 /// Called when a library with kernels for `device` is loaded.

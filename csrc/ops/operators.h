@@ -10,6 +10,7 @@
 #include <c10/core/SymInt.h>
 
 #include <optional>
+#include <vector>
 
 namespace attn_mask::ops {
 
@@ -149,5 +150,42 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
                              const std::optional<at::Tensor>& kv_positions,
                              const std::optional<at::Tensor>& bias,
                              std::optional<at::Device> device, c10::SymInt stride_multiple);
+
+/// Any rule as flex attention's BlockMask: kv_num_blocks, kv_indices, full_kv_num_blocks,
+/// full_kv_indices, q_num_blocks, q_indices, full_q_num_blocks, full_q_indices, all int32; without
+/// `separate_full_blocks` not those of full blocks. num_blocks are [batch_size, heads, lines],
+/// indices [batch_size, heads, lines, total]. With a width an index is compact storage, 1-D: the
+/// first `width` numbers of each line, and as many zeros behind the last as make it a whole one, so
+/// that lines that overlap are a view of it. A width must be enough for the longest line; on CUDA
+/// the kernel stops where it is not.
+std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList operands,
+                                   c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
+                                   c10::SymInt kv_length, c10::SymInt q_block_size,
+                                   c10::SymInt kv_block_size, c10::SymInt q_offset,
+                                   c10::SymInt kv_offset,
+                                   const std::optional<at::Tensor>& q_positions,
+                                   const std::optional<at::Tensor>& kv_positions,
+                                   std::optional<at::Device> device, bool separate_full_blocks,
+                                   OptionalSymInt kv_width, OptionalSymInt q_width);
+
+/// What each block holds (BlockState), uint8 [batch_size or 1, heads or 1, q_blocks, kv_blocks]:
+/// for masks that are put together from parts.
+at::Tensor block_states(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                        c10::SymInt heads, c10::SymInt q_length, c10::SymInt kv_length,
+                        c10::SymInt q_block_size, c10::SymInt kv_block_size, c10::SymInt q_offset,
+                        c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+                        const std::optional<at::Tensor>& kv_positions,
+                        std::optional<at::Device> device);
+
+/// Widths for compact storage (kv, q): what windows and chunks declare, else as many as the longest
+/// lines need, a host decision that waits for the device.
+std::vector<int64_t> block_mask_widths(c10::SymIntArrayRef rule, at::TensorList operands,
+                                       c10::SymInt batch_size, c10::SymInt heads,
+                                       c10::SymInt q_length, c10::SymInt kv_length,
+                                       c10::SymInt q_block_size, c10::SymInt kv_block_size,
+                                       c10::SymInt q_offset, c10::SymInt kv_offset,
+                                       const std::optional<at::Tensor>& q_positions,
+                                       const std::optional<at::Tensor>& kv_positions,
+                                       std::optional<at::Device> device, bool separate_full_blocks);
 
 }  // namespace attn_mask::ops

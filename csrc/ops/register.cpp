@@ -32,6 +32,9 @@ void register_all(torch::Library& m) {
   m.impl("boolean.out", &boolean_out);
   m.impl("additive", &additive);
   m.impl("additive.out", &additive_out);
+  m.impl("block_mask", &block_mask);
+  m.impl("_block_states", &block_states);
+  m.impl("_block_mask_widths", &block_mask_widths);
 }
 
 }  // namespace attn_mask::ops

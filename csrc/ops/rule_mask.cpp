@@ -1,9 +1,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 #include <c10/core/GradMode.h>
 
-#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -13,149 +11,22 @@
 #include "ops/dtypes.h"
 #include "ops/operators.h"
 #include "ops/output.h"
-#include "ops/rule_program.h"
+#include "ops/rule_question.h"
 #include "ops/write_mask.h"
-#include "rule/prepare.h"
 
 namespace attn_mask::ops {
 namespace {
 
-/// Positions of rows or columns, and whether they differ within the batch.
-Positions positions_of(const char* op, const char* argument, const char* offset_argument,
-                       const c10::SymInt& offset, const std::optional<at::Tensor>& tensor,
-                       const c10::SymInt& length, const c10::SymInt& batch_size, at::Device device,
-                       bool with_data, bool& depends_on_batch) {
-  const auto known = offset.maybe_as_int();
-  TORCH_CHECK_VALUE(!known || (-kFar < *known && *known < kFar), op, ": expected ", offset_argument,
-                    " to be within 2^59 of 0, but got ", offset);
-  Positions positions{};
-  if (with_data) {
-    positions.offset = offset.expect_int();
-  }
-  if (!tensor) {
-    return positions;
-  }
-  check_integer(op, argument, *tensor);
-  TORCH_CHECK_VALUE(tensor->device() == device, op, ": expected ", argument, " to be on ", device,
-                    ", but got ", tensor->device());
-  TORCH_CHECK_VALUE(tensor->dim() <= 2, op, ": expected ", argument,
-                    " to be an offset ([] or [batch_size, 1]) or positions ([length] or "
-                    "[batch_size, length]), but got ",
-                    describe_sizes(*tensor));
-  const bool each_row = tensor->dim() == 2 && tensor->sym_size(0).maybe_as_int() != 1;
-  if (each_row) {
-    ATTN_MASK_CHECK_SYM_VALUE(tensor->sym_size(0).sym_eq(batch_size), op, ": expected ", argument,
-                              " to have a batch size of 1 or ", batch_size, ", but got ",
-                              describe_sizes(*tensor));
-    depends_on_batch = true;
-  }
-  const bool listed =
-      tensor->dim() == 1 || (tensor->dim() == 2 && tensor->sym_size(1).maybe_as_int() != 1);
-  if (listed) {
-    ATTN_MASK_CHECK_SYM_VALUE(tensor->sym_size(-1).sym_eq(length), op, ": expected ", argument,
-                              " to list ", length, " positions, but got ", describe_sizes(*tensor));
-  }
-  if (with_data) {
-    positions.numbers = integers_of(*tensor);
-    positions.batch_stride = each_row ? tensor->stride(0) : 0;
-    positions.stride = listed ? tensor->stride(-1) : 0;
-    positions.listed = listed;
-  }
-  return positions;
-}
-
-// What a part of a rule answers beside the mask is held for so many bytes of rows at once.
-constexpr int64_t kPartBytes = int64_t{2} << 20;
-
-struct Arguments {
-  RuleProgram program;
-  const c10::SymInt& q_offset;
-  const c10::SymInt& kv_offset;
-  const std::optional<at::Tensor>& q_positions;
-  const std::optional<at::Tensor>& kv_positions;
+struct Arguments : RuleArguments {
   const std::optional<at::Tensor>& bias;
-  std::optional<at::Device> device;
 };
-
-/// The device of the result: as asked for, else that of the first tensor, else the CPU.
-at::Device device_of(const char* op, const Arguments& arguments) {
-  std::optional<at::Device> of_tensors;
-  if (!arguments.program.operands.empty()) {
-    of_tensors = arguments.program.operands[0].device();
-  } else if (arguments.q_positions) {
-    of_tensors = arguments.q_positions->device();
-  } else if (arguments.kv_positions) {
-    of_tensors = arguments.kv_positions->device();
-  } else if (arguments.bias) {
-    of_tensors = arguments.bias->device();
-  }
-  if (of_tensors) {
-    const bool same = !arguments.device || is_asked_for(*arguments.device, *of_tensors);
-    TORCH_CHECK_VALUE(same || of_tensors->is_meta(), op,
-                      ": expected device to be that of the operands, which is ", *of_tensors,
-                      ", but got ", *arguments.device);
-    return *of_tensors;
-  }
-  return arguments.device.value_or(at::kCPU);
-}
-
-/// Writes the task, whose rule has yet to be prepared.
-void prepare_and_run(MaskTask task, at::Device device) {
-  std::optional<PreparedTables> prepared;
-  if (device.is_cpu()) {
-    prepared.emplace(task);
-  }
-  run(task, device);
-}
-
-/// Writes the mask of a rule that is too large for kernels, some rows after the other: first what
-/// its parts answer about them, then the rows.
-void run_in_parts(const char* op, const RuleProgram& program, const MaskTask& task,
-                  at::Device device) {
-  const int64_t row_bytes = task.batch_size * task.heads * task.kv_length;
-  const int64_t height = std::max<int64_t>(1, kPartBytes / row_bytes);
-  for (int64_t begin = 0; begin < task.q_length; begin += height) {
-    MaskTask rows = task.part(begin, std::min(begin + height, task.q_length));
-    std::vector<at::Tensor> answers;
-    const auto bits_of_part = [&](const Rule& part) -> Padding {
-      const at::Tensor bits =
-          at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
-                    at::TensorOptions().dtype(at::kBool).device(device));
-      MaskTask of_part = mask_task(bits, kBoolean);
-      of_part.rule = part;
-      of_part.q_positions = rows.q_positions;
-      of_part.kv_positions = rows.kv_positions;
-      prepare_and_run(of_part, device);
-      // What the part's own parts answered has been used.
-      std::erase_if(answers, [&](const at::Tensor& answer) {
-        return std::any_of(part.nodes, part.nodes + part.size, [&](const Rule::Node& node) {
-          return node.kind == Rule::Kind::kPadding && node.padding.mask == answer.const_data_ptr();
-        });
-      });
-      answers.push_back(bits);
-      return bits_leaf(bits, /*first_row=*/0);
-    };
-    rows.rule = decode_rule(op, program, device, /*with_data=*/true, begin, bits_of_part).rule;
-    prepare_and_run(rows, device);
-  }
-}
 
 at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType dtype,
                      const DenseFormat& format, const Output& output) {
   const RuleProgram& program = arguments.program;
   const std::optional<at::Tensor>& bias = arguments.bias;
-  check_size(op, "batch_size", program.batch_size);
-  check_size(op, "q_length", program.q_length);
-  check_size(op, "kv_length", program.kv_length);
-  const at::Device device = device_of(op, arguments);
-  const bool with_data = !device.is_meta();
-  DecodedRule decoded = decode_rule(op, program, device, with_data);
-  const Positions q_positions = positions_of(
-      op, "q_positions", "q_offset", arguments.q_offset, arguments.q_positions, program.q_length,
-      program.batch_size, device, with_data, decoded.depends_on_batch);
-  const Positions kv_positions = positions_of(
-      op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
-      program.kv_length, program.batch_size, device, with_data, decoded.depends_on_batch);
+  const at::Device device = device_of(op, arguments, bias);
+  DecodedQuestion decoded = decode_question(op, arguments, device);
   c10::SymInt heads = decoded.heads;
   if (bias) {
     TORCH_CHECK_TYPE(bias->scalar_type() == dtype, op, ": expected bias to be ", dtype,
@@ -190,18 +61,23 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
   const c10::SymInt rows = one_for_all ? c10::SymInt(1) : program.batch_size;
   const at::Tensor out =
       output.mask(rows, heads, program.q_length, program.kv_length, dtype, device);
-  if (with_data && out.numel() != 0) {
+  if (!device.is_meta() && out.numel() != 0) {
     MaskTask task = mask_task(out, format);
-    task.rule = decoded.rule;
-    task.q_positions = q_positions;
-    task.kv_positions = kv_positions;
+    task.rule = decoded.question.rule;
+    task.q_positions = decoded.question.q_positions;
+    task.kv_positions = decoded.question.kv_positions;
     if (bias) {
       task.bias = {bias->const_data_ptr(),
                    {bias->size(0) == 1 ? 0 : bias->stride(0),
                     bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
     }
     if (decoded.has_parts) {
-      run_in_parts(op, program, task, device);
+      ask_in_parts(op, program, task, device, height_of_parts(task),
+                   [&](int64_t first, const Question& rows) {
+                     MaskTask part = task.part(first, first + rows.q_length);
+                     part.rule = rows.rule;
+                     prepare_and_run(part, device);
+                   });
     } else {
       prepare_and_run(task, device);
     }
@@ -242,13 +118,13 @@ at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymIn
                    const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
                    c10::SymInt stride_multiple) {
   return rule_mask(kBooleanOp,
-                   {{rule, operands, batch_size, q_length, kv_length},
-                    q_offset,
-                    kv_offset,
-                    q_positions,
-                    kv_positions,
-                    kNoBias,
-                    device},
+                   {{{rule, operands, batch_size, q_length, kv_length},
+                     q_offset,
+                     kv_offset,
+                     q_positions,
+                     kv_positions,
+                     device},
+                    kNoBias},
                    at::kBool, kBoolean, Output(kBooleanOp, std::move(stride_multiple)));
 }
 
@@ -257,13 +133,13 @@ void boolean_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt 
                  c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
                  const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
                  const at::Tensor& out) {
-  Arguments arguments{{rule, operands, batch_size, q_length, kv_length},
-                      q_offset,
-                      kv_offset,
-                      q_positions,
-                      kv_positions,
-                      kNoBias,
-                      device};
+  Arguments arguments{{{rule, operands, batch_size, q_length, kv_length},
+                       q_offset,
+                       kv_offset,
+                       q_positions,
+                       kv_positions,
+                       device},
+                      kNoBias};
   const Output output(kBooleanOp, out, inputs_of(arguments));
   arguments.device = output.device(device);
   rule_mask(kBooleanOp, arguments, at::kBool, kBoolean, output);
@@ -276,13 +152,13 @@ at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymI
                     const std::optional<at::Tensor>& kv_positions,
                     const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
                     c10::SymInt stride_multiple) {
-  return additive({{rule, operands, batch_size, q_length, kv_length},
-                   q_offset,
-                   kv_offset,
-                   q_positions,
-                   kv_positions,
-                   bias,
-                   device},
+  return additive({{{rule, operands, batch_size, q_length, kv_length},
+                    q_offset,
+                    kv_offset,
+                    q_positions,
+                    kv_positions,
+                    device},
+                   bias},
                   dtype, Output(kAdditiveOp, std::move(stride_multiple)));
 }
 
@@ -296,13 +172,13 @@ void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt
   if (bias) {
     check_no_gradient(kAdditiveOp, "bias", *bias);
   }
-  Arguments arguments{{rule, operands, batch_size, q_length, kv_length},
-                      q_offset,
-                      kv_offset,
-                      q_positions,
-                      kv_positions,
-                      bias,
-                      device};
+  Arguments arguments{{{rule, operands, batch_size, q_length, kv_length},
+                       q_offset,
+                       kv_offset,
+                       q_positions,
+                       kv_positions,
+                       device},
+                      bias};
   const Output output(kAdditiveOp, out, inputs_of(arguments));
   arguments.device = output.device(device);
   additive(arguments, output.dtype(dtype), output);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ops/kernels.h"
+#include "rule/prepare.h"
 
 namespace attn_mask {
 
@@ -25,6 +26,14 @@ MaskTask mask_task(const at::Tensor& out, const DenseFormat& format) {
 void run(const MaskTask& task, at::Device device) {
   const c10::OptionalDeviceGuard guard(device);
   device_kernels(device.type()).write_mask(task);
+}
+
+void prepare_and_run(MaskTask task, at::Device device) {
+  std::optional<PreparedTables> prepared;
+  if (device.is_cpu()) {
+    prepared.emplace(task);
+  }
+  run(task, device);
 }
 
 void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,

@@ -66,6 +66,22 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
                        kv_positions, device, kAnyStride);
 }
 
+std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
+                                   const std::vector<at::Tensor>& operands, c10::SymInt batch_size,
+                                   c10::SymInt heads, c10::SymInt q_length, c10::SymInt kv_length,
+                                   c10::SymInt q_block_size, c10::SymInt kv_block_size,
+                                   c10::SymInt q_offset, c10::SymInt kv_offset,
+                                   const std::optional<at::Tensor>& q_positions,
+                                   const std::optional<at::Tensor>& kv_positions,
+                                   std::optional<at::Device> device, bool separate_full_blocks,
+                                   OptionalSymInt kv_width, OptionalSymInt q_width) {
+  return call::block_mask(rule, operands, std::move(batch_size), std::move(heads),
+                          std::move(q_length), std::move(kv_length), std::move(q_block_size),
+                          std::move(kv_block_size), std::move(q_offset), std::move(kv_offset),
+                          q_positions, kv_positions, device, separate_full_blocks,
+                          std::move(kv_width), std::move(q_width));
+}
+
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
 
 pybind11::dict build_info() {
@@ -88,6 +104,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("prepare_4d_attention_mask_for_sdpa",
         torch::wrap_pybind_function_no_gil(&prepare_4d_attention_mask_for_sdpa));
   m.def("rule_mask", torch::wrap_pybind_function_no_gil(&rule_mask));
+  m.def("block_mask", torch::wrap_pybind_function_no_gil(&block_mask));
   m.def("ignore_causal_mask_sdpa", torch::wrap_pybind_function_no_gil(&ignore_causal_mask_sdpa));
   m.def("is_all_visible", torch::wrap_pybind_function_no_gil(&is_all_visible));
 }

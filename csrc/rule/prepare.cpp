@@ -1,7 +1,7 @@
 #include "rule/prepare.h"
 
+#include <algorithm>
 #include <cstddef>
-#include <unordered_set>
 
 namespace attn_mask {
 namespace {
@@ -10,14 +10,15 @@ namespace {
 constexpr int64_t kElementsPerEntry = 8;
 
 /// The position behind all that the first `steps` of the chain from `begin` ask a table at.
-int64_t end_of_positions(const MaskTask& task, int32_t begin, int32_t end) {
-  if (task.q_positions.numbers.data != nullptr || task.kv_positions.numbers.data != nullptr) {
+int64_t end_of_positions(const Question& question, int32_t begin, int32_t end) {
+  if (question.q_positions.numbers.data != nullptr ||
+      question.kv_positions.numbers.data != nullptr) {
     return kOpen;  // where those lie is data
   }
-  int64_t q_end = task.q_positions.offset + task.q_length;
-  int64_t key_end = task.kv_positions.offset + task.kv_length;
+  int64_t q_end = question.q_positions.offset + question.q_length;
+  int64_t key_end = question.kv_positions.offset + question.kv_length;
   for (int32_t i = begin; i < end; ++i) {
-    const Rule::Step& step = task.rule.steps[i];
+    const Rule::Step& step = question.rule.steps[i];
     if (step.table.exists()) {
       return kOpen;
     }
@@ -27,62 +28,151 @@ int64_t end_of_positions(const MaskTask& task, int32_t begin, int32_t end) {
   return q_end > key_end ? q_end : key_end;
 }
 
-}  // namespace
-
-PreparedTables::PreparedTables(MaskTask& task) {
-  Rule& rule = task.rule;
-  for (int32_t i = 0; i < rule.size; ++i) {
-    Rule::Node& node = rule.nodes[i];
-    if (node.kind == Rule::Kind::kSameId) {
-      prepare(node.same_id.ids, task, end_of_positions(task, node.step_begin, node.step_end));
-    }
+/// A run goes on while numbers are equal.
+struct SameRuns {
+  static bool goes_on(const Table& table, int64_t row, int64_t i) {
+    return table.at(row, i) == table.at(row, i - 1);
   }
-  for (int32_t i = 0; i < rule.steps_size; ++i) {
-    if (rule.steps[i].table.exists()) {
-      prepare(rule.steps[i].table, task, kOpen);
+  template <typename T>
+  static bool breaks_between(const T* numbers, int64_t stride, int64_t n) {
+    uint64_t differences = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      differences |= static_cast<uint64_t>(numbers[(i + 1) * stride]) ^
+                     static_cast<uint64_t>(numbers[i * stride]);
+    }
+    return differences != 0;
+  }
+};
+
+/// A run goes on while positions go up by 1.
+struct AffineRuns {
+  static bool goes_on(const Table& table, int64_t row, int64_t i) {
+    return table.position_at(row, i) == table.position_at(row, i - 1) + 1;
+  }
+  template <typename T>
+  static bool breaks_between(const T* numbers, int64_t stride, int64_t n) {
+    uint64_t differences = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      differences |= (static_cast<uint64_t>(numbers[(i + 1) * stride]) -
+                      static_cast<uint64_t>(numbers[i * stride])) ^
+                     1U;
+    }
+    // Numbers that are too far away are one position.
+    return differences != 0 || within_far(numbers[0]) != static_cast<int64_t>(numbers[0]) ||
+           within_far(numbers[n * stride]) != static_cast<int64_t>(numbers[n * stride]);
+  }
+};
+
+/// Most runs are long: pieces without a break, which are found many numbers at a time, are skipped.
+template <typename Kind, typename T>
+void find_runs(const Table& table, int64_t row, const T* numbers, int64_t stride,
+               std::vector<int64_t>& starts) {
+  constexpr int64_t kPiece = 64;
+  for (int64_t i = 1; i < table.length;) {
+    const int64_t n = std::min(kPiece, table.length - i);
+    const T* const before = numbers + (i - 1) * stride;
+    // A stride that is known is what lets the loop become vector instructions.
+    const bool breaks = stride == 1 ? Kind::breaks_between(before, int64_t{1}, n)
+                                    : Kind::breaks_between(before, stride, n);
+    for (int64_t end = i + n; i < end; ++i) {
+      if (!breaks) {
+        i = end;
+        break;
+      }
+      if (!Kind::goes_on(table, row, i)) {
+        starts.push_back(i);
+      }
     }
   }
 }
 
-void PreparedTables::prepare(Table& table, const MaskTask& task, int64_t end) {
-  const int64_t rows = table.batch_stride == 0 ? 1 : task.batch_size;
+/// Appends where the runs of a row begin.
+template <typename Kind>
+void find_runs(const Table& table, int64_t row, std::vector<int64_t>& starts) {
+  starts.push_back(0);
+  const auto run = [&](const auto* numbers) {
+    find_runs<Kind>(table, row, numbers + row * table.batch_stride, table.stride, starts);
+  };
+  const void* const data = table.numbers.data;
+  switch (table.numbers.width) {
+    case Integers::kUnsignedByte:
+      return run(static_cast<const uint8_t*>(data));
+    case 1:
+      return run(static_cast<const int8_t*>(data));
+    case 2:
+      return run(static_cast<const int16_t*>(data));
+    case 4:
+      return run(static_cast<const int32_t*>(data));
+    default:
+      return run(static_cast<const int64_t*>(data));
+  }
+}
+
+/// Whether no id >= 0 begins two of the runs at `starts`.
+bool is_once(const Table& table, int64_t row, const int64_t* starts, const int64_t* end) {
+  std::vector<int64_t> ids;
+  for (; table.length > 0 && starts < end; ++starts) {
+    const int64_t id = table.at(row, *starts);
+    if (id >= 0) {
+      ids.push_back(id);
+    }
+  }
+  if (std::is_sorted(ids.begin(), ids.end())) {  // most are counted up
+    return std::adjacent_find(ids.begin(), ids.end()) == ids.end();
+  }
+  const auto [least, greatest] = std::minmax_element(ids.begin(), ids.end());
+  if (*greatest - *least < static_cast<int64_t>(ids.size()) - 1) {
+    return false;  // more than there are numbers
+  }
+  std::sort(ids.begin(), ids.end());
+  return std::adjacent_find(ids.begin(), ids.end()) == ids.end();
+}
+
+}  // namespace
+
+PreparedTables::PreparedTables(Question& question) {
+  Rule& rule = question.rule;
+  for (int32_t i = 0; i < rule.size; ++i) {
+    Rule::Node& node = rule.nodes[i];
+    if (node.kind == Rule::Kind::kSameId) {
+      prepare(node.same_id.ids, Kind::kSame, question,
+              end_of_positions(question, node.step_begin, node.step_end));
+    }
+  }
+  for (int32_t i = 0; i < rule.steps_size; ++i) {
+    if (rule.steps[i].table.exists()) {
+      prepare(rule.steps[i].table, Kind::kAffine, question, kOpen);
+    }
+  }
+}
+
+void PreparedTables::prepare(Table& table, Kind kind, const Question& question, int64_t end) {
+  const int64_t rows = table.batch_stride == 0 ? 1 : question.batch_size;
   if (end < table.length) {
     table.length = end > 0 ? end : 0;
   }
-  const int64_t n = table.length;
-  if (n > task.rows() * task.kv_length / rows / kElementsPerEntry) {
+  const auto elements = static_cast<double>(question.rows()) *
+                        static_cast<double>(question.kv_length) / static_cast<double>(rows);
+  if (static_cast<double>(table.length) > elements / kElementsPerEntry) {
     return;
   }
-  const auto total = static_cast<std::size_t>(rows * n);
   Runs runs;
-  runs.same_begin.resize(total);
-  runs.same_end.resize(total);
-  runs.affine_end.resize(total);
-  runs.same_is_once.assign(static_cast<std::size_t>(rows), 1);
-  std::unordered_set<int64_t> seen;
+  runs.is_once.assign(static_cast<std::size_t>(rows), 1);
   for (int64_t row = 0; row < rows; ++row) {
-    int64_t* begin = runs.same_begin.data() + row * n;
-    int64_t* end = runs.same_end.data() + row * n;
-    int64_t* affine = runs.affine_end.data() + row * n;
-    seen.clear();
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t value = table.at(row, i);
-      const bool goes_on = i > 0 && value == table.at(row, i - 1);
-      begin[i] = goes_on ? begin[i - 1] : i;
-      if (!goes_on && value >= 0 && !seen.insert(value).second) {
-        runs.same_is_once[static_cast<std::size_t>(row)] = 0;
-      }
+    const auto first = runs.starts.size();
+    runs.of_row.push_back(static_cast<int64_t>(first));
+    if (kind == Kind::kSame) {
+      find_runs<SameRuns>(table, row, runs.starts);
+      const int64_t* const starts = runs.starts.data();
+      runs.is_once[static_cast<std::size_t>(row)] =
+          is_once(table, row, starts + first, starts + runs.starts.size()) ? 1 : 0;
+    } else {
+      find_runs<AffineRuns>(table, row, runs.starts);
     }
-    for (int64_t i = n - 1; i >= 0; --i) {
-      const bool last = i == n - 1;
-      end[i] = !last && begin[i + 1] == begin[i] ? end[i + 1] : i + 1;
-      affine[i] = !last && table.position_at(row, i + 1) == table.position_at(row, i) + 1
-                      ? affine[i + 1]
-                      : i + 1;
-    }
+    runs.last.push_back(static_cast<int64_t>(runs.starts.size()) - 1);
+    runs.starts.push_back(table.length);
   }
-  table.runs = {runs.same_begin.data(), runs.same_end.data(), runs.affine_end.data(),
-                runs.same_is_once.data()};
+  table.runs = {runs.starts.data(), runs.of_row.data(), runs.last.data(), runs.is_once.data()};
   runs_.push_back(std::move(runs));
 }
 

@@ -3,140 +3,231 @@
 namespace attn_mask {
 namespace {
 
-Spans spans_of(Interval interval) {
-  Spans spans{};
-  if (!interval.empty()) {
-    spans.at[spans.size++] = interval;
-  }
-  return spans;
-}
+// The same lines find the spans of one row and how they move in the rows behind it. In the second
+// case borders are compared for all rows at once: `less` gives the answer of the first row and cuts
+// `rows` to those in which it is the same.
 
-Interval hull(const Spans& spans) {
-  return spans.size == 0 ? Interval{0, 0}
-                         : Interval{spans.at[0].begin, spans.at[spans.size - 1].end};
-}
+/// Spans of one row.
+struct OneRow {
+  using Border = int64_t;
+  using Interval = attn_mask::Interval;
+  using Spans = attn_mask::Spans;
+  using Result = RowSpans;
+  static constexpr bool kMoves = false;
 
-/// Appends; false when that is one interval too many, which is then merged into the last.
-bool append(Spans& spans, Interval interval) {
-  if (spans.size == Spans::kMax) {
-    spans.at[Spans::kMax - 1].end = interval.end;
-    return false;
-  }
-  spans.at[spans.size++] = interval;
-  return true;
-}
+  static Border border(int64_t at, int64_t /*slope*/) { return at; }
+  static int64_t at(Border border) { return border; }
+  static int64_t slope(Border /*border*/) { return 0; }
+  bool less(Border a, Border b) const { return a < b; }
+  void limit(int64_t /*rows*/) const {}
+};
 
-/// Both give supersets; false when the result is one only.
-bool intersect(const Spans& a, const Spans& b, Spans& both) {
-  both.size = 0;
-  bool exact = true;
-  for (int32_t i = 0, j = 0; i < a.size && j < b.size;) {
-    const Interval overlap = intersect(a.at[i], b.at[j]);
-    if (!overlap.empty()) {
-      exact = append(both, overlap) && exact;
+/// Spans of rows, the position of whose queries goes up by 1 each.
+struct ManyRows {
+  using Border = MovingBorder;
+  using Interval = MovingInterval;
+  using Spans = MovingSpans;
+  struct Result {
+    MovingSpans spans;
+    uint32_t unresolved;
+  };
+  static constexpr bool kMoves = true;
+
+  int64_t rows;
+
+  static Border border(int64_t at, int64_t slope) { return {at, slope}; }
+  static int64_t at(Border border) { return border.at; }
+  static int64_t slope(Border border) { return border.slope; }
+  void limit(int64_t most) { rows = most < rows ? most : rows; }
+  bool less(Border a, Border b) {
+    const int64_t distance = b.at - a.at;
+    if (distance > 0 && b.slope < a.slope) {
+      limit(distance);
+    } else if (distance <= 0 && b.slope > a.slope) {
+      limit(1 - distance);
     }
-    (a.at[i].end < b.at[j].end ? i : j)++;
+    return distance > 0;
   }
-  return exact;
-}
+};
 
-bool unite(const Spans& a, const Spans& b, Spans& either) {
-  either.size = 0;
-  bool exact = true;
-  for (int32_t i = 0, j = 0; i < a.size || j < b.size;) {
-    const bool from_a = j == b.size || (i < a.size && a.at[i].begin <= b.at[j].begin);
-    const Interval next = from_a ? a.at[i++] : b.at[j++];
-    if (either.size > 0 && next.begin <= either.at[either.size - 1].end) {
-      Interval& last = either.at[either.size - 1];
-      last.end = next.end > last.end ? next.end : last.end;
-    } else {
-      exact = append(either, next) && exact;
-    }
-  }
-  return exact;
-}
+/// One question: columns stand at `shift + column`.
+template <typename Rows>
+struct Finder {
+  using Border = typename Rows::Border;
+  using Interval = typename Rows::Interval;
+  using Spans = typename Rows::Spans;
+  using Result = typename Rows::Result;
 
-/// One row's question: columns stand at `shift + column`.
-struct Row {
   const Rule& rule;
   const Query& query;
   int64_t shift;
+  Rows rows;
 
-  RowSpans leaf(int32_t index, Interval context) const;
-  RowSpans subtree(int32_t last, Interval context) const;
+  Result leaf(int32_t index, const Interval& context);
+  Result subtree(int32_t last, const Interval& context);
+
+  static Interval interval(int64_t begin, int64_t end) {
+    return {Rows::border(begin, 0), Rows::border(end, 0)};
+  }
+
+  bool is_empty(const Interval& interval) { return !rows.less(interval.begin, interval.end); }
+
+  static Interval hull(const Spans& spans) {
+    return spans.size == 0 ? interval(0, 0)
+                           : Interval{spans.at[0].begin, spans.at[spans.size - 1].end};
+  }
+
+  static Result nothing() { return {Spans{}, 0}; }
+
+  static Result unresolved(int32_t index, const Interval& context) {
+    Spans spans{};
+    spans.at[spans.size++] = context;
+    return {spans, uint32_t{1} << index};
+  }
+
+  Interval overlap(const Interval& a, const Interval& b) {
+    return {rows.less(b.begin, a.begin) ? a.begin : b.begin,
+            rows.less(a.end, b.end) ? a.end : b.end};
+  }
+
+  /// Appends; false when that is one interval too many, which is then merged into the last.
+  static bool append(Spans& spans, const Interval& interval) {
+    if (spans.size == Spans::kMax) {
+      spans.at[Spans::kMax - 1].end = interval.end;
+      return false;
+    }
+    spans.at[spans.size++] = interval;
+    return true;
+  }
+
+  /// Both give supersets; false when the result is one only.
+  bool intersect(const Spans& a, const Spans& b, Spans& both) {
+    both.size = 0;
+    bool exact = true;
+    for (int32_t i = 0, j = 0; i < a.size && j < b.size;) {
+      const Interval common = overlap(a.at[i], b.at[j]);
+      if (!is_empty(common)) {
+        exact = append(both, common) && exact;
+      }
+      (rows.less(a.at[i].end, b.at[j].end) ? i : j)++;
+    }
+    return exact;
+  }
+
+  bool unite(const Spans& a, const Spans& b, Spans& either) {
+    either.size = 0;
+    bool exact = true;
+    for (int32_t i = 0, j = 0; i < a.size || j < b.size;) {
+      const bool from_a = j == b.size || (i < a.size && !rows.less(b.at[j].begin, a.at[i].begin));
+      const Interval next = from_a ? a.at[i++] : b.at[j++];
+      if (either.size > 0 && !rows.less(either.at[either.size - 1].end, next.begin)) {
+        Border& end = either.at[either.size - 1].end;
+        end = rows.less(end, next.end) ? next.end : end;
+      } else {
+        exact = append(either, next) && exact;
+      }
+    }
+    return exact;
+  }
 };
 
-RowSpans unresolved(int32_t index, Interval context) {
-  return {spans_of(context), uint32_t{1} << index};
-}
-
 /// A leaf's spans within the columns of `context`, which is not empty.
-RowSpans Row::leaf(int32_t index, Interval context) const {
+template <typename Rows>
+auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
   const Rule::Node& node = rule.nodes[index];
   // Within the context the leaf sees keys at `to_leaf + column`, if all steps are so kind.
   int64_t q = query.position;
   int64_t to_leaf = shift;
   for (int32_t i = node.step_begin; i < node.step_end; ++i) {
     const Rule::Step& step = rule.steps[i];
-    if (!step.table.exists()) {
+    const Table& table = step.table;
+    if (!table.exists()) {
       q += step.q_add;
       to_leaf += step.key_add;
       continue;
     }
-    if (!step.table.holds(q)) {
-      return {spans_of({0, 0}), 0};
+    if (!table.holds(q)) {
+      rows.limit(q < 0 ? -q : kOpen);
+      return nothing();
     }
-    const int64_t first = to_leaf + context.begin;
-    if (step.table.runs.affine_end == nullptr || !step.table.holds(first) ||
-        step.table.runs
-                .affine_end[(step.table.batch_stride == 0 ? 0 : query.batch) * step.table.length +
-                            first] < to_leaf + context.end) {
+    const int64_t first = to_leaf + Rows::at(context.begin);
+    if (table.runs.starts == nullptr || !table.holds(first)) {
       return unresolved(index, context);
     }
-    q = step.table.position_at(query.batch, q);
-    to_leaf += step.table.position_at(query.batch, first) - first;
+    const int64_t row = table.row(query.batch);
+    const int64_t run_end = table.runs.around(row, first).end;
+    const int64_t spare = run_end - (to_leaf + Rows::at(context.end));
+    if (spare < 0) {
+      rows.limit(Rows::slope(context.begin) == 0 ? kOpen : run_end - first);
+      return unresolved(index, context);
+    }
+    if constexpr (Rows::kMoves) {
+      rows.limit(Rows::slope(context.end) == 0 ? kOpen : spare + 1);
+      rows.limit(table.runs.around(row, q).end - q);
+    }
+    q = table.position_at(query.batch, q);
+    to_leaf += table.position_at(query.batch, first) - first;
   }
-  const auto columns = [&](Interval positions) -> RowSpans {
-    return {spans_of(intersect(context, {positions.begin - to_leaf, positions.end - to_leaf})), 0};
+  // `slope`: whether the positions move with the query.
+  const auto columns = [&](attn_mask::Interval positions, int64_t begin_slope,
+                           int64_t end_slope) -> Result {
+    const Interval within = overlap(context, {Rows::border(positions.begin - to_leaf, begin_slope),
+                                              Rows::border(positions.end - to_leaf, end_slope)});
+    Result result = nothing();
+    if (!is_empty(within)) {
+      result.spans.at[result.spans.size++] = within;
+    }
+    return result;
   };
   switch (node.kind) {
     case Rule::Kind::kAll:
-      return {spans_of(context), 0};
+      return {unresolved(index, context).spans, 0};
     case Rule::Kind::kCausal:
-      return columns(Causal{}.span(q));
+      return columns(Causal{}.span(q), 0, 1);
     case Rule::Kind::kSlidingWindow:
-      return columns(node.sliding_window.span(q));
-    case Rule::Kind::kChunk:
-      return columns(node.chunk.span(query.batch, q));
+      return columns(node.sliding_window.span(q), 1, 1);
+    case Rule::Kind::kChunk: {
+      const attn_mask::Interval chunk = node.chunk.span(query.batch, q);
+      rows.limit(chunk.end - q);
+      return columns(chunk, 0, 0);
+    }
     case Rule::Kind::kSameId: {
       const Table& ids = node.same_id.ids;
-      if (!ids.holds(q) || (node.same_id.negative_is_none && ids.at(query.batch, q) < 0)) {
-        return {spans_of({0, 0}), 0};
+      if (!ids.holds(q)) {
+        rows.limit(q < 0 ? -q : kOpen);
+        return nothing();
       }
-      const int64_t row = ids.batch_stride == 0 ? 0 : query.batch;
-      if (ids.runs.same_begin == nullptr || ids.runs.same_is_once[row] == 0 ||
-          ids.at(query.batch, q) < 0) {
-        RowSpans inside = columns({0, ids.length});
+      const bool prepared = ids.runs.starts != nullptr;
+      const int64_t row = ids.row(query.batch);
+      const attn_mask::Interval run =
+          prepared ? ids.runs.around(row, q) : attn_mask::Interval{q, q + 1};
+      rows.limit(run.end - q);
+      const bool none = ids.at(query.batch, q) < 0;
+      if (none && node.same_id.negative_is_none) {
+        return nothing();
+      }
+      if (!prepared || none || ids.runs.is_once[row] == 0) {
+        Result inside = columns({0, ids.length}, 0, 0);
         inside.unresolved = uint32_t{1} << index;
         return inside;
       }
-      const int64_t place = row * ids.length + q;
-      return columns({ids.runs.same_begin[place], ids.runs.same_end[place]});
+      return columns(run, 0, 0);
     }
     case Rule::Kind::kPadding: {
-      RowSpans inside = node.padding.by_column ? RowSpans{spans_of(context), 0}
-                                               : columns({0, node.padding.length});
+      Result inside = node.padding.by_column ? unresolved(index, context)
+                                             : columns({0, node.padding.length}, 0, 0);
       inside.unresolved = uint32_t{1} << index;
       return inside;
     }
     default:
-      return {spans_of({0, 0}), 0};
+      return nothing();
   }
 }
 
-RowSpans Row::subtree(int32_t last, Interval context) const {
-  if (context.empty()) {
-    return {spans_of(context), 0};
+template <typename Rows>
+auto Finder<Rows>::subtree(int32_t last, const Interval& context) -> Result {
+  if (is_empty(context)) {
+    return nothing();
   }
   const Rule::Node& node = rule.nodes[last];
   if (node.kind != Rule::Kind::kAnd && node.kind != Rule::Kind::kOr) {
@@ -144,16 +235,16 @@ RowSpans Row::subtree(int32_t last, Interval context) const {
   }
   const int32_t right_last = last - 1;
   const int32_t left_last = rule.nodes[right_last].first - 1;
-  const RowSpans left = subtree(left_last, context);
-  RowSpans result{};
+  const Result left = subtree(left_last, context);
+  Result result{};
   if (node.kind == Rule::Kind::kAnd) {
     // The right side is only asked where the left allows something: within one document, say,
     // positions that begin anew with each document go up by one.
-    const RowSpans right = subtree(right_last, hull(left.spans));
+    const Result right = subtree(right_last, hull(left.spans));
     const bool exact = intersect(left.spans, right.spans, result.spans);
     result.unresolved = exact ? left.unresolved | right.unresolved : uint32_t{1} << last;
   } else {
-    const RowSpans right = subtree(right_last, context);
+    const Result right = subtree(right_last, context);
     const bool exact = unite(left.spans, right.spans, result.spans) && left.unresolved == 0 &&
                        right.unresolved == 0;
     result.unresolved = exact ? 0 : uint32_t{1} << last;
@@ -169,9 +260,9 @@ RowSpans Row::subtree(int32_t last, Interval context) const {
 RowSpans leaf_spans(const Rule& rule, int32_t leaf, const Query& query,
                     const Positions& kv_positions, Interval context) {
   if (kv_positions.listed) {
-    return unresolved(leaf, context);
+    return Finder<OneRow>::unresolved(leaf, context);
   }
-  return Row{rule, query, kv_positions.at(query.batch, 0)}.leaf(leaf, context);
+  return Finder<OneRow>{rule, query, kv_positions.at(query.batch, 0), {}}.leaf(leaf, context);
 }
 
 RowSpans row_spans(const Rule& rule, const Query& query, const Positions& kv_positions,
@@ -179,9 +270,28 @@ RowSpans row_spans(const Rule& rule, const Query& query, const Positions& kv_pos
   const int32_t last = rule.size - 1;
   const Interval all{0, kv_length};
   if (kv_positions.listed) {  // neighbours in memory need not be neighbours
-    return unresolved(last, all);
+    return all.empty() ? Finder<OneRow>::nothing() : Finder<OneRow>::unresolved(last, all);
   }
-  return Row{rule, query, kv_positions.at(query.batch, 0)}.subtree(last, all);
+  return Finder<OneRow>{rule, query, kv_positions.at(query.batch, 0), {}}.subtree(last, all);
+}
+
+RowRun row_run(const Rule& rule, const Query& query, const Positions& q_positions,
+               const Positions& kv_positions, int64_t kv_length, int64_t max_rows) {
+  using Many = Finder<ManyRows>;
+  const int32_t last = rule.size - 1;
+  const MovingInterval all = Many::interval(0, kv_length);
+  if (kv_positions.listed && kv_length > 0) {
+    return {Many::unresolved(last, all).spans, uint32_t{1} << last, max_rows};
+  }
+  int64_t in_line = 1;  // rows whose positions go up by 1
+  while (in_line < max_rows &&
+         (!q_positions.listed ||
+          q_positions.at(query.batch, query.row + in_line) == query.position + in_line)) {
+    in_line = q_positions.listed ? in_line + 1 : max_rows;
+  }
+  Many finder{rule, query, kv_positions.at(query.batch, 0), {in_line}};
+  const ManyRows::Result result = finder.subtree(last, all);
+  return {result.spans, result.unresolved, finder.rows.rows};
 }
 
 }  // namespace attn_mask

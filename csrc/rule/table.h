@@ -4,17 +4,33 @@
 
 #include "macros.h"
 #include "rule/integers.h"
+#include "rule/interval.h"
 #include "rule/limits.h"
 
 namespace attn_mask {
 
-/// What the prepare step finds out about a table on the host: where runs of neighbours end. All
-/// [rows of the table, length] but the last.
+/// What the prepare step finds out about a table on the host: where its runs begin. A run of ids is
+/// of equal numbers, one of positions goes up by 1 each.
 struct TableRuns {
-  const int64_t* same_begin;    // first position of the run of equal numbers around a position
-  const int64_t* same_end;      // one past its last
-  const int64_t* affine_end;    // one past the last position up to which numbers go up by 1 each
-  const uint8_t* same_is_once;  // [rows]: no number >= 0 has two runs
+  const int64_t* starts;   // of each row: the first positions of its runs, ascending, then `length`
+  const int64_t* of_row;   // [rows]: where in `starts` a row's begin
+  const int64_t* last;     // [rows]: where in `starts` its last run's begins
+  const uint8_t* is_once;  // [rows]: no id >= 0 has two runs
+
+  /// The run around a position that the table holds.
+  Interval around(int64_t row, int64_t position) const {
+    int64_t low = of_row[row];  // begins at or before the position
+    int64_t high = last[row];   // as far as it may lie
+    while (low < high) {
+      const int64_t middle = low + (high - low + 1) / 2;
+      if (starts[middle] <= position) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return {starts[low], starts[low + 1]};
+  }
 };
 
 /// Integers for positions: ids of documents or blocks, or other positions. [batch_size or 1,
@@ -27,6 +43,9 @@ struct Table {
   TableRuns runs;  // null pointers where nothing was prepared
 
   ATTN_MASK_INLINE bool exists() const { return numbers.data != nullptr; }
+
+  /// Which of the table's rows serves a batch row.
+  ATTN_MASK_INLINE int64_t row(int64_t batch) const { return batch_stride == 0 ? 0 : batch; }
 
   ATTN_MASK_INLINE bool holds(int64_t position) const { return 0 <= position && position < length; }
 

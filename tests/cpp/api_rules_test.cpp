@@ -2,7 +2,9 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <future>
 #include <limits>
@@ -252,6 +254,62 @@ TEST(Options, ABiasThatIsLearnedGetsItsGradient) {
   EXPECT_TRUE(at::equal(bias.grad(), at::tensor({1.0F, 0.0F, 1.0F, 1.0F}).view({1, 1, 2, 2})));
 }
 
+/// What a line of blocks must list, by their states: 0 empty, 1 partial, 2 full.
+void expect_line(const std::vector<int>& states, int listed, const at::Tensor& num_blocks,
+                 const at::Tensor& indices) {
+  std::vector<int> want;
+  for (const bool is_listed : {true, false}) {
+    for (size_t i = 0; i < states.size(); ++i) {
+      if ((states[i] == listed) == is_listed) {
+        want.push_back(static_cast<int>(i));
+      }
+    }
+  }
+  EXPECT_EQ(num_blocks.item<int>(), std::count(states.begin(), states.end(), listed));
+  EXPECT_TRUE(at::equal(indices, at::tensor(want, at::kInt))) << indices;
+}
+
+TEST(BlockMask, ListsTheBlocksOfTheMask) {
+  for (unsigned seed = 0; seed < 40; ++seed) {
+    RandomRules rules(seed, 7, 6);
+    const MaskRule rule = rules.tree(3).rule;
+    const int64_t rows = 3;
+    const int64_t columns = 3;
+    const BlockMask got = block_mask(
+        rule, kBatch, 7, 6, {.heads = 2, .q_block_size = 3, .kv_block_size = 2, .q_offset = 1});
+    EXPECT_EQ(got.q_block_size, 3);
+    EXPECT_EQ(got.kv_block_size, 2);
+    // Queries behind the last see nothing, which makes their blocks partial.
+    const at::Tensor dense =
+        at::constant_pad_nd(boolean(rule, kBatch, 7, 6, {.q_offset = 1}), {0, 0, 0, 2}, 0)
+            .expand({kBatch, 2, 9, 6});
+    for (int64_t b = 0; b < kBatch; ++b) {
+      for (int64_t h = 0; h < 2; ++h) {
+        std::vector<std::vector<int>> by_row(rows);
+        std::vector<std::vector<int>> by_column(columns);
+        for (int64_t row = 0; row < rows; ++row) {
+          for (int64_t column = 0; column < columns; ++column) {
+            const at::Tensor block = dense[b][h].narrow(0, row * 3, 3).narrow(1, column * 2, 2);
+            const int state = block.all().item<bool>() ? 2 : block.any().item<bool>() ? 1 : 0;
+            by_row[static_cast<size_t>(row)].push_back(state);
+            by_column[static_cast<size_t>(column)].push_back(state);
+          }
+        }
+        for (int64_t i = 0; i < rows; ++i) {
+          const auto& row = by_row[static_cast<size_t>(i)];
+          expect_line(row, 1, got.kv_num_blocks[b][h][i], got.kv_indices[b][h][i]);
+          expect_line(row, 2, got.full_kv_num_blocks[b][h][i], got.full_kv_indices[b][h][i]);
+        }
+        for (int64_t i = 0; i < columns; ++i) {
+          const auto& column = by_column[static_cast<size_t>(i)];
+          expect_line(column, 1, got.q_num_blocks[b][h][i], got.q_indices[b][h][i]);
+          expect_line(column, 2, got.full_q_num_blocks[b][h][i], got.full_q_indices[b][h][i]);
+        }
+      }
+    }
+  }
+}
+
 TEST(Values, CopiesAreIndependentOfTheOriginal) {
   static_assert(std::is_copy_assignable_v<MaskRule> && !std::is_default_constructible_v<MaskRule>);
   MaskRule rule = causal();
@@ -344,6 +402,8 @@ TEST(Errors, UndefinedTensorsAreNamed) {
             text("additive", "q_positions"));
   EXPECT_EQ(text_of<E>([&] { boolean(documents(ids), 1, 1, 1, {.kv_positions = undefined}); }),
             text("boolean", "kv_positions"));
+  EXPECT_EQ(text_of<E>([&] { block_mask(causal(), 1, 1, 1, {.kv_positions = undefined}); }),
+            text("block_mask", "kv_positions"));
 }
 
 TEST(Errors, SayWhatWasExpectedAndWhatCame) {
@@ -355,6 +415,8 @@ TEST(Errors, SayWhatWasExpectedAndWhatCame) {
             "chunked: expected size to be positive, but got -2");
   EXPECT_EQ(text_of<Value>([&] { boolean(causal(), -1, 2, 3); }),
             "boolean: expected batch_size to be a size (>= 0), but got -1");
+  EXPECT_EQ(text_of<Value>([&] { block_mask(causal(), 1, 2, 3, {.q_block_size = 0}); }),
+            "block_mask: expected q_block_size to be positive and less than 2^31, but got 0");
   EXPECT_EQ(text_of<Value>([&] { boolean(documents(ids), 2, 4, 4); }),
             "boolean: expected the ids of documents to have a batch size of 1 or 2, but got 2-D "
             "[3, 4]");

@@ -49,6 +49,7 @@ void check_masks() {
   const m::MaskRule rule = m::causal() & m::padding(padding);
   check(at::equal(m::boolean(rule, 1, 3, 3), sees), "boolean");
   check(shows(m::additive(rule, 1, 3, 3, {.dtype = at::kBFloat16})), "additive");
+  check(m::block_mask(rule, 1, 3, 3).kv_num_blocks.item<int>() == 1, "block_mask");
   try {
     m::chunked(0);
     check(false, "an error");

@@ -1,0 +1,292 @@
+#include "ops/block_mask.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <utility>
+
+#include "ops/checks.h"
+#include "ops/kernels.h"
+#include "ops/operators.h"
+#include "rule/prepare.h"
+
+namespace attn_mask {
+namespace {
+
+constexpr auto kOp = "block_mask";
+constexpr auto kStatesOp = "_block_states";
+
+// More than any device can spare for where blocks lie, so that whoever asks for it does not know.
+constexpr int64_t kMostIndexBytes = int64_t{32} << 30;
+
+void check_block_size(const char* op, const char* argument, const c10::SymInt& size) {
+  ATTN_MASK_CHECK_SYM_VALUE(
+      size.sym_gt(0).sym_and(size.sym_le(std::numeric_limits<int32_t>::max())), op, ": expected ",
+      argument, " to be positive and less than 2^31, but got ", size);
+}
+
+c10::SymInt blocks_of(const c10::SymInt& length, const c10::SymInt& block_size) {
+  return (length + (block_size - 1)) / block_size;
+}
+
+/// The product where all are known and it fits.
+std::optional<int64_t> product(std::initializer_list<c10::SymInt> sizes) {
+  int64_t result = 1;
+  for (const c10::SymInt& size : sizes) {
+    const auto known = size.maybe_as_int();
+    if (!known) {
+      return std::nullopt;
+    }
+    if (__builtin_mul_overflow(result, std::max<int64_t>(*known, 1), &result)) {
+      return std::numeric_limits<int64_t>::max();
+    }
+  }
+  return result;
+}
+
+/// Lists to be written: [batch_size, heads, lines] and [batch_size, heads, lines, width].
+struct ListsOfBlocks {
+  at::Tensor num_blocks;
+  at::Tensor indices;  // as it is returned: with a width of the caller's, 1-D, with a tail
+  at::Tensor rows;     // the same but for the tail
+
+  BlockLists lists() const {
+    return {num_blocks.mutable_data_ptr<int32_t>(), rows.mutable_data_ptr<int32_t>()};
+  }
+
+  /// Writes planes that are alike, of which the first is there already, and the tail.
+  void complete(int64_t batches, int64_t heads) const {
+    for (const at::Tensor& tensor : {num_blocks, rows}) {
+      if (heads < tensor.size(1)) {
+        const at::Tensor some = tensor.narrow(0, 0, batches);
+        some.narrow(1, 1, tensor.size(1) - 1).copy_(some.narrow(1, 0, 1));
+      }
+      if (batches < tensor.size(0)) {
+        tensor.narrow(0, 1, tensor.size(0) - 1).copy_(tensor.narrow(0, 0, 1));
+      }
+    }
+    if (indices.dim() == 1) {
+      indices.narrow(0, rows.numel(), indices.numel() - rows.numel()).zero_();
+    }
+  }
+};
+
+/// How many of a line's `total` blocks are stored.
+c10::SymInt stored_width(const char* argument, const std::optional<c10::SymInt>& width,
+                         const c10::SymInt& total) {
+  if (!width) {
+    return total;
+  }
+  ATTN_MASK_CHECK_SYM_VALUE(width->sym_ge(0), kOp, ": expected ", argument,
+                            " to be at least 0, but got ", *width);
+  return width->min(total);
+}
+
+ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
+                         const c10::SymInt& lines, const c10::SymInt& total,
+                         const c10::SymInt& width, bool is_compact) {
+  const at::TensorOptions options = at::TensorOptions().dtype(at::kInt).device(device);
+  const c10::SymInt& batch_size = arguments.program.batch_size;
+  const std::array<c10::SymInt, 4> sizes{batch_size, arguments.heads, lines, width};
+  ListsOfBlocks result;
+  result.num_blocks = at::empty_symint(c10::SymIntArrayRef(sizes).slice(0, 3), options);
+  if (!is_compact) {
+    result.indices = result.rows = at::empty_symint(sizes, options);
+    return result;
+  }
+  const c10::SymInt stored = batch_size * arguments.heads * lines * width;
+  result.indices = at::empty_symint({stored + (total - width)}, options);
+  result.rows = result.indices.narrow_symint(0, 0, stored).view_symint(sizes);
+  return result;
+}
+
+/// The states of a question's blocks, [batches, heads, q_blocks, kv_blocks].
+at::Tensor find_states(const char* op, const BlockArguments& arguments,
+                       const BlockQuestion& question, const BlockMaskTask& task) {
+  const at::Device device = question.device;
+  const auto states_of = [&](BlockMaskTask part) {
+    const at::Tensor states =
+        at::empty({part.batch_size, part.heads, part.q_blocks(), part.kv_blocks()},
+                  at::TensorOptions().dtype(at::kByte).device(device));
+    std::optional<PreparedTables> prepared;
+    if (device.is_cpu()) {
+      prepared.emplace(part);
+    }
+    part.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
+    const c10::OptionalDeviceGuard guard(device);
+    device_kernels(device.type()).find_block_states(part);
+    return states;
+  };
+  if (!question.decoded.has_parts) {
+    return states_of(task);
+  }
+  at::Tensor states = at::empty({task.batch_size, task.heads, task.q_blocks(), task.kv_blocks()},
+                                at::TensorOptions().dtype(at::kByte).device(device));
+  const int64_t height = std::max<int64_t>(1, height_of_parts(task) / task.q_block) * task.q_block;
+  ask_in_parts(op, arguments.program, task, device, height,
+               [&](int64_t first, const Question& rows) {
+                 BlockMaskTask part = task;
+                 static_cast<Question&>(part) = rows;
+                 const at::Tensor of_part = states_of(part);
+                 states.narrow(2, first / task.q_block, part.q_blocks()).copy_(of_part);
+               });
+  return states;
+}
+
+}  // namespace
+
+BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
+  check_size(op, "heads", arguments.heads);
+  check_block_size(op, "q_block_size", arguments.q_block_size);
+  check_block_size(op, "kv_block_size", arguments.kv_block_size);
+  const at::Device device = device_of(op, arguments);
+  BlockQuestion question{device, decode_question(op, arguments, device),
+                         blocks_of(arguments.program.q_length, arguments.q_block_size),
+                         blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
+  const c10::SymInt& of_bits = question.decoded.heads;
+  if (of_bits.maybe_as_int() != 1) {
+    ATTN_MASK_CHECK_SYM_VALUE(of_bits.sym_eq(arguments.heads), op,
+                              ": expected bits operands to have 1 or ", arguments.heads,
+                              " heads, but got ", of_bits);
+  }
+  for (const c10::SymInt* blocks : {&question.q_blocks, &question.kv_blocks}) {
+    const auto known = blocks->maybe_as_int();
+    TORCH_CHECK_VALUE(!known || *known <= std::numeric_limits<int32_t>::max(), op,
+                      ": expected less than 2^31 blocks in each direction, but got ", *blocks);
+  }
+  return question;
+}
+
+BlockMaskTask block_mask_task(const BlockArguments& arguments, const BlockQuestion& question) {
+  BlockMaskTask task{};
+  static_cast<Question&>(task) = question.decoded.question;
+  task.batch_size =
+      question.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
+  task.heads = question.decoded.heads.expect_int();
+  task.q_length = arguments.program.q_length.expect_int();
+  task.kv_length = arguments.program.kv_length.expect_int();
+  task.q_block = arguments.q_block_size.expect_int();
+  task.kv_block = arguments.kv_block_size.expect_int();
+  task.separate_full = arguments.separate_full_blocks;
+  task.stored_heads = arguments.heads.expect_int();
+  return task;
+}
+
+std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
+                                             const BlockQuestion& question, BlockMaskTask task) {
+  const DeviceKernels& kernels = device_kernels(question.device.type());
+  const c10::OptionalDeviceGuard guard(question.device);
+  if (question.decoded.has_parts || kernels.needs_block_states) {
+    const at::Tensor states = find_states(op, arguments, question, task);
+    task.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
+    return kernels.write_block_mask(task);
+  }
+  const PreparedTables prepared(task);
+  return kernels.write_block_mask(task);
+}
+
+namespace ops {
+
+std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList operands,
+                                   c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
+                                   c10::SymInt kv_length, c10::SymInt q_block_size,
+                                   c10::SymInt kv_block_size, c10::SymInt q_offset,
+                                   c10::SymInt kv_offset,
+                                   const std::optional<at::Tensor>& q_positions,
+                                   const std::optional<at::Tensor>& kv_positions,
+                                   std::optional<at::Device> device, bool separate_full_blocks,
+                                   OptionalSymInt kv_width, OptionalSymInt q_width) {
+  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
+                                  q_offset,
+                                  kv_offset,
+                                  q_positions,
+                                  kv_positions,
+                                  device},
+                                 heads,
+                                 q_block_size,
+                                 kv_block_size,
+                                 separate_full_blocks};
+  const BlockQuestion question = check_blocks(kOp, arguments);
+  const c10::SymInt& q_blocks = question.q_blocks;
+  const c10::SymInt& kv_blocks = question.kv_blocks;
+  const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
+  const c10::SymInt of_q = stored_width("q_width", q_width, q_blocks);
+  const int64_t kinds = separate_full_blocks ? 2 : 1;
+  const auto of_kv_bytes = product({batch_size, heads, q_blocks, of_kv, 4 * kinds});
+  const auto of_q_bytes = product({batch_size, heads, kv_blocks, of_q, 4 * kinds});
+  TORCH_CHECK_VALUE(
+      !of_kv_bytes || !of_q_bytes || std::max(*of_kv_bytes, *of_q_bytes) <= kMostIndexBytes / 2,
+      kOp, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
+      heads, ", ", q_blocks, ", ", kv_blocks, "] int32 (or, stored with kv_width and q_width, ",
+      of_kv, " in each row and ", of_q,
+      " in each column) take more; create_block_mask(compact=True) ",
+      "stores only as many as the longest row and column have");
+  std::array<ListsOfBlocks, 2> kv;
+  std::array<ListsOfBlocks, 2> q;
+  std::vector<at::Tensor> result;
+  for (auto* lists : {&kv, &q}) {
+    const bool is_kv = lists == &kv;
+    for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
+      ListsOfBlocks& made = (*lists)[kind];
+      made = is_kv ? make_lists(arguments, question.device, q_blocks, kv_blocks, of_kv,
+                                kv_width.has_value())
+                   : make_lists(arguments, question.device, kv_blocks, q_blocks, of_q,
+                                q_width.has_value());
+      result.push_back(made.num_blocks);
+      result.push_back(made.indices);
+    }
+  }
+  if (question.device.is_meta() || batch_size == 0 || heads == 0) {
+    return result;
+  }
+  BlockMaskTask task = block_mask_task(arguments, question);
+  task.kv_width = of_kv.expect_int();
+  task.q_width = of_q.expect_int();
+  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
+    task.kv[kind] = kv[kind].lists();
+    task.q[kind] = q[kind].lists();
+  }
+  const std::optional<LongestLines> longest = write_block_mask(kOp, arguments, question, task);
+  TORCH_CHECK_VALUE(!longest || longest->kv <= task.kv_width, kOp, ": expected kv_width to be at ",
+                    "least ", longest->kv, ", the most blocks of keys that a row has, but got ",
+                    task.kv_width);
+  TORCH_CHECK_VALUE(!longest || longest->q <= task.q_width, kOp, ": expected q_width to be at ",
+                    "least ", longest->q,
+                    ", the most blocks of queries that a column has, but got ", task.q_width);
+  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
+    kv[kind].complete(task.batch_size, task.heads);
+    q[kind].complete(task.batch_size, task.heads);
+  }
+  return result;
+}
+
+at::Tensor block_states(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
+                        c10::SymInt heads, c10::SymInt q_length, c10::SymInt kv_length,
+                        c10::SymInt q_block_size, c10::SymInt kv_block_size, c10::SymInt q_offset,
+                        c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+                        const std::optional<at::Tensor>& kv_positions,
+                        std::optional<at::Device> device) {
+  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
+                                  q_offset,
+                                  kv_offset,
+                                  q_positions,
+                                  kv_positions,
+                                  device},
+                                 heads,
+                                 q_block_size,
+                                 kv_block_size,
+                                 /*separate_full_blocks=*/true};
+  const BlockQuestion question = check_blocks(kStatesOp, arguments);
+  if (question.device.is_meta()) {
+    const c10::SymInt rows = question.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
+    return at::empty_symint({rows, question.decoded.heads, question.q_blocks, question.kv_blocks},
+                            at::TensorOptions().dtype(at::kByte).device(at::kMeta));
+  }
+  return find_states(kStatesOp, arguments, question, block_mask_task(arguments, question));
+}
+
+}  // namespace ops
+}  // namespace attn_mask

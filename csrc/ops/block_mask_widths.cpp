@@ -1,0 +1,115 @@
+// A host decision: it may wait for the device.
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/max.h>
+
+#include <algorithm>
+#include <array>
+
+#include "ops/block_mask.h"
+#include "ops/operators.h"
+
+namespace attn_mask {
+namespace {
+
+constexpr auto kOp = "_block_mask_widths";
+
+/// The blocks of `size` that so many neighbours can touch.
+int64_t touched(int64_t neighbours, int64_t size) { return (neighbours + size - 2) / size + 1; }
+
+/// What windows and chunks that hold for the whole rule tell without a look at anything.
+std::optional<LongestLines> declared(const BlockMaskTask& task) {
+  if (task.q_positions.listed || task.kv_positions.listed) {
+    return std::nullopt;
+  }
+  int64_t before = kOpen;
+  int64_t after = kOpen;
+  int64_t chunk = kOpen;
+  for (int32_t i = 0; i < task.rule.size; ++i) {
+    const Rule::Node& node = task.rule.nodes[i];
+    if (!node.conjunct || node.step_begin != node.step_end) {
+      continue;
+    }
+    if (node.kind == Rule::Kind::kCausal) {
+      after = std::min<int64_t>(after, 0);
+    } else if (node.kind == Rule::Kind::kSlidingWindow) {
+      before = std::min(before, node.sliding_window.left);
+      after = std::min(after, node.sliding_window.right);
+    } else if (node.kind == Rule::Kind::kChunk) {
+      chunk = std::min(chunk, node.chunk.size);
+    }
+  }
+  int64_t kv = kOpen;  // the furthest apart that keys of a block of queries are, and one
+  int64_t q = kOpen;
+  if (before < kFar && after < kFar) {
+    kv = before + after + task.q_block;
+    q = before + after + task.kv_block;
+  }
+  if (chunk < kFar) {
+    // Neighbours lie in chunks that touch.
+    kv = std::min(kv, 2 * chunk + task.q_block);
+    q = std::min(q, 2 * chunk + task.kv_block);
+  }
+  if (kv == kOpen) {
+    return std::nullopt;
+  }
+  return LongestLines{std::min(touched(kv, task.kv_block), task.kv_blocks()),
+                      std::min(touched(q, task.q_block), task.q_blocks())};
+}
+
+}  // namespace
+
+namespace ops {
+
+std::vector<int64_t> block_mask_widths(
+    c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt heads,
+    c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_block_size,
+    c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
+    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
+    std::optional<at::Device> device, bool separate_full_blocks) {
+  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
+                                  q_offset,
+                                  kv_offset,
+                                  q_positions,
+                                  kv_positions,
+                                  device},
+                                 heads,
+                                 q_block_size,
+                                 kv_block_size,
+                                 separate_full_blocks};
+  const BlockQuestion question = check_blocks(kOp, arguments);
+  TORCH_CHECK_NOT_IMPLEMENTED(!question.device.is_meta(), kOp,
+                              ": expected tensors with values, but got device meta");
+  BlockMaskTask task = block_mask_task(arguments, question);
+  if (task.planes() == 0) {
+    return {0, 0};
+  }
+  task.stored_heads = task.heads;
+  if (const auto bound = declared(task)) {
+    return {bound->kv, bound->q};
+  }
+  const int64_t kinds = separate_full_blocks ? 2 : 1;
+  const auto counts = [&](int64_t lines) {
+    return at::empty({kinds, task.planes() * lines},
+                     at::TensorOptions().dtype(at::kInt).device(question.device));
+  };
+  const at::Tensor of_kv = counts(task.q_blocks());
+  const at::Tensor of_q = counts(task.kv_blocks());
+  for (int64_t kind = 0; kind < kinds; ++kind) {
+    task.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
+    task.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
+  }
+  if (const auto longest = write_block_mask(kOp, arguments, question, task)) {
+    return {longest->kv, longest->q};
+  }
+  if (of_kv.numel() == 0 || of_q.numel() == 0) {
+    return {0, 0};
+  }
+  const at::Tensor both = at::cat({at::max(of_kv).view({1}), at::max(of_q).view({1})}).cpu();
+  const auto* const longest = both.const_data_ptr<int32_t>();
+  return {longest[0], longest[1]};
+}
+
+}  // namespace ops
+}  // namespace attn_mask

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/core/SymInt.h>
+
+#include <functional>
+#include <optional>
+
+#include "format/question.h"
+#include "ops/rule_program.h"
+
+namespace attn_mask {
+
+/// What operators on any rule are given: the program, and where queries and keys stand. Positions
+/// are an offset ([] or [batch_size, 1]) or a position for each ([length] or [batch_size, length]).
+struct RuleArguments {
+  RuleProgram program;
+  const c10::SymInt& q_offset;
+  const c10::SymInt& kv_offset;
+  const std::optional<at::Tensor>& q_positions;
+  const std::optional<at::Tensor>& kv_positions;
+  std::optional<at::Device> device;
+};
+
+/// The device of the result: as asked for, else that of the first tensor, `another` last, else the
+/// CPU.
+at::Device device_of(const char* op, const RuleArguments& arguments,
+                     const std::optional<at::Tensor>& another = std::nullopt);
+
+struct DecodedQuestion {
+  Question question;  // without a batch size, heads and lengths; under Meta it points nowhere
+  bool depends_on_batch;
+  c10::SymInt heads;  // 1 unless bits have more
+  bool has_parts;     // ask_in_parts has to ask it
+};
+
+/// Checks the arguments, and says what they ask.
+DecodedQuestion decode_question(const char* op, const RuleArguments& arguments, at::Device device);
+
+/// Asks a question whose rule is too large for kernels, `height` rows after the other: `ask` with
+/// the first row and a question of some rows, whose rule has what its parts answer in it.
+void ask_in_parts(const char* op, const RuleProgram& program, const Question& question,
+                  at::Device device, int64_t height,
+                  const std::function<void(int64_t first, const Question& rows)>& ask);
+
+/// How many rows may be asked at once so that what lies beside a mask stays small.
+int64_t height_of_parts(const Question& question);
+
+}  // namespace attn_mask
