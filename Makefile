@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo bench gpu clean
+.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo bench bench-cpp gpu clean
 
 setup: $(VENV)/.requirements
 
@@ -37,8 +37,11 @@ $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 
 test: lint test-cpp test-python
 
+# Where setup.py builds.
+TREE = build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-torch$(TORCH_VERSION)
+
 test-cpp: build
-	ctest --test-dir build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-torch$(TORCH_VERSION) --output-on-failure
+	ctest --test-dir $(TREE) --output-on-failure
 
 test-python: build
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -69,6 +72,12 @@ bench: build
 	$(BIN)/python bench/bench_legacy.py --json bench/results/legacy.json
 	$(BIN)/python bench/bench_rules.py --json bench/results/rules.json
 	$(BIN)/python bench/write_benchmarks.py
+
+# What a call of the C++ API costs.
+bench-cpp: build
+	cmake -S . -B $(TREE) -DATTN_MASK_BENCHMARKS=ON >/dev/null
+	cmake --build $(TREE) --target bench_api
+	$(TREE)/bench/cpp/bench_api
 
 # On a machine with a GPU, without a network: for $(PYTHON), which must have torch, pytest and hypothesis.
 # The tests that need a GPU, compute-sanitizer over some of them, and the benchmark.
