@@ -5,6 +5,8 @@
 
 #include "attn_mask/rules.h"
 
+#include <c10/util/SmallVector.h>
+
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -15,11 +17,12 @@
 
 namespace attn_mask {
 
-/// A rule as operators take it (see rule_program.h).
+/// A rule as operators take it (see rule_program.h). Room for most rules, since models make them in
+/// each step.
 struct MaskRule::Encoded {
-  std::vector<c10::SymInt> code;
-  std::vector<at::Tensor> operands;
-  std::vector<size_t> operand_places;  // where in the code the index of each operand stands
+  c10::SmallVector<c10::SymInt, 16> code;
+  c10::SmallVector<at::Tensor, 4> operands;
+  c10::SmallVector<size_t, 4> operand_places;  // where in the code the index of each operand stands
 
   static const Encoded& of(const MaskRule& rule) { return *rule.encoded_; }
 
@@ -51,8 +54,7 @@ void append(Encoded& to, const at::Tensor& operand) {
 void append(Encoded& to, const Encoded& rule, size_t begin = 0) {
   const size_t moved_by = to.code.size() - begin;
   const auto first_operand = static_cast<int64_t>(to.operands.size());
-  to.code.insert(to.code.end(), rule.code.begin() + static_cast<std::ptrdiff_t>(begin),
-                 rule.code.end());
+  to.code.append(rule.code.begin() + begin, rule.code.end());
   for (size_t i = 0; i < rule.operands.size(); ++i) {
     const size_t place = rule.operand_places[i] + moved_by;
     to.operand_places.push_back(place);
@@ -78,7 +80,7 @@ MaskRule leaf(Opcode opcode, const char* name, const char* argument, const at::T
 MaskRule window_leaf(int64_t left, int64_t right) {
   Encoded encoded;
   append(encoded, Opcode::kWindow);
-  encoded.code.insert(encoded.code.end(), {left, right});
+  encoded.code.append({left, right});
   return Encoded::rule(std::move(encoded));
 }
 
@@ -200,7 +202,7 @@ MaskRule reindex(const MaskRule& rule, const at::Tensor& positions) {
 MaskRule shift(const MaskRule& rule, int64_t q_offset, int64_t kv_offset) {
   Encoded encoded;
   append(encoded, Opcode::kShift);
-  encoded.code.insert(encoded.code.end(), {cut(q_offset), cut(kv_offset)});
+  encoded.code.append({cut(q_offset), cut(kv_offset)});
   append(encoded, Encoded::of(rule));
   return Encoded::rule(std::move(encoded));
 }
