@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo cpp-demo bench gpu clean
+.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo cpp-demo bench bench-cpp gpu clean
 
 setup: $(VENV)/.requirements
 
@@ -37,8 +37,11 @@ $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 
 test: lint test-cpp cpp-demo test-python
 
+# Where setup.py builds.
+TREE = build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-torch$(TORCH_VERSION)
+
 test-cpp: build
-	ctest --test-dir build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')-torch$(TORCH_VERSION) --output-on-failure
+	ctest --test-dir $(TREE) --output-on-failure
 
 test-python: build
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -87,7 +90,14 @@ bench: build
 	$(BIN)/python bench/bench_legacy.py --json bench/results/legacy.json
 	$(BIN)/python bench/bench_rules.py --json bench/results/rules.json
 	$(BIN)/python bench/bench_block_mask.py --json bench/results/block_mask.json
+	$(BIN)/python bench/bench_compile.py --json bench/results/compile.json
 	$(BIN)/python bench/write_benchmarks.py
+
+# What a call of the C++ API costs.
+bench-cpp: build
+	cmake -S . -B $(TREE) -DATTN_MASK_BENCHMARKS=ON >/dev/null
+	cmake --build $(TREE) --target bench_api
+	$(TREE)/bench/cpp/bench_api
 
 # On a machine with a GPU, without a network: for $(PYTHON), which must have torch, pytest and hypothesis.
 # The tests that need a GPU, compute-sanitizer over some of them, and the benchmark.

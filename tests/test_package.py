@@ -86,14 +86,16 @@ def test_transformers_is_not_needed(tmp_path):
         assert run_python(code.format(hide=hide), tmp_path).strip() == "[]"
 
 
-def undefined_symbols(path):
+def symbols(path, *options):
+    """(type, name) of each dynamic symbol: T, D, B ... are definitions, W, V and u weak ones."""
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm, which lists the symbols of a library, is not installed")
     lines = subprocess.run(
-        [nm, "-D", "--undefined-only", path], capture_output=True, text=True, check=True
-    ).stdout
-    return {line.split()[-1].split("@")[0] for line in lines.splitlines()}
+        [nm, "-D", *options, path], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert lines, f"nm lists nothing for {path}"
+    return [line[17:].split(" ", 1) for line in lines]
 
 
 def test_library_needs_no_python():
@@ -101,9 +103,32 @@ def test_library_needs_no_python():
     libraries = sorted(Path(attn_mask.utils.library_path).glob("libattn_mask*.so"))
     assert library() in libraries
     for path in libraries:
-        symbols = undefined_symbols(path)
-        assert symbols, f"nm lists nothing for {path}"
-        assert not {s for s in symbols if s.startswith(("Py", "_Py", "THPVariable"))}
+        names = {name for _, name in symbols(path)}
+        assert not {n for n in names if n.startswith(("Py", "_Py", "THPVariable"))}
+
+
+def test_exported_symbols():
+    """The C++ API and what the CUDA kernels need; else only what templates of others leave."""
+    exported = symbols(library(), "--demangle", "--defined-only")
+    listed = (Path(__file__).parent / "cpp" / "exported_symbols.txt").read_text().splitlines()
+    assert sorted({name for kind, name in exported if kind not in "WVu"}) == sorted(listed)
+    assert not [name for kind, name in exported if kind in "WVu" and name.startswith("attn_mask::")]
+
+
+def test_another_torch_is_named_before_anything_is_loaded(tmp_path):
+    code = (
+        "import torch\n"
+        "torch.__version__ = '1.2.3'\n"
+        "try:\n"
+        "    import attn_mask\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+        "assert not hasattr(torch.ops.attn_mask, 'to_4d')\n"
+    )
+    built_for = attn_mask.build_info()["torch_version"]
+    assert run_python(code, tmp_path).startswith(
+        f"attn_mask was built for torch {built_for}, but torch 1.2.3 is running. Build it again"
+    )
 
 
 def test_loading_the_library_again_is_harmless():

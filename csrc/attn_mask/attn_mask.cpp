@@ -1,6 +1,6 @@
 #include "attn_mask/attn_mask.h"
 
-#include <c10/core/SymIntArrayRef.h>
+#include <ATen/core/DimVector.h>
 
 #include "ops/call.h"
 #include "ops/checks.h"
@@ -14,12 +14,14 @@ std::optional<c10::SymInt> symbolic(std::optional<int64_t> size) {
   return size ? std::optional<c10::SymInt>(*size) : std::nullopt;
 }
 
+c10::SymDimVector symbolic(at::IntArrayRef sizes) { return {sizes.begin(), sizes.end()}; }
+
 }  // namespace
 
 at::Tensor make_causal_mask(at::IntArrayRef input_ids_shape, at::ScalarType dtype,
                             at::Device device, int64_t past_key_values_length,
                             std::optional<int64_t> sliding_window) {
-  return call::make_causal_mask(c10::fromIntArrayRefSlow(input_ids_shape), past_key_values_length,
+  return call::make_causal_mask(symbolic(input_ids_shape), past_key_values_length,
                                 symbolic(sliding_window), dtype, device, kAnyStride);
 }
 
@@ -35,6 +37,9 @@ at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const at::Scalar& 
 bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
                              const at::Tensor& inputs_embeds, int64_t past_key_values_length,
                              std::optional<int64_t> sliding_window, bool is_training) {
+  constexpr auto kOp = "_ignore_causal_mask_sdpa";
+  check_defined(kOp, "attention_mask", attention_mask);
+  check_defined(kOp, "inputs_embeds", inputs_embeds);
   return call::ignore_causal_mask_sdpa(attention_mask, inputs_embeds, past_key_values_length,
                                        symbolic(sliding_window), is_training);
 }
@@ -68,21 +73,27 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask(
     const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
     const at::Tensor& inputs_embeds, int64_t past_key_values_length,
     std::optional<int64_t> sliding_window) {
-  return call::prepare_4d_causal_attention_mask(
-      attention_mask, c10::fromIntArrayRefSlow(input_shape), inputs_embeds, past_key_values_length,
-      symbolic(sliding_window), kAnyStride);
+  constexpr auto kOp = "_prepare_4d_causal_attention_mask";
+  check_defined(kOp, "attention_mask", attention_mask);
+  check_defined(kOp, "inputs_embeds", inputs_embeds);
+  return call::prepare_4d_causal_attention_mask(attention_mask, symbolic(input_shape),
+                                                inputs_embeds, past_key_values_length,
+                                                symbolic(sliding_window), kAnyStride);
 }
 
 std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
     const at::Tensor& inputs_embeds, int64_t past_key_values_length,
     std::optional<int64_t> sliding_window, bool allow_skip) {
+  constexpr auto kOp = "_prepare_4d_causal_attention_mask_for_sdpa";
+  check_defined(kOp, "attention_mask", attention_mask);
+  check_defined(kOp, "inputs_embeds", inputs_embeds);
   // An operator must not return its argument; this function may.
   if (attention_mask && attention_mask->dim() == 4 && !(allow_skip && attention_mask->is_cuda())) {
     return attention_mask;
   }
   return call::prepare_4d_causal_attention_mask_for_sdpa(
-      attention_mask, c10::fromIntArrayRefSlow(input_shape), inputs_embeds, past_key_values_length,
+      attention_mask, symbolic(input_shape), inputs_embeds, past_key_values_length,
       symbolic(sliding_window), allow_skip, kAnyStride);
 }
 
@@ -103,9 +114,8 @@ std::optional<at::Tensor> create_4d_causal_attention_mask(at::IntArrayRef input_
                                                           at::ScalarType dtype, at::Device device,
                                                           int64_t past_key_values_length,
                                                           std::optional<int64_t> sliding_window) {
-  return call::create_4d_causal_attention_mask(c10::fromIntArrayRefSlow(input_shape),
-                                               past_key_values_length, symbolic(sliding_window),
-                                               dtype, device, kAnyStride);
+  return call::create_4d_causal_attention_mask(symbolic(input_shape), past_key_values_length,
+                                               symbolic(sliding_window), dtype, device, kAnyStride);
 }
 
 }  // namespace attn_mask

@@ -1,8 +1,8 @@
 #pragma once
 
-/// Attention masks for LibTorch model code: the functions of transformers'
-/// `modeling_attn_mask_utils` with their argument order and, but for the differences that the
-/// README lists, their results (releases 4.45 to 5.23).
+/// Attention masks for LibTorch model code: rules, from which any mask can be composed (rules.h),
+/// and the functions of transformers' `modeling_attn_mask_utils` with their argument order and, but
+/// for the differences that the README lists, their results (releases 4.45 to 5.23).
 ///
 /// Additive masks hold 0 where a query attends to a key and the lowest finite number of their dtype
 /// elsewhere; dtypes are kHalf, kBFloat16, kFloat and kDouble. Sizes: b batch_size, q query_length,
@@ -10,8 +10,11 @@
 /// padding mask [b, kv] of any real dtype attends where its element, cast to the result's dtype,
 /// equals 1.
 ///
-/// Errors: c10::ValueError (shapes, sizes, windows), c10::TypeError (dtypes, layouts),
-/// c10::NotImplementedError (devices; a window without causality).
+/// Errors, all of them before anything is written: c10::ValueError (shapes, sizes, windows),
+/// c10::TypeError (dtypes, layouts, undefined tensors), c10::NotImplementedError (devices; a window
+/// without causality). Their texts are those of the Python functions named here.
+///
+/// Any number of threads may call these functions at once.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -22,6 +25,7 @@
 #include <optional>
 
 #include "attn_mask/export.h"
+#include "attn_mask/rules.h"
 
 namespace attn_mask {
 

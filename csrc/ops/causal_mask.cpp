@@ -23,7 +23,7 @@ at::Tensor causal_mask(const char* op, const c10::SymInt& batch_size, const c10:
     const int64_t q_offset = kv_length.expect_int() - q_length.expect_int();
     write_mask(mask, causal_rule(sliding_window), q_offset, additive_format(dtype));
   }
-  return mask.expand_symint({batch_size, 1, q_length, kv_length});
+  return output.is_given() ? mask : with_batch_of(mask, batch_size);
 }
 
 namespace {

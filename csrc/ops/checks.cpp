@@ -13,6 +13,17 @@ std::string describe_sizes(const at::Tensor& tensor) {
   return text.str();
 }
 
+void check_defined(const char* op, const char* argument, const at::Tensor& tensor) {
+  TORCH_CHECK_TYPE(tensor.defined(), op, ": expected ", argument,
+                   " to be a tensor, but got an undefined one");
+}
+
+void check_defined(const char* op, const char* argument, const std::optional<at::Tensor>& tensor) {
+  if (tensor) {
+    check_defined(op, argument, *tensor);
+  }
+}
+
 void check_rank(const char* op, const char* argument, const at::Tensor& tensor, int64_t rank,
                 const char* shape) {
   TORCH_CHECK_VALUE(tensor.dim() == rank, op, ": expected ", argument, " to be ", rank, "-D ",

@@ -22,6 +22,10 @@ namespace attn_mask {
 /// `3-D [2, 1, 7]`
 std::string describe_sizes(const at::Tensor& tensor);
 
+/// Where C++ calls without the dispatcher between: an undefined tensor is no tensor.
+void check_defined(const char* op, const char* argument, const at::Tensor& tensor);
+void check_defined(const char* op, const char* argument, const std::optional<at::Tensor>& tensor);
+
 void check_rank(const char* op, const char* argument, const at::Tensor& tensor, int64_t rank,
                 const char* shape);
 

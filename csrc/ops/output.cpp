@@ -1,6 +1,8 @@
 #include "ops/output.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
+#include <ATen/core/DimVector.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
@@ -67,6 +69,17 @@ bool share_memory(const at::Tensor& a, const at::Tensor& b) {
   const auto [a_begin, a_end] = extent(a);
   const auto [b_begin, b_end] = extent(b);
   return a.numel() != 0 && b.numel() != 0 && a_begin < b_end && b_begin < a_end;
+}
+
+/// at::empty, on the CPU without the dispatcher, which has had its say about the operator. (Fake
+/// tensors run Meta kernels that ask for other devices.)
+at::Tensor new_tensor(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
+  const auto known = c10::asIntArrayRefSlowOpt(sizes);
+  if (known && options.device().is_cpu() &&
+      !c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta)) {
+    return at::Tensor(at::detail::empty_cpu(*known, options));
+  }
+  return at::empty_symint(sizes, options);
 }
 
 }  // namespace
@@ -153,17 +166,36 @@ at::Tensor Output::tensor(c10::SymIntArrayRef sizes, at::ScalarType dtype,
   const bool as_it_is = stride_multiple_.maybe_as_int() == 1 || sizes.empty();
   at::Tensor stored;
   if (as_it_is) {
-    stored = at::empty_symint(sizes, options);
+    stored = new_tensor(sizes, options);
   } else {
     std::vector<c10::SymInt> padded(sizes.begin(), sizes.end());
     padded.back() = round_up(padded.back(), stride_multiple_);
     check_addressable(op_, padded, dtype);
-    stored = at::empty_symint(padded, options);
+    stored = new_tensor(padded, options);
   }
   if (stored.is_cpu()) {
     advise_huge_pages(stored.data_ptr(), static_cast<int64_t>(stored.nbytes()));
   }
   return as_it_is ? stored : stored.narrow_symint(-1, 0, sizes.back());
+}
+
+at::Tensor with_batch_of(const at::Tensor& mask, const c10::SymInt& batch_size) {
+  const auto known = batch_size.maybe_as_int();
+  if (known == 1) {
+    return mask;
+  }
+  if (!known || mask.is_meta()) {
+    std::vector<c10::SymInt> sizes = mask.sym_sizes().vec();
+    sizes.front() = batch_size;
+    return mask.expand_symint(sizes);
+  }
+  // It is nobody's yet, and expand costs as much as writing a small mask.
+  at::DimVector sizes(mask.sizes());
+  at::DimVector strides(mask.strides());
+  sizes.front() = *known;
+  strides.front() = 0;
+  mask.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+  return mask;
 }
 
 at::Tensor with_stride_multiple(const at::Tensor& mask, const c10::SymInt& stride_multiple) {

@@ -43,6 +43,9 @@ class Output {
   std::optional<at::Tensor> given_;
 };
 
+/// A new mask [1, ...], seen as one of `batch_size` equal batch rows (stride 0).
+at::Tensor with_batch_of(const at::Tensor& mask, const c10::SymInt& batch_size);
+
 /// `mask` as it is, or copied so that its rows begin a multiple of `stride_multiple` elements
 /// apart. Differentiable.
 at::Tensor with_stride_multiple(const at::Tensor& mask, const c10::SymInt& stride_multiple);

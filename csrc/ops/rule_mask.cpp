@@ -63,7 +63,7 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
       output.mask(rows, heads, program.q_length, program.kv_length, dtype, device);
   if (!device.is_meta() && out.numel() != 0) {
     MaskTask task = mask_task(out, format);
-    task.rule = decoded.question.rule;
+    copy_used(decoded.question.rule, task.rule);
     task.q_positions = decoded.question.q_positions;
     task.kv_positions = decoded.question.kv_positions;
     if (bias) {
@@ -82,10 +82,7 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
       prepare_and_run(task, device);
     }
   }
-  if (!one_for_all) {
-    return out;
-  }
-  return out.expand_symint({program.batch_size, heads, program.q_length, program.kv_length});
+  return one_for_all ? with_batch_of(out, program.batch_size) : out;
 }
 
 constexpr auto kBooleanOp = "boolean";

@@ -26,7 +26,7 @@ bool same_step(const Rule::Step& a, const Rule::Step& b) {
 class Decoder {
  public:
   Decoder(const char* op, const RuleProgram& program, at::Device device, bool with_data,
-          int64_t first_row, const BitsOfPart& bits_of_part)
+          int64_t first_row, const BitsOfPart& bits_of_part, DecodedRule& result)
       : op_(op),
         program_(program.code),
         operands_(program.operands),
@@ -36,15 +36,15 @@ class Decoder {
         device_(device),
         with_data_(with_data),
         first_row_(first_row),
-        bits_of_part_(bits_of_part) {
+        bits_of_part_(bits_of_part),
+        result_(result) {
     result_.heads = 1;
   }
 
-  DecodedRule decode() {
+  void decode() {
     subtree(/*conjunct=*/true, 0);
     TORCH_CHECK_VALUE(next_ == program_.size(), op_, ": expected rule to end after ", next_,
                       " numbers, but got ", program_.size());
-    return result_;
   }
 
  private:
@@ -448,7 +448,7 @@ class Decoder {
   int64_t first_row_;
   const BitsOfPart& bits_of_part_;
   size_t next_ = 0;
-  DecodedRule result_{};
+  DecodedRule& result_;
   std::vector<Rule::Step> chain_;  // the position changes above the rule that is being read
 };
 
@@ -468,7 +468,9 @@ Padding bits_leaf(const at::Tensor& bits, int64_t first_row) {
 
 DecodedRule decode_rule(const char* op, const RuleProgram& program, at::Device device,
                         bool with_data, int64_t first_row, const BitsOfPart& bits_of_part) {
-  return Decoder(op, program, device, with_data, first_row, bits_of_part).decode();
+  DecodedRule result{};
+  Decoder(op, program, device, with_data, first_row, bits_of_part, result).decode();
+  return result;
 }
 
 }  // namespace attn_mask

@@ -93,7 +93,7 @@ DecodedQuestion decode_question(const char* op, const RuleArguments& arguments, 
   const bool with_data = !device.is_meta();
   const DecodedRule decoded = decode_rule(op, program, device, with_data);
   DecodedQuestion result{{}, decoded.depends_on_batch, decoded.heads, decoded.has_parts};
-  result.question.rule = decoded.rule;
+  copy_used(decoded.rule, result.question.rule);
   result.question.q_positions = positions_of(
       op, "q_positions", "q_offset", arguments.q_offset, arguments.q_positions, program.q_length,
       program.batch_size, device, with_data, result.depends_on_batch);
@@ -114,7 +114,7 @@ void ask_in_parts(const char* op, const RuleProgram& program, const Question& qu
           at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
                     at::TensorOptions().dtype(at::kBool).device(device));
       MaskTask of_part = mask_task(bits, kBoolean);
-      of_part.rule = part;
+      copy_used(part, of_part.rule);
       of_part.q_positions = rows.q_positions;
       of_part.kv_positions = rows.kv_positions;
       prepare_and_run(of_part, device);

@@ -28,7 +28,7 @@ void run(const MaskTask& task, at::Device device) {
   device_kernels(device.type()).write_mask(task);
 }
 
-void prepare_and_run(MaskTask task, at::Device device) {
+void prepare_and_run(MaskTask& task, at::Device device) {
   std::optional<PreparedTables> prepared;
   if (device.is_cpu()) {
     prepared.emplace(task);
@@ -39,7 +39,7 @@ void prepare_and_run(MaskTask task, at::Device device) {
 void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
                 const DenseFormat& format) {
   MaskTask task = mask_task(out, format);
-  task.rule = rule;
+  copy_used(rule, task.rule);
   task.q_positions.offset = q_offset;
   run(task, out.device());
 }

@@ -15,8 +15,8 @@ MaskTask mask_task(const at::Tensor& out, const DenseFormat& format);
 /// Runs the task on the device.
 void run(const MaskTask& task, at::Device device);
 
-/// The same for a rule whose tables have yet to be prepared.
-void prepare_and_run(MaskTask task, at::Device device);
+/// The same for a rule whose tables have yet to be prepared; it points nowhere afterwards.
+void prepare_and_run(MaskTask& task, at::Device device);
 
 /// Writes `rule` into `out`, a tensor with real memory. Query i stands at position `q_offset + i`.
 void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,

@@ -189,6 +189,19 @@ inline Rule make_rule(const Padding& padding) {
 /// The rule under which no query attends to any key.
 inline Rule make_nothing() { return detail::leaf(Rule::Kind::kNothing); }
 
+/// Writes `from` over `to` but for the nodes and steps that it has no use for: most of a rule is
+/// room, and to copy it takes as long as to write a small mask.
+inline void copy_used(const Rule& from, Rule& to) {
+  for (int32_t i = 0; i < from.size; ++i) {
+    to.nodes[i] = from.nodes[i];
+  }
+  for (int32_t i = 0; i < from.steps_size; ++i) {
+    to.steps[i] = from.steps[i];
+  }
+  to.size = from.size;
+  to.steps_size = from.steps_size;
+}
+
 /// Whether two rules fit into one.
 inline bool fit_together(const Rule& a, const Rule& b) {
   return a.size + b.size + 1 <= Rule::kMaxNodes && a.steps_size + b.steps_size <= Rule::kMaxSteps;

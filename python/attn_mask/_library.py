@@ -18,9 +18,14 @@ if torch.__version__ != TORCH_VERSION:
         "--no-deps attn-mask (from a checkout: '.' in place of the name)."
     )
 
-torch.ops.load_library(str(Path(utils.library_path) / "libattn_mask.so"))
+# A library in this process may have been linked with a copy of its own: operators can't be
+# registered twice.
+if not hasattr(torch.ops.attn_mask, "to_4d"):
+    torch.ops.load_library(str(Path(utils.library_path) / "libattn_mask.so"))
 _cuda = Path(utils.library_path) / "libattn_mask_cuda.so"
-if _cuda.exists():
+if _cuda.exists() and not torch._C._dispatch_has_kernel_for_dispatch_key(
+    "attn_mask::to_4d", "CUDA"
+):
     torch.ops.load_library(str(_cuda))
 
 from attn_mask import _C  # noqa: E402  (it is linked with the library loaded above)

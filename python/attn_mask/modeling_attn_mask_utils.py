@@ -215,7 +215,7 @@ def _causal_mask(
             sliding_window=sliding_window,
         )
     elif sliding_window is None and not holds(query_length > 1):
-        # One query, where a mask is asked for always; or a length that only a compiled run will tell.
+        # One query, for which a mask was asked; or a length that only a compiled run will tell.
         result = _ops._make_causal_mask(
             (batch_size, query_length),
             key_value_length - query_length,

@@ -1,0 +1,243 @@
+// GCC 12 takes the number in an empty std::optional<c10::SymInt> for read.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include "attn_mask/rules.h"
+
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "ops/call.h"
+#include "ops/checks.h"
+#include "ops/rule_program.h"
+
+namespace attn_mask {
+
+/// A rule as operators take it (see rule_program.h). Room for most rules, since models make them in
+/// each step.
+struct MaskRule::Encoded {
+  c10::SmallVector<c10::SymInt, 16> code;
+  c10::SmallVector<at::Tensor, 4> operands;
+  c10::SmallVector<size_t, 4> operand_places;  // where in the code the index of each operand stands
+
+  static const Encoded& of(const MaskRule& rule) { return *rule.encoded_; }
+
+  static MaskRule rule(Encoded encoded) {
+    return MaskRule(std::make_shared<const Encoded>(std::move(encoded)));
+  }
+};
+
+namespace {
+
+using Encoded = MaskRule::Encoded;
+
+// As in Python: further than any two positions are from each other, and as far as rules may be
+// shifted.
+constexpr int64_t kSmallest = -(int64_t{1} << 58);
+constexpr int64_t kLargest = int64_t{1} << 62;
+
+int64_t cut(int64_t size) { return std::clamp(size, kSmallest, kLargest); }
+
+void append(Encoded& to, Opcode opcode) { to.code.emplace_back(static_cast<int64_t>(opcode)); }
+
+void append(Encoded& to, const at::Tensor& operand) {
+  to.operand_places.push_back(to.code.size());
+  to.code.emplace_back(static_cast<int64_t>(to.operands.size()));
+  to.operands.push_back(operand);
+}
+
+/// Appends the code of `rule` from one of its numbers on.
+void append(Encoded& to, const Encoded& rule, size_t begin = 0) {
+  const size_t moved_by = to.code.size() - begin;
+  const auto first_operand = static_cast<int64_t>(to.operands.size());
+  to.code.append(rule.code.begin() + begin, rule.code.end());
+  for (size_t i = 0; i < rule.operands.size(); ++i) {
+    const size_t place = rule.operand_places[i] + moved_by;
+    to.operand_places.push_back(place);
+    to.code[place] = first_operand + static_cast<int64_t>(i);
+    to.operands.push_back(rule.operands[i]);
+  }
+}
+
+MaskRule leaf(Opcode opcode) {
+  Encoded encoded;
+  append(encoded, opcode);
+  return Encoded::rule(std::move(encoded));
+}
+
+MaskRule leaf(Opcode opcode, const char* name, const char* argument, const at::Tensor& operand) {
+  check_defined(name, argument, operand);
+  Encoded encoded;
+  append(encoded, opcode);
+  append(encoded, operand);
+  return Encoded::rule(std::move(encoded));
+}
+
+MaskRule window_leaf(int64_t left, int64_t right) {
+  Encoded encoded;
+  append(encoded, Opcode::kWindow);
+  encoded.code.append({left, right});
+  return Encoded::rule(std::move(encoded));
+}
+
+MaskRule join(Opcode opcode, const MaskRule& a, const MaskRule& b) {
+  constexpr size_t kHeader = 2;
+  const Encoded& first = Encoded::of(a);
+  const Encoded& second = Encoded::of(b);
+  const auto is_joined = [&](const Encoded& rule) {
+    return rule.code[0] == static_cast<int64_t>(opcode);
+  };
+  const auto size = [&](const Encoded& rule) {
+    return is_joined(rule) ? rule.code[1].expect_int() : 1;
+  };
+  Encoded joined;
+  append(joined, opcode);
+  joined.code.emplace_back(size(first) + size(second));
+  for (const Encoded* rule : {&first, &second}) {
+    append(joined, *rule, is_joined(*rule) ? kHeader : 0);
+  }
+  return Encoded::rule(std::move(joined));
+}
+
+/// The positions in the options of operator `op`.
+template <typename Options>
+void check_positions(const char* op, const Options& options) {
+  check_defined(op, "q_positions", options.q_positions);
+  check_defined(op, "kv_positions", options.kv_positions);
+}
+
+}  // namespace
+
+MaskRule::MaskRule(std::shared_ptr<const Encoded> encoded) : encoded_(std::move(encoded)) {}
+
+MaskRule MaskRule::to(at::Device device) const {
+  Encoded moved = *encoded_;
+  for (at::Tensor& operand : moved.operands) {
+    operand = operand.to(device);
+  }
+  return Encoded::rule(std::move(moved));
+}
+
+MaskRule operator&(const MaskRule& a, const MaskRule& b) { return join(Opcode::kAnd, a, b); }
+
+MaskRule operator|(const MaskRule& a, const MaskRule& b) { return join(Opcode::kOr, a, b); }
+
+MaskRule causal() {
+  static const MaskRule rule = leaf(Opcode::kCausal);
+  return rule;
+}
+
+MaskRule bidirectional() {
+  static const MaskRule rule = leaf(Opcode::kAll);
+  return rule;
+}
+
+MaskRule nothing() {
+  static const MaskRule rule = leaf(Opcode::kNothing);
+  return rule;
+}
+
+MaskRule sliding_window(int64_t size) { return window(cut(size) - 1, std::nullopt); }
+
+MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
+  constexpr int64_t kOpenSide = -1;
+  if (!left && !right) {
+    return bidirectional();
+  }
+  const int64_t first = left ? cut(*left) : kOpenSide;
+  const int64_t last = right ? cut(*right) : kOpenSide;
+  const bool is_behind = left && first < 0;  // the window lies behind the query
+  const bool is_before = right && last < 0;
+  if (left && right && (is_behind || is_before)) {
+    return window(left, std::nullopt) & window(std::nullopt, right);
+  }
+  // -1 would be an open side.
+  if (is_behind) {
+    return shift(window_leaf(0, kOpenSide), -first, 0);
+  }
+  if (is_before) {
+    return shift(window_leaf(kOpenSide, 0), last, 0);
+  }
+  return window_leaf(first, last);
+}
+
+MaskRule chunked(int64_t size, const std::optional<at::Tensor>& left_padding) {
+  TORCH_CHECK_VALUE(size != 0, "chunked: expected size not to be 0");
+  TORCH_CHECK_VALUE(size > 0, "chunked: expected size to be positive, but got ", size);
+  check_defined("chunked", "left_padding", left_padding);
+  Encoded encoded;
+  append(encoded, Opcode::kChunk);
+  encoded.code.emplace_back(cut(size));
+  if (left_padding) {
+    append(encoded, *left_padding);
+  } else {
+    encoded.code.emplace_back(-1);
+  }
+  return Encoded::rule(std::move(encoded));
+}
+
+MaskRule blockwise(const at::Tensor& ids) { return leaf(Opcode::kBlocks, "blockwise", "ids", ids); }
+
+MaskRule documents(const at::Tensor& ids) {
+  return leaf(Opcode::kDocuments, "documents", "ids", ids);
+}
+
+MaskRule padding(const at::Tensor& mask) { return leaf(Opcode::kPadding, "padding", "mask", mask); }
+
+MaskRule bits(const at::Tensor& attends) { return leaf(Opcode::kBits, "bits", "attends", attends); }
+
+MaskRule reindex(const MaskRule& rule, const at::Tensor& positions) {
+  check_defined("reindex", "positions", positions);
+  Encoded encoded;
+  append(encoded, Opcode::kReindex);
+  append(encoded, positions);
+  append(encoded, Encoded::of(rule));
+  return Encoded::rule(std::move(encoded));
+}
+
+MaskRule shift(const MaskRule& rule, int64_t q_offset, int64_t kv_offset) {
+  Encoded encoded;
+  append(encoded, Opcode::kShift);
+  encoded.code.append({cut(q_offset), cut(kv_offset)});
+  append(encoded, Encoded::of(rule));
+  return Encoded::rule(std::move(encoded));
+}
+
+at::Tensor additive(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
+                    const AdditiveOptions& options) {
+  check_positions("additive", options);
+  check_defined("additive", "bias", options.bias);
+  const Encoded& encoded = Encoded::of(rule);
+  return call::additive(encoded.code, encoded.operands, batch_size, q_length, kv_length,
+                        options.dtype, options.q_offset, options.kv_offset, options.q_positions,
+                        options.kv_positions, options.bias, options.device,
+                        options.stride_multiple);
+}
+
+at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
+                   const BooleanOptions& options) {
+  check_positions("boolean", options);
+  const Encoded& encoded = Encoded::of(rule);
+  return call::boolean(encoded.code, encoded.operands, batch_size, q_length, kv_length,
+                       options.q_offset, options.kv_offset, options.q_positions,
+                       options.kv_positions, options.device, options.stride_multiple);
+}
+
+BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
+                     const BlockMaskOptions& options) {
+  check_positions("block_mask", options);
+  const Encoded& encoded = Encoded::of(rule);
+  const std::vector<at::Tensor> tensors =
+      call::block_mask(encoded.code, encoded.operands, batch_size, options.heads, q_length,
+                       kv_length, options.q_block_size, options.kv_block_size, options.q_offset,
+                       options.kv_offset, options.q_positions, options.kv_positions, options.device,
+                       /*separate_full_blocks=*/true, std::nullopt, std::nullopt);
+  return {tensors[0], tensors[1], tensors[2], tensors[3],           tensors[4],
+          tensors[5], tensors[6], tensors[7], options.q_block_size, options.kv_block_size};
+}
+
+}  // namespace attn_mask
