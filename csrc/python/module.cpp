@@ -88,8 +88,8 @@ std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
 
 /// FUNCTION for Python: without the GIL, with torch's exceptions and warnings. Not by
-/// torch::wrap_pybind_function_no_gil: where a warning is an error, it comes from a destructor behind
-/// the `return` there, and g++ then destroys the result twice.
+/// torch::wrap_pybind_function_no_gil: where a warning is an error, it comes from a destructor
+/// behind the `return` there, and g++ then destroys the result twice.
 template <auto Function>
 struct Direct;
 
@@ -122,8 +122,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("to_causal_4d", &Direct<&to_causal_4d>::call);
   m.def("to_4d", &Direct<&to_4d>::call);
   m.def("expand_mask", &Direct<&expand_mask>::call);
-  m.def("prepare_4d_attention_mask_for_sdpa",
-        &Direct<&prepare_4d_attention_mask_for_sdpa>::call);
+  m.def("prepare_4d_attention_mask_for_sdpa", &Direct<&prepare_4d_attention_mask_for_sdpa>::call);
   m.def("rule_mask", &Direct<&rule_mask>::call);
   m.def("block_mask", &Direct<&block_mask>::call);
   m.def("ignore_causal_mask_sdpa", &Direct<&ignore_causal_mask_sdpa>::call);
