@@ -3,8 +3,10 @@
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Any
 import attn_mask
 import torch
 from attn_mask import rules
-from bench_legacy import environment, time_text
+from bench_legacy import REUSED, allocate, environment, time_text
 from legacy_cases import verdict, wide_console
 from peak_memory import peak, resident, restart_peak
 from rich.table import Table
@@ -180,7 +182,14 @@ def measure(name: str) -> int:
 
 
 def in_a_process(*arguments: str) -> float:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    """What a fresh process prints, to which nothing that was compiled before is of use."""
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
+        )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return float(done.stdout.split()[-1])
@@ -239,6 +248,7 @@ def main() -> None:
     if options.measure:
         print(measure(options.measure))
         return
+    allocate(REUSED)
     console = wide_console()
     about = environment()
     for key, value in about.items():

@@ -210,6 +210,14 @@ def test_offsets(name, q, kv, as_tensor):
     assert torch.equal(again, mask[:, :1])
 
 
+def test_a_shift_by_tensors_has_spans(monkeypatch):
+    """As releases of transformers say offsets."""
+    rule = rules.shift(USUAL["packed"], torch.tensor(100), torch.tensor(40))
+    want = flex.create_block_mask(rule, 2, 1, 300, 500, device="cpu")
+    monkeypatch.setattr(attn_mask.block_mask.masking_utils, "_ask", None)  # about no element
+    assert_same_block_mask(attn_mask.create_block_mask(rule, 2, 1, 300, 500, "cpu"), want)
+
+
 def test_batch_and_heads():
     for sizes in ((None, None, 200, 300), (3, None, 200, 300), (None, 2, 200, 300)):
         got = attn_mask.create_block_mask(rules.causal(), *sizes, device="cpu")

@@ -118,7 +118,7 @@ def test_install_and_uninstall_restore_the_very_objects():
     if HAS_MASKING_UTILS:
         assert {"causal_mask_function", "and_masks", "sdpa_mask", "eager_mask"} <= changed
         assert {"mapping sdpa", "mapping eager"} <= changed
-        assert not any("create" in name for name in changed)
+        assert [name for name in changed if "create" in name] in ([], ["create_block_mask"])
     attn_mask.uninstall()
     assert_same_objects(state(), before)
 
@@ -604,6 +604,32 @@ def test_mask_functions_are_rules():
         assert isinstance(rule, rules.MaskFunction)
         assert upstream.causal_mask_function == rules.causal()
         assert rule.encode() == (rules.sliding_window(3) & rules.causal()).encode()
+
+
+@pytest.mark.skipif(
+    not HAS_MASKING_UTILS or not hasattr(upstream, "flex_attention_mask"),
+    reason="this transformers makes no BlockMasks",
+)
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+def test_block_masks_are_made_without_compiling(monkeypatch):
+    padding = torch.ones(2, 200, dtype=torch.bool)
+    padding[0, :30] = False
+    given = {"implementation": "flex_attention", "embeds": embeds(2, 200)}
+    calls = [given, {**given, "mask": padding}]
+    with torch.compiler.set_stance("force_eager"):
+        want = [create(**call) for call in calls]
+    vars(upstream).pop("__warningregistry__", None)  # of the warning that is ignored
+
+    def compile(*args, **kwargs):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with attn_mask.installed():
+        got = [create(**call) for call in calls]
+    for ours, theirs in zip(got, want, strict=True):
+        assert isinstance(ours.mask_mod, rules.MaskFunction)
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_indices", "full_q_indices"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
 # skip_policy

@@ -557,16 +557,17 @@ std::vector<VisibleKeys> visible_keys(const BlockMaskTask& task, uint32_t of_key
   return visible;
 }
 
-// Whole masks take less time than a thread that is busy with something else takes to come; so many
-// times what is usual must be there for it to do.
-constexpr int64_t kGrains = 8;
+// Most masks take less time than a thread that is busy elsewhere takes to come: there must be some
+// milliseconds for it to do.
+constexpr int64_t kGrains = 64;
 
 /// Calls `visit(line's index, line)` for every line, among threads; `visits` makes a thread's.
 template <typename Visits>
 void for_each_line(const BlockMaskTask& task, const Visits& visits) {
   const int64_t rows = task.q_blocks();
   // To find a line takes as long as writing a kilobyte or two.
-  const int64_t bytes_of_line = 2048 + 2 * task.kv_width * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t stored = task.kv[0].indices == nullptr ? 0 : task.kv_width;
+  const int64_t bytes_of_line = 2048 + 2 * stored * static_cast<int64_t>(sizeof(int32_t));
   const auto run = [&](int64_t bytes, auto make_reader) {
     at::parallel_for(0, task.planes() * rows, grain_of((bytes_of_line + bytes) / kGrains),
                      [&](int64_t begin, int64_t end) {
@@ -583,7 +584,7 @@ void for_each_line(const BlockMaskTask& task, const Visits& visits) {
   }
   const uint32_t of_keys = nodes_of_keys(task);
   const std::vector<VisibleKeys> visible = visible_keys(task, of_keys);
-  const int64_t elements = asks_elements(task, of_keys) ? task.q_block * task.kv_length : 0;
+  const int64_t elements = asks_elements(task, of_keys) ? 4 * task.q_block * task.kv_length : 0;
   run(elements, [&] { return LineFinder(task, of_keys, visible); });
 }
 
@@ -631,7 +632,8 @@ std::optional<LongestLines> write_block_mask_cpu(const BlockMaskTask& task) {
     };
   });
   // A plane is cut into as many pieces as there are threads for it.
-  const int64_t bytes = columns * (task.q_width + 16) * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t stored_width = task.q[0].indices == nullptr ? 0 : task.q_width;
+  const int64_t bytes = columns * (stored_width + 16) * static_cast<int64_t>(sizeof(int32_t));
   const int64_t pieces =
       std::clamp<int64_t>(bytes / (kGrains * grain_of(1)), 1,
                           std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(1, columns)));

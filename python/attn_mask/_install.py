@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attn_mask import _skipping, masking_utils, rules
+from attn_mask import _skipping, block_mask, masking_utils, rules
 from attn_mask._releases import for_transformers, release_numbers
 
 __all__ = ["install", "installed", "uninstall"]
@@ -138,6 +138,10 @@ class _Installation:
             self._objects["find_packed_sequence_indices"] = before, _find_sequences(before)
         for name, (before, now) in self._objects.items():
             self._changes.append(_Change(names, name, before, now))
+        if "create_block_mask" in names:  # torch's, where it has flex attention
+            before = names["create_block_mask"]
+            now = block_mask.create_block_mask
+            self._changes.append(_Change(names, "create_block_mask", before, now))
         self._mapping = upstream.AttentionMaskInterface._global_mapping
         own = {id(names[name]): function for name, function in interfaces.items()}
         for key, function in self._mapping.items():

@@ -262,6 +262,12 @@ class _Writer:
                 raise ValueError(
                     f"{_NAME}: expected {argument} to be within 2^59 of 0, but got {offset}"
                 )
+        if isinstance(rule, rules._Shift) and isinstance(q_offset, int) and q_offset == 0:
+            # How releases of transformers say offsets that are tensors: as such they have spans.
+            of_rule = rule.q_offset, rule.kv_offset
+            is_one = all(not isinstance(o, torch.Tensor) or o.dim() == 0 for o in of_rule)
+            if is_one and isinstance(kv_offset, int) and kv_offset == 0:
+                rule, (q_offset, kv_offset) = rule.rule, of_rule
         queries = masking_utils._axis(_NAME, "q_offset", q_length, q_offset, device)
         keys = masking_utils._axis(_NAME, "kv_offset", kv_length, kv_offset, device)
         program = rule.program
