@@ -71,6 +71,7 @@ demo: build
 bench: build
 	$(BIN)/python bench/bench_legacy.py --json bench/results/legacy.json
 	$(BIN)/python bench/bench_rules.py --json bench/results/rules.json
+	$(BIN)/python bench/bench_block_mask.py --json bench/results/block_mask.json
 	$(BIN)/python bench/write_benchmarks.py
 
 # What a call of the C++ API costs.

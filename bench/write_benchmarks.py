@@ -83,6 +83,26 @@ def rules(report: dict[str, Any]) -> str:
     return table([*columns, "met"], cells)
 
 
+def block_mask(report: dict[str, Any]) -> str:
+    sides = ("attn_mask", "compiled", "eager", "compiled, first")
+    cells = []
+    for row in report["cases"]:
+        seconds = row["seconds"]
+        ours = seconds["attn_mask"]
+        cells.append(
+            [
+                row["name"],
+                *(time_text(seconds[side]) if side in seconds else "" for side in sides),
+                *(f"{seconds[s] / ours:.0f}" if s in seconds else "" for s in sides[1:3]),
+                f"{row['peak_bytes'] / 1e6:.1f} MB" if "peak_bytes" in row else "",
+                row["wanted"],
+                verdict(row),
+            ]
+        )
+    columns = ["case", "ours", "torch, compiled", "torch, eager", "torch, compiling", "x compiled"]
+    return table([*columns, "x eager", "peak memory, ours", "wanted", "met"], cells)
+
+
 def gpu(report: dict[str, Any]) -> str:
     cells = [
         [
@@ -103,6 +123,7 @@ def gpu(report: dict[str, Any]) -> str:
 SECTIONS = {
     "legacy": ("a run of `bench/bench_legacy.py`", legacy),
     "rules": ("a run of `bench/bench_rules.py`", rules),
+    "block_mask": ("a run of `bench/bench_block_mask.py`", block_mask),
     "gpu": ("`make gpu`", gpu),
 }
 

@@ -105,6 +105,24 @@ SAMPLES = {
     ],
 }
 
+# Operators of several tensors, or of none that is a mask; test_block_mask.py calls them.
+BLOCK_SAMPLES = {
+    "block_mask": [
+        (([1], [], 2, 2, 40, 50, 16, 16), {}),
+        (([8, 2, 1, 5, 0], [PADDING], 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
+        (([6, 0], [DOCUMENTS], 2, 3, 6, 6, 4, 2), {"separate_full_blocks": False}),
+        (([8, 2, 2, 3, -1, 1], [], 1, 1, 90, 90, 8, 16), {"kv_width": 3, "q_width": 4}),
+        (([9, 30, *[11, 0, 1, 1, 5, 0] * 15], [PADDING], 3, 1, 2, 5, 2, 2), {}),
+        (([1], [], 3, 1, 2, 5, 2, 2), {"q_positions": torch.tensor([[3], [1], [0]])}),
+    ],
+    "_block_states": [
+        (([1], [], 2, 2, 40, 50, 16, 16), {}),
+        (([8, 2, 1, 5, 0], [PADDING], 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
+    ],
+    "_block_mask_widths": [(([1], [], 2, 2, 40, 50, 16, 16), {})],
+}
+BLOCK_OPERATORS = tuple(BLOCK_SAMPLES)
+
 OPERATORS = tuple(SAMPLES)
 
 # Those that take a program; test_rules.py compares and fuzzes them with a reference of their own.

@@ -4,7 +4,15 @@ import attn_mask
 import pytest
 import torch
 from masks import assert_same_mask
-from sample_calls import CALL_IDS, CALLS, OPERATORS, SAMPLES, map_tensors, operator
+from sample_calls import (
+    BLOCK_OPERATORS,
+    CALL_IDS,
+    CALLS,
+    OPERATORS,
+    SAMPLES,
+    map_tensors,
+    operator,
+)
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
@@ -45,7 +53,7 @@ def layout(result):
 def test_every_operator_is_sampled():
     schemas = torch._C._jit_get_all_schemas()
     registered = {s.name.split("::")[1] for s in schemas if s.name.startswith("attn_mask::")}
-    assert registered == set(OPERATORS)
+    assert registered == {*OPERATORS, *BLOCK_OPERATORS}
 
 
 @every_mask
@@ -118,7 +126,7 @@ def test_symbolic_shapes():
     assert not environment.replacements, "a size became a constant"
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS)
 def test_dispatch_keys(name):
     keys = ["CPU", "Meta"]
     if attn_mask.build_info()["cuda_version"] is not None:
@@ -160,7 +168,7 @@ def test_4d_masks_are_copied():
     assert not mask.any()
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS)
 def test_schema_is_functional(name):
     schema = operator(name).default._schema
     assert not schema.is_mutable

@@ -557,29 +557,34 @@ std::vector<VisibleKeys> visible_keys(const BlockMaskTask& task, uint32_t of_key
   return visible;
 }
 
+// Whole masks take less time than a thread that is busy with something else takes to come; so many
+// times what is usual must be there for it to do.
+constexpr int64_t kGrains = 8;
+
 /// Calls `visit(line's index, line)` for every line, among threads; `visits` makes a thread's.
 template <typename Visits>
 void for_each_line(const BlockMaskTask& task, const Visits& visits) {
   const int64_t rows = task.q_blocks();
-  // A line takes as long as writing a few kilobytes; asking about elements, as long as anything.
-  constexpr int64_t kBytesOfLine = 4096;
+  // To find a line takes as long as writing a kilobyte or two.
+  const int64_t bytes_of_line = 2048 + 2 * task.kv_width * static_cast<int64_t>(sizeof(int32_t));
   const auto run = [&](int64_t bytes, auto make_reader) {
-    at::parallel_for(0, task.planes() * rows, grain_of(bytes), [&](int64_t begin, int64_t end) {
-      auto reader = make_reader();
-      auto visit = visits();
-      for (int64_t index = begin; index < end; ++index) {
-        visit(index, reader(index / rows, index % rows));
-      }
-    });
+    at::parallel_for(0, task.planes() * rows, grain_of((bytes_of_line + bytes) / kGrains),
+                     [&](int64_t begin, int64_t end) {
+                       auto reader = make_reader();
+                       auto visit = visits();
+                       for (int64_t index = begin; index < end; ++index) {
+                         visit(index, reader(index / rows, index % rows));
+                       }
+                     });
   };
   if (task.states != nullptr) {
-    run(kBytesOfLine + task.kv_blocks(), [&] { return StateReader(task); });
+    run(task.kv_blocks(), [&] { return StateReader(task); });
     return;
   }
   const uint32_t of_keys = nodes_of_keys(task);
   const std::vector<VisibleKeys> visible = visible_keys(task, of_keys);
   const int64_t elements = asks_elements(task, of_keys) ? task.q_block * task.kv_length : 0;
-  run(kBytesOfLine + elements, [&] { return LineFinder(task, of_keys, visible); });
+  run(elements, [&] { return LineFinder(task, of_keys, visible); });
 }
 
 }  // namespace
@@ -628,10 +633,10 @@ std::optional<LongestLines> write_block_mask_cpu(const BlockMaskTask& task) {
   // A plane is cut into as many pieces as there are threads for it.
   const int64_t bytes = columns * (task.q_width + 16) * static_cast<int64_t>(sizeof(int32_t));
   const int64_t pieces =
-      std::clamp<int64_t>(bytes / grain_of(1), 1,
+      std::clamp<int64_t>(bytes / (kGrains * grain_of(1)), 1,
                           std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(1, columns)));
   const int64_t width = (columns + pieces - 1) / pieces;
-  at::parallel_for(0, task.planes() * pieces, grain_of(bytes / pieces),
+  at::parallel_for(0, task.planes() * pieces, grain_of(bytes / pieces / kGrains),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t piece = begin; piece < end; ++piece) {
                        const int64_t first = piece % pieces * width;

@@ -123,7 +123,7 @@ struct ListedLine {
       lists.num_blocks[line] = static_cast<int32_t>(count);
     }
     if (lists.indices == nullptr) {
-      return true;
+      return count <= width;
     }
     int64_t place = before;                        // of the next block that is listed
     int64_t behind = count + part.begin - before;  // of the next that is not

@@ -94,6 +94,8 @@ std::vector<int64_t> block_mask_widths(
     return at::empty({kinds, task.planes() * lines},
                      at::TensorOptions().dtype(at::kInt).device(question.device));
   };
+  task.kv_width = task.kv_blocks();
+  task.q_width = task.q_blocks();
   const at::Tensor of_kv = counts(task.q_blocks());
   const at::Tensor of_q = counts(task.kv_blocks());
   for (int64_t kind = 0; kind < kinds; ++kind) {

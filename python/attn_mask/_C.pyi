@@ -48,3 +48,22 @@ def rule_mask(
     dtype: torch.dtype | None,
     /,
 ) -> torch.Tensor: ...
+def block_mask(
+    rule: list[int],
+    operands: list[torch.Tensor],
+    batch_size: int,
+    heads: int,
+    q_length: int,
+    kv_length: int,
+    q_block_size: int,
+    kv_block_size: int,
+    q_offset: int,
+    kv_offset: int,
+    q_positions: torch.Tensor | None,
+    kv_positions: torch.Tensor | None,
+    device: torch.device | None,
+    separate_full_blocks: bool,
+    kv_width: int | None,
+    q_width: int | None,
+    /,
+) -> list[torch.Tensor]: ...

@@ -17,11 +17,15 @@ from attn_mask._releases import for_transformers as for_transformers
 from attn_mask._sdpa import SdpaArguments as SdpaArguments
 from attn_mask._sdpa import sdpa_arguments as sdpa_arguments
 from attn_mask._skipping import skip_policy as skip_policy
+from attn_mask.block_mask import block_mask_to as block_mask_to
+from attn_mask.block_mask import create_block_mask as create_block_mask
 
 __all__ = [
     "SdpaArguments",
     "__version__",
+    "block_mask_to",
     "build_info",
+    "create_block_mask",
     "for_transformers",
     "install",
     "installed",

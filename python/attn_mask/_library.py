@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION
@@ -39,20 +39,31 @@ def _fake_factory(
     """Runs an operator without tensors under fake tensors.
 
     They know how to treat operators that can't have tensor arguments and return a Tensor, but not
-    those that return an optional one or just were given none: shape (or None) and errors come from
-    the Meta kernel.
+    those that return an optional one, or several, or just were given none: shapes (or None) and
+    errors come from the Meta kernel.
     """
     if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
         return mode.__torch_dispatch__(func, types, args, kwargs)
-    mask = func(*args, **{**kwargs, "device": torch.device("meta")})
-    if mask is None:
-        return None
+    result = func(*args, **{**kwargs, "device": torch.device("meta")})
     device = kwargs.get("device") or torch.device("cpu")
     with mode:
-        return torch.empty_strided(mask.shape, mask.stride(), dtype=mask.dtype, device=device)
+        return tree_map_only(
+            torch.Tensor,
+            lambda meta: torch.empty_strided(
+                meta.shape, meta.stride(), dtype=meta.dtype, device=device
+            ),
+            result,
+        )
 
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", "boolean", "additive"):
+for _name in (
+    "to_causal_4d",
+    "_create_4d_causal_attention_mask",
+    "boolean",
+    "additive",
+    "block_mask",
+    "_block_states",
+):
     torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
 
 

@@ -576,7 +576,7 @@ def flex_attention_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> "BlockMask":
-    """The BlockMask for flex attention, made by torch's create_block_mask.
+    """The BlockMask for flex attention, equal to that of torch's create_block_mask.
 
     Arguments as for sdpa_mask.
 
@@ -586,19 +586,18 @@ def flex_attention_mask(
     if attention_mask is not None and not fast_all(attention_mask):
         padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
         mask_function = and_masks(mask_function, padding_mask_function(padding_mask))
-    # It takes seconds to import, as it brings torch's compiler along.
-    from torch.nn.attention.flex_attention import create_block_mask
+    # That module writes masks with the help of this one.
+    from attn_mask.block_mask import create_block_mask
 
-    # Flex attention counts queries and keys from zero.
-    mask_function = add_offsets_to_mask_function(mask_function, q_offset, kv_offset)
-    compiled: Callable[..., BlockMask] = torch.compile(create_block_mask)
-    return compiled(
-        mask_mod=mask_function,
-        B=batch_size,
-        H=1,
-        Q_LEN=q_length,
-        KV_LEN=kv_length,
-        device=device,
+    return create_block_mask(
+        rules.function(mask_function),
+        batch_size,
+        1,
+        q_length,
+        kv_length,
+        device,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
     )
 
 
@@ -721,10 +720,13 @@ def _materialize(
     use_vmap: bool,
     device: torch.device | str | None,
     dtype: torch.dtype | None = None,
+    heads: int = 1,
+    name: str | None = None,
 ) -> torch.Tensor:
     """The mask [b, 1, q, kv], boolean or additive of a dtype; the arguments are sdpa_mask's.
 
-    ``q_offset`` may also say where each query stands.
+    ``q_offset`` may also say where each query stands. Callables of the user's are asked about
+    ``heads``, and what they say may differ: the mask has 1 of them, or all. ``name``: for errors.
 
     Rules are written by one call of an operator. Callables of the user's within them are asked
     first, in eager code tile by tile; while tracing, the whole tree is one broadcast expression.
@@ -762,7 +764,7 @@ def _materialize(
             device,
             dtype,
         )
-    name = "sdpa_mask" if dtype is None else "eager_mask"
+    name = name or ("sdpa_mask" if dtype is None else "eager_mask")
     _check_padding(name, padding_mask)
     program = rule.program
     queries = _axis(name, "q_offset", q_length, q_offset, device)
@@ -793,7 +795,7 @@ def _materialize(
         if padding_mask is not None:
             mask = prepare_padding_mask(padding_mask, kv_length, cast(int, kv_offset))
             rule = rules.intersection(rule, rules.padding(mask))
-        mask = _ask(name, rule, batch_size, queries, keys, use_vmap, device)
+        mask = _ask(name, rule, batch_size, queries, keys, use_vmap, device, heads)
         if not use_vmap:
             mask = mask.expand(batch_size, -1, q_length, kv_length)
         if dtype is None:
@@ -808,13 +810,13 @@ def _materialize(
     def write_rows(rows: _Axis) -> torch.Tensor:
         answered = list(operands)
         for operand, question in program.questions:
-            answer = _ask(name, question, batch_size, rows, keys, use_vmap, device)
+            answer = _ask(name, question, batch_size, rows, keys, use_vmap, device, heads)
             answered[operand] = _as_bits(
                 name, answer, (batch_size, rows.length, kv_length), at_least=4 if is_root else 0
             )
         return _write(code, answered, batch_size, rows, keys, device, dtype)
 
-    return _write_in_tiles(write_rows, batch_size, queries, kv_length)
+    return _write_in_tiles(write_rows, batch_size * heads, queries, kv_length)
 
 
 def _is_beside(padding_mask: torch.Tensor, batch_size: int, device: torch.device) -> bool:
@@ -857,9 +859,13 @@ def _ask(
     keys: _Axis,
     use_vmap: bool,
     device: torch.device,
+    heads: int = 1,
 ) -> torch.Tensor:
-    """What a mask function says: broadcast over [b, 1, q, kv] or, by vmap, of that very shape."""
-    batch_idx, head_idx = torch.arange(batch_size, device=device), torch.arange(1, device=device)
+    """What a mask function says: broadcast over [b, h, q, kv] or, by vmap, of that very shape."""
+    batch_idx, head_idx = (
+        torch.arange(batch_size, device=device),
+        torch.arange(heads, device=device),
+    )
     q_idx, kv_idx = queries.indices(device), keys.indices(device)
     if use_vmap:
         of_batch = (0, None, *(0 if idx.dim() == 2 else None for idx in (q_idx, kv_idx)))

@@ -7,10 +7,13 @@
 
 #include <random>
 
+#include "cpu/block_mask.h"
 #include "cpu/kernels.h"
+#include "cuda/block_mask_bodies.h"
 #include "format/additive.h"
 #include "format/boolean.h"
 #include "reference.h"
+#include "rule/prepare.h"
 
 namespace attn_mask {
 namespace {
@@ -227,6 +230,132 @@ TEST(Grid, BlocksCoverAllItemsAndStayUnderTheCap) {
   EXPECT_EQ(blocks_for(kThreadsPerBlock), 1);
   EXPECT_EQ(blocks_for(kThreadsPerBlock + 1), 2);
   EXPECT_EQ(blocks_for(int64_t{1} << 40), kMaxBlocks);
+}
+
+/// A block mask's numbers, in the order of the task's lists.
+struct BlockMaskNumbers {
+  std::vector<int32_t> memory[2][2][2];  // keys or queries; partial or full; counts and indices
+
+  explicit BlockMaskNumbers(BlockMaskTask& task) {
+    const int64_t stored = task.batch_size * task.stored_heads;
+    for (size_t kind = 0; kind < 2; ++kind) {
+      task.kv[kind] = lists(0, kind, stored * task.q_blocks(), task.kv_width);
+      task.q[kind] = lists(1, kind, stored * task.kv_blocks(), task.q_width);
+    }
+  }
+
+ private:
+  BlockLists lists(size_t direction, size_t kind, int64_t lines, int64_t width) {
+    auto& [counts, indices] = memory[direction][kind];
+    counts.assign(static_cast<size_t>(lines), -7);
+    indices.assign(static_cast<size_t>(lines * width), -7);
+    return {counts.data(), indices.data()};
+  }
+};
+
+void emulate_block_states(const BlockMaskTask& task, int64_t threads) {
+  for (int64_t line = 0; line < task.planes() * task.q_blocks(); ++line) {
+    for (int64_t thread = 0; thread < threads; ++thread) {
+      guess_line_body(task, line, thread, threads);
+    }
+    for (int64_t block = 0; block < task.kv_blocks(); ++block) {
+      BlockState& state = task.states[line * task.kv_blocks() + block];
+      if (state != BlockState::kUnknown) {
+        continue;
+      }
+      bool some = false;
+      bool all = true;
+      for (int64_t thread = 0; thread < threads; ++thread) {
+        const BlockAnswer answer = ask_block_body(task, line, block, thread, threads);
+        some = some || answer.some;
+        all = all && answer.all;
+      }
+      state = state_of(some, all);
+    }
+  }
+}
+
+bool emulate_block_lists(const BlockMaskTask& task, int64_t threads) {
+  bool fits = true;
+  for (int64_t index = 0; index < listed_lines(task); ++index) {
+    const ListedLine line = listed_line(task, index);
+    std::vector<int64_t> counts;
+    for (int64_t thread = 0; thread < threads; ++thread) {
+      counts.push_back(line.count_body(part_of(line.total, thread, threads)));
+    }
+    for (int64_t thread = 0; thread < threads; ++thread) {
+      fits = line.list_body(part_of(line.total, thread, threads), counts.data(), thread, threads) &&
+             fits;
+    }
+  }
+  return fits;
+}
+
+TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
+  std::mt19937 random(31);
+  for (int trial = 0; trial < 400; ++trial) {
+    BlockMaskTask task{};
+    task.batch_size = 1 + random() % 2;
+    task.heads = 1 + random() % 2;
+    task.stored_heads = task.heads + random() % 2;
+    task.q_length = random() % 40;
+    task.kv_length = random() % 40;
+    task.q_block = 1 + random() % 9;
+    task.kv_block = 1 + random() % 9;
+    task.separate_full = random() % 4 != 0;
+    task.q_positions.offset = random() % 20;
+    task.kv_positions.offset = random() % 9;
+    const test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length + 1,
+                                      task.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
+    std::vector<int64_t> ids(80);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = i == 0 ? 0 : ids[i - 1] + (random() % 9 == 0 ? 1 : 0);
+    }
+    const Rule leaves[] = {
+        make_rule(Causal{}), make_rule(SlidingWindow{static_cast<int64_t>(random() % 20), 3}),
+        make_rule(Chunk{static_cast<int64_t>(1 + random() % 20), Table{}}),
+        make_rule(SameId{{{ids.data(), 8}, 0, 1, 80, {}}, false}), make_rule(padding.leaf)};
+    task.rule = leaves[random() % 5];
+    for (int more = random() % 3; more > 0; --more) {
+      const Rule& leaf = leaves[random() % 5];
+      task.rule = random() % 3 == 0 ? task.rule | leaf : task.rule & leaf;
+    }
+    const auto narrower = [&](int64_t blocks) {
+      return random() % 3 == 0 ? static_cast<int64_t>(random() % (blocks + 1)) : blocks;
+    };
+    task.kv_width = narrower(task.kv_blocks());
+    task.q_width = narrower(task.q_blocks());
+
+    BlockMaskTask on_host = task;
+    BlockMaskNumbers want(on_host);
+    const PreparedTables prepared(on_host);
+    const auto longest = write_block_mask_cpu(on_host);
+    std::vector<BlockState> host_states(
+        static_cast<size_t>(task.planes() * task.q_blocks() * task.kv_blocks()));
+    on_host.states = host_states.data();
+    find_block_states_cpu(on_host);
+
+    std::vector<BlockState> states(host_states.size(), BlockState::kUnknown);
+    task.states = states.data();
+    BlockMaskNumbers got(task);
+    const int64_t threads = 1 + random() % 70;
+    emulate_block_states(task, threads);
+    ASSERT_EQ(states, host_states) << "trial " << trial;
+    const bool fits = emulate_block_lists(task, threads);
+    EXPECT_EQ(fits, longest->kv <= task.kv_width && longest->q <= task.q_width);
+    for (size_t direction = 0; direction < 2; ++direction) {
+      for (size_t kind = 0; kind < 2; ++kind) {
+        for (size_t list = 0; list < 2; ++list) {
+          ASSERT_EQ(got.memory[direction][kind][list], want.memory[direction][kind][list])
+              << "trial " << trial << ": " << direction << kind << list;
+        }
+      }
+    }
+    // By states, too, the CPU kernel lists the same.
+    BlockMaskNumbers again(on_host);
+    write_block_mask_cpu(on_host);
+    EXPECT_EQ(again.memory[1][0][1], want.memory[1][0][1]);
+  }
 }
 
 }  // namespace

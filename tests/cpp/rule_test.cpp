@@ -241,6 +241,116 @@ TEST(Rule, SpanLevelAgreesWithElementLevel) {
   EXPECT_GT(resolved, rows / 3);  // the trials do contain rows whose spans say it all
 }
 
+TEST(Rule, RowRunsAgreeWithTheSpansOfTheirRows) {
+  std::mt19937 random(11);
+  int64_t runs = 0;
+  int64_t rows_seen = 0;
+  for (int trial = 0; trial < 3000; ++trial) {
+    RandomRule made{{},
+                    {},
+                    static_cast<int64_t>(1 + random() % 2),
+                    static_cast<int64_t>(1 + random() % 40),
+                    static_cast<int64_t>(random() % 30)};
+    Question question{};
+    question.rule = made.tree(random, 3);
+    question.batch_size = made.batch_size;
+    question.heads = random() % 4 == 0 ? 1 : 1000;
+    question.q_length = made.q_length;
+    question.kv_length = made.kv_length;
+    question.q_positions.offset = static_cast<int64_t>(random() % 30) - 8;
+    question.kv_positions.offset = static_cast<int64_t>(random() % 9) - 4;
+    std::vector<int64_t> listed;
+    if (random() % 3 == 0) {
+      for (int64_t row = 0; row < made.q_length; ++row) {
+        listed.push_back(random() % 4 == 0 ? static_cast<int64_t>(random() % 20)
+                                           : (row == 0 ? 0 : listed.back() + 1));
+      }
+      question.q_positions.numbers = {listed.data(), 8};
+      question.q_positions.stride = 1;
+      question.q_positions.listed = true;
+    }
+    const PreparedTables prepared(question);
+    for (int64_t batch = 0; batch < made.batch_size; ++batch) {
+      for (int64_t row = 0; row < made.q_length;) {
+        const Query first = question.query(batch * question.heads, row);
+        const RowRun run = row_run(question.rule, first, question.q_positions,
+                                   question.kv_positions, made.kv_length, made.q_length - row);
+        ASSERT_LE(1, run.rows);
+        ASSERT_LE(row + run.rows, made.q_length);
+        ++runs;
+        for (int64_t i = 0; i < run.rows; ++i, ++row, ++rows_seen) {
+          const Query query = question.query(batch * question.heads, row);
+          const RowSpans got = run.row(i);
+          for (int32_t span = 0; span < got.spans.size; ++span) {
+            ASSERT_LE(0, got.spans.at[span].begin);
+            ASSERT_LE(got.spans.at[span].end, made.kv_length);
+            ASSERT_FALSE(got.spans.at[span].empty()) << "trial " << trial;
+            ASSERT_TRUE(span == 0 || got.spans.at[span - 1].end < got.spans.at[span].begin);
+          }
+          for (int64_t column = 0; column < made.kv_length; ++column) {
+            const Key key = question.key(batch, column);
+            bool answer = false;
+            for (int32_t span = 0; span < got.spans.size; ++span) {
+              answer = answer || got.spans.at[span].contains(column);
+            }
+            for (int32_t node = 0; node < question.rule.size; ++node) {
+              answer = answer && (((got.unresolved >> node) & 1U) == 0 ||
+                                  attends(question.rule, node, query, key));
+            }
+            ASSERT_EQ(answer, attends(question.rule, query, key))
+                << "trial " << trial << " row " << row << " column " << column;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(rows_seen, 2 * runs);  // rows are seen together, which is what it is for
+}
+
+TEST(Rule, ARowRunLastsAsLongAsItsRowsLookAlike) {
+  const Rule window = make_rule(Causal{}) & make_rule(SlidingWindow{9, kOpen});
+  // Its window begins at the first key up to row 9, and then moves to the end.
+  EXPECT_EQ(row_run(window, {0, 0, 0, 0}, Positions{}, Positions{}, 1000, 1000).rows, 9);
+  EXPECT_EQ(row_run(window, {0, 0, 10, 10}, Positions{}, Positions{}, 1000, 900).rows, 900);
+  const RowRun chunk =
+      row_run(make_rule(Chunk{100, Table{}}), {0, 0, 30, 130}, Positions{}, Positions{}, 1000, 900);
+  EXPECT_EQ(chunk.rows, 70);
+  EXPECT_EQ(chunk.spans.at[0].begin.at, 100);
+  EXPECT_EQ(chunk.spans.at[0].end.at, 200);
+}
+
+TEST(Prepare, RunsOfManyNumbers) {
+  std::mt19937 random(5);
+  for (const int32_t width : {0, 1, 2, 4, 8}) {
+    for (const int64_t stride : {1, 2}) {
+      constexpr int64_t kLength = 300;
+      const int64_t size = width == 0 ? 1 : width;
+      test::Bytes memory(static_cast<size_t>(kLength * stride * size));
+      int64_t value = 0;
+      for (int64_t i = 0; i < kLength * stride; ++i) {
+        value += random() % 90 == 0 ? 2 : 0;
+        test::put(memory, i, static_cast<int32_t>(size), static_cast<uint64_t>(value));
+      }
+      const Table table{{memory.data(), width}, 0, stride, kLength, {}};
+      Question question{};
+      question.rule = make_rule(SameId{table, false});
+      question.batch_size = question.heads = 1;
+      question.q_length = question.kv_length = kLength;
+      const PreparedTables prepared(question);
+      const Table& found = question.rule.nodes[0].same_id.ids;
+      ASSERT_NE(found.runs.starts, nullptr);
+      EXPECT_EQ(found.runs.is_once[0], 1);
+      for (int64_t i = 0; i < kLength; ++i) {
+        const Interval run = found.runs.around(0, i);
+        ASSERT_TRUE(run.contains(i));
+        for (int64_t k = 0; k < kLength; ++k) {
+          ASSERT_EQ(run.contains(k), table.at(0, k) == table.at(0, i)) << width << " " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST(Prepare, PackedDocumentsWithPositionsOfTheirOwnHaveSpans) {
   const int64_t ids[] = {0, 0, 0, 1, 1, 2, 2, 2};
   const int64_t positions[] = {0, 1, 2, 0, 1, 0, 1, 2};

@@ -1,0 +1,412 @@
+"""BlockMasks for flex attention, straight from a mask function's rule.
+
+torch's own ``create_block_mask`` writes the whole mask and adds it up; here a rule's spans say what
+each block holds, so that time and memory grow with the blocks, not with the elements. The results
+are the same, tensor for tensor.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from attn_mask import masking_utils, rules
+from attn_mask._library import _C
+from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+__all__ = ["block_mask_to", "create_block_mask"]
+
+_NAME = "create_block_mask"
+_ops = torch.ops.attn_mask
+_Offset = int | torch.Tensor
+
+# How much of a mask is held at once where it has to be written: bytes, one for each element.
+_HELD = 8 * 2**20
+
+# What the operator gives, as a BlockMask calls it.
+_TENSORS = (
+    "kv_num_blocks",
+    "kv_indices",
+    "full_kv_num_blocks",
+    "full_kv_indices",
+    "q_num_blocks",
+    "q_indices",
+    "full_q_num_blocks",
+    "full_q_indices",
+)
+
+# kFar of csrc/rule/limits.h.
+_FAR = 2**59
+
+# What a byte of torch.ops.attn_mask._block_states says.
+_PARTIAL = 1
+_FULL = 2
+
+
+class _Blocks(NamedTuple):
+    """The sizes of a block mask."""
+
+    batch_size: int
+    heads: int
+    q_length: int
+    kv_length: int
+    q_block: int
+    kv_block: int
+
+    @property
+    def q_blocks(self) -> int:
+        return (self.q_length + self.q_block - 1) // self.q_block
+
+    @property
+    def kv_blocks(self) -> int:
+        return (self.kv_length + self.kv_block - 1) // self.kv_block
+
+
+def create_block_mask(
+    mask_mod: Callable[..., Any],
+    B: int | None,
+    H: int | None,
+    Q_LEN: int,
+    KV_LEN: int,
+    device: torch.device | str | int | None = None,
+    BLOCK_SIZE: int | tuple[int, int] = 128,
+    _compile: bool = False,
+    separate_full_blocks: bool = True,
+    compute_dq_write_order: bool = False,
+    dq_kv_order: bool = True,
+    *,
+    q_offset: _Offset = 0,
+    kv_offset: _Offset = 0,
+    compact: bool | int | tuple[int, int] = False,
+) -> "BlockMask":
+    """The BlockMask of a mask function, equal to torch's in every tensor.
+
+    Args:
+        mask_mod: which keys a query attends to: an object of ``attn_mask.rules``, which is not
+            evaluated, a callable of the user's, which is asked about some rows at a time (as torch
+            does, by vmap), or a tree of both. It becomes the BlockMask's mask_mod, shifted where
+            there are offsets.
+        B, H: None for 1.
+        device: None for the accelerator that torch finds, else the CPU.
+        _compile: has no effect.
+        separate_full_blocks: whether blocks without a masked element are listed apart.
+        compute_dq_write_order, dq_kv_order: as torch's, where that has them.
+        q_offset, kv_offset: where the first query and the first key stand; an int, or a tensor
+            ([] or [B, 1]), whose value is not read.
+        compact: store of each row and column of blocks only as many as the longest has, in tensors
+            whose rows overlap in memory (views of full width; what lies behind the blocks that are
+            counted is undefined, as torch's documentation has it). True finds out how many: from
+            windows and chunks, else by looking, for which a GPU is waited for. A number declares
+            it, or two of them: the most blocks of a row, and of a column. Where it is too small,
+            ValueError, or on a GPU an error when the kernel runs.
+
+    Raises ValueError for sizes and offsets out of range and for tensors that are too short,
+    TypeError for what is of another type and for functions that do not return booleans.
+
+    Mirrors ``torch.nn.attention.flex_attention.create_block_mask`` of torch 2.15.
+    """
+    blocks = _blocks(B, H, Q_LEN, KV_LEN, BLOCK_SIZE)
+    if not isinstance(dq_kv_order, bool):
+        raise ValueError("dq_kv_order must be a bool when using create_block_mask")
+    if device is None:
+        device = torch.accelerator.current_accelerator() or "cpu"
+    device = torch.device(device)
+    if device.type == "cpu":
+        device = torch.device("cpu")  # "cpu:0" is another device to torch
+    tensors = _Writer(blocks, device, separate_full_blocks, compact).write(
+        rules.function(mask_mod), q_offset, kv_offset
+    )
+    # It takes seconds to import, as it brings torch's compiler along.
+    from torch.nn.attention import flex_attention
+
+    names = _TENSORS if separate_full_blocks else [n for n in _TENSORS if "full" not in n]
+    listed: dict[str, Any] = dict.fromkeys(_TENSORS)
+    listed.update(zip(names, tensors, strict=True))
+    block_mask = flex_attention.BlockMask(
+        seq_lengths=(blocks.q_length, blocks.kv_length),
+        **listed,
+        BLOCK_SIZE=(blocks.q_block, blocks.kv_block),
+        mask_mod=_shifted(mask_mod, q_offset, kv_offset),
+    )
+    if compute_dq_write_order:
+        _add_write_order(flex_attention, block_mask, dq_kv_order)
+    return block_mask
+
+
+def block_mask_to(block_mask: "BlockMask", device: torch.device | str) -> "BlockMask":
+    """The BlockMask on ``device``, the tensors of its mask_mod's rule included.
+
+    torch's own ``to`` leaves those where they are. A callable of the user's is kept as it is; what
+    was stored compactly still is.
+    """
+    moved = copy.copy(block_mask)
+    for name, value in vars(block_mask).items():
+        if isinstance(value, torch.Tensor):
+            setattr(moved, name, _to(value, device))
+    if isinstance(block_mask.mask_mod, rules.MaskFunction):
+        moved.mask_mod = block_mask.mask_mod.to(device)
+    return moved
+
+
+def _to(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor.to(device)
+    # A copy of rows that overlap would not.
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    stored = tensor.as_strided((last + 1,), (1,)).to(device)
+    return stored.as_strided(tensor.shape, tensor.stride())
+
+
+def _add_write_order(flex_attention: Any, block_mask: Any, dq_kv_order: bool) -> None:
+    compute = getattr(flex_attention, "_compute_dq_write_order_from_block_mask", None)
+    if compute is None:
+        raise NotImplementedError(
+            f"{_NAME}: expected a torch that has compute_dq_write_order, "
+            f"but got {torch.__version__}"
+        )
+    order, order_of_full = compute(block_mask, dq_kv_order=dq_kv_order)
+    block_mask.dq_write_order = order
+    block_mask.dq_write_order_full = order_of_full
+    block_mask.dq_kv_order = None
+    block_mask.dq_kv_order_spt = dq_kv_order
+
+
+def _shifted(
+    mask_mod: Callable[..., Any], q_offset: _Offset, kv_offset: _Offset
+) -> Callable[..., Any]:
+    """Flex attention counts queries and keys from zero."""
+    is_plain = not isinstance(q_offset, torch.Tensor) and not isinstance(kv_offset, torch.Tensor)
+    if is_plain and q_offset == 0 and kv_offset == 0:
+        return mask_mod
+    return rules.shift(mask_mod, q_offset, kv_offset)
+
+
+def _size(argument: str, value: Any, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(
+            f"{_NAME}: expected {argument} to be an int, but got {type(value).__name__}"
+        )
+    if value < at_least:
+        raise ValueError(f"{_NAME}: expected {argument} to be at least {at_least}, but got {value}")
+    return value  # type: ignore[return-value]  # a symbolic one does all that an int does
+
+
+def _blocks(
+    batch_size: int | None, heads: int | None, q_length: int, kv_length: int, block_size: Any
+) -> _Blocks:
+    if isinstance(block_size, tuple | list):
+        if len(block_size) != 2:
+            raise ValueError(
+                f"{_NAME}: expected BLOCK_SIZE to be an int or two, but got {len(block_size)}"
+            )
+        q_block, kv_block = block_size
+    else:
+        q_block = kv_block = block_size
+    return _Blocks(
+        1 if batch_size is None else _size("B", batch_size, 0),
+        1 if heads is None else _size("H", heads, 0),
+        _size("Q_LEN", q_length, 0),
+        _size("KV_LEN", kv_length, 0),
+        _size("BLOCK_SIZE", q_block, 1),
+        _size("BLOCK_SIZE", kv_block, 1),
+    )
+
+
+class _Writer:
+    """Writes the tensors of a block mask."""
+
+    def __init__(
+        self,
+        blocks: _Blocks,
+        device: torch.device,
+        separate_full_blocks: bool,
+        compact: bool | int | tuple[int, int],
+    ):
+        self.blocks = blocks
+        self.device = device
+        self.separate_full_blocks = separate_full_blocks
+        self.is_compact = compact is not False
+        self.widths: tuple[int, int] | None = None
+        if isinstance(compact, tuple | list):
+            kv_width, q_width = compact
+            self.widths = _size("compact", kv_width, 0), _size("compact", q_width, 0)
+        elif not isinstance(compact, bool):
+            self.widths = (_size("compact", compact, 0),) * 2
+        elif compact and is_recording():
+            raise ValueError(
+                f"{_NAME}: expected compact to be a number of blocks, since True may have to look "
+                "at values, which can't be done while a graph is recorded"
+            )
+
+    def write(
+        self, rule: rules.MaskFunction, q_offset: _Offset, kv_offset: _Offset
+    ) -> list[torch.Tensor]:
+        blocks, device = self.blocks, self.device
+        batch_size, _, q_length, kv_length = blocks[:4]
+        for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
+            if isinstance(offset, bool) or not isinstance(
+                offset, int | torch.SymInt | torch.Tensor
+            ):
+                raise TypeError(
+                    f"{_NAME}: expected {argument} to be an int or a tensor, "
+                    f"but got {type(offset).__name__}"
+                )
+            # Where positions can be asked about one by one, too.
+            if not is_recording() and isinstance(offset, int) and not -_FAR < offset < _FAR:
+                raise ValueError(
+                    f"{_NAME}: expected {argument} to be within 2^59 of 0, but got {offset}"
+                )
+        queries = masking_utils._axis(_NAME, "q_offset", q_length, q_offset, device)
+        keys = masking_utils._axis(_NAME, "kv_offset", kv_length, kv_offset, device)
+        program = rule.program
+        operands = program.operands
+        is_recorded = is_recording()
+        by_element = (
+            bool(program.questions)
+            or not program.is_boolean
+            # It would fix an operator's sizes.
+            or is_jit_tracing()
+        )
+        if not is_recorded:
+            for axis, line in enumerate((queries, keys)):
+                if line.positions is None and line.length > 0:
+                    by_element = by_element or line.start < program.lowest[axis]
+                    program.check_end(_NAME, axis, line.start + line.length)
+            if not program.is_plain:
+                operands = masking_utils._beside(_NAME, operands, program, batch_size, device)
+        if not by_element:
+            return self._call(program.code, operands, blocks, queries, keys)
+
+        def mask_of(rows: masking_utils._Axis) -> torch.Tensor:
+            return masking_utils._materialize(
+                rule,
+                batch_size,
+                rows.length,
+                kv_length,
+                rows,
+                kv_offset,
+                None,
+                True,
+                device,
+                heads=blocks.heads,
+                name=_NAME,
+            )
+
+        if is_tracing():
+            mask = mask_of(queries)
+            zeros = masking_utils._Axis(q_length, 0, None), masking_utils._Axis(kv_length, 0, None)
+            return self._call([rules.BITS, 0], [mask], blocks, *zeros)
+        return self._of_states(self._states(mask_of, queries))
+
+    def _states(
+        self, mask_of: Callable[..., torch.Tensor], queries: masking_utils._Axis
+    ) -> torch.Tensor:
+        """What the blocks of a mask hold that is written some rows at a time."""
+        batch_size, heads, q_length, kv_length, q_block, kv_block = self.blocks
+        row = max(1, batch_size * heads * kv_length)
+        height = max(1, _HELD // row // q_block) * q_block
+        parts = []
+        for first in range(0, q_length, height):
+            mask = mask_of(queries.rows(first, min(first + height, q_length)))
+            if mask.dtype != torch.bool:
+                masking_utils._check_boolean(_NAME, mask)
+            parts.append(
+                _ops._block_states(
+                    [rules.BITS, 0],
+                    [mask],
+                    batch_size,
+                    heads,
+                    mask.shape[2],
+                    kv_length,
+                    q_block,
+                    kv_block,
+                )
+            )
+        if not parts:
+            return torch.empty(
+                (1, 1, 0, self.blocks.kv_blocks), dtype=torch.uint8, device=self.device
+            )
+        return torch.cat(parts, dim=2)
+
+    def _of_states(self, states: torch.Tensor) -> list[torch.Tensor]:
+        """Blocks are the elements of the mask of those that are partial, or full."""
+        if self.separate_full_blocks:
+            kinds = [states == _PARTIAL, states == _FULL]
+        else:
+            kinds = [states != 0]
+        blocks = self.blocks
+        elements = _Blocks(blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1)
+        q_axis = masking_utils._Axis(blocks.q_blocks, 0, None)
+        kv_axis = masking_utils._Axis(blocks.kv_blocks, 0, None)
+        of_kind = _Writer(elements, self.device, False, False)
+        of_kind.is_compact, of_kind.widths = self.is_compact, self.widths
+        lists = [
+            of_kind._call([rules.BITS, 0], [kind], elements, q_axis, kv_axis) for kind in kinds
+        ]
+        return [tensor for half in (0, 2) for kind in lists for tensor in kind[half : half + 2]]
+
+    def _call(
+        self,
+        code: list[int],
+        operands: list[Any],
+        blocks: _Blocks,
+        queries: masking_utils._Axis,
+        keys: masking_utils._Axis,
+    ) -> list[torch.Tensor]:
+        """The tensors of an encoded rule, by the operator."""
+        arguments: dict[str, Any] = {
+            "q_offset": queries.start,
+            "kv_offset": keys.start,
+            "q_positions": queries.positions,
+            "kv_positions": keys.positions,
+            "device": self.device,
+            "separate_full_blocks": self.separate_full_blocks,
+        }
+        kv_width, q_width = None, None
+        if self.is_compact:
+            kv_width, q_width = self.widths or _ops._block_mask_widths(
+                code, operands, *blocks, **arguments
+            )
+        tensors: list[torch.Tensor]
+        if is_recording():
+            tensors = _ops.block_mask(
+                code, operands, *blocks, **arguments, kv_width=kv_width, q_width=q_width
+            )
+        else:
+            tensors = _C.block_mask(
+                code,
+                operands,
+                *blocks,
+                queries.start,
+                keys.start,
+                queries.positions,
+                keys.positions,
+                self.device,
+                self.separate_full_blocks,
+                kv_width,
+                q_width,
+            )
+        if kv_width is None or q_width is None:
+            return tensors
+        half = len(tensors) // 2
+        lines = [(blocks.q_blocks, blocks.kv_blocks, kv_width)] * half
+        lines += [(blocks.kv_blocks, blocks.q_blocks, q_width)] * half
+        return [
+            stored if index % 2 == 0 else self._view(stored, *lines[index])
+            for index, stored in enumerate(tensors)
+        ]
+
+    def _view(self, stored: Any, lines: int, total: int, width: int) -> torch.Tensor:
+        """Lines of full width that begin where the shorter ones are stored."""
+        heads, width = self.blocks.heads, min(width, total)
+        view: torch.Tensor = stored.as_strided(
+            (self.blocks.batch_size, heads, lines, total),
+            (heads * lines * width, lines * width, width, 1),
+        )
+        return view
