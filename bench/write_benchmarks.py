@@ -103,6 +103,28 @@ def block_mask(report: dict[str, Any]) -> str:
     return table([*columns, "x eager", "peak memory, ours", "wanted", "met"], cells)
 
 
+def compiling(report: dict[str, Any]) -> str:
+    sides = ("attn_mask", "transformers")
+    cells = [
+        [
+            row["what"],
+            *(str(row["nodes"][side]) for side in sides),
+            *(f"{row['seconds'][side]:.1f} s" for side in sides),
+        ]
+        for row in report["compiling"]
+    ]
+    text = table(["compiled", "nodes", "transformers'", "compiling", "transformers'"], cells)
+    calls = [
+        [
+            row["call"],
+            *(f"{row[key]:.1f} us" for key in ("eager", "compiled")),
+            f"{row['compiled'] - row['eager']:+.1f} us",
+        ]
+        for row in report["in a graph"]
+    ]
+    return text + "\n\n" + table(["call", "by itself", "in a compiled function", "more"], calls)
+
+
 def gpu(report: dict[str, Any]) -> str:
     cells = [
         [
@@ -124,6 +146,7 @@ SECTIONS = {
     "legacy": ("a run of `bench/bench_legacy.py`", legacy),
     "rules": ("a run of `bench/bench_rules.py`", rules),
     "block_mask": ("a run of `bench/bench_block_mask.py`", block_mask),
+    "compile": ("a run of `bench/bench_compile.py`", compiling),
     "gpu": ("`make gpu`", gpu),
 }
 

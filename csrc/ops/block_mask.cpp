@@ -32,7 +32,7 @@ c10::SymInt blocks_of(const c10::SymInt& length, const c10::SymInt& block_size) 
   return (length + (block_size - 1)) / block_size;
 }
 
-/// The product where all are known and it fits.
+/// The product where all are known; the largest number where it does not fit.
 std::optional<int64_t> product(std::initializer_list<c10::SymInt> sizes) {
   int64_t result = 1;
   for (const c10::SymInt& size : sizes) {
@@ -142,6 +142,11 @@ BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
   check_size(op, "heads", arguments.heads);
   check_block_size(op, "q_block_size", arguments.q_block_size);
   check_block_size(op, "kv_block_size", arguments.kv_block_size);
+  for (const c10::SymInt* length : {&arguments.program.q_length, &arguments.program.kv_length}) {
+    const auto known = length->maybe_as_int();
+    TORCH_CHECK_VALUE(!known || *known <= kOpen, op, ": expected lengths of at most 2^62, but got ",
+                      *length);
+  }
   const at::Device device = device_of(op, arguments);
   BlockQuestion question{device, decode_question(op, arguments, device),
                          blocks_of(arguments.program.q_length, arguments.q_block_size),
@@ -155,7 +160,9 @@ BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
   for (const c10::SymInt* blocks : {&question.q_blocks, &question.kv_blocks}) {
     const auto known = blocks->maybe_as_int();
     TORCH_CHECK_VALUE(!known || *known <= std::numeric_limits<int32_t>::max(), op,
-                      ": expected less than 2^31 blocks in each direction, but got ", *blocks);
+                      ": expected less than 2^31 blocks in each direction, with or without "
+                      "create_block_mask(compact=True), but got an index of [",
+                      question.q_blocks, ", ", question.kv_blocks, "]");
   }
   return question;
 }

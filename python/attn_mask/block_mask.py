@@ -194,6 +194,8 @@ def _size(argument: str, value: Any, at_least: int) -> int:
         )
     if value < at_least:
         raise ValueError(f"{_NAME}: expected {argument} to be at least {at_least}, but got {value}")
+    if isinstance(value, int) and value >= 2**63:
+        raise ValueError(f"{_NAME}: expected {argument} to be less than 2^63, but got {value}")
     return value  # type: ignore[return-value]  # a symbolic one does all that an int does
 
 
