@@ -23,6 +23,9 @@ TORCH = Path(torch.__file__).parent
 PACKAGE_PREFIX = attn_mask.utils.cmake_prefix_path
 KERNELS = "cpu cuda" if attn_mask.build_info()["cuda_version"] else "cpu"
 
+# The tools of this environment, not those of the system.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
 pytestmark = pytest.mark.skipif(
     not (shutil.which("cmake") and shutil.which("ninja") and shutil.which("c++")),
     reason="cmake, ninja or a C++ compiler is not installed",
