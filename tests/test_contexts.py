@@ -242,10 +242,14 @@ def test_functionalized(name):
 
 @every_call
 def test_meta(name):
-    """Shapes and strides; a mask without values is never skipped."""
+    """Shapes and strides; where values are to be looked at, an error, as in transformers."""
     mask, queries = inputs(2, 4, 7)
     want = CALLS[name](mask, queries)
     with torch.device("meta"):  # where no argument tells
+        if name == "_prepare_4d_attention_mask_for_sdpa":
+            with pytest.raises(ValueError, match="expected mask to have values to look at"):
+                CALLS[name](mask.to("meta"), queries.to("meta"))
+            return
         got = CALLS[name](mask.to("meta"), queries.to("meta"))
     assert (got.dtype, got.shape, got.stride()) == (want.dtype, want.shape, want.stride())
     told = name not in ("to_causal_4d window",)  # its device is an argument, and the CPU

@@ -38,8 +38,8 @@ def is_tracing(tensor: Any = None) -> bool:
 
 
 def is_opaque(tensor: torch.Tensor) -> bool:
-    """is_tracing, and of tensors without a value: of the meta device, or mapped over by vmap."""
-    return is_tracing(tensor) or tensor.is_meta or is_batchedtensor(tensor)
+    """is_tracing, and of a tensor that stands for many, as torch.vmap maps over it."""
+    return is_tracing(tensor) or is_batchedtensor(tensor)
 
 
 def holds(fact: bool | torch.SymBool) -> bool:
