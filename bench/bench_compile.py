@@ -144,7 +144,8 @@ def in_a_graph() -> list[dict[str, Any]]:
             times["eager"].append(micro(lambda call=call: call(padding)))
             whole = micro(lambda compiled=compiled: compiled(padding))
             times["compiled"].append(whole - micro(lambda without=without: without(padding)))
-        rows.append({"call": name, **{key: median(values) for key, values in times.items()}})
+        row: dict[str, Any] = {key: median(values) for key, values in times.items()}
+        rows.append({"call": name, **row, "passed": row["compiled"] - row["eager"] <= 1})
     return rows
 
 
@@ -157,9 +158,9 @@ def main() -> None:
     torch._inductor.config.force_disable_caches = True
     transformers.logging.set_verbosity_error()
     found = {
-        "environment": environment(),
+        **environment(),
         "compiling": compiling(),
-        "in a graph": in_a_graph(),
+        "cases": in_a_graph(),
     }
     table = Table("", "nodes", "transformers'", "seconds", "transformers'")
     for row in found["compiling"]:
@@ -170,7 +171,7 @@ def main() -> None:
             *(f"{seconds[side]:.2f}" for side in (OURS, STOCK)),
         )
     calls = Table("in a compiled function", "adds", "by itself", "more")
-    for row in found["in a graph"]:
+    for row in found["cases"]:
         calls.add_row(
             row["call"],
             *(f"{row[key]:.1f} us" for key in ("compiled", "eager")),

@@ -120,7 +120,7 @@ def compiling(report: dict[str, Any]) -> str:
             *(f"{row[key]:.1f} us" for key in ("eager", "compiled")),
             f"{row['compiled'] - row['eager']:+.1f} us",
         ]
-        for row in report["in a graph"]
+        for row in report["cases"]
     ]
     return text + "\n\n" + table(["call", "by itself", "in a compiled function", "more"], calls)
 
