@@ -125,14 +125,13 @@ def in_a_graph() -> list[dict[str, Any]]:
     """A mask in a compiled function, against the same operator called by itself."""
     padding = torch.ones(2, 64, dtype=torch.bool)
     padding[0, :5] = False
-    code, operands = (rules.causal() & rules.padding(padding)).encode()
+    code, _ = (rules.causal() & rules.padding(padding)).encode()
     operators = torch.ops.attn_mask
     calls = {
         "boolean": lambda mask: operators.boolean(code, [mask], 2, 64, 64),
         "to_4d": lambda mask: operators.to_4d(mask, 64, dtype=torch.float32, key_value_length=64),
         "sdpa_mask": lambda mask: attn_mask.masking_utils.sdpa_mask(2, 64, 64, attention_mask=mask),
     }
-    del operands
     rows = []
     for name, call in calls.items():
         torch._dynamo.reset()

@@ -123,6 +123,9 @@ BLOCK_SAMPLES = {
 }
 BLOCK_OPERATORS = tuple(BLOCK_SAMPLES)
 
+# A bool is decided on the host and cannot stand in a graph.
+HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
+
 OPERATORS = tuple(SAMPLES)
 
 # Those that take a program; test_rules.py compares and fuzzes them with a reference of their own.

@@ -3,15 +3,19 @@
 import pytest
 import torch
 from masks import assert_same_mask
-from sample_calls import CALL_IDS, CALLS, map_tensors, operator
+from sample_calls import BLOCK_SAMPLES, CALL_IDS, CALLS, HOST_DECISIONS, map_tensors, operator
 
 pytestmark = pytest.mark.cuda
 
-HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
 MASKS = [
     pytest.param(*call, id=id_)
     for id_, call in zip(CALL_IDS, CALLS, strict=True)
     if call[0] not in HOST_DECISIONS
+]
+MASKS += [
+    pytest.param(name, *call, id=f"{name}-{i}")
+    for name in ("block_mask", "_block_states")
+    for i, call in enumerate(BLOCK_SAMPLES[name])
 ]
 every_mask = pytest.mark.parametrize(("name", "args", "kwargs"), MASKS)
 
@@ -30,8 +34,14 @@ def on_cuda(name, args, kwargs):
     return (lambda: operator(name)(*args, **kwargs)), want
 
 
+def tensors(result):
+    """None for no mask; block masks are several."""
+    return result if isinstance(result, list) else [result]
+
+
 def assert_same(got, want):
-    assert_same_mask(None if got is None else got.cpu(), want)
+    for one, other in zip(tensors(got), tensors(want), strict=True):
+        assert_same_mask(None if one is None else one.cpu(), other)
 
 
 @every_mask
@@ -52,9 +62,10 @@ def test_graph_capture(name, args, kwargs):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = call()
-    if got is not None:  # the batch may be a stride-0 expand, which can't be filled as it is
-        memory = torch.empty(0, dtype=torch.uint8, device="cuda")
-        memory.set_(got.untyped_storage()).zero_()
+    for tensor in tensors(got):
+        if tensor is not None:  # it may be a stride-0 expand, which can't be filled as it is
+            memory = torch.empty(0, dtype=torch.uint8, device="cuda")
+            memory.set_(tensor.untyped_storage()).zero_()
     graph.replay()
     assert_same(got, want)
 

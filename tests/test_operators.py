@@ -8,6 +8,7 @@ from sample_calls import (
     BLOCK_OPERATORS,
     CALL_IDS,
     CALLS,
+    HOST_DECISIONS,
     OPERATORS,
     SAMPLES,
     map_tensors,
@@ -20,9 +21,6 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
-
-# A bool is decided on the host and cannot stand in a graph.
-HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
 
 MASK_CALLS = [
     (id_, *call) for id_, call in zip(CALL_IDS, CALLS, strict=True) if call[0] not in HOST_DECISIONS

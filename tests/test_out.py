@@ -29,7 +29,7 @@ from rule_reference import (
     WINDOW,
 )
 from rule_reference import PADDING as PADDED
-from sample_calls import CALL_IDS, CALLS, OPERATORS, map_tensors, operator
+from sample_calls import CALL_IDS, CALLS, HOST_DECISIONS, OPERATORS, map_tensors, operator
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -47,7 +47,6 @@ FLOAT = torch.float32
 HALF = torch.float16
 
 # A bool is decided on the host, there is nothing to write.
-HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
 WRITERS = tuple(name for name in OPERATORS if name not in HOST_DECISIONS)
 FOR_SDPA = "_prepare_4d_causal_attention_mask_for_sdpa"
 BIDIRECTIONAL_FOR_SDPA = "_prepare_4d_attention_mask_for_sdpa"
