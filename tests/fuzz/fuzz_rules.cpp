@@ -813,6 +813,106 @@ void check_strided_rows(Random& random, const CpuKernels& kernels) {
   }
 }
 
+/// The operators on 2-D padding masks: a key is visible where the mask holds 1.
+void check_padding_operators(Random& random) {
+  const int64_t batch_size = random.between(0, 3);
+  const int64_t kv_length =
+      random.one_in(8) ? 0 : random.between(1, random.pick<int64_t>({9, 150}));
+  const bool causal = random.one_in(2);
+  const int64_t q_length = causal ? random.between(0, kv_length) : random.between(0, 20);
+  const at::ScalarType dtype = random.pick({at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
+  // Ones and others in each: 1 is 1 in every integer dtype.
+  const at::ScalarType of_mask = random.pick({at::kBool, at::kByte, at::kChar, at::kShort, at::kInt,
+                                              at::kLong, at::kUInt16, at::kUInt32, at::kUInt64});
+  const at::Tensor mask = random_layout(random, {batch_size, kv_length}, of_mask);
+  const int64_t visible = random.between(1, 9);
+  for (int64_t i = 0; i < mask.numel(); ++i) {
+    const uint64_t other = of_mask == at::kBool || random.one_in(2) ? 0 : random.bits() | 2;
+    put(mask, {i / kv_length, i % kv_length}, random.one_in(visible) ? 1 : other);
+  }
+  std::optional<c10::SymInt> window;
+  if (causal && random.one_in(2)) {
+    window = random.one_in(8) ? kMost : random.between(1, 20);
+  }
+  const bool opens = random.one_in(2);
+  at::Tensor got;
+  if (random.one_in(2)) {
+    got = ops::to_4d(mask, q_length, dtype, kv_length, causal, window, opens,
+                     random.pick<int64_t>({1, 8}));
+  } else {
+    got = random_layout(random, {batch_size, 1, q_length, kv_length}, dtype, /*repeats=*/false);
+    ops::to_4d_out(mask, q_length, dtype, kv_length, causal, window, opens, got);
+  }
+  const DenseFormat format = additive_format(dtype);
+  // One query without a window attends to all keys.
+  const bool is_bounded = causal && (window || q_length > 1);
+  for (int64_t batch = 0; batch < batch_size; ++batch) {
+    for (int64_t row = 0; row < q_length; ++row) {
+      const int64_t q = row + kv_length - q_length;
+      std::vector<bool> attended;
+      for (int64_t k = 0; k < kv_length; ++k) {
+        const bool near = !window || q - k <= window->expect_int();
+        attended.push_back(get(mask, {batch, k}) == 1 && (!is_bounded || (k <= q && near)));
+      }
+      const bool opened =
+          opens && std::none_of(attended.begin(), attended.end(), [](bool one) { return one; });
+      for (int64_t k = 0; k < kv_length; ++k) {
+        const uint64_t want = opened                             ? sign_bit(dtype)
+                              : attended[static_cast<size_t>(k)] ? format.attend
+                                                                 : format.masked;
+        if (get(got, {batch, 0, row, k}) != want) {
+          fail("to_4d");
+        }
+      }
+    }
+  }
+}
+
+/// The operators on masks of any rank: whether all is visible, and rows without a key unmasked.
+void check_mask_operators(Random& random) {
+  std::vector<int64_t> sizes;
+  for (int64_t rank = random.between(0, 6); rank > 0; --rank) {
+    sizes.push_back(random.one_in(12) ? 0 : random.between(1, rank == 1 ? 200 : 4));
+  }
+  const at::ScalarType dtype = random.pick({at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
+  const at::Tensor mask = random_layout(random, sizes, dtype);
+  const DenseFormat format = additive_format(dtype);
+  const auto index_of = [&](int64_t i) {
+    std::vector<int64_t> index(sizes.size());
+    for (size_t dim = sizes.size(); dim-- > 0; i /= sizes[dim]) {
+      index[dim] = i % sizes[dim];
+    }
+    return index;
+  };
+  const int64_t length = sizes.empty() ? 1 : sizes.back();
+  const int64_t visible = random.between(1, 300);
+  for (int64_t i = 0; i < mask.numel(); ++i) {
+    put(mask, index_of(i), random.one_in(visible) ? 0 : format.masked);
+  }
+  at::Tensor got = ops::unmask_unattended(mask, lowest(dtype), 1);
+  if (random.one_in(2)) {
+    got = random_layout(random, sizes, dtype, /*repeats=*/false);
+    ops::unmask_unattended_out(mask, lowest(dtype), got);
+  }
+  bool all = true;
+  for (int64_t row = 0; row < mask.numel(); row += length) {
+    bool any = false;
+    for (int64_t i = row; i < row + length; ++i) {
+      const bool is_visible = get(mask, index_of(i)) == 0;
+      any = any || is_visible;
+      all = all && !is_visible;  // its zeros are what is_all_visible looks for
+    }
+    for (int64_t i = row; i < row + length; ++i) {
+      if (get(got, index_of(i)) != (any ? get(mask, index_of(i)) : sign_bit(dtype))) {
+        fail("_unmask_unattended");
+      }
+    }
+  }
+  if (ops::is_all_visible(mask) != all) {
+    fail("_is_all_visible");
+  }
+}
+
 void run_case(uint64_t seed) {
   Random random(seed);
   Drawer drawer(random);
@@ -822,6 +922,8 @@ void run_case(uint64_t seed) {
         check_unmasked_rows(random, *kernels);
         check_strided_rows(random, *kernels);
       }
+      check_padding_operators(random);
+      check_mask_operators(random);
       return;
     case 1:
     case 2:
