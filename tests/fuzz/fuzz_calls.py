@@ -225,7 +225,70 @@ def operator_case(rng):
     names = {argument.name for argument in schema.arguments}
     if "rule" in names and rng.random() < 0.2:
         arguments["rule"] = mutated(rng, arguments["rule"])
-    return overload, (), {key: value for key, value in arguments.items() if key in names}
+    arguments = {key: value for key, value in arguments.items() if key in names}
+    host_decisions = (*sample_calls.HOST_DECISIONS, "_block_mask_widths")
+    if rng.random() < 0.4 and name not in host_decisions and is_plain(arguments):
+        return as_on_meta, (overload, arguments), {}
+    return overload, (), arguments
+
+
+def is_plain(arguments):
+    """Whether all tensors among them lie in memory as they are, on the CPU."""
+    if arguments.get("device") not in (None, torch.device("cpu")):
+        return False
+    tensors = [
+        tensor
+        for value in arguments.values()
+        for tensor in (value if isinstance(value, list) else [value])
+        if isinstance(tensor, torch.Tensor)
+    ]
+    return arguments.get("out", 0) is not None and all(
+        tensor.layout is torch.strided
+        and tensor.is_cpu
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_neg() or tensor.is_conj())
+        and not tensor._is_zerotensor()
+        for tensor in tensors
+    )
+
+
+# What is found out from values, or from where tensors lie.
+OF_VALUES = re.compile("width to be at least|values to look at|memory|overlap")
+
+
+def as_on_meta(overload, arguments):
+    """The operator on tensors with and without values: results of the same sizes and dtypes, or the
+    same error."""
+
+    def to_meta(tensor):
+        return torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        ).requires_grad_(tensor.requires_grad)
+
+    def outcome(arguments):
+        try:
+            result = overload(**arguments)
+        except EXPECTED as error:
+            return error
+        return [
+            None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
+            for tensor in (result if isinstance(result, list | tuple) else [result])
+        ]
+
+    got = outcome(arguments)
+    if "device" in arguments:
+        arguments = {**arguments, "device": torch.device("meta")}
+    want = outcome(sample_calls.map_tensors(to_meta, arguments))
+    if not isinstance(got, Exception) or not isinstance(want, Exception):
+        error = next((one for one in (got, want) if isinstance(one, Exception)), None)
+        if error is None or not OF_VALUES.search(str(error)):
+            assert got == want, f"{got} on a CPU, {want} without values"
+        return
+    texts = [str(error).split("\n")[0] for error in (got, want)]
+    if texts[0].replace("cpu", "meta") != texts[1].replace("cpu", "meta"):
+        assert OF_VALUES.search(" ".join(texts)), texts
+    for error in (got, want):
+        if not is_expected(error):
+            raise error
 
 
 def mutated(rng, code):
@@ -661,7 +724,8 @@ def compared_rule_case(rng):
             return r.documents(tensor), lambda b, q, k: values[b][q] == values[b][k]
         if kind == 5:
             return r.blockwise(tensor), lambda b, q, k: values[b][q] == values[b][k] >= 0
-        return r.padding(tensor != 0), lambda b, q, k: values[b][k] != 0
+        dtype = rng.choice([torch.bool, torch.int64, torch.int8, torch.float32])
+        return r.padding(tensor.to(dtype)), lambda b, q, k: values[b][k] != 0
 
     def tree(depth):
         kind = rng.randrange(6) if depth else 0
