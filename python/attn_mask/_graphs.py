@@ -7,6 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from attn_mask import _process
+
 _ops = torch.ops.attn_mask
 
 
@@ -99,17 +101,21 @@ def _with_operand(
 
 _RULES = ("boolean", "additive", "block_mask", "_block_states")
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
-    torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
-for _name in (
-    "to_causal_4d",
-    "_create_4d_causal_attention_mask",
-    "_prepare_4d_causal_attention_mask",
-    "_prepare_4d_causal_attention_mask_for_sdpa",
-    "_prepare_4d_attention_mask_for_sdpa",
-):
-    torch.library.register_torch_dispatch(f"attn_mask::{_name}", ProxyTorchDispatchMode, _certain)
-for _name in _RULES:
-    torch.library.register_torch_dispatch(
-        f"attn_mask::{_name}", ProxyTorchDispatchMode, _with_operand
-    )
+# Once in a process: torch takes no second rule from a module that is executed again.
+if _process.first("graphs"):
+    for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
+        torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
+    for _name in (
+        "to_causal_4d",
+        "_create_4d_causal_attention_mask",
+        "_prepare_4d_causal_attention_mask",
+        "_prepare_4d_causal_attention_mask_for_sdpa",
+        "_prepare_4d_attention_mask_for_sdpa",
+    ):
+        torch.library.register_torch_dispatch(
+            f"attn_mask::{_name}", ProxyTorchDispatchMode, _certain
+        )
+    for _name in _RULES:
+        torch.library.register_torch_dispatch(
+            f"attn_mask::{_name}", ProxyTorchDispatchMode, _with_operand
+        )
