@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from attn_mask import _skipping, rules
+from attn_mask._aten_only import operators
 from attn_mask._library import _C
 from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording, is_tracing
 from attn_mask.rules import MaskFunction, Program
@@ -74,8 +75,6 @@ __all__ = [
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _Offset = int | torch.Tensor
-
-_ops = torch.ops.attn_mask
 
 _CPU = torch.device("cpu")
 
@@ -737,7 +736,7 @@ def _materialize(
         type(q_offset) is int
         and type(kv_offset) is int
         and (padding_mask is None or _is_beside(padding_mask, batch_size, device))
-        and not is_recording()
+        and operators() is None
         and (program := rule.known_program).is_written(
             batch_size,
             q_offset,
@@ -930,7 +929,8 @@ def _write(
     dtype: torch.dtype | None,
 ) -> torch.Tensor:
     """The mask of an encoded rule, by the operators."""
-    if not is_recording():
+    ops = operators()
+    if ops is None:
         return _C.rule_mask(
             code,
             operands,
@@ -954,9 +954,9 @@ def _write(
     sizes = batch_size, queries.length, keys.length
     mask: torch.Tensor
     if dtype is None:
-        mask = _ops.boolean(code, operands, *sizes, **arguments)
+        mask = ops.boolean(code, operands, *sizes, **arguments)
     else:
-        mask = _ops.additive(code, operands, *sizes, dtype=dtype, **arguments)
+        mask = ops.additive(code, operands, *sizes, dtype=dtype, **arguments)
     return mask
 
 

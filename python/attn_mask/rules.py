@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from attn_mask._tracing import is_recording
+from attn_mask._tracing import is_known, is_recording
 
 __all__ = [
     "MaskFunction",
@@ -179,20 +179,12 @@ class Program:
     def check_end(self, name: str, axis: int, end: int) -> None:
         """Raises ValueError where queries (axis 0) or keys (1) before ``end`` are in no table."""
         for of_axis, limit, operand in self._limits:
-            if of_axis == axis and self._is_known(end > limit):
+            if of_axis == axis and is_known(end > limit):
                 shape = list(self.operands[operand].shape)
                 raise ValueError(
                     f"{name}: expected {self.names[operand]} to be of length "
                     f"{shape[1] + end - limit} or longer, but got {shape}"
                 )
-
-    def _is_known(self, fact: bool | torch.SymBool) -> bool:
-        """While a graph is recorded: that it holds for all sizes that the graph is for."""
-        if self._finds_limits:
-            return bool(fact)
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-        return statically_known_true(fact)
 
     def ask(self, rule: "MaskFunction", place: _Place) -> None:
         """A rule that only a call can answer."""
