@@ -32,9 +32,9 @@ _EVERYTHING = rules.intersection()
 _NOTHING = rules.union()
 
 
-def _is_one(size: Any) -> bool:
-    """Whether a size is known to be 1, without a guard on one that is symbolic."""
-    return type(size) is int and size == 1
+def _is(number: int, size: Any) -> bool:
+    """Whether a size is known to be this number, without a guard on one that is symbolic."""
+    return type(size) is int and size == number
 
 
 # Decoding a program
@@ -121,7 +121,7 @@ class _Decoder:
             return _within(rules.padding(mask), mask, keys)
         if opcode == rules.BITS:
             bits = self._operand()
-            if not _is_one(bits.shape[1]):
+            if not _is(1, bits.shape[1]):
                 self.heads = bits.shape[1]
             return _Bits(bits)
         if opcode == rules.REINDEX:
@@ -149,9 +149,9 @@ class _Decoder:
     def _operand(self) -> Any:
         """The next operand, one row of it for each of the batch."""
         operand = self._operands[self._number()]
-        if not _is_one(operand.shape[0]):
+        if not _is(1, operand.shape[0]):
             self.depends_on_batch = True
-        elif operand.dim() < 3:
+        elif operand.dim() < 3 and not _is(0, self._batch_size):
             operand = operand.expand(self._batch_size, *operand.shape[1:])
         return operand
 
@@ -165,7 +165,7 @@ class _Decoder:
 def _within(rule: MaskFunction, table: torch.Tensor, *spans: _Span | None) -> MaskFunction:
     """A rule over a table that is looked up at these positions."""
     length = table.shape[1]
-    if type(length) is int and length == 0:
+    if _is(0, length):
         return _NOTHING
     if all(
         span is not None and is_known(span.first >= 0) and is_known(span.end <= length)
@@ -197,8 +197,8 @@ def _line(length: Any, offset: Any, given: torch.Tensor | None, device: torch.de
         is_zero = type(offset) is int and offset == 0
         positions = index if is_zero else index + offset
         return _Line(positions[None], _Span(offset, offset + length), False)
-    by_row = given.dim() == 2 and not _is_one(given.shape[0])
-    is_listed = given.dim() == 1 or (given.dim() == 2 and not _is_one(given.shape[1]))
+    by_row = given.dim() == 2 and not _is(1, given.shape[0])
+    is_listed = given.dim() == 1 or (given.dim() == 2 and not _is(1, given.shape[1]))
     positions = _far(given) + offset
     if not is_listed:
         positions = positions + index
@@ -243,7 +243,12 @@ def _attends(
     decoder = _Decoder(rule, operands, batch_size)
     decoded = decoder.decode(queries.span, keys.span)
     depends = decoder.depends_on_batch or queries.depends_on_batch or keys.depends_on_batch
-    return _evaluate(decoded, batch_size if depends else 1, decoder.heads, queries, keys)
+    rows = batch_size if depends else 1
+    if any(_is(0, size) for size in (rows, q_length, kv_length)):
+        # Nothing can be looked up in tables of no rows, not even for no element.
+        shape = (rows, decoder.heads, q_length, kv_length)
+        return torch.zeros(shape, dtype=torch.bool, device=device)
+    return _evaluate(decoded, rows, decoder.heads, queries, keys)
 
 
 def _unmasked(attends: torch.Tensor) -> torch.Tensor:
@@ -278,7 +283,7 @@ def _added(
 
 def _padded(mask: torch.Tensor, stride_multiple: Any) -> torch.Tensor:
     """The mask as a part of one whose rows are a multiple of so many elements long."""
-    if _is_one(stride_multiple) or mask.dim() == 0:
+    if _is(1, stride_multiple) or mask.dim() == 0:
         return mask
     length = mask.shape[-1]
     missing = (length + stride_multiple - 1) // stride_multiple * stride_multiple - length
@@ -909,7 +914,13 @@ _OTHER_DEVICES = ("MPS", "XPU", "PrivateUse1", "HPU", "MTIA", "XLA")
 def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         _check(func, args, kwargs)
-        return decomposition(*args, **kwargs)
+        try:
+            return decomposition(*args, **kwargs)
+        except AssertionError as error:  # how torch.xpu says that it was not compiled
+            raise NotImplementedError(
+                f"{decomposition.__name__}: expected device to be one that torch was built for, "
+                f"but got {kwargs.get('device')}"
+            ) from error
 
     return kernel
 

@@ -281,7 +281,8 @@ class MaskFunction:
         return dict(self._fields())
 
     def _fields(self) -> list[tuple[str, Any]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+        # torch 2.11's dynamo hashes objects whose fields it has not set yet.
+        return [(field.name, getattr(self, field.name, None)) for field in fields(self)]
 
     def _identity(self) -> tuple[Any, ...]:
         return type(self), *(_identity(value) for _, value in self._fields())
