@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python test-releases lint format demo cpp-demo bench bench-cpp gpu clean
+.PHONY: setup build test test-all test-cpp test-python test-releases fuzz lint format demo cpp-demo bench bench-cpp gpu clean
 
 setup: $(VENV)/.requirements
 
@@ -47,8 +47,20 @@ test-python: build
 	$(BIN)/python -m pytest -q -m "not slow"
 
 # Everything, also what takes minutes or gigabytes.
-test-all: lint test-cpp cpp-demo build
+test-all: lint test-cpp cpp-demo build fuzz
 	$(BIN)/python -m pytest -q
+
+# Random rules under sanitizers, then random calls of operators and of the Python API: half of SECONDS
+# each, from SEED on where it is given. A failure prints the seed that repeats it.
+SECONDS ?= 60
+FUZZ := build/fuzz-torch$(TORCH_VERSION)
+
+fuzz: build
+	cmake -G Ninja -S . -B $(FUZZ) -DATTN_MASK_FUZZ=ON -DATTN_MASK_USE_CUDA=OFF -DATTN_MASK_WERROR=ON \
+	  $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >/dev/null
+	cmake --build $(FUZZ) --target fuzz_rules
+	$(FUZZ)/tests/fuzz/fuzz_rules --seconds $$(($(SECONDS) / 2)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/fuzz/fuzz_calls.py --seconds $$(($(SECONDS) / 2)) $(if $(SEED),--seed $(SEED))
 
 # install() under several releases of transformers, each downloaded the first time.
 test-releases: build

@@ -57,9 +57,7 @@ def set_everywhere(is_on: bool) -> None:
 
 def is_aten_only() -> bool:
     """Whether no operator of ours may be called."""
-    if _everywhere or (
-        _is_open and (torch.compiler.is_dynamo_compiling() or _is_open_here.get())
-    ):
+    if _everywhere or (_is_open and (torch.compiler.is_dynamo_compiling() or _is_open_here.get())):
         return True
     return is_recording() and (is_jit_tracing() or torch.onnx.is_in_onnx_export())
 

@@ -907,8 +907,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return dict(_TABLE)
 
 
-# Those that torch knows, but for CPU, CUDA and Meta, which have kernels.
-_OTHER_DEVICES = ("MPS", "XPU", "PrivateUse1", "HPU", "MTIA", "XLA")
+_OTHER_DEVICES = ("MPS", "XPU", "HPU", "PrivateUse1")
 
 
 def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
@@ -916,7 +915,7 @@ def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
         _check(func, args, kwargs)
         try:
             return decomposition(*args, **kwargs)
-        except AssertionError as error:  # how torch.xpu says that it was not compiled
+        except (AssertionError, ImportError) as error:  # so says torch.xpu, or its absence
             raise NotImplementedError(
                 f"{decomposition.__name__}: expected device to be one that torch was built for, "
                 f"but got {kwargs.get('device')}"

@@ -1,0 +1,992 @@
+// Compares everything that evaluates rules on a CPU with what their programs say of each element:
+// the decoder, spans, runs of rows, dense kernels of every instruction set, block masks, operators.
+// Built with AddressSanitizer and UBSan; each input lies in memory of exactly its size.
+//
+//   fuzz_rules [--seconds S] [--seed N] [--cases N]
+//
+// Each case has a seed of its own, counted up from the first, and a failure names it: with
+// `--seed N --cases 1` it comes again.
+
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "cpu/block_mask.h"
+#include "cpu/kernels.h"
+#include "format/additive.h"
+#include "format/boolean.h"
+#include "ops/dtypes.h"
+#include "ops/operators.h"
+#include "ops/rule_question.h"
+#include "problem.h"
+#include "reference.h"
+#include "rule/prepare.h"
+#include "rule/spans.h"
+
+// A sanitizer's report is followed by the seed.
+extern "C" const char* __asan_default_options();
+extern "C" const char* __ubsan_default_options();
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
+  return "abort_on_error=1:detect_leaks=0:detect_stack_use_after_return=0";
+}
+extern "C" __attribute__((visibility("default"))) const char* __ubsan_default_options() {
+  return "abort_on_error=1:print_stacktrace=1";
+}
+
+namespace attn_mask::fuzz {
+namespace {
+
+// What a signal handler writes, since it must not put it together.
+char failure[80];
+
+// Cases take milliseconds.
+constexpr unsigned kSecondsOfCase = 120;
+
+void on_signal(int number) {
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, failure, std::strlen(failure));
+  std::signal(number, SIG_DFL);
+  std::raise(number == SIGALRM ? SIGKILL : number);
+}
+
+std::string describe(const Problem& problem) {
+  std::ostringstream text;
+  text << "rule " << problem.code << "\nbatch_size " << problem.batch_size << " heads "
+       << problem.heads << " q_length " << problem.q_length << " kv_length " << problem.kv_length
+       << " q_offset " << problem.q_offset << " kv_offset " << problem.kv_offset;
+  const auto describe = [&](const std::string& name, const at::Tensor& tensor) {
+    text << "\n"
+         << name << ": " << tensor.scalar_type() << tensor.sizes() << " strides "
+         << tensor.strides();
+  };
+  for (size_t i = 0; i < problem.operands.size(); ++i) {
+    describe("operand " + std::to_string(i), problem.operands[i]);
+  }
+  if (problem.q_positions) {
+    describe("q_positions", *problem.q_positions);
+  }
+  if (problem.kv_positions) {
+    describe("kv_positions", *problem.kv_positions);
+  }
+  return text.str();
+}
+
+[[noreturn]] void fail(const std::string& text) {
+  std::fprintf(stderr, "%s\n", text.c_str());
+  std::abort();
+}
+
+void expect(bool condition, const char* what, const Problem& problem) {
+  if (!condition) {
+    fail(std::string(what) + "\n" + describe(problem));
+  }
+}
+
+std::vector<std::pair<const char*, const CpuKernels*>> instruction_sets() {
+  std::vector<std::pair<const char*, const CpuKernels*>> all{{"default", &isa_default::kKernels}};
+#if defined(ATTN_MASK_HAS_X86_KERNELS)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    all.emplace_back("avx2", &isa_avx2::kKernels);
+  }
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    all.emplace_back("avx512", &isa_avx512::kKernels);
+  }
+#endif
+  return all;
+}
+
+/// The arguments of operators, which take them as SymInts.
+struct OperatorArguments {
+  explicit OperatorArguments(const Problem& problem)
+      : code(problem.code.begin(), problem.code.end()),
+        operands(problem.operands),
+        batch_size(problem.batch_size),
+        q_length(problem.q_length),
+        kv_length(problem.kv_length),
+        q_offset(problem.q_offset),
+        kv_offset(problem.kv_offset),
+        q_positions(problem.q_positions),
+        kv_positions(problem.kv_positions) {}
+
+  RuleArguments rule() const {
+    return {{code, operands, batch_size, q_length, kv_length},
+            q_offset,
+            kv_offset,
+            q_positions,
+            kv_positions,
+            std::nullopt};
+  }
+
+  std::vector<c10::SymInt> code;
+  std::vector<at::Tensor> operands;
+  c10::SymInt batch_size;
+  c10::SymInt q_length;
+  c10::SymInt kv_length;
+  c10::SymInt q_offset;
+  c10::SymInt kv_offset;
+  std::optional<at::Tensor> q_positions;
+  std::optional<at::Tensor> kv_positions;
+};
+
+/// What a problem's mask is, and the block masks that follow from it.
+class Mask {
+ public:
+  explicit Mask(const Problem& problem) : problem_(problem), values_(mask_of(problem)) {}
+
+  bool at(int64_t batch, int64_t head, int64_t row, int64_t column) const {
+    return values_[static_cast<size_t>(((batch * problem_.heads + head) * problem_.q_length + row) *
+                                           problem_.kv_length +
+                                       column)] != 0;
+  }
+
+  BlockState state(int64_t batch, int64_t head, Interval rows, Interval columns,
+                   int64_t elements) const {
+    int64_t count = 0;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      for (int64_t column = columns.begin; column < columns.end; ++column) {
+        count += at(batch, head, row, column) ? 1 : 0;
+      }
+    }
+    return count == 0          ? BlockState::kEmpty
+           : count == elements ? BlockState::kFull
+                               : BlockState::kPartial;
+  }
+
+ private:
+  const Problem& problem_;
+  std::vector<uint8_t> values_;
+};
+
+/// One problem, at all levels.
+class Check {
+ public:
+  Check(Random& random, const Problem& problem)
+      : random_(random), problem_(problem), arguments_(problem), mask_(problem) {}
+
+  void run() {
+    const DecodedQuestion decoded =
+        decode_question("fuzz", arguments_.rule(), at::Device(at::kCPU));
+    expect(decoded.heads == problem_.heads, "decoded heads", problem_);
+    if (!decoded.has_parts && problem_.elements() != 0) {
+      Question question = decoded.question;
+      question.batch_size = problem_.batch_size;
+      question.heads = problem_.heads;
+      question.q_length = problem_.q_length;
+      question.kv_length = problem_.kv_length;
+      check_elements(question);
+      check_levels(question);
+      // More heads: tables are prepared for a small mask, too.
+      Question prepared_question = question;
+      prepared_question.heads = random_.one_in(3) ? question.heads : 100000;
+      const PreparedTables prepared(prepared_question);
+      prepared_question.heads = question.heads;
+      check_levels(prepared_question);
+    }
+    check_operators();
+  }
+
+  /// Boolean masks alone, for programs of which only the decoder is of interest.
+  void run_boolean() { check_boolean(); }
+
+ private:
+  void check_elements(const Question& question) {
+    for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
+      const Query query = question.query(plane, row);
+      const RowHull hull = row_hull(question.rule, query);
+      for (int64_t column = 0; column < problem_.kv_length; ++column) {
+        const Key key = question.key(batch, column);
+        const bool attended = mask_.at(batch, head, row, column);
+        expect(attends(question.rule, query, key) == attended, "element level", problem_);
+        const bool inside = hull.positions.contains(key.position);
+        expect(attended ? inside : !inside || !hull.exact, "hull", problem_);
+      }
+    });
+  }
+
+  void check_levels(const Question& question) {
+    check_spans(question);
+    check_runs(question);
+    check_leaves(question);
+    for (const auto& [name, kernels] : instruction_sets()) {
+      check_answers(question, name, *kernels);
+      check_dense(question, name, *kernels);
+    }
+    check_block_mask(question);
+  }
+
+  template <typename Visit>
+  void for_each_row(Visit visit) const {
+    for (int64_t plane = 0; plane < problem_.batch_size * problem_.heads; ++plane) {
+      for (int64_t row = 0; row < problem_.q_length; ++row) {
+        visit(plane, plane / problem_.heads, plane % problem_.heads, row);
+      }
+    }
+  }
+
+  void check_row(const Question& question, int64_t plane, int64_t row, const RowSpans& spans,
+                 const char* what) const {
+    const int64_t batch = plane / problem_.heads;
+    const Query query = question.query(plane, row);
+    for (int32_t i = 0; i < spans.spans.size; ++i) {
+      const Interval span = spans.spans.at[i];
+      expect(!span.empty() && span.begin >= (i == 0 ? 0 : spans.spans.at[i - 1].end + 1) &&
+                 span.end <= problem_.kv_length,
+             what, problem_);
+    }
+    int32_t next = 0;
+    for (int64_t column = 0; column < problem_.kv_length; ++column) {
+      while (next < spans.spans.size && spans.spans.at[next].end <= column) {
+        ++next;
+      }
+      bool attended = next < spans.spans.size && spans.spans.at[next].contains(column);
+      for (int32_t node = 0; attended && node < question.rule.size; ++node) {
+        attended = ((spans.unresolved >> node) & 1U) == 0 ||
+                   attends(question.rule, node, query, question.key(batch, column));
+      }
+      expect(attended == mask_.at(batch, plane % problem_.heads, row, column), what, problem_);
+    }
+  }
+
+  void check_spans(const Question& question) const {
+    for_each_row([&](int64_t plane, int64_t, int64_t, int64_t row) {
+      const RowSpans spans = row_spans(question.rule, question.query(plane, row),
+                                       question.kv_positions, question.kv_length);
+      check_row(question, plane, row, spans, "spans");
+    });
+  }
+
+  void check_runs(const Question& question) {
+    for (int64_t plane = 0; plane < problem_.batch_size * problem_.heads; ++plane) {
+      for (int64_t row = 0; row < problem_.q_length;) {
+        const int64_t most = random_.between(1, problem_.q_length - row);
+        const RowRun run = row_run(question.rule, question.query(plane, row), question.q_positions,
+                                   question.kv_positions, question.kv_length, most);
+        expect(1 <= run.rows && run.rows <= most, "length of a run of rows", problem_);
+        for (int64_t i = 0; i < run.rows; ++i, ++row) {
+          check_row(question, plane, row, run.row(i), "run of rows");
+        }
+      }
+    }
+  }
+
+  Interval some_columns() {
+    const int64_t begin = random_.between(0, problem_.kv_length - 1);
+    return {begin, random_.between(begin + 1, std::min(problem_.kv_length, begin + kAnswers))};
+  }
+
+  void check_leaves(const Question& question) {
+    for_each_row([&](int64_t plane, int64_t batch, int64_t, int64_t row) {
+      const auto leaf = static_cast<int32_t>(random_.between(0, question.rule.size - 1));
+      const Rule::Node& node = question.rule.nodes[leaf];
+      if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
+        return;
+      }
+      const Query query = question.query(plane, row);
+      const Interval context = some_columns();
+      const RowSpans found = leaf_spans(question.rule, leaf, query, question.kv_positions, context);
+      for (int32_t i = 0; i < found.spans.size; ++i) {
+        const Interval span = found.spans.at[i];
+        expect(context.begin <= span.begin && span.end <= context.end, "a leaf's span", problem_);
+      }
+      for (int64_t column = context.begin; column < context.end; ++column) {
+        bool inside = false;
+        for (int32_t i = 0; i < found.spans.size; ++i) {
+          inside = inside || found.spans.at[i].contains(column);
+        }
+        const bool attended = leaf_attends(question.rule, node, query, question.key(batch, column));
+        expect(attended ? inside : !inside || found.unresolved != 0, "a leaf's spans", problem_);
+      }
+    });
+  }
+
+  void check_answers(const Question& question, const char* name, const CpuKernels& kernels) {
+    for (int64_t trial = 0; trial < 4; ++trial) {
+      const int64_t plane = random_.between(0, problem_.batch_size * problem_.heads - 1);
+      const Query query = question.query(plane, random_.between(0, problem_.q_length - 1));
+      const Interval columns = some_columns();
+      const auto nodes =
+          static_cast<uint32_t>(random_.between(1, (int64_t{1} << question.rule.size) - 1));
+      std::vector<uint8_t> out(static_cast<size_t>(columns.end - columns.begin), 7);
+      kernels.answer(question, query, nodes, columns, out.data());
+      for (int64_t column = columns.begin; column < columns.end; ++column) {
+        bool all = true;
+        for (int32_t node = 0; node < question.rule.size; ++node) {
+          all = all && (((nodes >> node) & 1U) == 0 ||
+                        attends(question.rule, node, query, question.key(query.batch, column)));
+        }
+        expect(out[static_cast<size_t>(column - columns.begin)] == (all ? 1 : 0), name, problem_);
+      }
+    }
+  }
+
+  void check_dense(const Question& question, const char* name, const CpuKernels& kernels) {
+    MaskTask task{};
+    static_cast<Question&>(task) = question;
+    const at::ScalarType dtype =
+        random_.pick({at::kBool, at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
+    task.format = dtype == at::kBool ? kBoolean : additive_format(dtype);
+    const int32_t size = task.format.element_size;
+    at::Tensor bias;
+    if (dtype != at::kBool && random_.one_in(3)) {
+      bias = random_bias(dtype, problem_.heads);
+      task.bias.data = bias.data_ptr();
+      for (int64_t dim = 0; dim < 4; ++dim) {
+        task.bias.strides[dim] = bias.size(dim) == 1 ? 0 : bias.stride(dim);
+      }
+    }
+    test::set_contiguous(task);
+    if (random_.one_in(2)) {
+      test::set_random_strides(task, random_.generator);
+    }
+    // Elements stand anywhere in a cache line.
+    const int64_t before = random_.between(0, 70);
+    test::Bytes memory(static_cast<size_t>((before + test::reach(task)) * size), 0xA5);
+    test::Bytes want = memory;
+    task.out = memory.data() + before * size;
+    const int64_t most = std::min<int64_t>(kTileBytes / size, task.kv_length);
+    const int64_t keys = random_.one_in(2) ? most : random_.between(1, most);
+    const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
+    const int64_t tiles = task.rows() * tiling.per_row;
+    const int64_t split = random_.between(0, tiles);
+    kernels.write_tiles(task, tiling, split, tiles);
+    kernels.write_tiles(task, tiling, 0, split);
+    for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
+      const int64_t offset = before + task.out_offset(question.query(plane, row));
+      for (int64_t column = 0; column < problem_.kv_length; ++column) {
+        uint64_t bits = task.format.masked;
+        if (mask_.at(batch, head, row, column)) {
+          bits = task.bias.data == nullptr ? task.format.attend
+                                           : get(bias, {bias.size(0) == 1 ? 0 : batch,
+                                                        bias.size(1) == 1 ? 0 : head, row, column});
+        }
+        test::put(want, offset + column * task.out_strides[3], size, bits);
+      }
+    });
+    expect(memory == want, name, problem_);
+  }
+
+  at::Tensor random_bias(at::ScalarType dtype, int64_t heads) {
+    const std::vector<int64_t> sizes{random_.one_in(2) ? 1 : problem_.batch_size,
+                                     random_.one_in(2) ? 1 : heads, problem_.q_length,
+                                     problem_.kv_length};
+    at::Tensor bias = random_layout(random_, sizes, dtype);
+    for (int64_t i = 0; i < bias.numel(); ++i) {
+      put(bias,
+          {i / (sizes[1] * sizes[2] * sizes[3]), i / (sizes[2] * sizes[3]) % sizes[1],
+           i / sizes[3] % sizes[2], i % sizes[3]},
+          random_.one_in(4) ? 0 : random_.bits());
+    }
+    return bias;
+  }
+
+  /// The sizes of a block mask of the problem.
+  BlockMaskTask block_task() {
+    BlockMaskTask task{};
+    task.batch_size = problem_.batch_size;
+    task.heads = problem_.heads;
+    task.q_length = problem_.q_length;
+    task.kv_length = problem_.kv_length;
+    const auto block_size = [&] { return random_.between(1, random_.pick<int64_t>({3, 16, 200})); };
+    task.q_block = block_size();
+    task.kv_block = block_size();
+    task.separate_full = !random_.one_in(4);
+    return task;
+  }
+
+  std::vector<BlockState> states_of(const BlockMaskTask& task) const {
+    std::vector<BlockState> states;
+    for (int64_t plane = 0; plane < task.planes(); ++plane) {
+      for (int64_t row = 0; row < task.q_blocks(); ++row) {
+        for (int64_t column = 0; column < task.kv_blocks(); ++column) {
+          states.push_back(mask_.state(plane / task.heads, plane % task.heads, task.rows_of(row),
+                                       task.columns_of(column), task.q_block * task.kv_block));
+        }
+      }
+    }
+    return states;
+  }
+
+  /// A block mask's numbers in one direction: counts and indices of partial and of full blocks.
+  struct Lists {
+    std::vector<int32_t> counts[2];
+    std::vector<int32_t> indices[2];
+    int64_t longest = 0;
+  };
+
+  static constexpr int32_t kUntouched = -7;
+
+  /// [batch_size, stored_heads, lines] and [.., width] from states, those of other heads untouched.
+  static Lists lists_of(const BlockMaskTask& task, const std::vector<BlockState>& states,
+                        bool of_keys, int64_t width) {
+    Lists lists;
+    const int64_t lines = of_keys ? task.q_blocks() : task.kv_blocks();
+    const int64_t total = of_keys ? task.kv_blocks() : task.q_blocks();
+    for (size_t kind = 0; kind < 2; ++kind) {
+      for (int64_t plane = 0; plane < task.batch_size * task.stored_heads; ++plane) {
+        const int64_t head = plane % task.stored_heads;
+        const bool is_written = head < task.heads && (kind == 0 || task.separate_full);
+        for (int64_t line = 0; line < lines; ++line) {
+          std::vector<int32_t> blocks;
+          std::vector<int32_t> others;
+          for (int64_t i = 0; is_written && i < total; ++i) {
+            const int64_t row = of_keys ? line : i;
+            const int64_t column = of_keys ? i : line;
+            const BlockState state = states[static_cast<size_t>(
+                ((plane / task.stored_heads * task.heads + head) * task.q_blocks() + row) *
+                    task.kv_blocks() +
+                column)];
+            const bool is_full = state == BlockState::kFull && task.separate_full;
+            const bool is_of_kind = kind == 1 ? is_full : state != BlockState::kEmpty && !is_full;
+            (is_of_kind ? blocks : others).push_back(static_cast<int32_t>(i));
+          }
+          const int64_t count = std::ssize(blocks);
+          lists.longest = std::max(lists.longest, count);
+          lists.counts[kind].push_back(is_written ? static_cast<int32_t>(count) : kUntouched);
+          blocks.insert(blocks.end(), others.begin(), others.end());
+          blocks.resize(static_cast<size_t>(width), kUntouched);
+          lists.indices[kind].insert(lists.indices[kind].end(), blocks.begin(), blocks.end());
+        }
+      }
+    }
+    return lists;
+  }
+
+  static Lists untouched(const Lists& like) {
+    Lists lists;
+    for (size_t kind = 0; kind < 2; ++kind) {
+      lists.counts[kind].assign(like.counts[kind].size(), kUntouched);
+      lists.indices[kind].assign(like.indices[kind].size(), kUntouched);
+    }
+    return lists;
+  }
+
+  void check_block_mask(const Question& question) {
+    BlockMaskTask task = block_task();
+    static_cast<Question&>(task) = question;
+    task.stored_heads = task.heads + random_.between(0, 1);
+    const auto narrower = [&](int64_t blocks) {
+      return random_.one_in(3) ? random_.between(0, blocks) : blocks;
+    };
+    task.kv_width = narrower(task.kv_blocks());
+    task.q_width = narrower(task.q_blocks());
+    std::vector<BlockState> want_states = states_of(task);
+    std::vector<BlockState> states(want_states.size(), BlockState::kUnknown);
+    BlockMaskTask of_states = task;
+    of_states.states = states.data();
+    find_block_states_cpu(of_states);
+    expect(states == want_states, "states of blocks", problem_);
+    const bool from_states = random_.one_in(3);
+    task.states = from_states ? states.data() : nullptr;
+    const Lists want_kv = lists_of(task, want_states, /*of_keys=*/true, task.kv_width);
+    const Lists want_q = lists_of(task, want_states, /*of_keys=*/false, task.q_width);
+    Lists kv = untouched(want_kv);
+    Lists q = untouched(want_q);
+    const bool counts_only = random_.one_in(4);
+    for (size_t kind = 0; kind < 2; ++kind) {
+      task.kv[kind] = {kv.counts[kind].data(), counts_only ? nullptr : kv.indices[kind].data()};
+      task.q[kind] = {q.counts[kind].data(), counts_only ? nullptr : q.indices[kind].data()};
+    }
+    const auto longest = write_block_mask_cpu(task);
+    expect(longest && longest->kv == want_kv.longest && longest->q == want_q.longest,
+           "longest lines", problem_);
+    for (size_t kind = 0; kind < 2; ++kind) {
+      expect(kv.counts[kind] == want_kv.counts[kind], "blocks of keys", problem_);
+      expect(q.counts[kind] == want_q.counts[kind], "blocks of queries", problem_);
+      expect(counts_only || kv.indices[kind] == want_kv.indices[kind], "indices of keys", problem_);
+      expect(counts_only || q.indices[kind] == want_q.indices[kind], "indices of queries",
+             problem_);
+    }
+  }
+
+  void check_operators() {
+    check_boolean();
+    check_additive();
+    check_block_operators();
+  }
+
+  /// `want(batch, head, row, column)`: the bits.
+  template <typename Want>
+  void expect_mask(const at::Tensor& mask, int64_t heads, Want want, const char* what) const {
+    expect(mask.sizes() ==
+               at::IntArrayRef({problem_.batch_size, heads, problem_.q_length, problem_.kv_length}),
+           what, problem_);
+    for (int64_t batch = 0; batch < problem_.batch_size; ++batch) {
+      for (int64_t head = 0; head < heads; ++head) {
+        for (int64_t row = 0; row < problem_.q_length; ++row) {
+          for (int64_t column = 0; column < problem_.kv_length; ++column) {
+            expect(get(mask, {batch, head, row, column}) == want(batch, head, row, column), what,
+                   problem_);
+          }
+        }
+      }
+    }
+  }
+
+  at::Tensor random_out(int64_t heads, at::ScalarType dtype) {
+    return random_layout(random_,
+                         {problem_.batch_size, heads, problem_.q_length, problem_.kv_length}, dtype,
+                         /*repeats=*/false);
+  }
+
+  void check_boolean() {
+    const OperatorArguments& a = arguments_;
+    at::Tensor mask;
+    if (random_.one_in(2)) {
+      mask = ops::boolean(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
+                          a.kv_offset, a.q_positions, a.kv_positions, std::nullopt,
+                          random_.pick<int64_t>({1, 2, 8, 16}));
+    } else {
+      mask = random_out(problem_.heads, at::kBool);
+      ops::boolean_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
+                       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, mask);
+    }
+    expect_mask(
+        mask, problem_.heads,
+        [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
+          return mask_.at(batch, head, row, column) ? 1 : 0;
+        },
+        "boolean");
+  }
+
+  void check_additive() {
+    const OperatorArguments& a = arguments_;
+    const at::ScalarType dtype = random_.pick({at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
+    std::optional<at::Tensor> bias;
+    if (random_.one_in(2)) {
+      bias = random_bias(dtype, problem_.heads == 1 ? random_.between(1, 3) : problem_.heads);
+    }
+    const int64_t heads = bias && problem_.heads == 1 ? bias->size(1) : problem_.heads;
+    at::Tensor mask;
+    if (random_.one_in(2)) {
+      mask = ops::additive(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
+                           a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias,
+                           std::nullopt, random_.pick<int64_t>({1, 2, 8, 16}));
+    } else {
+      mask = random_out(heads, dtype);
+      ops::additive_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
+                        a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias, std::nullopt,
+                        mask);
+    }
+    expect_mask(
+        mask, heads,
+        [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
+          if (!mask_.at(batch, problem_.heads == 1 ? 0 : head, row, column)) {
+            return additive_format(dtype).masked;
+          }
+          return bias ? get(*bias, {bias->size(0) == 1 ? 0 : batch, bias->size(1) == 1 ? 0 : head,
+                                    row, column})
+                      : 0;
+        },
+        "additive");
+  }
+
+  void check_block_operators() {
+    const OperatorArguments& a = arguments_;
+    BlockMaskTask task = block_task();
+    const std::vector<BlockState> states = states_of(task);
+    const at::Tensor found = ops::block_states(
+        a.code, a.operands, a.batch_size, problem_.heads, a.q_length, a.kv_length, task.q_block,
+        task.kv_block, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
+    const at::Tensor all = found.expand({task.batch_size, task.heads, -1, -1}).contiguous();
+    expect(all.numel() == std::ssize(states) &&
+               (states.empty() || std::memcmp(all.data_ptr(), states.data(), states.size()) == 0),
+           "_block_states", problem_);
+    // Of a rule for all heads there are as many as are wanted.
+    const int64_t heads = problem_.heads == 1 ? random_.between(1, 3) : problem_.heads;
+    std::vector<BlockState> of_heads;
+    for (int64_t batch = 0; batch < task.batch_size; ++batch) {
+      const auto plane = task.heads * task.q_blocks() * task.kv_blocks();
+      for (int64_t head = 0; head < heads / std::max<int64_t>(problem_.heads, 1); ++head) {
+        of_heads.insert(of_heads.end(), states.begin() + batch * plane,
+                        states.begin() + (batch + 1) * plane);
+      }
+    }
+    task.heads = task.stored_heads = heads;
+    const Lists kv = lists_of(task, of_heads, /*of_keys=*/true, task.kv_blocks());
+    const Lists q = lists_of(task, of_heads, /*of_keys=*/false, task.q_blocks());
+    const auto widths =
+        ops::block_mask_widths(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
+                               task.q_block, task.kv_block, a.q_offset, a.kv_offset, a.q_positions,
+                               a.kv_positions, std::nullopt, task.separate_full);
+    expect(widths.size() == 2 && kv.longest <= widths[0] && widths[0] <= task.kv_blocks() &&
+               q.longest <= widths[1] && widths[1] <= task.q_blocks(),
+           "_block_mask_widths", problem_);
+    const auto random_width = [&](int64_t width, int64_t longest) -> std::optional<int64_t> {
+      return random_.one_in(2) ? std::nullopt
+                               : std::optional(random_.pick<int64_t>(
+                                     {width, longest, longest - 1, width + 3, kMost}));
+    };
+    const auto kv_width = random_width(widths[0], kv.longest);
+    const auto q_width = random_width(widths[1], q.longest);
+    const bool fits =
+        kv_width.value_or(kMost) >= kv.longest && q_width.value_or(kMost) >= q.longest;
+    std::vector<at::Tensor> lists;
+    try {
+      lists = ops::block_mask(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
+                              task.q_block, task.kv_block, a.q_offset, a.kv_offset, a.q_positions,
+                              a.kv_positions, std::nullopt, task.separate_full,
+                              kv_width ? std::optional<c10::SymInt>(*kv_width) : std::nullopt,
+                              q_width ? std::optional<c10::SymInt>(*q_width) : std::nullopt);
+    } catch (const c10::ValueError&) {
+      expect(!fits, "block_mask refused widths", problem_);
+      return;
+    }
+    expect(fits, "block_mask took widths", problem_);
+    const size_t kinds = task.separate_full ? 2 : 1;
+    expect(lists.size() == 4 * kinds, "lists of block_mask", problem_);
+    for (size_t kind = 0; kind < kinds; ++kind) {
+      check_lists(lists[2 * kind], lists[2 * kind + 1], task.kv_blocks(), kv_width, kv.counts[kind],
+                  kv.indices[kind]);
+      check_lists(lists[2 * (kinds + kind)], lists[2 * (kinds + kind) + 1], task.q_blocks(),
+                  q_width, q.counts[kind], q.indices[kind]);
+    }
+  }
+
+  void check_lists(const at::Tensor& counts, const at::Tensor& indices, int64_t total,
+                   std::optional<int64_t> width, const std::vector<int32_t>& want_counts,
+                   const std::vector<int32_t>& want_indices) const {
+    const auto same = [](const at::Tensor& tensor, const std::vector<int32_t>& want) {
+      return tensor.numel() == std::ssize(want) &&
+             (want.empty() ||
+              std::memcmp(tensor.data_ptr(), want.data(), want.size() * sizeof(int32_t)) == 0);
+    };
+    expect(same(counts, want_counts), "counts of block_mask", problem_);
+    if (!width) {
+      expect(same(indices, want_indices), "indices of block_mask", problem_);
+      return;
+    }
+    // The first of each line, and zeros that make the last one whole.
+    const int64_t stored = std::min(*width, total);
+    std::vector<int32_t> compact;
+    for (int64_t line = 0; line < std::ssize(want_counts); ++line) {
+      const auto first = want_indices.begin() + line * total;
+      compact.insert(compact.end(), first, first + stored);
+    }
+    compact.resize(compact.size() + static_cast<size_t>(total - stored), 0);
+    expect(same(indices, compact), "compact indices of block_mask", problem_);
+  }
+
+  Random& random_;
+  const Problem& problem_;
+  OperatorArguments arguments_;
+  Mask mask_;
+};
+
+/// A program that may be none: refused with an error of the caller's, or what it says.
+void check_decoder(Random& random, Drawer& drawer) {
+  Problem problem = drawer.problem();
+  if (random.one_in(3)) {
+    problem.code.clear();
+    drawer.garbage(problem.code);
+  } else {
+    drawer.mutate(problem);
+  }
+  const OperatorArguments arguments(problem);
+  DecodedQuestion decoded;
+  try {
+    decoded = decode_question("fuzz", arguments.rule(), at::Device(at::kCPU));
+  } catch (const c10::ValueError&) {
+    return;
+  } catch (const c10::TypeError&) {
+    return;
+  } catch (const c10::NotImplementedError&) {
+    return;
+  } catch (const std::exception& error) {
+    fail(std::string("an error that is not the caller's: ") + error.what() + "\n" +
+         describe(problem));
+  }
+  problem.heads = decoded.heads.expect_int();
+  try {
+    Check(random, problem).run_boolean();
+  } catch (const Invalid& invalid) {
+    fail(std::string("taken for a rule, but: ") + invalid.what() + "\n" + describe(problem));
+  }
+}
+
+/// Rows without a visible key are unmasked, for causality, a window and padding.
+void check_unmasked_rows(Random& random, const CpuKernels& kernels) {
+  MaskTask task{};
+  task.batch_size = random.between(1, 3);
+  task.heads = 1;
+  task.q_length = random.between(1, 40);
+  task.kv_length = task.q_length + random.between(0, random.pick<int64_t>({5, 200}));
+  task.q_positions.offset = task.kv_length - task.q_length;
+  task.format = random.pick({kAdditiveFloat16, kAdditiveFloat32, kAdditiveFloat64});
+  const at::ScalarType dtype = random.pick({at::kBool, at::kShort, at::kInt, at::kLong});
+  const at::Tensor memory = random_layout(random, {task.batch_size, task.kv_length}, dtype);
+  const int64_t one_in = random.between(1, 30);
+  for (int64_t i = 0; i < memory.numel(); ++i) {
+    put(memory, {i / task.kv_length, i % task.kv_length}, random.one_in(one_in) ? 1 : 0);
+  }
+  const Padding padding{memory.data_ptr(),   memory.stride(0),
+                        /*head_stride=*/0,
+                        /*q_stride=*/0,      memory.stride(1),
+                        task.kv_length,      static_cast<int32_t>(memory.element_size()),
+                        /*by_column=*/false, bits_between(1, 1)};
+  task.rule = make_rule(Causal{}) & make_rule(padding);
+  if (random.one_in(2)) {
+    task.rule = task.rule & make_rule(SlidingWindow{random.between(0, 9), kOpen});
+  }
+  const std::vector<int64_t> want_next = test::reference_next_visible(padding, task.batch_size);
+  std::vector<int64_t> next(want_next.size());
+  for (int64_t batch = 0; batch < task.batch_size; ++batch) {
+    kernels.find_next_visible(padding, batch, next.data() + batch * task.kv_length);
+  }
+  if (next != want_next) {
+    fail("next visible keys");
+  }
+  task.opening = {next.data(), task.kv_length, /*opened=*/1};
+  test::set_contiguous(task);
+  if (random.one_in(2)) {
+    test::set_random_strides(task, random.generator);
+  }
+  const test::Bytes want = test::reference_mask(task);
+  test::Bytes got(want.size(), 0xA5);
+  task.out = got.data();
+  const int64_t keys = random.between(1, task.kv_length);
+  const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
+  kernels.write_tiles(task, tiling, 0, task.rows() * tiling.per_row);
+  if (got != want) {
+    fail("unmasked rows");
+  }
+}
+
+/// Rows of an existing tensor: `all`, and those that are fully masked unmasked.
+void check_strided_rows(Random& random, const CpuKernels& kernels) {
+  const at::ScalarType dtype = random.pick({at::kByte, at::kHalf, at::kFloat, at::kDouble});
+  const std::vector<int64_t> sizes{random.between(0, 3), random.between(1, 3),
+                                   random.between(1, 20), random.between(0, 1500)};
+  const at::Tensor tensor = random_layout(random, sizes, dtype);
+  const uint64_t sign = sign_bit(dtype);
+  const uint64_t least = sign | 0x7B;
+  const int64_t masked_rows = random.between(1, 4);
+  for (int64_t row = 0; row < sizes[0] * sizes[1] * sizes[2]; ++row) {
+    const bool masked = random.one_in(masked_rows);
+    const int64_t other = sizes[3] == 0 ? 0 : random.between(0, sizes[3] - 1);
+    for (int64_t i = 0; i < sizes[3]; ++i) {
+      put(tensor, {row / (sizes[1] * sizes[2]), row / sizes[2] % sizes[1], row % sizes[2], i},
+          masked || (i != other && random.one_in(2)) ? least : random.bits());
+    }
+  }
+  UnmaskTask task{};
+  for (size_t dim = 0; dim < 3; ++dim) {
+    task.in.sizes[dim] = sizes[dim];
+    task.in.strides[dim] = tensor.stride(static_cast<int64_t>(dim));
+  }
+  task.in.data = tensor.const_data_ptr();
+  task.in.length = sizes[3];
+  task.in.stride = tensor.stride(3);
+  task.in.element_size = static_cast<int32_t>(tensor.element_size());
+  task.is_min = bits_between(least, least);
+  task.sign = sign;
+  if (task.in.rows() == 0 || task.in.length == 0) {
+    return;  // nothing is evaluated
+  }
+  for (int64_t row = 0; row < task.in.rows(); ++row) {
+    const int64_t begin = random.between(0, task.in.length);
+    const int64_t end = random.between(begin, task.in.length);
+    bool all = true;
+    for (int64_t i = begin; i < end; ++i) {
+      all = all && test::get(task.in.data, task.in.row_offset(row) + i * task.in.stride,
+                             task.in.element_size) == least;
+    }
+    if (kernels.all(task.in, task.is_min, row, begin, end) != all) {
+      fail("all");
+    }
+  }
+  test::set_random_output(task, random.generator);
+  const test::Bytes want = test::reference_unmask(task);
+  test::Bytes got(want.size(), 0xA5);
+  task.written = got.data();
+  const int64_t split = random.between(0, task.in.rows());
+  kernels.unmask_rows(task, split, task.in.rows());
+  kernels.unmask_rows(task, 0, split);
+  if (got != want) {
+    fail("unmask_rows");
+  }
+}
+
+/// The operators on 2-D padding masks: a key is visible where the mask holds 1.
+void check_padding_operators(Random& random) {
+  const int64_t batch_size = random.between(0, 3);
+  const int64_t kv_length =
+      random.one_in(8) ? 0 : random.between(1, random.pick<int64_t>({9, 150}));
+  const bool causal = random.one_in(2);
+  const int64_t q_length = causal ? random.between(0, kv_length) : random.between(0, 20);
+  const at::ScalarType dtype = random.pick({at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
+  // Ones and others in each: 1 is 1 in every integer dtype.
+  const at::ScalarType of_mask = random.pick({at::kBool, at::kByte, at::kChar, at::kShort, at::kInt,
+                                              at::kLong, at::kUInt16, at::kUInt32, at::kUInt64});
+  const at::Tensor mask = random_layout(random, {batch_size, kv_length}, of_mask);
+  const int64_t visible = random.between(1, 9);
+  for (int64_t i = 0; i < mask.numel(); ++i) {
+    const uint64_t other = of_mask == at::kBool || random.one_in(2) ? 0 : random.bits() | 2;
+    put(mask, {i / kv_length, i % kv_length}, random.one_in(visible) ? 1 : other);
+  }
+  std::optional<c10::SymInt> window;
+  if (causal && random.one_in(2)) {
+    window = random.one_in(8) ? kMost : random.between(1, 20);
+  }
+  const bool opens = random.one_in(2);
+  at::Tensor got;
+  if (random.one_in(2)) {
+    got = ops::to_4d(mask, q_length, dtype, kv_length, causal, window, opens,
+                     random.pick<int64_t>({1, 8}));
+  } else {
+    got = random_layout(random, {batch_size, 1, q_length, kv_length}, dtype, /*repeats=*/false);
+    ops::to_4d_out(mask, q_length, dtype, kv_length, causal, window, opens, got);
+  }
+  const DenseFormat format = additive_format(dtype);
+  // One query without a window attends to all keys.
+  const bool is_bounded = causal && (window || q_length > 1);
+  for (int64_t batch = 0; batch < batch_size; ++batch) {
+    for (int64_t row = 0; row < q_length; ++row) {
+      const int64_t q = row + kv_length - q_length;
+      std::vector<bool> attended;
+      for (int64_t k = 0; k < kv_length; ++k) {
+        const bool near = !window || q - k <= window->expect_int();
+        attended.push_back(get(mask, {batch, k}) == 1 && (!is_bounded || (k <= q && near)));
+      }
+      const bool opened =
+          opens && std::none_of(attended.begin(), attended.end(), [](bool one) { return one; });
+      for (int64_t k = 0; k < kv_length; ++k) {
+        const uint64_t want = opened                             ? sign_bit(dtype)
+                              : attended[static_cast<size_t>(k)] ? format.attend
+                                                                 : format.masked;
+        if (get(got, {batch, 0, row, k}) != want) {
+          fail("to_4d");
+        }
+      }
+    }
+  }
+}
+
+/// The operators on masks of any rank: whether all is visible, and rows without a key unmasked.
+void check_mask_operators(Random& random) {
+  std::vector<int64_t> sizes;
+  for (int64_t rank = random.between(0, 6); rank > 0; --rank) {
+    sizes.push_back(random.one_in(12) ? 0 : random.between(1, rank == 1 ? 200 : 4));
+  }
+  const at::ScalarType dtype = random.pick({at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
+  const at::Tensor mask = random_layout(random, sizes, dtype);
+  const DenseFormat format = additive_format(dtype);
+  const auto index_of = [&](int64_t i) {
+    std::vector<int64_t> index(sizes.size());
+    for (size_t dim = sizes.size(); dim-- > 0; i /= sizes[dim]) {
+      index[dim] = i % sizes[dim];
+    }
+    return index;
+  };
+  const int64_t length = sizes.empty() ? 1 : sizes.back();
+  const int64_t visible = random.between(1, 300);
+  for (int64_t i = 0; i < mask.numel(); ++i) {
+    put(mask, index_of(i), random.one_in(visible) ? 0 : format.masked);
+  }
+  at::Tensor got = ops::unmask_unattended(mask, lowest(dtype), 1);
+  if (random.one_in(2)) {
+    got = random_layout(random, sizes, dtype, /*repeats=*/false);
+    ops::unmask_unattended_out(mask, lowest(dtype), got);
+  }
+  bool all = true;
+  for (int64_t row = 0; row < mask.numel(); row += length) {
+    bool any = false;
+    for (int64_t i = row; i < row + length; ++i) {
+      const bool is_visible = get(mask, index_of(i)) == 0;
+      any = any || is_visible;
+      all = all && !is_visible;  // its zeros are what is_all_visible looks for
+    }
+    for (int64_t i = row; i < row + length; ++i) {
+      if (get(got, index_of(i)) != (any ? get(mask, index_of(i)) : sign_bit(dtype))) {
+        fail("_unmask_unattended");
+      }
+    }
+  }
+  if (ops::is_all_visible(mask) != all) {
+    fail("_is_all_visible");
+  }
+}
+
+void run_case(uint64_t seed) {
+  Random random(seed);
+  Drawer drawer(random);
+  switch (random.between(0, 9)) {
+    case 0:
+      for (const auto& [name, kernels] : instruction_sets()) {
+        check_unmasked_rows(random, *kernels);
+        check_strided_rows(random, *kernels);
+      }
+      check_padding_operators(random);
+      check_mask_operators(random);
+      return;
+    case 1:
+    case 2:
+    case 3:
+      check_decoder(random, drawer);
+      return;
+    default: {
+      const Problem problem = drawer.problem();
+      Check(random, problem).run();
+      return;
+    }
+  }
+}
+
+int run(int argc, char** argv) {
+  double seconds = 30;
+  uint64_t first = std::random_device{}();
+  uint64_t cases = std::numeric_limits<uint64_t>::max();
+  for (int i = 1; i < argc; i += 2) {
+    const std::string option = argv[i];
+    if (i + 1 == argc || (option != "--seconds" && option != "--seed" && option != "--cases")) {
+      std::fprintf(stderr, "fuzz_rules [--seconds S] [--seed N] [--cases N]\n");
+      return 2;
+    }
+    if (option == "--seconds") {
+      seconds = std::strtod(argv[i + 1], nullptr);
+    } else {
+      (option == "--seed" ? first : cases) = std::strtoull(argv[i + 1], nullptr, 10);
+    }
+  }
+  for (const int number : {SIGABRT, SIGALRM, SIGFPE, SIGILL}) {
+    std::signal(number, on_signal);
+  }
+  at::set_num_threads(2);
+  std::printf("fuzz_rules: from --seed %llu, for %g s\n", static_cast<unsigned long long>(first),
+              seconds);
+  std::fflush(stdout);
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  uint64_t done = 0;
+  for (; done < cases && elapsed() < seconds; ++done) {
+    const uint64_t seed = first + done;
+    std::snprintf(failure, sizeof(failure), "\nfuzz_rules: failed with --seed %llu --cases 1\n",
+                  static_cast<unsigned long long>(seed));
+    alarm(kSecondsOfCase);
+    try {
+      run_case(seed);
+    } catch (const std::exception& error) {
+      fail(error.what());
+    }
+  }
+  std::printf("fuzz_rules: %llu cases in %.1f s, instruction sets:",
+              static_cast<unsigned long long>(done), elapsed());
+  for (const auto& [name, kernels] : instruction_sets()) {
+    std::printf(" %s", name);
+  }
+  std::printf("\n");
+  return 0;
+}
+
+}  // namespace
+}  // namespace attn_mask::fuzz
+
+int main(int argc, char** argv) { return attn_mask::fuzz::run(argc, argv); }
