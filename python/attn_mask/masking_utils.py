@@ -472,6 +472,8 @@ def sdpa_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv] for scaled_dot_product_attention.
@@ -479,12 +481,14 @@ def sdpa_mask(
     Args:
         mask_function: which keys a query attends to. A callable of the user's must answer about
             each element by itself: in large masks it is asked about some rows at a time.
-        attention_mask: which keys are not padding, bool [b, n]; those behind its end are.
+        attention_mask: which keys are not padding, bool [b, n]; those after its end are.
         local_size: the window or chunk of the mask function, if any; matters to skipping.
         allow_is_causal_skip: whether to return None where ``is_causal`` says the same.
         allow_is_bidirectional_skip: whether to return None where nothing is masked.
         use_vmap: whether callables of the user's are asked about one element at a time, under
             torch.vmap, rather than with index tensors that broadcast.
+        unmask_unattended: whether rows in which no key is visible are True throughout; beyond
+            upstream.
 
     Raises ValueError for tensors that are too short or of a wrong rank, and for a callable that
     returns a wrong shape; TypeError for one that does not return booleans.
@@ -511,6 +515,7 @@ def sdpa_mask(
         attention_mask,
         use_vmap,
         device,
+        spelling=Spelling(unmask_unattended=unmask_unattended) if unmask_unattended else None,
     )
 
 
@@ -527,11 +532,15 @@ def eager_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
+    masked_value: float | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv] for attention that is written out.
 
-    Arguments and errors as for sdpa_mask; TypeError for a dtype without additive masks.
+    Arguments and errors as for sdpa_mask (rows that are unmasked are 0); TypeError for a dtype
+    without additive masks. ``masked_value``, beyond upstream: see ``attn_mask.additive``.
 
     Mirrors ``transformers.masking_utils.eager_mask`` of 5.23.
     """
@@ -549,7 +558,7 @@ def eager_mask(
         attention_mask,
         use_vmap,
         device,
-        dtype,
+        spelling=Spelling(dtype, None, unmask_unattended, masked_value),
     )
 
 
@@ -804,10 +813,10 @@ def _materialize(
     device = torch.get_default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
-    name = name or ("sdpa_mask" if dtype is None else "eager_mask")
-    rule = rules.rule_of(name, "mask_function", mask_function)
     if spelling is None:
         spelling = _BOOLEAN if dtype is None else Spelling(dtype)
+    name = name or ("sdpa_mask" if spelling.dtype is None else "eager_mask")
+    rule = rules.rule_of(name, "mask_function", mask_function)
     # What most calls ask for, where all that is seen to below is as it should be.
     if (
         type(q_offset) is int

@@ -615,11 +615,17 @@ class Padding(MaskFunction):
     source: Source = _OF_PADDING
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return _at(self.mask, self.source, batch_idx, kv_idx)
+        shown = _at(self.mask, self.source, batch_idx, kv_idx)
+        return shown if self._is_boolean() or self.source.is_upstream else shown.to(torch.bool)
+
+    def _is_boolean(self) -> bool:
+        return self.mask.dtype == torch.bool
 
     def _encode(self, program: Program, place: _Place) -> None:
         program.add_table(PADDING, self.source, self.mask, place, by_query=False)
-        program.is_boolean = program.is_boolean and self.mask.dtype == torch.bool
+        # Upstream's closure says what the mask holds.
+        is_boolean = self._is_boolean() or not self.source.is_upstream
+        program.is_boolean = program.is_boolean and is_boolean
 
     def _repr(self) -> str:
         return f"padding({_shown(self.mask)})"
