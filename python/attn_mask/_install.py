@@ -9,7 +9,6 @@ where they are transformers' own; ``_upstream_source`` tells.
 import functools
 import importlib
 import inspect
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from types import FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple, TypeVar, cast
 
 from attn_mask import _process, _upstream_masks, block_mask, masking_utils
+from attn_mask._named_once import name_once
 from attn_mask._releases import for_transformers, release_numbers
 from attn_mask._upstream_known import KNOWN
 from attn_mask._upstream_source import DECISIONS, FACTORIES, SKIPPING, Module, hashes
@@ -27,8 +27,6 @@ _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
 
 _ABSENT: Any = object()
-
-_logger = logging.getLogger("attn_mask")
 
 
 class _Change(NamedTuple):
@@ -392,8 +390,7 @@ def _shown(function: Any) -> str:
 
 def _say_once(text: str, *args: object) -> None:
     text = text % args
-    if _process.first(f"install: {text}"):
-        _logger.warning("attn_mask.install: %s", text)
+    name_once(f"install: {text}", "attn_mask.install: %s", text)
 
 
 class _State:
@@ -551,3 +548,27 @@ class installed:
                     return function(*args, **kwargs)
 
         return cast(_Call, within)
+
+
+def _renew() -> None:
+    """Puts this module's functions in the place of those that a former module installed.
+
+    After ``sys.modules`` was purged: those obey the former skip_policy, and can't be pickled.
+    """
+    with _state.lock:
+        former = _state.installation
+        if former is None or type(former) is _Installation:
+            return
+        former.undo()
+        now = former
+        try:
+            now = _state.installation = _Installation(_transformers())
+            now.make()
+        except BaseException:
+            now.undo()
+            _state.installation = former
+            former.make()
+            raise
+
+
+_renew()
