@@ -59,15 +59,18 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
                      c10::SymInt q_offset, c10::SymInt kv_offset,
                      const std::optional<at::Tensor>& q_positions,
                      const std::optional<at::Tensor>& kv_positions,
-                     std::optional<at::Device> device, std::optional<at::ScalarType> dtype) {
+                     std::optional<at::Device> device, std::optional<at::ScalarType> dtype,
+                     const std::optional<at::Tensor>& bias, bool unmask_unattended,
+                     std::optional<c10::Scalar> masked_value) {
   if (dtype) {
     return call::additive(rule, operands, std::move(batch_size), std::move(q_length),
                           std::move(kv_length), *dtype, std::move(q_offset), std::move(kv_offset),
-                          q_positions, kv_positions, std::nullopt, device, kAnyStride);
+                          q_positions, kv_positions, bias, device, unmask_unattended, masked_value,
+                          kAnyStride);
   }
   return call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
                        std::move(kv_length), std::move(q_offset), std::move(kv_offset), q_positions,
-                       kv_positions, device, kAnyStride);
+                       kv_positions, device, unmask_unattended, kAnyStride);
 }
 
 std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
@@ -85,6 +88,8 @@ std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
                           q_positions, kv_positions, device, separate_full_blocks,
                           std::move(kv_width), std::move(q_width));
 }
+
+bool needs_unmasking(const at::Tensor& mask) { return ops::needs_unmasking(mask.device()); }
 
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
 
@@ -128,6 +133,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rule_mask", &Direct<&rule_mask>::call);
   m.def("block_mask", &Direct<&block_mask>::call);
   m.def("ignore_causal_mask_sdpa", &Direct<&ignore_causal_mask_sdpa>::call);
+  m.def("needs_unmasking", &needs_unmasking);
   m.def("is_all_visible", &Direct<&is_all_visible>::call);
 }
 

@@ -32,6 +32,7 @@ def ignore_causal_mask_sdpa(
     sliding_window: int | None,
     /,
 ) -> bool: ...
+def needs_unmasking(mask: torch.Tensor, /) -> bool: ...
 def is_all_visible(mask: torch.Tensor, /) -> bool: ...
 def prepare_4d_attention_mask_for_sdpa(
     mask: torch.Tensor, tgt_len: int | None, dtype: torch.dtype, /
@@ -48,6 +49,9 @@ def rule_mask(
     kv_positions: torch.Tensor | None,
     device: torch.device | None,
     dtype: torch.dtype | None,
+    bias: torch.Tensor | None,
+    unmask_unattended: bool,
+    masked_value: float | None,
     /,
 ) -> torch.Tensor: ...
 def block_mask(

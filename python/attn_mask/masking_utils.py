@@ -766,6 +766,10 @@ def _materialize(
     dtype: torch.dtype | None = None,
     heads: int = 1,
     name: str | None = None,
+    *,
+    unmask_unattended: bool = False,
+    masked_value: float | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mask [b, 1, q, kv], boolean or additive of a dtype; the arguments are sdpa_mask's.
 
