@@ -19,12 +19,21 @@ from pathlib import Path
 import attn_mask
 import pytest
 import torch
-from attn_mask import _install, _named_once, _process, _upstream_source, masking_utils, rules
+from attn_mask import (
+    _aten_only,
+    _install,
+    _named_once,
+    _process,
+    _upstream_source,
+    masking_utils,
+    rules,
+)
 from attn_mask import _upstream_masks as upstream_masks
 from attn_mask._upstream_known import KNOWN
 from masks import assert_same_mask
 from oracle_loader import Config, FakeCache
 from packaging.version import Version
+from torch.utils._python_dispatch import TorchDispatchMode
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers, under which masks are put, is not installed"
@@ -904,14 +913,15 @@ def test_state_outlasts_modules(again):
         from transformers import masking_utils
         names = ("sdpa_mask", "and_masks", "causal_mask_function", "create_causal_mask")
         before = [getattr(masking_utils, name) for name in names]
-        attn_mask.install()
-        block = attn_mask.installed()
+        attn_mask.install(masked_value=-2.0, aten_only=True)
+        block = attn_mask.installed(masked_value=-3.0, aten_only=True)
         block.__enter__()
         exec({RELOADS[again]!r})
         gc.collect()
         import attn_mask
         print(attn_mask.is_installed())
         attn_mask.install()
+        print(attn_mask._upstream_masks.state.options, attn_mask._aten_only.is_aten_only())
         print(masking_utils.sdpa_mask is sys.modules["attn_mask._upstream_masks"].sdpa_mask)
         with attn_mask.skip_policy("never"):
             print(masking_utils.sdpa_mask(1, 3, 3) is None)
@@ -929,7 +939,9 @@ def test_state_outlasts_modules(again):
     )
     shape = "torch.Size([1, 1, 2, 3])"
     assert said.splitlines() == [
-        *("True", "True", "False", shape, shape, "torch.Size([2, 1, 1, 3, 3])"),
+        "True",
+        "Options(masked_value=-3.0, unmask_unattended=False, aten_only=True) True",
+        *("True", "False", shape, shape, "torch.Size([2, 1, 1, 3, 3])"),
         *("True", "False", "True", "True"),
     ]
 
@@ -1054,6 +1066,165 @@ def test_a_block_can_be_entered_again():
     with block:
         assert attn_mask.is_installed()
     assert not attn_mask.is_installed()
+
+
+# Options
+
+PADDED = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+
+
+def options():
+    return upstream_masks.state.options
+
+
+def eager(**given):
+    return create(implementation="eager", mask=PADDED, **given)
+
+
+@needs_masking_utils
+@pytest.mark.parametrize("value", [-1e4, -100, 0.0, -torch.inf, torch.finfo(torch.float32).min / 2])
+def test_masked_value(value):
+    stock = eager()
+    with attn_mask.installed(masked_value=value):
+        assert_same_mask(eager(), torch.where(stock == 0, 0.0, float(value)))
+        assert create(mask=PADDED).dtype == torch.bool
+        assert create(mask=torch.ones(2, 5)) is None
+    assert_same_mask(eager(), stock)
+
+
+@needs_masking_utils
+def test_masked_value_that_a_dtype_can_not_hold():
+    with attn_mask.installed(masked_value=-1e30):
+        assert eager().min() == torch.tensor(-1e30)
+        with pytest.raises(ValueError, match="eager_mask: expected masked_value"):
+            eager(embeds=embeds(dtype=torch.float16))
+
+
+@needs_masking_utils
+def test_unmask_unattended():
+    additive, boolean = eager(), create(mask=PADDED)
+    assert (additive[0, 0, :2] < 0).all() and not boolean[0, 0, :2].any()
+    additive[0, 0, :2] = 0.0
+    boolean[0, 0, :2] = True
+    with attn_mask.installed(unmask_unattended=True):
+        assert_same_mask(eager(), additive)
+        assert_same_mask(create(mask=PADDED), boolean)
+
+
+@needs_masking_utils
+def test_aten_only():
+    class Ours(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "attn_mask":
+                names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    want = [eager(), create(mask=PADDED)]
+    for aten_only in (False, True, False):
+        names = []
+        with attn_mask.installed(aten_only=aten_only), Ours():
+            got = [eager(), create(mask=PADDED)]
+        for mask, expected in zip(got, want, strict=True):
+            assert_same_mask(mask, expected)
+        assert bool(names) != aten_only
+
+
+def test_a_second_install_changes_the_options():
+    attn_mask.install(masked_value=-5)
+    assert options() == (-5.0, False, False)
+    attn_mask.install(unmask_unattended=True)
+    assert options() == (None, True, False)
+    attn_mask.uninstall()
+    assert options() == (None, False, False)
+
+
+def test_nested_blocks_restore_the_options():
+    attn_mask.install(masked_value=-1)
+    with attn_mask.installed(masked_value=-2):
+        assert options().masked_value == -2
+        with attn_mask.installed(unmask_unattended=True):
+            assert options() == (None, True, False)
+            attn_mask.install(masked_value=-3)
+            assert options() == (None, True, False)
+        assert options().masked_value == -2
+    assert options().masked_value == -3
+    attn_mask.uninstall()
+
+
+def test_options_of_blocks_that_overlap():
+    first, second = (attn_mask.installed(masked_value=value) for value in (-1, -2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert options().masked_value == -2
+    second.__exit__(None, None, None)
+    assert options().masked_value is None
+    assert not attn_mask.is_installed()
+
+
+def test_options_of_a_decorator():
+    @attn_mask.installed(masked_value=-7)
+    def work():
+        return options().masked_value
+
+    assert work() == -7
+    assert options().masked_value is None
+
+
+@needs_masking_utils
+def test_an_install_that_fails_leaves_the_options(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.delattr(upstream, "eager_mask")
+        with pytest.raises(NotImplementedError):
+            attn_mask.install(masked_value=-4, aten_only=True)
+    assert options() == (None, False, False)
+    assert not _aten_only.is_aten_only()
+
+
+@needs_masking_utils
+def test_options_in_compiled_code():
+    def step(inputs, mask):
+        return create(implementation="eager", embeds=inputs, mask=mask)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    for value in (None, -3.0, -4.0, None):
+        with attn_mask.installed(masked_value=value):
+            assert_same_mask(compiled(embeds(), PADDED), step(embeds(), PADDED))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("function", ["install", "installed"])
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"masked_value": 1}, ValueError, "masked_value to be a number that is not above 0, but"),
+        (
+            {"masked_value": torch.nan},
+            ValueError,
+            "masked_value to be a number that .* but got nan",
+        ),
+        (
+            {"masked_value": torch.inf},
+            ValueError,
+            "masked_value to be a number that .* but got inf",
+        ),
+        ({"masked_value": "-inf"}, TypeError, "masked_value to be a number, but got str"),
+        ({"masked_value": True}, TypeError, "masked_value to be a number, but got bool"),
+        ({"unmask_unattended": 1}, TypeError, "unmask_unattended to be a bool, but got int"),
+        ({"aten_only": None}, TypeError, "aten_only to be a bool, but got NoneType"),
+    ],
+)
+def test_bad_options(function, given, error, text):
+    with pytest.raises(error, match=f"^{function}: expected {text}"):
+        getattr(attn_mask, function)(**given)
+    assert not attn_mask.is_installed()
+
+
+@pytest.mark.parametrize("function", ["install", "installed"])
+def test_options_are_given_by_name(function):
+    with pytest.raises(TypeError, match="positional"):
+        getattr(attn_mask, function)(-1.0)
 
 
 # Environments
