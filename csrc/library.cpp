@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/TensorOptions.h>
 #include <torch/library.h>
 
 #include <string_view>
@@ -164,15 +165,14 @@ struct BySelectedDevice<Function> {
       key = c10::DispatchKey::Meta;
       *device = at::Device(at::kMeta);
     } else if (*device) {
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          (*device)->is_cpu() || (*device)->is_cuda() || (*device)->is_meta(), short_name(*op),
-          ": expected device to be cpu, cuda or meta, but got ", **device);
-      key = (*device)->is_cpu()    ? c10::DispatchKey::CPU
-            : (*device)->is_cuda() ? c10::DispatchKey::CUDA
-                                   : c10::DispatchKey::Meta;
+      key = c10::computeDispatchKey(std::nullopt, std::nullopt, **device);
     }
-    TORCH_CHECK_NOT_IMPLEMENTED(op->hasKernelForDispatchKey(key), short_name(*op), kNoCudaKernels,
-                                **device);
+    // Devices other than those named have the kernels that the Python package registers.
+    if (!op->hasKernelForDispatchKey(key)) {
+      TORCH_CHECK_NOT_IMPLEMENTED(key == c10::DispatchKey::CUDA, short_name(*op),
+                                  ": expected device to be cpu, cuda or meta, but got ", **device);
+      TORCH_CHECK_NOT_IMPLEMENTED(false, short_name(*op), kNoCudaKernels, **device);
+    }
     return op->redispatch(c10::DispatchKeySet(key), std::forward<Args>(args)...);
   }
 };

@@ -9,6 +9,8 @@
 #include <c10/core/ScalarType.h>
 #include <c10/core/SymInt.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -110,7 +112,10 @@ at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10
 
 /// Whether attention on a device gives NaN for rows without a key, so that upstream unmasks them
 /// there: memory-efficient attention on CUDA and XPU does.
-inline bool needs_unmasking(at::Device device) { return device.is_cuda() || device.is_xpu(); }
+inline constexpr std::array kUnmaskedDevices{at::kCUDA, at::kXPU};
+inline bool needs_unmasking(at::Device device) {
+  return std::ranges::find(kUnmaskedDevices, device.type()) != kUnmaskedDevices.end();
+}
 
 /// A host decision: with a mask to look at, it waits for the mask's device.
 bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,

@@ -89,7 +89,14 @@ std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
                           std::move(kv_width), std::move(q_width));
 }
 
-bool needs_unmasking(const at::Tensor& mask) { return ops::needs_unmasking(mask.device()); }
+/// The types of devices on which rows without a key are unmasked, as torch.device names them.
+pybind11::tuple unmasked_devices() {
+  pybind11::list names;
+  for (const at::DeviceType device : ops::kUnmaskedDevices) {
+    names.append(c10::DeviceTypeName(device, /*lower_case=*/true));
+  }
+  return pybind11::tuple(names);
+}
 
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
 
@@ -125,6 +132,7 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.attr("FAR") = kFar;
+  m.attr("UNMASKED_DEVICES") = unmasked_devices();
   m.def("build_info", &build_info);
   m.def("to_causal_4d", &Direct<&to_causal_4d>::call);
   m.def("to_4d", &Direct<&to_4d>::call);
@@ -133,7 +141,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("rule_mask", &Direct<&rule_mask>::call);
   m.def("block_mask", &Direct<&block_mask>::call);
   m.def("ignore_causal_mask_sdpa", &Direct<&ignore_causal_mask_sdpa>::call);
-  m.def("needs_unmasking", &needs_unmasking);
   m.def("is_all_visible", &Direct<&is_all_visible>::call);
 }
 

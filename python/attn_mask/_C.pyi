@@ -3,6 +3,7 @@
 import torch
 
 FAR: int
+UNMASKED_DEVICES: tuple[str, ...]
 
 def build_info() -> dict[str, object]: ...
 def to_causal_4d(
@@ -32,7 +33,6 @@ def ignore_causal_mask_sdpa(
     sliding_window: int | None,
     /,
 ) -> bool: ...
-def needs_unmasking(mask: torch.Tensor, /) -> bool: ...
 def is_all_visible(mask: torch.Tensor, /) -> bool: ...
 def prepare_4d_attention_mask_for_sdpa(
     mask: torch.Tensor, tgt_len: int | None, dtype: torch.dtype, /
