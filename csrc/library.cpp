@@ -65,7 +65,8 @@ TORCH_LIBRARY(attn_mask, m) {
               !kDtype, "Tensor?");
   define_mask(m, "_prepare_4d_causal_attention_mask_for_sdpa",
               "Tensor? attention_mask, SymInt[] input_shape, Tensor inputs_embeds, "
-              "SymInt past_key_values_length, SymInt? sliding_window=None, *bool allow_skip=True",
+              "SymInt past_key_values_length, SymInt? sliding_window=None, *bool allow_skip=True, "
+              "bool? unmask_unattended=None",
               !kDtype, "Tensor?");
   define_mask(m, "_prepare_4d_attention_mask", "Tensor mask, SymInt? tgt_len=None, *", kDtype,
               "Tensor");
@@ -79,13 +80,14 @@ TORCH_LIBRARY(attn_mask, m) {
   define_mask(m, "boolean",
               "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
               "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
-              "Tensor? q_positions=None, Tensor? kv_positions=None, Device? device=None",
+              "Tensor? q_positions=None, Tensor? kv_positions=None, Device? device=None, "
+              "bool unmask_unattended=False",
               !kDtype, "Tensor");
   define_mask(m, "additive",
               "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
               "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
               "Tensor? q_positions=None, Tensor? kv_positions=None, Tensor? bias=None, "
-              "Device? device=None",
+              "Device? device=None, bool unmask_unattended=False, Scalar? masked_value=None",
               kDtype, "Tensor");
   // Any rule, block by block.
   const std::string of_blocks =

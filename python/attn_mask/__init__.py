@@ -17,6 +17,7 @@ from attn_mask._aten_only import aten_only as aten_only
 from attn_mask._decompositions import decompositions as decompositions
 from attn_mask._install import install as install
 from attn_mask._install import installed as installed
+from attn_mask._install import is_installed as is_installed
 from attn_mask._install import uninstall as uninstall
 from attn_mask._releases import for_transformers as for_transformers
 from attn_mask._sdpa import SdpaArguments as SdpaArguments
@@ -37,6 +38,7 @@ __all__ = [
     "for_transformers",
     "install",
     "installed",
+    "is_installed",
     "masking_utils",
     "modeling_attn_mask_utils",
     "rules",

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from attn_mask import _library as _library  # registers the operators
 from attn_mask import rules
+from attn_mask._library import UNMASKED_DEVICES
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
 
@@ -685,7 +685,7 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
             stride_multiple,
         )
     if unmask_unattended is None:
-        unmask_unattended = allow_skip and attention_mask.is_cuda
+        unmask_unattended = attention_mask.device.type in UNMASKED_DEVICES
     if attention_mask.dim() == 2:
         return _padding_mask(
             attention_mask,

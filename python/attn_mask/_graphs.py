@@ -11,8 +11,10 @@ from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from attn_mask import _process
 from attn_mask._aten_only import is_aten_only
 from attn_mask._decompositions import _TABLE
+from attn_mask._library import UNMASKED_DEVICES
 
 _ops = torch.ops.attn_mask
 
@@ -72,18 +74,20 @@ def _certain(
             )
         lowest = torch.finfo(given["inputs_embeds"].dtype).min
         is_for_sdpa = func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default
-        opens = is_for_sdpa and mask.is_cuda and given.get("allow_skip", True)
+        unmasks = is_for_sdpa and given.get("unmask_unattended")
+        if unmasks is None:
+            unmasks = is_for_sdpa and mask.device.type in UNMASKED_DEVICES
         if mask.dim() == 2:
             return _ops.to_4d(
                 mask,
                 q_length,
                 key_value_length=kv_length,
                 sliding_window=window,
-                unmask_unattended=opens,
+                unmask_unattended=unmasks,
                 **options,
             )
         if is_for_sdpa:
-            return _ops._unmask_unattended(mask, lowest) if opens else mask.clone()
+            return _ops._unmask_unattended(mask, lowest) if unmasks else mask.clone()
         attends = mask if mask.dtype == torch.bool else mask.to(dtype) == 1
         return torch.where(attends, torch.zeros((), dtype=dtype, device=mask.device), lowest)
 
@@ -147,8 +151,6 @@ def _table_of_recording() -> Any:
 
 _RULES = ("boolean", "additive", "block_mask", "_block_states")
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
-    torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
 _RECORDED = {
     "to_causal_4d": _certain,
     "_create_4d_causal_attention_mask": _certain,
@@ -157,12 +159,17 @@ _RECORDED = {
     "_prepare_4d_attention_mask_for_sdpa": _certain,
     **dict.fromkeys(_RULES, _with_operand),
 }
-for _func in _TABLE:
-    _name = _func._schema.name.partition("::")[2]
-    _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
-    if _func._overloadname == "out":
-        _record = ProxyTorchDispatchMode.__torch_dispatch__
-        torch.library.register_torch_dispatch(_func, FunctionalTensorMode, _without_effect)
-    torch.library.register_torch_dispatch(
-        _func, ProxyTorchDispatchMode, functools.partial(_in_aten, _record)
-    )
+
+# Once in a process: torch takes no second rule from a module that is executed again.
+if _process.first("graphs"):
+    for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
+        torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
+    for _func in _TABLE:
+        _name = _func._schema.name.partition("::")[2]
+        _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
+        if _func._overloadname == "out":
+            _record = ProxyTorchDispatchMode.__torch_dispatch__
+            torch.library.register_torch_dispatch(_func, FunctionalTensorMode, _without_effect)
+        torch.library.register_torch_dispatch(
+            _func, ProxyTorchDispatchMode, functools.partial(_in_aten, _record)
+        )

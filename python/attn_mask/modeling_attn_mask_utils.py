@@ -16,7 +16,7 @@ import torch
 
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
-from attn_mask._library import _C
+from attn_mask._library import _C, UNMASKED_DEVICES
 from attn_mask._tracing import holds, is_jit_tracing, is_opaque, is_tracing
 
 __all__ = [
@@ -379,12 +379,17 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
             dtype=inputs_embeds.dtype,
             device=inputs_embeds.device,
         )
-    opens = attention_mask.device.type in ("cuda", "xpu") and not is_tracing(inputs_embeds)
+    unmasks = attention_mask.device.type in UNMASKED_DEVICES and not is_tracing(inputs_embeds)
     if attention_mask.dim() != 4:
         return _padding_mask_4d(
-            converter, attention_mask, input_shape[-1], inputs_embeds.dtype, key_value_length, opens
+            converter,
+            attention_mask,
+            input_shape[-1],
+            inputs_embeds.dtype,
+            key_value_length,
+            unmasks,
         )
-    if opens:
+    if unmasks:
         return AttentionMaskConverter._unmask_unattended(
             attention_mask, min_dtype=torch.finfo(inputs_embeds.dtype).min
         )
