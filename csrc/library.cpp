@@ -8,6 +8,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "ops/checks.h"
 #include "ops/operators.h"
 #include "ops/register.h"
 
@@ -187,12 +188,7 @@ void select_by_device(torch::Library& m, const char* name) {
 void unsupported(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   const std::string op_name = short_name(op);
   for_each_tensor(op, *stack, [&](const std::string& argument, const at::Tensor& tensor) {
-    TORCH_CHECK_TYPE(tensor.defined(), op_name, ": expected ", argument,
-                     " to be a tensor, but got an undefined one");
-    TORCH_CHECK_TYPE(!tensor.is_nested(), op_name, ": expected ", argument,
-                     " to be a strided tensor, but got a nested one");
-    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, op_name, ": expected ", argument,
-                     " to be a strided tensor, but got layout ", tensor.layout());
+    check_strided(op_name.c_str(), argument.c_str(), tensor);
     TORCH_CHECK_TYPE(!tensor.is_quantized(), op_name, ": expected ", argument,
                      " to be of a boolean, integer or real floating dtype, but got ",
                      tensor.scalar_type());

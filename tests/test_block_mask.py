@@ -570,7 +570,7 @@ def test_threads(keep_num_threads):
         ),
         ({"compact": -1}, ValueError, "expected compact to be at least 0, but got -1"),
         ({"compact": 1.5}, TypeError, "expected compact to be an int, but got float"),
-        ({"mask_mod": 3}, TypeError, "expected mask_function to be callable, but got int"),
+        ({"mask_mod": 3}, TypeError, "expected mask_mod to be callable, but got int"),
         (
             {"mask_mod": lambda b, h, q, k: q - k},
             TypeError,
@@ -579,16 +579,26 @@ def test_threads(keep_num_threads):
         (
             {"mask_mod": rules.documents(torch.zeros(1, 99, dtype=torch.int64))},
             ValueError,
-            "expected packed_sequence_mask to be of length 200 or longer",
+            "^documents: expected ids to be of length 200 or longer, for the queries of create_bl",
         ),
         (
             {
-                "mask_mod": rules.padding(torch.ones(1, TABLE, dtype=torch.bool)),
+                "mask_mod": rules.padding(torch.ones(3, TABLE, dtype=torch.bool)),
                 "KV_LEN": 9,
                 "B": 2,
             },
             ValueError,
-            "expected padding_mask to have 2 rows",
+            r"^padding: expected mask to have 1 or 2 rows, for a batch of 2, but got \[3, ",
+        ),
+        (
+            {"mask_mod": rules.documents(torch.zeros(2, 200, dtype=torch.int64)), "B": None},
+            ValueError,
+            r"^documents: expected ids to have 1 row, for a batch of 1, but got \[2, 200\]",
+        ),
+        (
+            {"mask_mod": rules.causal},
+            TypeError,
+            r"expected mask_mod to be a mask function, but got causal, which makes one: call cau",
         ),
     ],
     ids=str,
@@ -635,6 +645,60 @@ def test_bad_input_of_the_operator(change, message):
     }
     with pytest.raises(ValueError, match=message):
         torch.ops.attn_mask.block_mask(**arguments)
+
+
+# A mask without rows or columns is read by nothing: its operands may point nowhere.
+@pytest.mark.parametrize("name", ["block_mask", "_block_states", "_block_mask_widths"])
+@pytest.mark.parametrize(("q_length", "kv_length"), [(0, 5), (5, 0), (0, 0)])
+@pytest.mark.parametrize("batch_size", [0, 1, 2])
+def test_no_row_or_no_column(name, q_length, kv_length, batch_size):
+    bits = torch.ones(1, 1, 1, 1, dtype=torch.bool).expand(1, 1, q_length, kv_length)
+    programs = {
+        "bits": ([rules.BITS, 0], [bits]),
+        "padding": ([rules.PADDING, 0], [torch.ones(1, 4)]),
+        "no padding": ([rules.PADDING, 0], [torch.ones(1, 0)]),
+        "documents": ([rules.DOCUMENTS, 0], [torch.zeros(1, 0, dtype=torch.int64)]),
+        "or": ([rules.OR, 2, rules.BITS, 0, rules.CAUSAL], [bits]),
+        "more than kernels take": ([rules.AND, 30, *[rules.BITS, 0] * 30], [bits]),
+    }
+    q_blocks, kv_blocks = -(-q_length // 4), -(-kv_length // 4)
+    for program, operands in programs.values():
+        got = operator(name)(program, operands, batch_size, 1, q_length, kv_length, 4, 4)
+        if name == "_block_mask_widths":
+            assert got == [0, 0]
+        elif name == "_block_states":
+            assert got.shape[2:] == (q_blocks, kv_blocks)
+        else:
+            for index, (lines, total) in enumerate(((q_blocks, kv_blocks), (kv_blocks, q_blocks))):
+                for num_blocks, indices in (got[4 * index :][:2], got[4 * index + 2 :][:2]):
+                    assert num_blocks.tolist() == [[[0] * lines]] * batch_size
+                    assert indices.shape == (batch_size, 1, lines, total)
+
+
+def test_compact_storage_of_a_mask_without_rows():
+    got = torch.ops.attn_mask.block_mask([1], [], 1, 1, 0, 9, 4, 4, kv_width=1, q_width=1)
+    assert [indices.tolist() for indices in got[1::2]] == [[0, 0], [0, 0], [], []]
+
+
+@pytest.mark.parametrize("kv_length", [2**34, 2**50])
+def test_tables_that_are_short_beside_the_mask(kv_length):
+    """What they don't hold is not gone through."""
+    ids = torch.tensor([[3, 3, 5, 5]])
+    for program, operand, states in (
+        ([rules.PADDING, 0], torch.ones(1, 4), [1]),
+        ([rules.PADDING, 0], torch.zeros(1, 4), [0]),
+        ([rules.REINDEX, 0, rules.CAUSAL], ids, [1]),
+        ([rules.REINDEX, 0, rules.ALL], ids[:, ::2], [1]),
+        ([rules.DOCUMENTS, 0], ids, [1]),
+        ([rules.REINDEX, 0, rules.PADDING, 1], ids, [0]),
+    ):
+        operands = [operand, torch.ones(1, 3)]
+        sizes = 1, 1, 4, kv_length, 4, 2**30
+        widths = operator("_block_mask_widths")(program, operands, *sizes)
+        assert widths == [states[0], states[0]]
+        if kv_length == 2**34:
+            got = operator("_block_states")(program, operands, *sizes)
+            assert got.flatten().tolist() == states + [0] * 15
 
 
 def test_widths_of_values_that_are_not_there():

@@ -14,6 +14,7 @@
 #include "ops/call.h"
 #include "ops/checks.h"
 #include "ops/rule_program.h"
+#include "rule/limits.h"
 
 namespace attn_mask {
 
@@ -34,13 +35,6 @@ struct MaskRule::Encoded {
 namespace {
 
 using Encoded = MaskRule::Encoded;
-
-// As in Python: further than any two positions are from each other, and as far as rules may be
-// shifted.
-constexpr int64_t kSmallest = -(int64_t{1} << 58);
-constexpr int64_t kLargest = int64_t{1} << 62;
-
-int64_t cut(int64_t size) { return std::clamp(size, kSmallest, kLargest); }
 
 void append(Encoded& to, Opcode opcode) { to.code.emplace_back(static_cast<int64_t>(opcode)); }
 
@@ -69,18 +63,38 @@ MaskRule leaf(Opcode opcode) {
   return Encoded::rule(std::move(encoded));
 }
 
-MaskRule leaf(Opcode opcode, const char* name, const char* argument, const at::Tensor& operand) {
-  check_defined(name, argument, operand);
+MaskRule leaf(Opcode opcode, const at::Tensor& operand) {
   Encoded encoded;
   append(encoded, opcode);
   append(encoded, operand);
   return Encoded::rule(std::move(encoded));
 }
 
+/// What holds something for each position, as operators take it: [b, n], or [1, n] of [n].
+at::Tensor rows_of(const char* name, const char* argument, const at::Tensor& table) {
+  TORCH_CHECK_VALUE(table.dim() == 1 || table.dim() == 2, name, ": expected ", argument,
+                    " to be 1-D [length] or 2-D [batch_size, length], but got ",
+                    describe_sizes(table));
+  return table.dim() == 1 ? table.unsqueeze(0) : table;
+}
+
+at::Tensor integers_of(const char* name, const char* argument, const at::Tensor& table) {
+  check_strided(name, argument, table);
+  check_integer(name, argument, table);
+  return rows_of(name, argument, table);
+}
+
+/// Numbers that move positions.
+int64_t check_far(const char* name, const char* argument, int64_t distance) {
+  TORCH_CHECK_VALUE(-kFar < distance && distance < kFar, name, ": expected ", argument,
+                    " to be within 2^59 of 0, but got ", distance);
+  return distance;
+}
+
 MaskRule window_leaf(int64_t left, int64_t right) {
   Encoded encoded;
   append(encoded, Opcode::kWindow);
-  encoded.code.append({left, right});
+  encoded.code.append({std::min(left, kOpen), std::min(right, kOpen)});
   return Encoded::rule(std::move(encoded));
 }
 
@@ -141,15 +155,26 @@ MaskRule nothing() {
   return rule;
 }
 
-MaskRule sliding_window(int64_t size) { return window(cut(size) - 1, std::nullopt); }
+MaskRule sliding_window(int64_t size) {
+  TORCH_CHECK_VALUE(size > 0, "sliding_window: expected size to be positive, but got ", size);
+  return window(size - 1, std::nullopt);
+}
 
 MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
   constexpr int64_t kOpenSide = -1;
   if (!left && !right) {
     return bidirectional();
   }
-  const int64_t first = left ? cut(*left) : kOpenSide;
-  const int64_t last = right ? cut(*right) : kOpenSide;
+  const int64_t first = left ? std::min(*left, kOpen) : kOpenSide;
+  const int64_t last = right ? std::min(*right, kOpen) : kOpenSide;
+  for (const auto& [name, side] : {std::pair("left", left), std::pair("right", right)}) {
+    TORCH_CHECK_VALUE(!side || *side > -kFar, "window: expected ", name,
+                      " to be more than -2^59, or nothing for an open side, but got ", *side);
+  }
+  TORCH_CHECK_VALUE(!left || !right || first >= -last,
+                    "window: expected left and right to leave a key visible (an open side is "
+                    "nothing, not -1), but got ",
+                    *left, " and ", *right);
   const bool is_behind = left && first < 0;  // the window lies behind the query
   const bool is_before = right && last < 0;
   if (left && right && (is_behind || is_before)) {
@@ -168,10 +193,14 @@ MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
 MaskRule chunked(int64_t size, const std::optional<at::Tensor>& left_padding) {
   TORCH_CHECK_VALUE(size != 0, "chunked: expected size not to be 0");
   TORCH_CHECK_VALUE(size > 0, "chunked: expected size to be positive, but got ", size);
-  check_defined("chunked", "left_padding", left_padding);
+  if (left_padding) {
+    check_strided("chunked", "left_padding", *left_padding);
+    check_integer("chunked", "left_padding", *left_padding);
+    check_rank("chunked", "left_padding", *left_padding, 1, "[batch_size]");
+  }
   Encoded encoded;
   append(encoded, Opcode::kChunk);
-  encoded.code.emplace_back(cut(size));
+  encoded.code.emplace_back(std::min(size, kOpen));
   if (left_padding) {
     append(encoded, *left_padding);
   } else {
@@ -180,21 +209,32 @@ MaskRule chunked(int64_t size, const std::optional<at::Tensor>& left_padding) {
   return Encoded::rule(std::move(encoded));
 }
 
-MaskRule blockwise(const at::Tensor& ids) { return leaf(Opcode::kBlocks, "blockwise", "ids", ids); }
-
-MaskRule documents(const at::Tensor& ids) {
-  return leaf(Opcode::kDocuments, "documents", "ids", ids);
+MaskRule blockwise(const at::Tensor& ids) {
+  return leaf(Opcode::kBlocks, integers_of("blockwise", "ids", ids));
 }
 
-MaskRule padding(const at::Tensor& mask) { return leaf(Opcode::kPadding, "padding", "mask", mask); }
+MaskRule documents(const at::Tensor& ids) {
+  return leaf(Opcode::kDocuments, integers_of("documents", "ids", ids));
+}
 
-MaskRule bits(const at::Tensor& attends) { return leaf(Opcode::kBits, "bits", "attends", attends); }
+MaskRule padding(const at::Tensor& mask) {
+  check_strided("padding", "mask", mask);
+  check_mask_dtype("padding", "mask", mask);
+  return leaf(Opcode::kPadding, rows_of("padding", "mask", mask));
+}
+
+MaskRule bits(const at::Tensor& attends) {
+  check_strided("bits", "attends", attends);
+  TORCH_CHECK_TYPE(attends.scalar_type() == at::kBool,
+                   "bits: expected attends to be bool, but got ", attends.scalar_type());
+  check_rank("bits", "attends", attends, 4, "[batch_size, heads, q_length, kv_length]");
+  return leaf(Opcode::kBits, attends);
+}
 
 MaskRule reindex(const MaskRule& rule, const at::Tensor& positions) {
-  check_defined("reindex", "positions", positions);
   Encoded encoded;
   append(encoded, Opcode::kReindex);
-  append(encoded, positions);
+  append(encoded, integers_of("reindex", "positions", positions));
   append(encoded, Encoded::of(rule));
   return Encoded::rule(std::move(encoded));
 }
@@ -202,7 +242,8 @@ MaskRule reindex(const MaskRule& rule, const at::Tensor& positions) {
 MaskRule shift(const MaskRule& rule, int64_t q_offset, int64_t kv_offset) {
   Encoded encoded;
   append(encoded, Opcode::kShift);
-  encoded.code.append({cut(q_offset), cut(kv_offset)});
+  encoded.code.append(
+      {check_far("shift", "q_offset", q_offset), check_far("shift", "kv_offset", kv_offset)});
   append(encoded, Encoded::of(rule));
   return Encoded::rule(std::move(encoded));
 }

@@ -10,11 +10,11 @@
 /// They mirror `attn_mask.rules` of the Python package. Sizes: b batch_size, q q_length, kv
 /// kv_length; n is the length of a table, in which every position asked about should be: what lies
 /// outside attends to nothing. Ids and positions are uint8 or signed integers. A batch size of 1
-/// in a tensor stands for all rows.
+/// in a tensor stands for all rows, and so does [n] in place of [b, n].
 ///
-/// Errors: functions that make rules throw c10::TypeError for undefined tensors and c10::ValueError
-/// for sizes; whether tensors fit (ranks, dtypes, batch size, device) is seen when a mask is asked
-/// for, by `additive`, `boolean` and `block_mask`.
+/// Errors: functions that make rules throw c10::TypeError for tensors that are undefined or of a
+/// wrong dtype or layout, and c10::ValueError for ranks and sizes; whether batch size and device
+/// fit is seen by `additive`, `boolean` and `block_mask`.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -64,12 +64,13 @@ ATTN_MASK_API MaskRule bidirectional();
 /// A query attends to no key.
 ATTN_MASK_API MaskRule nothing();
 
-/// A query attends to its own position, the `size - 1` before it, and all behind it; with
+/// A query attends to its own position, the `size - 1` (>= 0) before it, and all after it; with
 /// `& causal()`: to `size` keys. (The window of the functions of attn_mask.h is one key wider, as
 /// upstream's.)
 ATTN_MASK_API MaskRule sliding_window(int64_t size);
 
-/// A query at q attends to keys from q - left up to q + right; nothing is an open side.
+/// A query at q attends to keys from q - left up to q + right; nothing is an open side. Throws
+/// c10::ValueError where no key lies between the two.
 ATTN_MASK_API MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right);
 
 /// A query attends to the keys in its chunk of `size` (> 0) positions. `left_padding`: integers

@@ -106,8 +106,9 @@ struct VisibleKeys {
   VisibleKeys(const BlockMaskTask& task, int64_t batch, uint32_t nodes) {
     const Query query = task.query(batch * task.heads, 0);
     std::array<uint8_t, kAnswers> shown;
-    for (int64_t begin = 0; begin < task.kv_length; begin += kAnswers) {
-      const int64_t n = std::min(kAnswers, task.kv_length - begin);
+    const Interval known = known_keys(task, batch, nodes);
+    for (int64_t begin = known.begin; begin < known.end; begin += kAnswers) {
+      const int64_t n = std::min(kAnswers, known.end - begin);
       cpu_kernels().answer(task, query, nodes, {begin, begin + n}, shown.data());
       for (int64_t key = 0; key < n;) {
         const auto* const change = static_cast<const uint8_t*>(
@@ -133,6 +134,19 @@ struct VisibleKeys {
   }
 
  private:
+  /// The keys for which every padding has a value: they may be few beside those of the mask.
+  static Interval known_keys(const BlockMaskTask& task, int64_t batch, uint32_t nodes) {
+    const int64_t shift = task.kv_positions.at(batch, 0);
+    Interval known{0, task.kv_length};
+    for (int32_t i = 0; i < task.rule.size; ++i) {
+      const Padding& padding = task.rule.nodes[i].padding;
+      if (((nodes >> i) & 1U) != 0 && !padding.by_column) {
+        known = intersect(known, {-shift, padding.length - shift});
+      }
+    }
+    return known;
+  }
+
   void add(Interval run) {
     if (!runs.empty() && runs.back().end == run.begin) {
       runs.back().end = run.end;
@@ -591,9 +605,6 @@ void for_each_line(const BlockMaskTask& task, const Visits& visits) {
 }  // namespace
 
 void find_block_states_cpu(const BlockMaskTask& task) {
-  if (task.planes() == 0 || task.q_blocks() == 0 || task.kv_blocks() == 0) {
-    return;
-  }
   BlockMaskTask from_rule = task;
   from_rule.states = nullptr;
   from_rule.separate_full = true;
@@ -612,9 +623,6 @@ void find_block_states_cpu(const BlockMaskTask& task) {
 }
 
 std::optional<LongestLines> write_block_mask_cpu(const BlockMaskTask& task) {
-  if (task.planes() == 0) {
-    return LongestLines{0, 0};
-  }
   const int64_t rows = task.q_blocks();
   const int64_t columns = task.kv_blocks();
   std::atomic<int64_t> most_kv{0};

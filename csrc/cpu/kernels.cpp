@@ -228,8 +228,10 @@ struct TileRow {
       const int64_t shift = padding.by_column ? 0 : task.kv_positions.at(query.batch, 0);
       const Interval within =
           intersect(tile, {-shift, (padding.by_column ? task.kv_length : padding.length) - shift});
-      translate(padding, query, shift + within.begin, within.end - within.begin, attend, masked,
-                cache.values + (within.begin - tile.begin));
+      if (!within.empty()) {
+        translate(padding, query, shift + within.begin, within.end - within.begin, attend, masked,
+                  cache.values + (within.begin - tile.begin));
+      }
       cache.column = column;
       cache.node = node;
     }

@@ -36,9 +36,6 @@ const CpuKernels& cpu_kernels() {
 }
 
 void write_mask_cpu(const MaskTask& task) {
-  if (task.rows() == 0 || task.kv_length == 0) {
-    return;
-  }
   const int64_t keys = std::min(task.kv_length, kTileBytes / task.format.element_size);
   const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
   at::parallel_for(

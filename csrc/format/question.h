@@ -16,6 +16,12 @@ struct Question {
 
   ATTN_MASK_INLINE int64_t rows() const { return batch_size * heads * q_length; }
 
+  /// Whether the mask has no element. Kernels, spans and the prepare step need one: operators
+  /// return before they run.
+  ATTN_MASK_INLINE bool empty() const {
+    return batch_size == 0 || heads == 0 || q_length == 0 || kv_length == 0;
+  }
+
   /// The query of row `row` of a plane; planes are counted through heads and batch.
   ATTN_MASK_INLINE Query query(int64_t plane, int64_t row) const {
     const int64_t batch = plane / heads;

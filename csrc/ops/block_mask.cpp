@@ -68,6 +68,17 @@ struct ListsOfBlocks {
         tensor.narrow(0, 1, tensor.size(0) - 1).copy_(tensor.narrow(0, 0, 1));
       }
     }
+    write_tail();
+  }
+
+  /// Writes the lists of a mask without elements: no line has a block, if there are lines.
+  void complete_empty() const {
+    num_blocks.zero_();
+    write_tail();
+  }
+
+ private:
+  void write_tail() const {
     if (indices.dim() == 1) {
       indices.narrow(0, rows.numel(), indices.numel() - rows.numel()).zero_();
     }
@@ -107,10 +118,12 @@ ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
 at::Tensor find_states(const char* op, const BlockArguments& arguments,
                        const BlockQuestion& question, const BlockMaskTask& task) {
   const at::Device device = question.device;
+  const auto empty_states = [&](const BlockMaskTask& part) {
+    return at::empty({part.batch_size, part.heads, part.q_blocks(), part.kv_blocks()},
+                     at::TensorOptions().dtype(at::kByte).device(device));
+  };
   const auto states_of = [&](BlockMaskTask part) {
-    const at::Tensor states =
-        at::empty({part.batch_size, part.heads, part.q_blocks(), part.kv_blocks()},
-                  at::TensorOptions().dtype(at::kByte).device(device));
+    const at::Tensor states = empty_states(part);
     std::optional<PreparedTables> prepared;
     if (device.is_cpu()) {
       prepared.emplace(part);
@@ -120,11 +133,13 @@ at::Tensor find_states(const char* op, const BlockArguments& arguments,
     device_kernels(device.type()).find_block_states(part);
     return states;
   };
+  if (task.empty()) {
+    return empty_states(task);
+  }
   if (!question.decoded.has_parts) {
     return states_of(task);
   }
-  at::Tensor states = at::empty({task.batch_size, task.heads, task.q_blocks(), task.kv_blocks()},
-                                at::TensorOptions().dtype(at::kByte).device(device));
+  const at::Tensor states = empty_states(task);
   const int64_t height = std::max<int64_t>(1, height_of_parts(task) / task.q_block) * task.q_block;
   ask_in_parts(op, arguments.program, task, device, height,
                [&](int64_t first, const Question& rows) {
@@ -246,10 +261,18 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
       result.push_back(made.indices);
     }
   }
-  if (question.device.is_meta() || batch_size == 0 || heads == 0) {
+  if (question.device.is_meta()) {
     return result;
   }
   BlockMaskTask task = block_mask_task(arguments, question);
+  if (task.empty() || batch_size == 0 || heads == 0) {
+    for (const ListsOfBlocks& lists : {kv[0], kv[1], q[0], q[1]}) {
+      if (lists.num_blocks.defined()) {
+        lists.complete_empty();
+      }
+    }
+    return result;
+  }
   task.kv_width = of_kv.expect_int();
   task.q_width = of_q.expect_int();
   for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {

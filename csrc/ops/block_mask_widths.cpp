@@ -82,7 +82,7 @@ std::vector<int64_t> block_mask_widths(
   TORCH_CHECK_NOT_IMPLEMENTED(!question.device.is_meta(), kOp,
                               ": expected tensors with values, but got device meta");
   BlockMaskTask task = block_mask_task(arguments, question);
-  if (task.planes() == 0) {
+  if (task.empty()) {
     return {0, 0};
   }
   task.stored_heads = task.heads;

@@ -24,6 +24,14 @@ void check_defined(const char* op, const char* argument, const std::optional<at:
   }
 }
 
+void check_strided(const char* op, const char* argument, const at::Tensor& tensor) {
+  check_defined(op, argument, tensor);
+  TORCH_CHECK_TYPE(!tensor.is_nested(), op, ": expected ", argument,
+                   " to be a strided tensor, but got a nested one");
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, op, ": expected ", argument,
+                   " to be a strided tensor, but got layout ", tensor.layout());
+}
+
 void check_rank(const char* op, const char* argument, const at::Tensor& tensor, int64_t rank,
                 const char* shape) {
   TORCH_CHECK_VALUE(tensor.dim() == rank, op, ": expected ", argument, " to be ", rank, "-D ",

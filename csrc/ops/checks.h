@@ -26,6 +26,9 @@ std::string describe_sizes(const at::Tensor& tensor);
 void check_defined(const char* op, const char* argument, const at::Tensor& tensor);
 void check_defined(const char* op, const char* argument, const std::optional<at::Tensor>& tensor);
 
+/// Only tensors whose elements lie at strides are read: no undefined, nested or sparse ones.
+void check_strided(const char* op, const char* argument, const at::Tensor& tensor);
+
 void check_rank(const char* op, const char* argument, const at::Tensor& tensor, int64_t rank,
                 const char* shape);
 

@@ -94,6 +94,7 @@ Output::Output(const char* op, c10::SymInt stride_multiple)
 
 Output::Output(const char* op, const at::Tensor& out, at::TensorList inputs)
     : op_(op), given_(out) {
+  check_defined(op, "out", out);
   TORCH_CHECK_VALUE(!(out.requires_grad() && c10::GradMode::is_enabled()), op,
                     ": expected out not to require a gradient, since masks have none");
   if (out.unsafeGetTensorImpl()->has_symbolic_sizes_strides() || out.is_meta()) {

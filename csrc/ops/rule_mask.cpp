@@ -188,6 +188,18 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
                              const std::optional<at::Tensor>& kv_positions,
                              const std::optional<at::Tensor>& bias,
                              std::optional<at::Device> device, c10::SymInt stride_multiple) {
+  for (const at::Tensor& operand : operands) {
+    check_strided(kAdditiveOp, "operands", operand);
+  }
+  if (q_positions) {
+    check_strided(kAdditiveOp, "q_positions", *q_positions);
+  }
+  if (kv_positions) {
+    check_strided(kAdditiveOp, "kv_positions", *kv_positions);
+  }
+  if (bias) {
+    check_strided(kAdditiveOp, "bias", *bias);
+  }
   const bool differentiable = c10::GradMode::is_enabled() && bias && bias->requires_grad();
   at::Tensor mask;
   {

@@ -52,6 +52,8 @@ at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Sc
                    dtype);
   TORCH_CHECK_TYPE(!min_dtype.isComplex(), op, ": expected min_dtype to be a real number, but got ",
                    min_dtype);
+  TORCH_CHECK_VALUE(is_additive_dtype(dtype) || min_dtype.type() != at::kUInt64, op,
+                    ": expected min_dtype to fit into 64 bits with a sign, but got ", min_dtype);
   const at::Tensor out = output.like(expanded_mask);
   if (out.is_meta() || out.numel() == 0) {
     return out;
@@ -83,6 +85,7 @@ void unmask_unattended_out(const at::Tensor& expanded_mask, const c10::Scalar& m
 
 at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
                                       c10::SymInt stride_multiple) {
+  check_strided(kOp, "expanded_mask", expanded_mask);
   const bool differentiable = c10::GradMode::is_enabled() && expanded_mask.requires_grad();
   at::Tensor opened;
   {

@@ -24,13 +24,16 @@ MaskTask mask_task(const at::Tensor& out, const DenseFormat& format) {
 }
 
 void run(const MaskTask& task, at::Device device) {
+  if (task.empty()) {
+    return;
+  }
   const c10::OptionalDeviceGuard guard(device);
   device_kernels(device.type()).write_mask(task);
 }
 
 void prepare_and_run(MaskTask& task, at::Device device) {
   std::optional<PreparedTables> prepared;
-  if (device.is_cpu()) {
+  if (device.is_cpu() && !task.empty()) {
     prepared.emplace(task);
   }
   run(task, device);

@@ -10,6 +10,7 @@
 
 #include "build_info.h"
 #include "ops/call.h"
+#include "rule/limits.h"
 
 namespace attn_mask {
 namespace {
@@ -118,6 +119,7 @@ pybind11::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  m.attr("FAR") = kFar;
   m.def("build_info", &build_info);
   m.def("to_causal_4d", &Direct<&to_causal_4d>::call);
   m.def("to_4d", &Direct<&to_4d>::call);

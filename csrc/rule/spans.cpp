@@ -135,7 +135,9 @@ struct Finder {
 template <typename Rows>
 auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
   const Rule::Node& node = rule.nodes[index];
-  // Within the context the leaf sees keys at `to_leaf + column`, if all steps are so kind.
+  // Within `seen` the leaf sees keys at `to_leaf + column`, as long as each step moves all of them
+  // alike.
+  Interval seen = context;
   int64_t q = query.position;
   int64_t to_leaf = shift;
   for (int32_t i = node.step_begin; i < node.step_end; ++i) {
@@ -150,19 +152,24 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
       rows.limit(q < 0 ? -q : kOpen);
       return nothing();
     }
-    const int64_t first = to_leaf + Rows::at(context.begin);
-    if (table.runs.starts == nullptr || !table.holds(first)) {
-      return unresolved(index, context);
+    // No key outside the table is seen; a table may be short beside the mask.
+    seen = overlap(seen, interval(-to_leaf, table.length - to_leaf));
+    if (is_empty(seen)) {
+      return nothing();
     }
+    if (table.runs.starts == nullptr) {
+      return unresolved(index, seen);
+    }
+    const int64_t first = to_leaf + Rows::at(seen.begin);
     const int64_t row = table.row(query.batch);
     const int64_t run_end = table.runs.around(row, first).end;
-    const int64_t spare = run_end - (to_leaf + Rows::at(context.end));
+    const int64_t spare = run_end - (to_leaf + Rows::at(seen.end));
     if (spare < 0) {
-      rows.limit(Rows::slope(context.begin) == 0 ? kOpen : run_end - first);
-      return unresolved(index, context);
+      rows.limit(Rows::slope(seen.begin) == 0 ? kOpen : run_end - first);
+      return unresolved(index, seen);
     }
     if constexpr (Rows::kMoves) {
-      rows.limit(Rows::slope(context.end) == 0 ? kOpen : spare + 1);
+      rows.limit(Rows::slope(seen.end) == 0 ? kOpen : spare + 1);
       rows.limit(table.runs.around(row, q).end - q);
     }
     q = table.position_at(query.batch, q);
@@ -171,8 +178,8 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
   // `slope`: whether the positions move with the query.
   const auto columns = [&](attn_mask::Interval positions, int64_t begin_slope,
                            int64_t end_slope) -> Result {
-    const Interval within = overlap(context, {Rows::border(positions.begin - to_leaf, begin_slope),
-                                              Rows::border(positions.end - to_leaf, end_slope)});
+    const Interval within = overlap(seen, {Rows::border(positions.begin - to_leaf, begin_slope),
+                                           Rows::border(positions.end - to_leaf, end_slope)});
     Result result = nothing();
     if (!is_empty(within)) {
       result.spans.at[result.spans.size++] = within;
@@ -181,7 +188,7 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
   };
   switch (node.kind) {
     case Rule::Kind::kAll:
-      return {unresolved(index, context).spans, 0};
+      return {unresolved(index, seen).spans, 0};
     case Rule::Kind::kCausal:
       return columns(Causal{}.span(q), 0, 1);
     case Rule::Kind::kSlidingWindow:
@@ -214,7 +221,7 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
       return columns(run, 0, 0);
     }
     case Rule::Kind::kPadding: {
-      Result inside = node.padding.by_column ? unresolved(index, context)
+      Result inside = node.padding.by_column ? unresolved(index, seen)
                                              : columns({0, node.padding.length}, 0, 0);
       inside.unresolved = uint32_t{1} << index;
       return inside;

@@ -2,6 +2,8 @@
 
 import torch
 
+FAR: int
+
 def build_info() -> dict[str, object]: ...
 def to_causal_4d(
     batch_size: int,

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _skipping, masking_utils, rules
-from attn_mask._tracing import is_jit_tracing, is_opaque
+from attn_mask._checks import check_strided
+from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
 
@@ -42,7 +43,7 @@ def sdpa_arguments(
         query: [batch_size, heads, q_length, head size].
         key: [batch_size, heads, kv_length, head size]; gives sizes and device, as query does.
         mask_function: a rule of ``attn_mask.rules``, or any mask function.
-        attention_mask: which keys are not padding [batch_size, n], not zero; those behind its end
+        attention_mask: which keys are not padding [batch_size, n], not zero; those after its end
             are. Whether it hides any is found out as skip_policy says: by "upstream", its values
             are looked at, if not tracing.
         q_offset: where the first query stands, an int or a tensor [] or [batch_size, 1], which is
@@ -52,10 +53,11 @@ def sdpa_arguments(
 
     Returns (attn_mask, is_causal): attn_mask is None or [batch_size, 1, q_length, kv_length].
 
-    Raises ValueError for tensors of another rank, or negative positions; see also
+    Raises ValueError for tensors of another rank or batch size, or negative positions; see also
     ``masking_utils.sdpa_mask``.
     """
     for name, tensor in (("query", query), ("key", key)):
+        check_strided("sdpa_arguments", name, tensor)
         if tensor.dim() != 4:
             raise ValueError(
                 f"sdpa_arguments: expected {name} to be 4-D [batch_size, heads, length, head size],"
@@ -63,6 +65,16 @@ def sdpa_arguments(
             )
     masking_utils._check_padding("sdpa_arguments", attention_mask)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
+    if key.shape[0] not in (1, batch_size):
+        raise ValueError(
+            f"sdpa_arguments: expected key to have the batch size of query, which is {batch_size}, "
+            f"but got {list(key.shape)}"
+        )
+    if attention_mask is not None and attention_mask.shape[0] != batch_size:
+        raise ValueError(
+            f"sdpa_arguments: expected attention_mask to have {batch_size} rows, as query has, "
+            f"but got {list(attention_mask.shape)}"
+        )
     if q_offset is None:
         q_offset = kv_offset + kv_length - q_length
     if not isinstance(q_offset, torch.Tensor) and (q_offset < 0 or kv_offset < 0):
@@ -71,8 +83,14 @@ def sdpa_arguments(
             f"but got {q_offset} and {kv_offset}"
         )
     if attention_mask is not None:
+        masking_utils.name_numbers(attention_mask, q_length)
         attention_mask = attention_mask.to(device=query.device, dtype=torch.bool)
-    rule = rules.function(mask_function)
+    rule = rules.rule_of("sdpa_arguments", "mask_function", mask_function)
+    if not is_recording():
+        program = rule.program
+        for index, operand in enumerate(program.operands):
+            if operand is not None:
+                program.rows(index, batch_size)  # also where no mask is made
     if not isinstance(q_offset, torch.Tensor) and q_length > 0 and kv_length > 0:
         shown = rule._over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
         is_needed = shown is rules.Shown.OTHER or (

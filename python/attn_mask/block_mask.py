@@ -39,9 +39,6 @@ _TENSORS = (
     "full_q_indices",
 )
 
-# kFar of csrc/rule/limits.h.
-_FAR = 2**59
-
 # What a byte of torch.ops.attn_mask._block_states says.
 _PARTIAL = 1
 _FULL = 2
@@ -118,7 +115,7 @@ def create_block_mask(
     if device.type == "cpu":
         device = torch.device("cpu")  # "cpu:0" is another device to torch
     tensors = _Writer(blocks, device, separate_full_blocks, compact).write(
-        rules.function(mask_mod), q_offset, kv_offset
+        rules.rule_of(_NAME, "mask_mod", mask_mod), q_offset, kv_offset
     )
     # It takes seconds to import, as it brings torch's compiler along.
     from torch.nn.attention import flex_attention
@@ -143,6 +140,11 @@ def block_mask_to(block_mask: "BlockMask", device: torch.device | str) -> "Block
     torch's own ``to`` leaves those where they are. A callable of the user's is kept as it is; what
     was stored compactly still is.
     """
+    if not hasattr(block_mask, "mask_mod") or not hasattr(block_mask, "kv_num_blocks"):
+        raise TypeError(
+            "block_mask_to: expected block_mask to be a BlockMask, "
+            f"but got {type(block_mask).__name__}"
+        )
     moved = copy.copy(block_mask)
     for name, value in vars(block_mask).items():
         if isinstance(value, torch.Tensor):
@@ -260,11 +262,12 @@ class _Writer:
                     f"but got {type(offset).__name__}"
                 )
             # Where positions can be asked about one by one, too.
-            if not is_recording() and isinstance(offset, int) and not -_FAR < offset < _FAR:
+            is_known = not is_recording() and isinstance(offset, int)
+            if is_known and not -rules.FAR < offset < rules.FAR:
                 raise ValueError(
                     f"{_NAME}: expected {argument} to be within 2^59 of 0, but got {offset}"
                 )
-        if isinstance(rule, rules._Shift) and isinstance(q_offset, int) and q_offset == 0:
+        if isinstance(rule, rules.Shift) and isinstance(q_offset, int) and q_offset == 0:
             # How releases of transformers say offsets that are tensors: as such they have spans.
             of_rule = rule.q_offset, rule.kv_offset
             is_one = all(not isinstance(o, torch.Tensor) or o.dim() == 0 for o in of_rule)

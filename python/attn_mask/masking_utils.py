@@ -26,7 +26,9 @@ import torch
 import torch.nn.functional as F
 
 from attn_mask import _skipping, rules
+from attn_mask._checks import check_strided
 from attn_mask._library import _C
+from attn_mask._named_once import is_named, name_once
 from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording, is_tracing
 from attn_mask.rules import MaskFunction, Program
 
@@ -87,6 +89,13 @@ _TILE = 2**20
 # Mask functions
 
 
+# Tables as upstream's closures take them.
+_CHUNKS = rules.Source("chunked_overlay", "left_padding", is_upstream=True)
+_BLOCKS = rules.Source("blockwise_overlay", "block_sequence_ids", is_upstream=True)
+_PADDING = rules.Source("padding_mask_function", "padding_mask", is_upstream=True)
+_PACKED = rules.Source("packed_sequence_mask_function", "packed_sequence_mask", is_upstream=True)
+_REMAPPED = rules.Source("remap_positions_for_packed_sequence", "position_ids", is_upstream=True)
+
 causal_mask_function = rules.causal()
 bidirectional_mask_function = rules.bidirectional()
 
@@ -110,7 +119,7 @@ def _check_callable(mask_functions: tuple[Any, ...]) -> None:
 
 def sliding_window_overlay(sliding_window: int) -> MaskFunction:
     """Attends to no key ``sliding_window`` or more before the query."""
-    return rules.sliding_window(sliding_window)
+    return rules.sized_window("sliding_window_overlay", "sliding_window", sliding_window)
 
 
 def sliding_window_causal_mask_function(sliding_window: int) -> MaskFunction:
@@ -131,7 +140,7 @@ _sliding_windows: dict[int, MaskFunction] = {}
 
 def sliding_window_bidirectional_overlay(sliding_window: int) -> MaskFunction:
     """Attends to keys at most ``sliding_window`` before or behind the query."""
-    return rules.window(sliding_window, sliding_window)
+    return rules.any_window("sliding_window_bidirectional_overlay", sliding_window, sliding_window)
 
 
 def sliding_window_bidirectional_mask_function(sliding_window: int) -> MaskFunction:
@@ -142,8 +151,12 @@ def sliding_window_bidirectional_mask_function(sliding_window: int) -> MaskFunct
 
 
 def chunked_overlay(chunk_size: int, left_padding: torch.Tensor) -> MaskFunction:
-    """Attends to keys in the query's chunk; chunks start behind ``left_padding``, ints [b]."""
-    return rules.chunked(chunk_size, left_padding)
+    """Attends to keys in the query's chunk; chunks start after ``left_padding``, ints [b]."""
+    size = rules.whole("chunked_overlay", "chunk_size", chunk_size)
+    if size == 0:
+        raise ValueError("chunked_overlay: expected chunk_size not to be 0")
+    check_strided("chunked_overlay", "left_padding", left_padding)
+    return rules.Chunked(size, left_padding, _CHUNKS)
 
 
 def chunked_causal_mask_function(chunk_size: int, left_padding: torch.Tensor) -> MaskFunction:
@@ -153,24 +166,28 @@ def chunked_causal_mask_function(chunk_size: int, left_padding: torch.Tensor) ->
 
 def blockwise_overlay(block_sequence_ids: torch.Tensor) -> MaskFunction:
     """Attends to keys with the query's id (ints [b, n]), unless that is negative."""
-    return rules.blockwise(block_sequence_ids)
+    check_strided(_BLOCKS.function, _BLOCKS.argument, block_sequence_ids)
+    return rules.Blockwise(block_sequence_ids, _BLOCKS)
 
 
 def padding_mask_function(padding_mask: torch.Tensor) -> MaskFunction:
     """Attends to the keys that the mask [b, n] shows."""
-    return rules.padding(padding_mask)
+    check_strided(_PADDING.function, _PADDING.argument, padding_mask)
+    return rules.Padding(padding_mask, _PADDING)
 
 
 def packed_sequence_mask_function(packed_sequence_mask: torch.Tensor) -> MaskFunction:
     """Attends to keys of the query's own sequence; ids [b, n]."""
-    return rules.documents(packed_sequence_mask)
+    check_strided(_PACKED.function, _PACKED.argument, packed_sequence_mask)
+    return rules.Documents(packed_sequence_mask, _PACKED)
 
 
 def remap_positions_for_packed_sequence(
     mask_function: Callable[..., Any], position_ids: torch.Tensor
 ) -> MaskFunction:
     """The mask function, asked about the positions that position_ids [b, n] give."""
-    return rules.reindex(mask_function, position_ids)
+    check_strided(_REMAPPED.function, _REMAPPED.argument, position_ids)
+    return rules.reindexed(_REMAPPED.function, mask_function, position_ids, _REMAPPED)
 
 
 def packed_sequence_compatibility_function(
@@ -653,10 +670,37 @@ ALL_MASK_ATTENTION_FUNCTIONS: AttentionMaskInterface = AttentionMaskInterface()
 
 
 def _check_padding(name: str, attention_mask: torch.Tensor | None) -> None:
-    if attention_mask is not None and attention_mask.dim() != 2:
+    if attention_mask is None:
+        return
+    check_strided(name, "attention_mask", attention_mask)
+    if attention_mask.dim() != 2:
         raise ValueError(
             f"{name}: expected attention_mask to be 2-D [batch_size, length], "
             f"but got {attention_mask.dim()}-D {list(attention_mask.shape)}"
+        )
+
+
+def name_numbers(attention_mask: torch.Tensor, q_length: int) -> None:
+    """Says once that a padding mask with other numbers than 0 and 1 tells no documents apart.
+
+    Looks at the values on the CPU alone, and not in steps of decoding.
+    """
+    kind = "numbers in a padding mask"
+    if (
+        attention_mask.dtype == torch.bool
+        or attention_mask.device.type != "cpu"
+        or is_named(kind)
+        or is_opaque(attention_mask)
+        or q_length <= 1
+    ):
+        return
+    if bool((attention_mask.to(torch.bool) != attention_mask).any()):
+        name_once(
+            kind,
+            "attn_mask: a 2-D attention_mask holds numbers other than 0 and 1. As in transformers, "
+            "any but 0 is a token that all others may attend to: documents packed into one row see "
+            "each other. To keep them apart, give the create functions of attn_mask.masking_utils "
+            "document_ids, or a rule attn_mask.rules.documents(ids)",
         )
 
 
@@ -731,7 +775,8 @@ def _materialize(
     device = torch.get_default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
-    rule = rules.function(mask_function)
+    name = name or ("sdpa_mask" if dtype is None else "eager_mask")
+    rule = rules.rule_of(name, "mask_function", mask_function)
     # What most calls ask for, where all that is seen to below is as it should be.
     if (
         type(q_offset) is int
@@ -760,7 +805,6 @@ def _materialize(
             device,
             dtype,
         )
-    name = name or ("sdpa_mask" if dtype is None else "eager_mask")
     _check_padding(name, padding_mask)
     program = rule.program
     queries = _axis(name, "q_offset", q_length, q_offset, device)
@@ -791,7 +835,7 @@ def _materialize(
     if by_call:
         if padding_mask is not None:
             mask = prepare_padding_mask(padding_mask, kv_length, cast(int, kv_offset))
-            rule = rules.intersection(rule, rules.padding(mask))
+            rule = and_masks(rule, padding_mask_function(mask))
         mask = _ask(name, rule, batch_size, queries, keys, use_vmap, device, heads)
         if not use_vmap:
             mask = mask.expand(batch_size, -1, q_length, kv_length)
@@ -828,23 +872,26 @@ def _is_beside(padding_mask: torch.Tensor, batch_size: int, device: torch.device
 def _beside(
     name: str, operands: list[Any], program: Program, batch_size: int, device: torch.device
 ) -> list[Any]:
-    """The operands on the device of the mask, with its batch size.
+    """The operands (and the padding mask after them) on the device of the mask, with its rows.
 
-    Raises ValueError for fewer rows. A mask function leaves rows behind the batch alone.
+    Raises ValueError for operands with other rows.
     """
     fitting = operands
     for index, operand in enumerate(operands):
         if operand is None or (operand.shape[0] == batch_size and operand.device == device):
             continue
-        if operand.shape[0] < batch_size:
-            argument = (*program.names, "attention_mask")[index]
+        if index < len(program.operands):
+            rows = program.rows(index, batch_size)
+        elif operand.shape[0] < batch_size:
             raise ValueError(
-                f"{name}: expected {argument} to have {batch_size} rows, "
+                f"{name}: expected attention_mask to have {batch_size} rows, "
                 f"but got {list(operand.shape)}"
             )
+        else:  # a mask function leaves rows beyond the batch alone
+            rows = operand[:batch_size]
         if fitting is operands:
             fitting = list(operands)
-        fitting[index] = operand[:batch_size].to(device)
+        fitting[index] = rows.to(device)
     return fitting
 
 
@@ -1012,9 +1059,10 @@ def _preprocess_mask_arguments(
     # The global mapping, as dynamo can look it up.
     if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
         return True, None, None, None, None, None, None
-    if attention_mask is not None and attention_mask.ndim == 2:
-        attention_mask = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
     q_length = inputs_embeds.shape[1]
+    if attention_mask is not None and attention_mask.ndim == 2:
+        name_numbers(attention_mask, q_length)
+        attention_mask = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
     q_offset, kv_offset = 0, 0
     if past_key_values is not None:
         q_offset, kv_length, kv_offset = _ask_cache(
@@ -1144,7 +1192,7 @@ def _chunked_pattern(config: Any, attention_mask: torch.Tensor | None, kv_end: A
             "another `attn_implementation` when instantiating the model"
         )
     left_padding = None if attention_mask is None else _left_padding(attention_mask)
-    overlay = rules.chunked(size, left_padding)
+    overlay = rules.chunked(size) if left_padding is None else chunked_overlay(size, left_padding)
     return _Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
 
 
@@ -1170,6 +1218,16 @@ def _create_mask(
 ) -> Any:
     """What the create functions share: the pattern of the layers, what is laid over it, and the
     call of the attention implementation's mask function."""
+    for argument, tensor in (
+        ("inputs_embeds", inputs_embeds),
+        ("attention_mask", attention_mask),
+        ("position_ids", position_ids),
+        ("block_sequence_ids", block_sequence_ids),
+        ("document_ids", document_ids),
+        ("cu_seqlens", cu_seqlens),
+    ):
+        if isinstance(tensor, torch.Tensor):
+            check_strided(name, argument, tensor)
     has_documents = document_ids is not None or cu_seqlens is not None
     if has_documents and encoder_hidden_states is not None:
         raise ValueError(
@@ -1223,8 +1281,8 @@ def _create_mask(
         ids = _ids_of_documents(name, document_ids, cu_seqlens, batch_size, tokens, kv_end, device)
         if pattern.by_position or has_functions:
             positions = _positions_in_runs(ids, attention_mask)
-            rule = rules.reindex(rule, positions)
-            local = None if local is None else rules.reindex(local, positions)
+            rule = remap_positions_for_packed_sequence(rule, positions)
+            local = None if local is None else remap_positions_for_packed_sequence(local, positions)
     if block_sequence_ids is not None:
         blocks: MaskFunction = blockwise_overlay(
             maybe_pad_block_sequence_ids(block_sequence_ids, attention_mask, kv_length, kv_offset)

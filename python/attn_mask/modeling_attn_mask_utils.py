@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from attn_mask._checks import check_strided
 from attn_mask._library import _C
 from attn_mask._tracing import holds, is_jit_tracing, is_opaque, is_recording, is_tracing
 
@@ -133,6 +134,7 @@ class AttentionMaskConverter:
         mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
     ) -> torch.Tensor:
         """The mask of a padding mask [b, kv] alone: [b, 1, tgt_len or kv, kv], dense."""
+        check_strided("_expand_mask", "mask", mask)
         _, _ = mask.size()  # another rank is upstream's ValueError
         if is_recording():
             result: torch.Tensor = _ops._expand_mask(mask, tgt_len, dtype=dtype)
@@ -173,6 +175,9 @@ class AttentionMaskConverter:
         # Tracing first: a graph must not depend on a comparison of shapes that decides nothing.
         if is_tracing(inputs_embeds) and not (attention_mask is None and is_training):
             return False
+        check_strided("_ignore_causal_mask_sdpa", "inputs_embeds", inputs_embeds)
+        if attention_mask is not None:
+            check_strided("_ignore_causal_mask_sdpa", "attention_mask", attention_mask)
         query_length = inputs_embeds.shape[1]
         key_value_length = query_length + past_key_values_length
         shapes_allow = (query_length == 1 or key_value_length == query_length) and (
@@ -248,6 +253,7 @@ def _padding_mask_4d(
     unmask_unattended: bool = False,
 ) -> torch.Tensor:
     """to_4d, and in the same pass what _unmask_unattended does to its result."""
+    check_strided("to_4d", "attention_mask_2d", attention_mask_2d)
     if attention_mask_2d.dim() == 0:
         raise IndexError("tuple index out of range")
     batch_size, mask_length = attention_mask_2d.shape
@@ -398,6 +404,7 @@ def _prepare_4d_attention_mask_for_sdpa(
     mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
 ) -> torch.Tensor | None:
     """As _prepare_4d_attention_mask; None when the mask is all ones, if not tracing."""
+    check_strided("_prepare_4d_attention_mask_for_sdpa", "mask", mask)
     _, _ = mask.shape  # another rank is upstream's ValueError
     if is_opaque(mask):
         return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)

@@ -14,14 +14,19 @@ when they have the same structure over the same tensor objects. No value of a te
 """
 
 import enum
+import inspect
 import math
 import operator
+import re
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
 import torch
 
+from attn_mask._checks import check_strided
+from attn_mask._library import _C
 from attn_mask._tracing import is_recording
 
 __all__ = [
@@ -59,10 +64,13 @@ NOTHING = 12
 # a window may add a shift.
 _MAX_CHANGES = 7
 
-# Sizes are cut to these: further than any two positions are from each other (kOpen of
-# csrc/rule/limits.h), since configs spell "no window" by numbers that fit into no 64 bits; and as
-# far as rules may be shifted, which a negative size does.
-_SMALLEST, _LARGEST = -(2**58), 2**62
+# Offsets and shifts are within this distance of 0. Sizes may be larger, as configs spell "no
+# window" by numbers that fit into no 64 bits; they are cut to what no two positions are apart.
+FAR: int = _C.FAR
+_LARGEST = 8 * FAR
+
+# How deep trees may be nested (kMaxDepth of csrc/ops/rule_program.cpp).
+_MAX_DEPTH = 256
 
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -76,10 +84,30 @@ class Shown(enum.Enum):
     OTHER = enum.auto()
 
 
+class Source(NamedTuple):
+    """The function that made a leaf over a table, and what that function calls the table."""
+
+    function: str
+    argument: str
+    is_upstream: bool = False
+    """Whether tables are those of transformers' closures: of any dtype, with a row for each row of
+    the batch, or more. Else [length], [1, length] or [batch_size, length], of integers."""
+
+    def __str__(self) -> str:
+        return f"{self.function}: expected {self.argument}"
+
+
+_OF_PADDING = Source("padding", "mask")
+_OF_DOCUMENTS = Source("documents", "ids")
+_OF_BLOCKS = Source("blockwise", "ids")
+_OF_CHUNKS = Source("chunked", "left_padding")
+_OF_POSITIONS = Source("reindex", "positions")
+
+
 class _Place(NamedTuple):
     """Where in a tree a rule stands."""
 
-    above: tuple["_Reindex | _Shift", ...] = ()
+    above: tuple["Reindex | Shift", ...] = ()
     """The nodes between it and the root that change positions."""
     add: tuple[int, int] | None = (0, 0)
     """What those add to the positions of queries and keys; None when a tensor decides."""
@@ -92,7 +120,7 @@ class Program:
         code: the rules, in prefix order.
         padded_code: the same, and a padding mask that is the operand behind the others.
         operands: the tensors that ``code`` names by index; None for answers to ``questions``.
-        names: what to call each operand in an error.
+        sources: who made the leaf of each operand; None for answers to ``questions``.
         questions: (index of the operand, function): what only a call can answer. The answers at
             the mask's own positions, bool [b or 1, h or 1, q, kv], are the operand.
         is_plain: True when there is no operand, and nothing to see to but positions below zero.
@@ -106,7 +134,7 @@ class Program:
     def __init__(self, rule: "MaskFunction"):
         self.code: list[int] = []
         self.operands: list[Any] = []
-        self.names: list[str] = []
+        self.sources: list[Source | None] = []
         self.questions: list[tuple[int, MaskFunction]] = []
         self.is_boolean = True
         self.lowest = [0, 0]
@@ -118,21 +146,28 @@ class Program:
         self.padded_code = [AND, 2, *self.code, PADDING, len(self.operands)]
         self.is_plain = not self.operands and self.lowest == [0, 0]
 
-    def add_operand(self, name: str, operand: torch.Tensor | None) -> int:
+    def add_operand(self, source: Source | None, operand: torch.Tensor | None) -> int:
         self.operands.append(operand)
-        self.names.append(name)
+        self.sources.append(source)
         return len(self.operands) - 1
 
     def add_table(
-        self, opcode: int, name: str, table: torch.Tensor, place: _Place, by_query: bool = True
+        self,
+        opcode: int,
+        source: Source,
+        table: torch.Tensor,
+        place: _Place,
+        by_query: bool = True,
     ) -> None:
-        """A rule that looks up positions in a table [b, n]."""
+        """A rule that looks up positions in a table [b, n] or [n]."""
+        if table.dim() == 1 and not source.is_upstream:
+            table = table[None]
         if table.dim() != 2:
             raise ValueError(
-                f"mask_function: expected {name} to be 2-D [batch_size, length], "
+                f"{source} to be 2-D [batch_size, length], "
                 f"but got {table.dim()}-D {list(table.shape)}"
             )
-        operand = self.add_operand(name, table)
+        operand = self.add_operand(source, table)
         self.code += (opcode, operand)
         self.add_limits(place, operand, by_query)
 
@@ -176,14 +211,35 @@ class Program:
                 return False
         return True
 
+    def rows(self, index: int, batch_size: int) -> torch.Tensor:
+        """An operand that is not None, with as many rows as a batch of ``batch_size`` needs.
+
+        Raises ValueError where it has others.
+        """
+        operand: torch.Tensor = self.operands[index]
+        rows, source = operand.shape[0], self.sources[index]
+        assert source is not None
+        if rows == batch_size or (rows == 1 and not source.is_upstream):
+            return operand
+        if not source.is_upstream:
+            fitting = "1 row" if batch_size == 1 else f"1 or {batch_size} rows"
+            raise ValueError(
+                f"{source} to have {fitting}, for a batch of {batch_size}, "
+                f"but got {list(operand.shape)}"
+            )
+        if rows < batch_size:
+            raise ValueError(f"{source} to have {batch_size} rows, but got {list(operand.shape)}")
+        # A mask function leaves rows beyond the batch alone.
+        return operand[:batch_size]
+
     def check_end(self, name: str, axis: int, end: int) -> None:
         """Raises ValueError where queries (axis 0) or keys (1) before ``end`` are in no table."""
         for of_axis, limit, operand in self._limits:
             if of_axis == axis and self._is_known(end > limit):
                 shape = list(self.operands[operand].shape)
                 raise ValueError(
-                    f"{name}: expected {self.names[operand]} to be of length "
-                    f"{shape[1] + end - limit} or longer, but got {shape}"
+                    f"{self.sources[operand]} to be of length {shape[1] + end - limit} or longer, "
+                    f"for the {('queries', 'keys')[axis]} of {name}, but got {shape}"
                 )
 
     def _is_known(self, fact: bool | torch.SymBool) -> bool:
@@ -198,7 +254,7 @@ class Program:
         """A rule that only a call can answer."""
         for above in reversed(place.above):
             rule = replace(above, rule=rule)
-        operand = self.add_operand("the answer of a mask function", None)
+        operand = self.add_operand(None, None)
         self.questions.append((operand, rule))
         self.code += (BITS, operand)
 
@@ -210,6 +266,9 @@ class MaskFunction:
 
     # What torch.vmap (and a BlockMask's repr) calls it; torch.compile can't trace the repr.
     __name__ = "mask_function"
+
+    depth = 1
+    """How deep the tree is nested; 1 of a leaf."""
 
     def __call__(
         self,
@@ -251,19 +310,30 @@ class MaskFunction:
         """
         program = self.program
         for _, question in program.questions:
-            try:
-                shown = repr(question)
-            except RecursionError:
-                shown = type(question).__name__
-            raise TypeError(f"encode: expected a tree of rules, but got {shown} in it")
+            raise TypeError(f"encode: expected a tree of rules, but got {question!r} in it")
         return list(program.code), list(program.operands)
 
     def to(self, device: torch.device | str) -> Self:
         """This tree with its tensors on ``device``; callables of the user's stay as they are."""
-        moved = {field: _moved(value, device) for field, value in self._fields()}
-        if all(moved[field] is value for field, value in self._fields()):
-            return self
-        return replace(self, **moved)
+        moved: dict[str, Any] = {}
+        for field, value in self._fields():
+            if isinstance(value, torch.Tensor | MaskFunction):
+                new = value.to(device)
+                if new is not value:
+                    moved[field] = new
+            elif field == "rules":
+                rules = []  # no comprehension, which would be one more frame for each level
+                for rule in value:
+                    rules.append(rule.to(device))
+                if any(map(operator.is_not, rules, value)):
+                    moved[field] = tuple(rules)
+        return replace(self, **moved) if moved else self
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"{self.__name__}: expected rules to be joined by `&` and `|`, not by `and`, `or` and "
+            "`not`: a rule is neither true nor false (`is None` tells whether there is one)"
+        )
 
     def __and__(self, other: Callable[..., Any]) -> "MaskFunction":
         return intersection(self, other) if callable(other) else NotImplemented
@@ -280,10 +350,35 @@ class MaskFunction:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MaskFunction):
             return NotImplemented
-        return self._identity() == other._identity()
+        pairs = [(self, other)]
+        while pairs:
+            a, b = pairs.pop()
+            if a is b:
+                continue
+            if type(a) is not type(b) or a.depth != b.depth:
+                return False
+            for (field, of_a), (_, of_b) in zip(a._fields(), b._fields(), strict=True):
+                if field == "rules":
+                    if len(of_a) != len(of_b):
+                        return False
+                    pairs += zip(of_a, of_b, strict=True)
+                elif isinstance(of_a, MaskFunction):
+                    pairs.append((of_a, of_b))
+                elif _identity(of_a) != _identity(of_b):
+                    return False
+        return True
 
     def __hash__(self) -> int:
         return hash(self._identity())
+
+    def __repr__(self) -> str:
+        try:
+            return self._repr()
+        except RecursionError:  # in the midst of a very deep tree
+            return "..."
+
+    def _repr(self) -> str:
+        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._fields())
@@ -314,20 +409,26 @@ class _Itself:
         return id(self.value)
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, torch.Tensor | MaskFunction):
-        return value.to(device)
-    if isinstance(value, tuple):
-        moved = tuple(_moved(item, device) for item in value)
-        return moved if any(a is not b for a, b in zip(moved, value, strict=True)) else value
-    return value
-
-
 def _shown(value: Any) -> str:
     """For a repr: of a tensor its dtype and shape."""
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     return repr(value)
+
+
+def _at(table: torch.Tensor, source: Source, batch_idx: Any, idx: Any) -> torch.Tensor:
+    """What a table says of positions; one row of it may serve the whole batch."""
+    if source.is_upstream:
+        return table[batch_idx, idx]
+    if table.dim() == 1:
+        return table[idx]
+    return table[0][idx] if table.shape[0] == 1 else table[batch_idx, idx]
+
+
+def _beside(answer: Any, other: Any) -> Any:
+    """An answer on the other's device, where they are tensors."""
+    both = isinstance(answer, torch.Tensor) and isinstance(other, torch.Tensor)
+    return answer.to(other.device) if both else answer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -341,7 +442,7 @@ class _Causal(MaskFunction):
     def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         return Shown.ALL if kv_end - 1 <= q_start else Shown.CAUSAL
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         return "causal()"
 
 
@@ -357,12 +458,12 @@ class _Bidirectional(MaskFunction):
     def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         return Shown.ALL if q_start >= 0 else Shown.OTHER
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         return "bidirectional()"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Window(MaskFunction):
+class Window(MaskFunction):
     left: int | None
     right: int | None
 
@@ -379,8 +480,8 @@ class _Window(MaskFunction):
         left, right = self.left, self.right
         if left is not None and right is not None and (left < 0 or right < 0):
             program.code += (AND, 2)
-            _Window(left, None)._encode(program, place)
-            _Window(None, right)._encode(program, place)
+            Window(left, None)._encode(program, place)
+            Window(None, right)._encode(program, place)
         elif left is not None and left < 0:
             program.code += (SHIFT, -left, 0, WINDOW, 0, -1)
         elif right is not None and right < 0:
@@ -395,21 +496,22 @@ class _Window(MaskFunction):
             return Shown.ALL
         return Shown.CAUSAL if self.right == 0 else Shown.OTHER
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         if self.left is not None and self.right is None:
             return f"sliding_window({self.left + 1})"
         return f"window({self.left}, {self.right})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Chunked(MaskFunction):
+class Chunked(MaskFunction):
     size: int
     left_padding: torch.Tensor | None
+    source: Source = _OF_CHUNKS
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         if self.left_padding is None:
             return kv_idx // self.size == q_idx // self.size
-        start = self.left_padding[batch_idx]
+        start = self.left_padding[0] if self._is_one() else self.left_padding[batch_idx]
         return (kv_idx - start) // self.size == (q_idx - start) // self.size
 
     def _encode(self, program: Program, place: _Place) -> None:
@@ -421,11 +523,15 @@ class _Chunked(MaskFunction):
         if start is not None:
             if start.dim() != 1:
                 raise ValueError(
-                    "mask_function: expected left_padding to be 1-D [batch_size], "
+                    f"{self.source} to be 1-D [batch_size], "
                     f"but got {start.dim()}-D {list(start.shape)}"
                 )
-            operand = program.add_operand("left_padding", start)
+            operand = program.add_operand(self.source, start)
         program.code += (CHUNK, self.size, operand)
+
+    def _is_one(self) -> bool:
+        start = self.left_padding
+        return start is not None and not self.source.is_upstream and start.shape[0] == 1
 
     def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         if self.left_padding is not None:
@@ -434,58 +540,63 @@ class _Chunked(MaskFunction):
         is_one = first == (max(q_end, kv_end) - 1) // self.size
         return Shown.ALL if is_one else Shown.OTHER
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         start = "" if self.left_padding is None else f", {_shown(self.left_padding)}"
         return f"chunked({self.size}{start})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Blockwise(MaskFunction):
+class Blockwise(MaskFunction):
     ids: torch.Tensor
+    source: Source = _OF_BLOCKS
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        of_query, of_key = self.ids[batch_idx, q_idx], self.ids[batch_idx, kv_idx]
+        of_query = _at(self.ids, self.source, batch_idx, q_idx)
+        of_key = _at(self.ids, self.source, batch_idx, kv_idx)
         return (of_query == of_key) & (of_query >= 0)
 
     def _encode(self, program: Program, place: _Place) -> None:
         if self.ids.dtype in ID_DTYPES:
-            program.add_table(BLOCKS, "block_sequence_ids", self.ids, place)
+            program.add_table(BLOCKS, self.source, self.ids, place)
         else:
             program.ask(self, place)
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         return f"blockwise({_shown(self.ids)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Padding(MaskFunction):
+class Padding(MaskFunction):
     mask: torch.Tensor
+    source: Source = _OF_PADDING
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.mask[batch_idx, kv_idx]
+        return _at(self.mask, self.source, batch_idx, kv_idx)
 
     def _encode(self, program: Program, place: _Place) -> None:
-        program.add_table(PADDING, "padding_mask", self.mask, place, by_query=False)
+        program.add_table(PADDING, self.source, self.mask, place, by_query=False)
         program.is_boolean = program.is_boolean and self.mask.dtype == torch.bool
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         return f"padding({_shown(self.mask)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Documents(MaskFunction):
+class Documents(MaskFunction):
     ids: torch.Tensor
+    source: Source = _OF_DOCUMENTS
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.ids[batch_idx, q_idx] == self.ids[batch_idx, kv_idx]
+        of_query = _at(self.ids, self.source, batch_idx, q_idx)
+        return of_query == _at(self.ids, self.source, batch_idx, kv_idx)
 
     def _encode(self, program: Program, place: _Place) -> None:
         if self.ids.dtype in ID_DTYPES:
-            program.add_table(DOCUMENTS, "packed_sequence_mask", self.ids, place)
+            program.add_table(DOCUMENTS, self.source, self.ids, place)
         else:
             program.ask(self, place)
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         return f"documents({_shown(self.ids)})"
 
 
@@ -494,24 +605,66 @@ class Function(MaskFunction):
     function: Callable[..., Any]
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.function(batch_idx, head_idx, q_idx, kv_idx)
+        if is_recording():
+            return self.function(batch_idx, head_idx, q_idx, kv_idx)
+        try:
+            answer = self.function(batch_idx, head_idx, q_idx, kv_idx)
+        except (TypeError, RuntimeError) as error:
+            expected = self._expected(error)
+            if expected is None:
+                raise
+            raise TypeError(f"{self._name()}: expected the mask function {expected}") from error
+        if not isinstance(answer, torch.Tensor | bool) or (
+            isinstance(answer, bool) and isinstance(q_idx, torch.Tensor)
+        ):
+            raise TypeError(
+                f"{self._name()}: expected the mask function to return a bool tensor, "
+                f"but got {type(answer).__name__}"
+            )
+        return answer
+
+    def _expected(self, error: Exception) -> str | None:
+        """What the function must be to do without an error that it raised; None if none knows."""
+        if isinstance(error, TypeError):
+            try:
+                inspect.signature(self.function).bind(0, 0, 0, 0)
+            except TypeError as mismatch:
+                return (
+                    "to take the four arguments (batch_idx, head_idx, q_idx, kv_idx), "
+                    f"but it can't: {mismatch}"
+                )
+            except ValueError:  # no signature to be had
+                return None
+        elif _OF_BRANCHES.search(str(error)):
+            return (
+                "not to branch on tensors: use `&`, `|`, `~` and torch.where in place of `and`, "
+                "`or`, `not` and `if`"
+            )
+        return None
+
+    def _name(self) -> str:
+        return getattr(self.function, "__qualname__", None) or repr(self.function)
 
     def _encode(self, program: Program, place: _Place) -> None:
         program.ask(self, place)
 
-    def __repr__(self) -> str:
-        name = getattr(self.function, "__qualname__", None)
-        return f"function({name or repr(self.function)})"
+    def _repr(self) -> str:
+        return f"function({self._name()})"
+
+
+# What torch says where a tensor's truth is needed: under vmap, and of several elements.
+_OF_BRANCHES = re.compile("data-dependent control flow|Boolean value of Tensor")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Intersection(MaskFunction):
     rules: tuple[MaskFunction, ...]
+    depth: int
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        result = q_idx.new_ones((), dtype=torch.bool)
+        result = q_idx.new_ones((), dtype=torch.bool) if isinstance(q_idx, torch.Tensor) else True
         for rule in self.rules:
-            result = result & rule(batch_idx, head_idx, q_idx, kv_idx).to(result.device)
+            result = result & _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result)
         return result
 
     def _encode(self, program: Program, place: _Place) -> None:
@@ -523,7 +676,7 @@ class _Intersection(MaskFunction):
             return Shown.OTHER
         return Shown.CAUSAL if Shown.CAUSAL in shown else Shown.ALL
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         if len(self.rules) < 2:
             return f"intersection({', '.join(map(repr, self.rules))})"
         return " & ".join(
@@ -535,11 +688,12 @@ class _Intersection(MaskFunction):
 @dataclass(frozen=True, eq=False, repr=False)
 class _Union(MaskFunction):
     rules: tuple[MaskFunction, ...]
+    depth: int
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        result = q_idx.new_zeros((), dtype=torch.bool)
+        result = q_idx.new_zeros((), dtype=torch.bool) if isinstance(q_idx, torch.Tensor) else False
         for rule in self.rules:
-            result = result | rule(batch_idx, head_idx, q_idx, kv_idx).to(result.device)
+            result = result | _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result)
         return result
 
     def _encode(self, program: Program, place: _Place) -> None:
@@ -551,7 +705,7 @@ class _Union(MaskFunction):
             return Shown.ALL
         return Shown.CAUSAL if shown == {Shown.CAUSAL} else Shown.OTHER
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         if len(self.rules) < 2:
             return f"union({', '.join(map(repr, self.rules))})"
         return " | ".join(map(repr, self.rules))
@@ -570,32 +724,34 @@ def _encode_all(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Reindex(MaskFunction):
+class Reindex(MaskFunction):
     rule: MaskFunction
     positions: torch.Tensor
+    depth: int
+    source: Source = _OF_POSITIONS
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        positions = self.positions
-        return self.rule(
-            batch_idx, head_idx, positions[batch_idx, q_idx], positions[batch_idx, kv_idx]
-        )
+        q_position = _at(self.positions, self.source, batch_idx, q_idx)
+        kv_position = _at(self.positions, self.source, batch_idx, kv_idx)
+        return self.rule(batch_idx, head_idx, q_position, kv_position)
 
     def _encode(self, program: Program, place: _Place) -> None:
         if self.positions.dtype in ID_DTYPES and len(place.above) < _MAX_CHANGES:
-            program.add_table(REINDEX, "position_ids", self.positions, place)
+            program.add_table(REINDEX, self.source, self.positions, place)
             self.rule._encode(program, _Place((*place.above, self), None))
         else:
             program.ask(self, place)
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         return f"reindex({self.rule!r}, {_shown(self.positions)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Shift(MaskFunction):
+class Shift(MaskFunction):
     rule: MaskFunction
     q_offset: int | torch.Tensor
     kv_offset: int | torch.Tensor
+    depth: int
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return self.rule(batch_idx, head_idx, q_idx + self.q_offset, kv_idx + self.kv_offset)
@@ -613,37 +769,56 @@ class _Shift(MaskFunction):
         add = None if place.add is None else (place.add[0] + q_add, place.add[1] + kv_add)
         self.rule._encode(program, _Place((*place.above, self), add))
 
-    def __repr__(self) -> str:
+    def _repr(self) -> str:
         return f"shift({self.rule!r}, {_shown(self.q_offset)}, {_shown(self.kv_offset)})"
 
 
-def _whole(name: str, argument: str, value: Any) -> int:
-    """An int (of Python, symbolic, or of NumPy), or a float that is one."""
+def whole(name: str, argument: str, value: Any) -> int:
+    """An int (of Python, symbolic, or of NumPy), or a float that is one; at most 2^62."""
     if isinstance(value, torch.SymInt) or (isinstance(value, int) and is_recording()):
         return value  # type: ignore[return-value]  # it does all that an int does
     if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
-        value = int(min(max(value, _SMALLEST), _LARGEST))
+        value = int(min(max(value, -_LARGEST), _LARGEST))
     # A tensor has an index, too, but it would have to be read.
     if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected {argument} to be an int, but got {type(value).__name__}")
-    return min(max(operator.index(value), _SMALLEST), _LARGEST)
+    return min(operator.index(value), _LARGEST)
 
 
-def _rounded(value: Any, rounding: Callable[[float], int]) -> Any:
-    """Sides of windows may be any number: some ints compare with positions as that does."""
-    return rounding(value) if isinstance(value, float) and math.isfinite(value) else value
+def _side(name: str, argument: str, value: Any, rounding: Callable[[float], int]) -> int:
+    """A side of a window, which may be any number: some int compares with positions as it does."""
+    is_between = isinstance(value, float) and math.isfinite(value)
+    side = whole(name, argument, rounding(value) if is_between else value)
+    return max(side, -FAR // 2)  # below 0 it becomes a shift, which others may add to
 
 
-def _tensor(name: str, argument: str, value: Any) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"{name}: expected {argument} to be a tensor, but got {type(value).__name__}"
-        )
-    return value
+def sized_window(name: str, argument: str, size: Any) -> MaskFunction:
+    """sliding_window of any size: with ``& causal()`` one below 1 shows nothing."""
+    return Window(_side(name, argument, size, math.ceil) - 1, None)
+
+
+def _integers(source: Source, table: Any, ranks: tuple[int, ...]) -> torch.Tensor:
+    """A table of integers; [n] or [b, n], or [b]."""
+    check_strided(source.function, source.argument, table)
+    if table.dtype not in ID_DTYPES:
+        raise TypeError(f"{source} to be uint8 or a signed integer, but got {table.dtype}")
+    return _ranked(source, table, ranks)
+
+
+def _ranked(source: Source, table: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
+    if table.dim() not in ranks:
+        shape = "1-D [length] or 2-D [batch_size, length]" if 2 in ranks else "1-D [batch_size]"
+        raise ValueError(f"{source} to be {shape}, but got {table.dim()}-D {list(table.shape)}")
+    return table
 
 
 def _offset(argument: str, value: Any) -> int | torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else _whole("shift", argument, value)
+    if isinstance(value, torch.Tensor):
+        return value
+    offset = whole("shift", argument, value)
+    if not is_recording() and not -FAR < offset < FAR:
+        raise ValueError(f"shift: expected {argument} to be within 2^59 of 0, but got {value}")
+    return offset
 
 
 _causal = _Causal()
@@ -661,86 +836,168 @@ def bidirectional() -> MaskFunction:
 
 
 def sliding_window(size: int) -> MaskFunction:
-    """A query attends to its own position, the ``size - 1`` before it, and all behind it.
+    """A query attends to its own position, the ``size - 1`` before it, and all after it.
 
-    With ``& causal()``: to ``size`` keys.
+    With ``& causal()``: to ``size`` keys. Raises ValueError for a size below 1, TypeError for what
+    is no whole number.
     """
-    return _Window(_whole("sliding_window", "size", _rounded(size, math.ceil)) - 1, None)
+    rule = sized_window("sliding_window", "size", size)
+    if size < 1:
+        raise ValueError(f"sliding_window: expected size to be positive, but got {size}")
+    return rule
 
 
 def window(left: int | None, right: int | None) -> MaskFunction:
-    """A query at q attends to keys from q - left up to q + right; None is an open side."""
+    """A query at q attends to keys from q - left up to q + right; None is an open side.
+
+    Raises ValueError where no key lies between the two, TypeError for what is no number.
+    """
     if left is None and right is None:
         return bidirectional()
-    return _Window(
-        None if left is None else _whole("window", "left", _rounded(left, math.floor)),
-        None if right is None else _whole("window", "right", _rounded(right, math.floor)),
+    rule = any_window("window", left, right)
+    for argument, side in (("left", left), ("right", right)):
+        if side is not None and side <= -FAR:
+            raise ValueError(
+                f"window: expected {argument} to be more than -2^59, or None for an open side, "
+                f"but got {side}"
+            )
+    if left is not None and right is not None and left + right < 0:
+        raise ValueError(
+            "window: expected left and right to leave a key visible (an open side is None, not "
+            f"-1), but got {left} and {right}"
+        )
+    return rule
+
+
+def any_window(name: str, left: Any, right: Any) -> MaskFunction:
+    """window, also where no key lies between the two sides."""
+    return Window(
+        None if left is None else _side(name, "left", left, math.floor),
+        None if right is None else _side(name, "right", right, math.floor),
     )
 
 
 def chunked(size: int, left_padding: torch.Tensor | None = None) -> MaskFunction:
     """A query attends to the keys in its chunk of ``size`` positions.
 
-    ``left_padding``: int [b], where the first chunk of each batch row starts; None for 0.
+    ``left_padding``: int [b], where the first chunk of each batch row starts, or [1] for all; None
+    for 0. Raises ValueError for a size below 1 and for another rank, TypeError for other dtypes.
     """
-    size = _whole("chunked", "size", size)
+    size = whole("chunked", "size", size)
     if size == 0:
         raise ValueError("chunked: expected size not to be 0")
+    if size < 0:
+        raise ValueError(f"chunked: expected size to be positive, but got {size}")
     if left_padding is not None:
-        _tensor("chunked", "left_padding", left_padding)
-    return _Chunked(size, left_padding)
+        _integers(_OF_CHUNKS, left_padding, (1,))
+    return Chunked(size, left_padding)
 
 
 def blockwise(ids: torch.Tensor) -> MaskFunction:
-    """A query attends to the keys with its own id; ids: int [b, n], negative for no block."""
-    return _Blockwise(_tensor("blockwise", "ids", ids))
+    """A query attends to the keys with its own id, unless that is negative.
+
+    ``ids``: int [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for other dtypes,
+    ValueError for another rank.
+    """
+    return Blockwise(_integers(_OF_BLOCKS, ids, (1, 2)))
 
 
 def padding(mask: torch.Tensor) -> MaskFunction:
-    """A query attends to the keys that the mask [b, n] shows: bool, or not zero."""
-    return _Padding(_tensor("padding", "mask", mask))
+    """A query attends to the keys that the mask shows: bool, or not zero.
+
+    ``mask``: [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for complex dtypes,
+    ValueError for another rank.
+    """
+    check_strided("padding", "mask", mask)
+    if mask.is_complex():
+        raise TypeError(
+            "padding: expected mask to be of a boolean, integer or real floating dtype, "
+            f"but got {mask.dtype}"
+        )
+    return Padding(_ranked(_OF_PADDING, mask, (1, 2)))
 
 
 def documents(ids: torch.Tensor) -> MaskFunction:
-    """A query attends to the keys with its own id; ids: int [b, n]."""
-    return _Documents(_tensor("documents", "ids", ids))
+    """A query attends to the keys with its own id; int ids, otherwise as for blockwise."""
+    return Documents(_integers(_OF_DOCUMENTS, ids, (1, 2)))
 
 
 def function(mask_function: Callable[..., Any]) -> MaskFunction:
     """Any mask function, as an object; one that is an object already comes back itself."""
+    return rule_of("function", "mask_function", mask_function)
+
+
+def rule_of(name: str, argument: str, mask_function: Any) -> MaskFunction:
+    """function, for an argument of another function: errors name that."""
     if isinstance(mask_function, MaskFunction):
         return mask_function
     if not callable(mask_function):
         raise TypeError(
-            "function: expected mask_function to be callable, "
-            f"but got {type(mask_function).__name__}"
+            f"{name}: expected {argument} to be callable, but got {type(mask_function).__name__}"
+        )
+    if (
+        not is_recording()
+        and type(mask_function) is types.FunctionType
+        and str(mask_function.__module__).startswith("attn_mask.")
+    ):
+        factory = mask_function.__name__
+        raise TypeError(
+            f"{name}: expected {argument} to be a mask function, but got {factory}, which makes "
+            f"one: call {factory}()"
         )
     return Function(mask_function)
 
 
 def intersection(*mask_functions: Callable[..., Any]) -> MaskFunction:
     """A query attends to the keys that it attends to by all of the functions."""
-    return _Intersection(_flat(_Intersection, mask_functions))
+    rules = _flat(_Intersection, mask_functions)
+    return _Intersection(rules, _depth_over("intersection", rules))
 
 
 def union(*mask_functions: Callable[..., Any]) -> MaskFunction:
     """A query attends to the keys that it attends to by any of the functions."""
-    return _Union(_flat(_Union, mask_functions))
+    rules = _flat(_Union, mask_functions)
+    return _Union(rules, _depth_over("union", rules))
 
 
 def _flat(
     kind: type[_Intersection] | type[_Union], mask_functions: tuple[Callable[..., Any], ...]
 ) -> tuple[MaskFunction, ...]:
+    name = "intersection" if kind is _Intersection else "union"
     rules: list[MaskFunction] = []
     for mask_function in mask_functions:
-        rule = function(mask_function)
+        rule = rule_of(name, "mask_function", mask_function)
         rules += rule.rules if isinstance(rule, kind) else (rule,)
     return tuple(rules)
 
 
+def _depth_over(name: str, rules: tuple[MaskFunction, ...]) -> int:
+    """The depth of a tree with these branches. Raises ValueError for what is too deep."""
+    depth = 1 + max((rule.depth for rule in rules), default=0)
+    if depth > _MAX_DEPTH:
+        raise ValueError(
+            f"{name}: expected rules to be nested at most {_MAX_DEPTH} deep, but got {depth}"
+        )
+    return depth
+
+
 def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskFunction:
-    """The function, asked about positions[b, q] and positions[b, k]; int [b, n]."""
-    return _Reindex(function(mask_function), _tensor("reindex", "positions", positions))
+    """The function, evaluated at positions[b, q] and positions[b, k].
+
+    ``positions``: int [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for other
+    dtypes, ValueError for another rank.
+    """
+    return reindexed(
+        "reindex", mask_function, _integers(_OF_POSITIONS, positions, (1, 2)), _OF_POSITIONS
+    )
+
+
+def reindexed(
+    name: str, mask_function: Callable[..., Any], positions: torch.Tensor, source: Source
+) -> MaskFunction:
+    """reindex of any positions that the source takes."""
+    rule = rule_of(name, "mask_function", mask_function)
+    return Reindex(rule, positions, _depth_over(name, (rule,)), source)
 
 
 def shift(
@@ -748,7 +1005,10 @@ def shift(
     q_offset: int | torch.Tensor,
     kv_offset: int | torch.Tensor,
 ) -> MaskFunction:
-    """The function, asked about q + q_offset and k + kv_offset."""
-    return _Shift(
-        function(mask_function), _offset("q_offset", q_offset), _offset("kv_offset", kv_offset)
-    )
+    """The function, evaluated at q + q_offset and k + kv_offset.
+
+    Offsets: ints within 2^59 of 0, else ValueError; or tensors that add to indices.
+    """
+    rule = rule_of("shift", "mask_function", mask_function)
+    q_add, kv_add = _offset("q_offset", q_offset), _offset("kv_offset", kv_offset)
+    return Shift(rule, q_add, kv_add, _depth_over("shift", (rule,)))

@@ -126,12 +126,15 @@ class RandomRules {
       case 2:
         return {nothing(), [](const Question&) { return false; }};
       case 3: {
-        const int64_t size = number(-1, 4);
+        const int64_t size = number(1, 4);
         return {sliding_window(size), [=](const Question& x) { return x.k > x.q - size; }};
       }
       case 4: {
         const auto left = side();
-        const auto right = side();
+        auto right = side();
+        if (left && right && *left + *right < 0) {
+          right = -*left;  // the one key that is left
+        }
         return {window(left, right), [=](const Question& x) {
                   return (!left || x.k >= x.q - *left) && (!right || x.k <= x.q + *right);
                 }};
@@ -406,6 +409,27 @@ TEST(Errors, UndefinedTensorsAreNamed) {
             text("block_mask", "kv_positions"));
 }
 
+TEST(Rules, OneRowOfATableServesTheWholeBatch) {
+  const at::Tensor ids = at::tensor({0, 0, 1, 1}, at::kLong);
+  const at::Tensor positions = at::tensor({0, 1, 0, 1}, at::kLong);
+  const at::Tensor mask = at::tensor({1, 0, 1, 1}, at::kLong);
+  const auto rule = [&](const at::Tensor& of_ids, const at::Tensor& of_positions,
+                        const at::Tensor& of_mask) {
+    return (documents(of_ids) | blockwise(of_ids)) & reindex(causal(), of_positions) &
+           padding(of_mask);
+  };
+  const auto each_row = [](const at::Tensor& table) { return table.expand({3, 4}).contiguous(); };
+  const MaskRule want = rule(each_row(ids), each_row(positions), each_row(mask));
+  for (const MaskRule& one :
+       {rule(ids, positions, mask), rule(ids.view({1, 4}), positions.view({1, 4}), mask.view({1, 4}))}) {
+    EXPECT_TRUE(boolean(one, 3, 4, 4).equal(boolean(want, 3, 4, 4)));
+    const BlockMask blocks = block_mask(one, 3, 4, 4, {.q_block_size = 2, .kv_block_size = 2});
+    const BlockMask wanted = block_mask(want, 3, 4, 4, {.q_block_size = 2, .kv_block_size = 2});
+    EXPECT_TRUE(blocks.kv_num_blocks.equal(wanted.kv_num_blocks));
+    EXPECT_TRUE(blocks.full_kv_num_blocks.equal(wanted.full_kv_num_blocks));
+  }
+}
+
 TEST(Errors, SayWhatWasExpectedAndWhatCame) {
   const at::Tensor ids = at::zeros({3, 4}, at::kLong);
   using Value = c10::ValueError;
@@ -420,27 +444,51 @@ TEST(Errors, SayWhatWasExpectedAndWhatCame) {
   EXPECT_EQ(text_of<Value>([&] { boolean(documents(ids), 2, 4, 4); }),
             "boolean: expected the ids of documents to have a batch size of 1 or 2, but got 2-D "
             "[3, 4]");
-  EXPECT_EQ(text_of<Value>([&] { boolean(padding(ids[0]), 3, 4, 4); }),
-            "boolean: expected a padding operand to be 2-D [batch_size, kv_length], but got 1-D "
-            "[4]");
-  EXPECT_EQ(text_of<Type>([&] { boolean(blockwise(ids.to(at::kFloat)), 3, 4, 4); }),
-            "boolean: expected the ids of blocks to be uint8 or a signed integer, but got Float");
-  EXPECT_EQ(text_of<Type>([&] { boolean(bits(ids.view({1, 1, 3, 4})), 1, 3, 4); }),
-            "boolean: expected a bits operand to be bool, but got Long");
+  for (const int64_t size : {0, -3}) {
+    EXPECT_EQ(text_of<Value>([&] { sliding_window(size); }),
+              "sliding_window: expected size to be positive, but got " + std::to_string(size));
+  }
+  EXPECT_EQ(text_of<Value>([&] { window(-1, -1); }),
+            "window: expected left and right to leave a key visible (an open side is nothing, not "
+            "-1), but got -1 and -1");
+  EXPECT_EQ(text_of<Value>([&] { window(std::nullopt, -(int64_t{1} << 59)); }),
+            "window: expected right to be more than -2^59, or nothing for an open side, but got "
+            "-576460752303423488");
+  EXPECT_EQ(text_of<Value>([&] { padding(ids[0][0]); }),
+            "padding: expected mask to be 1-D [length] or 2-D [batch_size, length], but got 0-D []");
+  EXPECT_EQ(text_of<Value>([&] { documents(ids.view({1, 3, 4})); }),
+            "documents: expected ids to be 1-D [length] or 2-D [batch_size, length], but got 3-D "
+            "[1, 3, 4]");
+  EXPECT_EQ(text_of<Value>([&] { chunked(2, ids); }),
+            "chunked: expected left_padding to be 1-D [batch_size], but got 2-D [3, 4]");
+  EXPECT_EQ(text_of<Type>([&] { padding(ids.to(at::kComplexFloat)); }),
+            "padding: expected mask to be of a boolean, integer or real floating dtype, but got "
+            "ComplexFloat");
+  EXPECT_EQ(text_of<Type>([&] { blockwise(ids.to(at::kFloat)); }),
+            "blockwise: expected ids to be uint8 or a signed integer, but got Float");
+  EXPECT_EQ(text_of<Type>([&] { documents(ids.to(at::kBool)); }),
+            "documents: expected ids to be uint8 or a signed integer, but got Bool");
+  EXPECT_EQ(text_of<Type>([&] { reindex(causal(), ids.to(at::kHalf)); }),
+            "reindex: expected positions to be uint8 or a signed integer, but got Half");
+  EXPECT_EQ(text_of<Type>([&] { bits(ids.view({1, 1, 3, 4})); }),
+            "bits: expected attends to be bool, but got Long");
   EXPECT_EQ(text_of<Type>([&] { additive(causal(), 1, 2, 3, {.dtype = at::kInt}); }),
             "additive: expected dtype to be float16, bfloat16, float32 or float64, but got Int");
   EXPECT_EQ(text_of<Type>([&] { additive(causal(), 1, 2, 3, {.bias = ids.view({1, 1, 3, 4})}); }),
             "additive: expected bias to be Float, but got Long");
-  EXPECT_EQ(text_of<Type>([&] { boolean(padding(ids.to_sparse()), 3, 4, 4); }),
-            "boolean: expected operands to be a strided tensor, but got layout Sparse");
+  EXPECT_EQ(text_of<Type>([&] { padding(ids.to_sparse()); }),
+            "padding: expected mask to be a strided tensor, but got layout Sparse");
   EXPECT_EQ(text_of<Value>([&] { boolean(padding(ids), 3, 4, 4, {.device = at::kMeta}); }),
             "boolean: expected device to be that of the operands, which is cpu, but got meta");
   EXPECT_EQ(text_of<Value>([&] { boolean(causal(), 1, 2, 3, {.stride_multiple = 0}); }),
             "boolean: expected stride_multiple to be a number of elements from 1 to 2^31 - 1, but "
             "got 0");
-  EXPECT_EQ(text_of<Value>([&] { boolean(shift(causal(), int64_t{1} << 60, 0), 1, 2, 3); }),
-            "boolean: expected what is added to queries' positions at rule[1] to be within 2^59 of "
-            "0, but got 1152921504606846976");
+  EXPECT_EQ(text_of<Value>([&] { shift(causal(), int64_t{1} << 60, 0); }),
+            "shift: expected q_offset to be within 2^59 of 0, but got 1152921504606846976");
+  EXPECT_EQ(text_of<Value>([&] { shift(causal(), 0, -(int64_t{1} << 59)); }),
+            "shift: expected kv_offset to be within 2^59 of 0, but got -576460752303423488");
+  const int64_t far = (int64_t{1} << 59) - 1;
+  EXPECT_TRUE(boolean(shift(causal(), -far, -far), 1, 3, 3).equal(boolean(causal(), 1, 3, 3)));
   EXPECT_EQ(
       text_of<c10::NotImplementedError>([&] { boolean(causal(), 1, 2, 3, {.device = at::kXLA}); }),
       "boolean: expected device to be cpu, cuda or meta, but got xla");

@@ -298,8 +298,8 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     task.batch_size = 1 + random() % 2;
     task.heads = 1 + random() % 2;
     task.stored_heads = task.heads + random() % 2;
-    task.q_length = random() % 40;
-    task.kv_length = random() % 40;
+    task.q_length = 1 + random() % 39;
+    task.kv_length = 1 + random() % 39;
     task.q_block = 1 + random() % 9;
     task.kv_block = 1 + random() % 9;
     task.separate_full = random() % 4 != 0;

@@ -1,0 +1,23 @@
+"""What users should know but need not act on: said once in a process, through logging."""
+
+import logging
+
+from attn_mask._tracing import is_recording
+
+__all__ = ["is_named", "name_once"]
+
+_logger = logging.getLogger("attn_mask")
+_named: set[str] = set()
+
+
+def is_named(kind: str) -> bool:
+    """Whether name_once would say nothing (any more), so that finding out can be spared."""
+    return kind in _named or is_recording()
+
+
+def name_once(kind: str, message: str, *arguments: object) -> None:
+    """Logs a warning, the first of its ``kind``; none while a graph is recorded."""
+    if is_named(kind):
+        return
+    _named.add(kind)
+    _logger.warning(message, *arguments)
