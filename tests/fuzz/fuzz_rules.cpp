@@ -18,6 +18,7 @@
 #include <string>
 #include <utility>
 
+#include "attn_mask/rules.h"
 #include "cpu/block_mask.h"
 #include "cpu/kernels.h"
 #include "format/additive.h"
@@ -507,6 +508,7 @@ class Check {
 
   void check_operators() {
     check_boolean();
+    check_cpp_api();
     check_additive();
     check_block_operators();
   }
@@ -553,6 +555,64 @@ class Check {
           return mask_.at(batch, head, row, column) ? 1 : 0;
         },
         "boolean");
+  }
+
+  /// The rule as users of the C++ API write it.
+  MaskRule rule_of(const Tree& tree) const {
+    const auto operand = [&](int64_t index) -> const at::Tensor& {
+      return problem_.operands[static_cast<size_t>(index)];
+    };
+    const auto side = [](int64_t distance) {
+      return distance == -1 ? std::nullopt : std::optional(distance);
+    };
+    switch (tree.opcode) {
+      case Opcode::kAll:
+        return bidirectional();
+      case Opcode::kCausal:
+        return causal();
+      case Opcode::kWindow:
+        return window(side(tree.a), side(tree.b));
+      case Opcode::kChunk:
+        return chunked(tree.a, tree.b == -1 ? std::nullopt : std::optional(operand(tree.b)));
+      case Opcode::kBlocks:
+        return blockwise(operand(tree.a));
+      case Opcode::kDocuments:
+        return documents(operand(tree.a));
+      case Opcode::kPadding:
+        return padding(operand(tree.a));
+      case Opcode::kBits:
+        return bits(operand(tree.a));
+      case Opcode::kAnd:
+      case Opcode::kOr: {
+        MaskRule rule = rule_of(tree.children[0]);
+        for (size_t i = 1; i < tree.children.size(); ++i) {
+          const MaskRule other = rule_of(tree.children[i]);
+          rule = tree.opcode == Opcode::kAnd ? rule & other : rule | other;
+        }
+        return rule;
+      }
+      case Opcode::kReindex:
+        return reindex(rule_of(tree.children[0]), operand(tree.a));
+      case Opcode::kShift:
+        return shift(rule_of(tree.children[0]), tree.a, tree.b);
+      default:
+        return nothing();
+    }
+  }
+
+  void check_cpp_api() {
+    const at::Tensor mask = boolean(rule_of(parse(problem_)), problem_.batch_size,
+                                    problem_.q_length, problem_.kv_length,
+                                    {.q_offset = problem_.q_offset,
+                                     .kv_offset = problem_.kv_offset,
+                                     .q_positions = problem_.q_positions,
+                                     .kv_positions = problem_.kv_positions});
+    expect_mask(
+        mask, problem_.heads,
+        [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
+          return mask_.at(batch, head, row, column) ? 1 : 0;
+        },
+        "the C++ API");
   }
 
   void check_additive() {
