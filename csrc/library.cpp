@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/TensorOptions.h>
 #include <torch/library.h>
 
 #include <string_view>
@@ -64,7 +65,8 @@ TORCH_LIBRARY(attn_mask, m) {
               !kDtype, "Tensor?");
   define_mask(m, "_prepare_4d_causal_attention_mask_for_sdpa",
               "Tensor? attention_mask, SymInt[] input_shape, Tensor inputs_embeds, "
-              "SymInt past_key_values_length, SymInt? sliding_window=None, *bool allow_skip=True",
+              "SymInt past_key_values_length, SymInt? sliding_window=None, *bool allow_skip=True, "
+              "bool? unmask_unattended=None",
               !kDtype, "Tensor?");
   define_mask(m, "_prepare_4d_attention_mask", "Tensor mask, SymInt? tgt_len=None, *", kDtype,
               "Tensor");
@@ -78,13 +80,14 @@ TORCH_LIBRARY(attn_mask, m) {
   define_mask(m, "boolean",
               "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
               "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
-              "Tensor? q_positions=None, Tensor? kv_positions=None, Device? device=None",
+              "Tensor? q_positions=None, Tensor? kv_positions=None, Device? device=None, "
+              "bool unmask_unattended=False",
               !kDtype, "Tensor");
   define_mask(m, "additive",
               "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
               "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
               "Tensor? q_positions=None, Tensor? kv_positions=None, Tensor? bias=None, "
-              "Device? device=None",
+              "Device? device=None, bool unmask_unattended=False, Scalar? masked_value=None",
               kDtype, "Tensor");
   // Any rule, block by block.
   const std::string of_blocks =
@@ -162,15 +165,14 @@ struct BySelectedDevice<Function> {
       key = c10::DispatchKey::Meta;
       *device = at::Device(at::kMeta);
     } else if (*device) {
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          (*device)->is_cpu() || (*device)->is_cuda() || (*device)->is_meta(), short_name(*op),
-          ": expected device to be cpu, cuda or meta, but got ", **device);
-      key = (*device)->is_cpu()    ? c10::DispatchKey::CPU
-            : (*device)->is_cuda() ? c10::DispatchKey::CUDA
-                                   : c10::DispatchKey::Meta;
+      key = c10::computeDispatchKey(std::nullopt, std::nullopt, **device);
     }
-    TORCH_CHECK_NOT_IMPLEMENTED(op->hasKernelForDispatchKey(key), short_name(*op), kNoCudaKernels,
-                                **device);
+    // Devices other than those named have the kernels that the Python package registers.
+    if (!op->hasKernelForDispatchKey(key)) {
+      TORCH_CHECK_NOT_IMPLEMENTED(key == c10::DispatchKey::CUDA, short_name(*op),
+                                  ": expected device to be cpu, cuda or meta, but got ", **device);
+      TORCH_CHECK_NOT_IMPLEMENTED(false, short_name(*op), kNoCudaKernels, **device);
+    }
     return op->redispatch(c10::DispatchKeySet(key), std::forward<Args>(args)...);
   }
 };

@@ -56,7 +56,7 @@ _n = itertools.count()
 def fetch(version):
     """Downloads a release's wheel with pip and keeps the few files, unless they are there."""
     d = f"{ROOT}/{version}"
-    if os.path.exists(f"{d}/{FILES[0]}"):
+    if os.path.isdir(d):
         return d
     os.makedirs(ROOT, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT) as t:
@@ -85,7 +85,7 @@ def fetch(version):
         try:
             os.rename(o, d)  # another process may have been first
         except OSError:
-            if not os.path.exists(f"{d}/{FILES[0]}"):
+            if not os.path.isdir(d):
                 raise
     return d
 

@@ -1,18 +1,27 @@
 """attn_mask.install(): what it replaces, when, and what it puts back."""
 
+import ast
+import asyncio
+import functools
+import gc
 import importlib.util
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 import threading
 import types
+import weakref
+from pathlib import Path
 
 import attn_mask
 import pytest
 import torch
-from attn_mask import _install, masking_utils, rules
+from attn_mask import _install, _process, _upstream_source, masking_utils, rules
+from attn_mask import _upstream_masks as upstream_masks
+from attn_mask._upstream_known import KNOWN
 from masks import assert_same_mask
 from oracle_loader import Config, FakeCache
 from packaging.version import Version
@@ -95,7 +104,7 @@ def create(name="create_causal_mask", implementation="sdpa", mask=None, cache=No
         "attention_mask": mask,
     }
     if "bidirectional" not in name:
-        given["past_key_values"] = cache
+        given["past_key_values" if RELEASE < (5, 24) else "cache"] = cache
         if RELEASE < (5, 9):
             seen = 0 if cache is None else cache.seen
             given["cache_position"] = torch.arange(seen, seen + inputs.shape[1])
@@ -103,7 +112,7 @@ def create(name="create_causal_mask", implementation="sdpa", mask=None, cache=No
 
 
 def is_ours(function):
-    return function.__module__ == "attn_mask._install"
+    return function.__module__ == "attn_mask._upstream_masks"
 
 
 # What is replaced
@@ -327,6 +336,734 @@ def test_upstream_functions_under_other_names(registration):
     assert upstream.ALL_MASK_ATTENTION_FUNCTIONS["since"] is stock
 
 
+# Transformers' own functions, known by their source
+
+
+@pytest.fixture
+def warned(caplog):
+    """Texts that were logged, as if nothing had been said before."""
+    kept = dict(_process._kept)
+    for name in kept:
+        if name.startswith("install: "):
+            del _process._kept[name]
+    caplog.set_level(logging.WARNING, logger="attn_mask")
+    yield lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
+    _process._kept.update(kept)
+
+
+def masks_of(name, implementation, mask):
+    """Of a prefill and, with a cache, of a decode step."""
+    found = [create(name, implementation, mask=mask)]
+    if "bidirectional" not in name:
+        cache, inputs = FakeCache(seen=4), embeds(q_length=1)
+        found.append(create(name, implementation, mask=mask, cache=cache, embeds=inputs))
+    return found
+
+
+def assert_masks_of_the_release():
+    """Whatever others put into transformers has the same effect with install()."""
+    padded = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    for name in (name for name in CREATE if hasattr(upstream, name)):
+        for implementation in ("eager", "sdpa"):
+            for mask in (None, padded, torch.ones(2, 5)):
+                attn_mask.uninstall()
+                want = masks_of(name, implementation, mask)
+                attn_mask.install()
+                for got, expected in zip(masks_of(name, implementation, mask), want, strict=True):
+                    assert_same_mask(got, expected)
+    attn_mask.uninstall()
+
+
+@needs_masking_utils
+def test_all_of_the_installed_release_is_known(warned):
+    source = _upstream_source.Module(upstream).source
+    found = _upstream_source.hashes(source)
+    assert {"causal_mask_function", "and_masks", "eager_mask", "decisions"} <= found.keys()
+    assert [name for name in found.items() if name not in KNOWN] == []
+    with attn_mask.installed():
+        for name in _upstream_source.FACTORIES:
+            if hasattr(upstream, name):
+                held = getattr(upstream, name)
+                assert (
+                    isinstance(held, rules.MaskFunction)
+                    or held.__module__.split(".")[0] == "attn_mask"
+                ), name
+        is_fast = upstream_masks.state.release.decisions is upstream_masks.own_decisions
+        assert is_fast == (RELEASE >= (5, 20))
+    assert warned() == []
+
+
+@needs_masking_utils
+def test_a_patched_mask_function_stays(monkeypatch, warned):
+    def causal_and_one_more(batch_idx, head_idx, q_idx, kv_idx):
+        return kv_idx <= q_idx + 1
+
+    stock = create(mask=torch.tensor([[0, 0, 1, 1, 1]] * 2))
+    monkeypatch.setattr(upstream, "causal_mask_function", causal_and_one_more)
+    assert not torch.equal(create(mask=torch.tensor([[0, 0, 1, 1, 1]] * 2)), stock)
+    assert_masks_of_the_release()
+    (said,) = warned()
+    assert "transformers.masking_utils.causal_mask_function is not transformers' own, but" in said
+    assert "causal_and_one_more: it stays, as does what calls it" in said
+
+
+@needs_masking_utils
+def test_a_patch_in_both_places_stays(monkeypatch, registration, warned):
+    """eager_mask calls sdpa_mask in transformers, and so it does here."""
+    before = upstream.sdpa_mask
+
+    def reversed_mask(*args, **kwargs):
+        mask = before(*args, **kwargs)
+        return None if mask is None else mask.flip(-1)
+
+    monkeypatch.setattr(upstream, "sdpa_mask", reversed_mask)
+    registration("sdpa", reversed_mask)
+    assert_masks_of_the_release()
+    (said,) = warned()
+    assert "'sdpa' keeps the mask function that is registered for it" in said
+
+
+@needs_masking_utils
+def test_a_wrapper_is_not_transformers_own(monkeypatch, registration, warned):
+    """functools.wraps makes it look like the function within."""
+    before = upstream.sdpa_mask
+    calls = []
+
+    @functools.wraps(before)
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr(upstream, "sdpa_mask", counted)
+    registration("sdpa", counted)
+    with attn_mask.installed():
+        create()
+        assert upstream.sdpa_mask is counted
+    assert len(calls) == 1
+
+
+@needs_masking_utils
+def test_a_wrapper_around_ours_stays_at_a_second_install(monkeypatch, registration):
+    monkeypatch.setattr(upstream, "sdpa_mask", upstream.sdpa_mask)  # put back at the end
+    attn_mask.install()
+    ours = upstream.sdpa_mask
+
+    def wrapper(*args, **kwargs):
+        return ours(*args, **kwargs)
+
+    upstream.sdpa_mask = wrapper
+    registration("sdpa", wrapper)
+    for _ in range(2):
+        attn_mask.uninstall()
+        attn_mask.install()
+        assert upstream.sdpa_mask is wrapper
+        assert upstream.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is wrapper
+    attn_mask.uninstall()
+
+
+HELPERS = [
+    "prepare_padding_mask",
+    "_ignore_causal_mask_sdpa",
+    "_ignore_bidirectional_mask_sdpa",
+    "_can_skip_bidirectional_mask_xpu",
+    "fast_all",
+    "and_masks",
+    "padding_mask_function",
+    "_non_vmap_expansion_sdpa",
+    "is_tracing",
+]
+
+
+@needs_masking_utils
+@pytest.mark.parametrize("name", HELPERS)
+def test_patched_helpers_are_called(monkeypatch, warned, name):
+    """With what sdpa_mask of the release calls, it is no longer known."""
+    if not hasattr(upstream, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    before = getattr(upstream, name)
+    calls = []
+
+    def patched(*args, **kwargs):
+        calls.append(args)
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr(upstream, name, patched)
+    with attn_mask.installed():
+        create(mask=torch.ones(2, 5))
+        if hasattr(upstream, "create_bidirectional_mask"):
+            create("create_bidirectional_mask", mask=torch.ones(2, 5))
+        create(mask=torch.tensor([[0, 0, 1, 1, 1]] * 2))
+        decisions = upstream_masks.state.release.decisions
+    if name not in ("_can_skip_bidirectional_mask_xpu", "_non_vmap_expansion_sdpa"):
+        assert calls
+    if name not in ("and_masks", "padding_mask_function", "_non_vmap_expansion_sdpa"):
+        assert decisions is not upstream_masks.own_decisions
+    assert f"transformers.masking_utils.{name} is not transformers' own" in warned()[0]
+    monkeypatch.undo()
+    with attn_mask.installed():
+        decisions = upstream_masks.state.release.decisions
+    assert (decisions is upstream_masks.own_decisions) == (RELEASE >= (5, 20))
+
+
+@needs_masking_utils
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("prepare_padding_mask", lambda mask, *args: None if mask is None else mask.fliplr()),
+        ("_ignore_causal_mask_sdpa", lambda *args, **kwargs: False),
+        ("_ignore_bidirectional_mask_sdpa", lambda *args, **kwargs: False),
+        ("find_packed_sequence_indices", lambda position_ids: position_ids // 2),
+    ],
+)
+def test_patched_helpers_have_their_effect(monkeypatch, name, answer):
+    if not hasattr(upstream, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    monkeypatch.setattr(upstream, name, answer)
+    assert_masks_of_the_release()
+    if RELEASE >= (4, 53, 1):
+        positions = torch.arange(5)[None]
+        want = create(position_ids=positions)
+        with attn_mask.installed():
+            assert_same_mask(create(position_ids=positions), want)
+
+
+@needs_masking_utils
+def test_a_patched_create_block_mask_stays(monkeypatch, warned):
+    if not hasattr(upstream, "create_block_mask"):
+        pytest.skip("this transformers makes no BlockMasks")
+
+    def mine(*args, **kwargs):
+        return "mine"
+
+    monkeypatch.setattr(upstream, "create_block_mask", mine)
+    with attn_mask.installed():
+        assert create(implementation="flex_attention") == "mine"
+    assert "transformers.masking_utils.create_block_mask is not" in warned()[0]
+
+
+@needs_masking_utils
+def test_unknown_functions_are_called(monkeypatch, warned):
+    monkeypatch.setattr(_install, "KNOWN", {})
+    assert_masks_of_the_release()
+    with attn_mask.installed():
+        assert upstream.causal_mask_function is not rules.causal()
+        assert is_ours(upstream.sdpa_mask)
+        decisions = upstream_masks.state.release.decisions
+        assert decisions is not upstream_masks.own_decisions
+    (said,) = warned()
+    assert "and_masks, " in said and "_ignore_causal_mask_sdpa, " in said
+    assert f"of transformers {transformers.__version__} are not those of a release that is" in said
+
+
+@needs_masking_utils
+def test_without_source(monkeypatch, warned):
+    loader = upstream.__spec__.loader
+    monkeypatch.setattr(loader, "get_source", lambda name: None, raising=False)
+    assert_masks_of_the_release()
+    with attn_mask.installed():
+        assert is_ours(upstream.sdpa_mask)
+        decisions = upstream_masks.state.release.decisions
+        assert decisions is not upstream_masks.own_decisions
+    (said,) = warned()
+    assert "the source of transformers.masking_utils can't be read" in said
+
+
+@needs_masking_utils
+def test_a_patch_without_source_stays(monkeypatch, registration):
+    loader = upstream.__spec__.loader
+    monkeypatch.setattr(loader, "get_source", lambda name: None, raising=False)
+    before = upstream.sdpa_mask
+    wrapper = functools.wraps(before)(lambda *args, **kwargs: before(*args, **kwargs))
+    registration("sdpa", wrapper)
+    with attn_mask.installed():
+        assert upstream.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is wrapper
+    monkeypatch.setattr(upstream, "prepare_padding_mask", lambda mask, *args, **kwargs: None)
+    assert_masks_of_the_release()
+
+
+def test_a_patched_legacy_module_stays(monkeypatch, warned):
+    if not HAS_LEGACY:
+        pytest.skip(f"transformers {transformers.__version__} has no such file")
+    module = sys.modules[LEGACY]
+
+    def mine(*args):
+        return "mine"
+
+    monkeypatch.setattr(module, "_prepare_4d_attention_mask", mine)
+    with attn_mask.installed():
+        assert sys.modules[LEGACY] is module
+        assert module._prepare_4d_attention_mask is mine
+    assert f"{LEGACY} stays as it is, for it holds" in warned()[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(module.AttentionMaskConverter, "to_4d", mine)
+    with attn_mask.installed():
+        assert sys.modules[LEGACY] is module
+
+
+def hash_of(code):
+    return _upstream_source.Source(textwrap.dedent(code)).hash(["f"])
+
+
+CODE = """
+    def helper(x):
+        return x + 1
+
+    def unused(x):
+        return x
+
+    LIMIT = 3
+
+    def f(x, y=2):
+        def inner(z):
+            return helper(z) > LIMIT
+        return inner(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("def f(x, y=2):", "def f(x: int, y: int = 2) -> bool:"),
+        ("def f(x, y=2):", 'def f(x, y=2):\n        """What it does."""'),
+        ("return helper(z) > LIMIT", "return (helper(z)\n            > LIMIT)  # a comment"),
+        ("        return x\n", "        return x * 2\n"),  # of what it does not call
+    ],
+)
+def test_hashes_that_stay(old, new):
+    assert old in CODE
+    assert hash_of(CODE.replace(old, new)) == hash_of(CODE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return x + 1", "return x + 2"),
+        ("LIMIT = 3", "LIMIT = 4"),
+        ("y=2", "y=3"),
+        ("helper(z) > LIMIT", "helper(z) >= LIMIT"),
+        ("return inner(x)", "return not inner(x)"),
+        ("    def f(", "    @helper\n    def f("),
+    ],
+)
+def test_hashes_that_change(old, new):
+    assert old in CODE
+    assert hash_of(CODE.replace(old, new)) != hash_of(CODE)
+
+
+def test_hashes_do_not_depend_on_empty_fields(monkeypatch):
+    """Each version of Python has some of its own."""
+    want = hash_of(CODE)
+    monkeypatch.setattr(ast.FunctionDef, "_fields", (*ast.FunctionDef._fields, "of_later"))
+    monkeypatch.setattr(ast.FunctionDef, "of_later", [], raising=False)
+    monkeypatch.setattr(ast.arg, "_fields", ast.arg._fields[:1])
+    assert hash_of(CODE) == want
+
+
+@pytest.fixture
+def decorated_module(tmp_path, monkeypatch):
+    """A module whose function is decorated, by a function of another one."""
+    (tmp_path / "decorators.py").write_text(
+        textwrap.dedent(
+            """
+            import functools
+
+            def decorate(name):
+                def wrapper(function):
+                    @functools.wraps(function)
+                    def wrapped(*args):
+                        return function(*args)
+                    return wrapped
+                return wrapper
+            """
+        )
+    )
+    (tmp_path / "decorated.py").write_text(
+        textwrap.dedent(
+            """
+            from decorators import decorate
+
+            @decorate("old")
+            def f(x):
+                return x
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("decorated")
+    del sys.modules["decorated"], sys.modules["decorators"]
+
+
+def test_decorators_of_the_source_are_known(decorated_module):
+    module = _upstream_source.Module(decorated_module)
+    function = decorated_module.f
+    assert module.own(function) == "f"
+    assert module.own(function.__wrapped__) == "f"
+    assert module.own(functools.wraps(function)(lambda x: function(x))) is None
+    # Another decorator in its place.
+    by = lambda f: functools.wraps(f)(lambda x: f(x))  # noqa: E731
+    assert module.own(by(function.__wrapped__)) is None
+
+
+# Whole, or not at all
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupted_at(line, call):
+    """Calls, and raises where the call comes to the nth line of its own; whether it did."""
+    files = {module.__file__ for module in (_install, _process, _upstream_source, upstream_masks)}
+    seen = 0
+
+    def trace(frame, event, argument):
+        nonlocal seen
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            seen += 1
+            if seen == line:
+                sys.settrace(None)
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Interrupted:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def lines_to_interrupt(call):
+    """Each of the first lines, then some of the many."""
+    line = 1
+    while interrupted_at(line, call):
+        yield line
+        line += 1 + line // 20
+
+
+def test_an_interrupted_install_changes_nothing():
+    attn_mask.install()  # what is cached is
+    during = state()
+    attn_mask.uninstall()
+    before = state()
+    count = 0
+    for _ in lines_to_interrupt(attn_mask.install):
+        count += 1
+        if attn_mask.is_installed():  # it was done by then
+            assert_same_objects(state(), during)
+            attn_mask.uninstall()
+        assert_same_objects(state(), before)
+    assert count > 50
+    assert attn_mask.is_installed()
+    attn_mask.uninstall()
+    assert_same_objects(state(), before)
+
+
+def test_an_interrupted_uninstall_is_done_or_not():
+    before = state()
+    attn_mask.install()
+    during = state()
+    count = 0
+    for line in range(1, 2000, 7):
+        attn_mask.install()
+        if not interrupted_at(line, attn_mask.uninstall):
+            break
+        count += 1
+        assert_same_objects(state(), during if attn_mask.is_installed() else before)
+    assert count > 5
+    attn_mask.uninstall()
+    assert_same_objects(state(), before)
+
+
+def test_an_interrupted_block_leaves_none():
+    before = state()
+
+    for line in range(1, 400, 3):
+        interrupted_at(line, attn_mask.installed().__enter__)
+        attn_mask.install()
+        attn_mask.uninstall()
+        if attn_mask.is_installed():
+            break
+        assert_same_objects(state(), before)
+    _install._state.blocks = ()
+    attn_mask.uninstall()
+
+
+class Unreadable(types.ModuleType):
+    @property
+    def __dict__(self):
+        raise RuntimeError("not to be read")
+
+
+class Pretender:
+    @property
+    def __class__(self):
+        raise RuntimeError("not to be read")
+
+
+def test_modules_that_can_not_be_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.unreadable", Unreadable("unreadable"))
+    monkeypatch.setitem(sys.modules, "transformers.pretender", Pretender())
+    empty = types.ModuleType.__new__(types.ModuleType)
+    monkeypatch.setitem(sys.modules, "transformers.empty", empty)
+    monkeypatch.setitem(sys.modules, "transformers.none", None)
+    monkeypatch.setitem(sys.modules, 5, types.ModuleType("five"))
+    before = state()
+    with attn_mask.installed():
+        assert attn_mask.is_installed()
+    assert_same_objects(state(), before)
+
+
+@needs_masking_utils
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sdpa_mask",
+        "eager_mask",
+        "prepare_padding_mask",
+        "_ignore_causal_mask_sdpa",
+        "AttentionMaskInterface",
+        "ALL_MASK_ATTENTION_FUNCTIONS",
+    ],
+)
+def test_names_that_transformers_lacks(monkeypatch, name):
+    before = state()
+    monkeypatch.delattr(upstream, name)
+    with pytest.raises(NotImplementedError, match=f"install: expected .* to have {name}"):
+        attn_mask.install()
+    monkeypatch.undo()
+    assert_same_objects(state(), before)
+    assert not attn_mask.is_installed()
+
+
+def test_a_release_without_the_module():
+    said = run_python(
+        fake_transformers("5.99.0")
+        + """
+        try:
+            attn_mask.install()
+        except NotImplementedError as error:
+            print(error)
+        print(attn_mask.is_installed())
+        """
+    )
+    first, second = said.splitlines()
+    assert "install: expected transformers 5.99.0 to have masking_utils" in first
+    assert second == "False"
+
+
+@needs_masking_utils
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("_ignore_causal_mask_sdpa", "def _ignore_causal_mask_sdpa(padding_mask, something): ..."),
+        (
+            "_ignore_bidirectional_mask_sdpa",
+            "def _ignore_bidirectional_mask_sdpa(padding_mask, a, b): ...",
+        ),
+    ],
+)
+def test_a_release_that_decides_otherwise(monkeypatch, name, code):
+    """Its own function takes other arguments."""
+    if not hasattr(upstream, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    before = state()
+    source = Path(upstream.__file__).read_text()
+    changed = source.replace(f"def {name}(", f"{code}\ndef _unused(")
+    loader = upstream.__spec__.loader
+    monkeypatch.setattr(loader, "get_source", lambda name: changed, raising=False)
+    with pytest.raises(
+        NotImplementedError, match=f"install: expected transformers' {name} to take"
+    ):
+        attn_mask.install()
+    monkeypatch.undo()
+    assert_same_objects(state(), before)
+
+
+RELOADS = {
+    "reload": "importlib.reload(sys.modules['attn_mask._install'])",
+    "reload of all": """
+for name in [name for name in sys.modules if name.split(".")[0] == "attn_mask"]:
+    if name != "attn_mask._C" and not name.startswith("attn_mask._releases."):
+        importlib.reload(sys.modules[name])
+""",
+    "purge": """
+for name in [name for name in sys.modules if name.split(".")[0] == "attn_mask"]:
+    del sys.modules[name]
+""",
+}
+
+
+@needs_masking_utils
+@pytest.mark.parametrize("again", RELOADS)
+def test_state_outlasts_modules(again):
+    said = run_python(
+        f"""
+        import gc, importlib, sys
+        import attn_mask, torch
+        from transformers import masking_utils
+        names = ("sdpa_mask", "and_masks", "causal_mask_function", "create_causal_mask")
+        before = [getattr(masking_utils, name) for name in names]
+        attn_mask.install()
+        during = [getattr(masking_utils, name) for name in names]
+        block = attn_mask.installed()
+        block.__enter__()
+        exec({RELOADS[again]!r})
+        gc.collect()
+        import attn_mask
+        print(attn_mask.is_installed())
+        attn_mask.install()
+        print([getattr(masking_utils, name) for name in names] == during)
+        print(masking_utils.sdpa_mask(1, 2, 3, allow_is_causal_skip=False).shape)
+        print(attn_mask.masking_utils.sdpa_mask(1, 2, 3, allow_is_causal_skip=False).shape)
+        mapped = torch.vmap(torch.ops.attn_mask.to_4d.default, (0, None))
+        print(mapped(torch.ones(2, 1, 3), 3, key_value_length=3, dtype=torch.float32).shape)
+        attn_mask.uninstall()
+        print(attn_mask.is_installed())
+        block.__exit__(None, None, None)
+        print(attn_mask.is_installed())
+        print(all(getattr(masking_utils, n) is b for n, b in zip(names, before)))
+        print(masking_utils.AttentionMaskInterface._global_mapping["sdpa"] is before[0])
+        """
+        if RELEASE >= (5, 4)
+        else "print('not tried')"
+    )
+    if RELEASE < (5, 4):
+        return
+    shape = "torch.Size([1, 1, 2, 3])"
+    assert said.splitlines() == [
+        *("True", "True", shape, shape, "torch.Size([2, 1, 1, 3, 3])"),
+        *("True", "False", "True", "True"),
+    ]
+
+
+@needs_masking_utils
+def test_installed_functions_can_be_pickled():
+    with attn_mask.installed():
+        changed = {name: getattr(upstream, name) for name in dir(upstream) if name in state()}
+        mapping = dict(upstream.AttentionMaskInterface._global_mapping)
+        changed |= {f"mapping {key}": value for key, value in mapping.items()}
+        changed = {
+            name: held
+            for name, held in changed.items()
+            if "attn_mask" in (getattr(held, "__module__", None) or type(held).__module__)
+        }
+        assert len(changed) > 10
+        for name, held in changed.items():
+            again = pickle.loads(pickle.dumps(held))
+            if isinstance(held, rules.MaskFunction):
+                assert again == held, name
+            else:
+                assert again is held, name
+
+
+@needs_masking_utils
+def test_functions_of_others_are_not_kept_alive(warned, monkeypatch, registration):
+    def mine(**kwargs):
+        return "mine"
+
+    registration("sdpa", mine)
+    with attn_mask.installed():
+        pass
+    assert len(warned()) == 1
+    is_gone = weakref.ref(mine)
+    del upstream.AttentionMaskInterface._global_mapping["sdpa"]
+    del mine
+    gc.collect()
+    assert is_gone() is None
+
+
+# Asking, and decorating
+
+
+def test_is_installed():
+    assert attn_mask.is_installed() is False
+    with attn_mask.installed():
+        assert attn_mask.is_installed() is True
+    attn_mask.install()
+    assert attn_mask.is_installed() is True
+    attn_mask.uninstall()
+    assert attn_mask.is_installed() is False
+
+
+def test_the_truth_of_a_block():
+    with pytest.raises(
+        TypeError, match=r"installed: expected `with attn_mask.installed\(\):`, but"
+    ):
+        if attn_mask.installed():
+            pass
+    with pytest.raises(TypeError, match=r"is attn_mask.is_installed\(\)$"):
+        bool(attn_mask.installed())
+
+
+def test_a_block_around_each_call():
+    seen = []
+
+    @attn_mask.installed()
+    def work(depth, /, *, more=0):
+        """What it does."""
+        seen.append((depth, more, attn_mask.is_installed()))
+        if depth:
+            work(depth - 1, more=more)
+        return depth
+
+    assert work.__doc__ == "What it does."
+    assert not attn_mask.is_installed()
+    assert work(2, more=5) == 2
+    assert seen == [(2, 5, True), (1, 5, True), (0, 5, True)]
+    assert not attn_mask.is_installed()
+    with pytest.raises(TypeError):
+        work()
+    assert not attn_mask.is_installed()
+
+
+def test_a_block_around_what_is_awaited():
+    @attn_mask.installed()
+    async def work():
+        await asyncio.sleep(0)
+        return attn_mask.is_installed()
+
+    async def main():
+        coroutine = work()
+        assert not attn_mask.is_installed()
+        return await coroutine
+
+    assert asyncio.run(main()) is True
+    assert not attn_mask.is_installed()
+
+
+def generator():
+    yield
+
+
+async def async_generator():
+    yield
+
+
+@pytest.mark.parametrize("function", [5, dict, generator, async_generator])
+def test_what_can_not_be_decorated(function):
+    text = "installed: expected to decorate a function that is no generator, but got"
+    with pytest.raises(TypeError, match=text):
+        attn_mask.installed()(function)
+
+
+def test_a_block_can_be_entered_again():
+    block = attn_mask.installed()
+    with block:
+        with block:
+            pass
+        assert attn_mask.is_installed()
+    assert not attn_mask.is_installed()
+    with block:
+        assert attn_mask.is_installed()
+    assert not attn_mask.is_installed()
+
+
 # Environments
 
 
@@ -391,20 +1128,6 @@ def test_a_release_before_both():
     assert said == (
         "attn_mask.install: expected transformers 4.35.0 or later, but 4.34.1 is installed"
     )
-
-
-@needs_masking_utils
-@pytest.mark.parametrize("name", ["_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"])
-def test_a_release_that_decides_otherwise(monkeypatch, name):
-    if not hasattr(upstream, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    before = state()
-    monkeypatch.setattr(package(), "__version__", "5.99.0")
-    monkeypatch.setattr(upstream, name, lambda padding_mask, something: True)
-    with pytest.raises(NotImplementedError, match=f"install: expected transformers' {name} to be"):
-        attn_mask.install()
-    monkeypatch.undo()
-    assert_same_objects(state(), before)
 
 
 @needs_masking_utils
@@ -745,7 +1468,3 @@ def test_policy_without_a_block():
 def test_policy_errors(arguments, text):
     with pytest.raises(ValueError, match=f"skip_policy: {text}"):
         attn_mask.skip_policy(*arguments)
-
-
-def test_state_is_not_held_by_the_module():
-    assert _install._installation is None

@@ -84,17 +84,18 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask(
 std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
     const at::Tensor& inputs_embeds, int64_t past_key_values_length,
-    std::optional<int64_t> sliding_window, bool allow_skip) {
+    std::optional<int64_t> sliding_window, bool allow_skip, std::optional<bool> unmask_unattended) {
   constexpr auto kOp = "_prepare_4d_causal_attention_mask_for_sdpa";
   check_defined(kOp, "attention_mask", attention_mask);
   check_defined(kOp, "inputs_embeds", inputs_embeds);
   // An operator must not return its argument; this function may.
-  if (attention_mask && attention_mask->dim() == 4 && !(allow_skip && attention_mask->is_cuda())) {
+  if (attention_mask && attention_mask->dim() == 4 &&
+      !unmask_unattended.value_or(ops::needs_unmasking(attention_mask->device()))) {
     return attention_mask;
   }
   return call::prepare_4d_causal_attention_mask_for_sdpa(
       attention_mask, symbolic(input_shape), inputs_embeds, past_key_values_length,
-      symbolic(sliding_window), allow_skip, kAnyStride);
+      symbolic(sliding_window), allow_skip, unmask_unattended, kAnyStride);
 }
 
 at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, at::ScalarType dtype,

@@ -87,11 +87,13 @@ ATTN_MASK_API std::optional<at::Tensor> prepare_4d_causal_attention_mask(
 
 /// `_prepare_4d_causal_attention_mask_for_sdpa`: as above, for scaled_dot_product_attention;
 /// nothing where its `is_causal` will do. With `allow_skip` false the padding mask's values are not
-/// looked at and that is never so. A 4-D mask comes back as it is.
+/// looked at and that is never so. `unmask_unattended`: whether rows without a key are unmasked, as
+/// unmask_unattended does; absent: on CUDA and XPU. Where not, a 4-D mask comes back as it is.
 ATTN_MASK_API std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
     const at::Tensor& inputs_embeds, int64_t past_key_values_length,
-    std::optional<int64_t> sliding_window = std::nullopt, bool allow_skip = true);
+    std::optional<int64_t> sliding_window = std::nullopt, bool allow_skip = true,
+    std::optional<bool> unmask_unattended = std::nullopt);
 
 /// `_prepare_4d_attention_mask`: [b, kv] to [b, 1, tgt_len or kv, kv], not causal.
 ATTN_MASK_API at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, at::ScalarType dtype,

@@ -253,10 +253,12 @@ at::Tensor additive(const MaskRule& rule, int64_t batch_size, int64_t q_length, 
   check_positions("additive", options);
   check_defined("additive", "bias", options.bias);
   const Encoded& encoded = Encoded::of(rule);
+  const auto masked_value =
+      options.masked_value ? std::optional<c10::Scalar>(*options.masked_value) : std::nullopt;
   return call::additive(encoded.code, encoded.operands, batch_size, q_length, kv_length,
                         options.dtype, options.q_offset, options.kv_offset, options.q_positions,
                         options.kv_positions, options.bias, options.device,
-                        options.stride_multiple);
+                        options.unmask_unattended, masked_value, options.stride_multiple);
 }
 
 at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
@@ -265,7 +267,8 @@ at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, i
   const Encoded& encoded = Encoded::of(rule);
   return call::boolean(encoded.code, encoded.operands, batch_size, q_length, kv_length,
                        options.q_offset, options.kv_offset, options.q_positions,
-                       options.kv_positions, options.device, options.stride_multiple);
+                       options.kv_positions, options.device, options.unmask_unattended,
+                       options.stride_multiple);
 }
 
 BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,

@@ -114,6 +114,12 @@ struct AdditiveOptions {
   std::optional<at::Tensor> bias = std::nullopt;
   /// Rows begin a multiple of so many elements apart (memory-efficient attention wants 8 or 16).
   int64_t stride_multiple = 1;
+  /// Whether rows in which no key is visible hold 0 (or the bias) throughout, for attention that
+  /// gives NaN for them.
+  bool unmask_unattended = false;
+  /// What masked elements hold: a negative number that `dtype` holds, or -inf; absent: the lowest
+  /// finite number.
+  std::optional<double> masked_value = std::nullopt;
 };
 
 /// What `boolean` may be told; see AdditiveOptions.
@@ -124,6 +130,7 @@ struct BooleanOptions {
   std::optional<at::Tensor> q_positions = std::nullopt;
   std::optional<at::Tensor> kv_positions = std::nullopt;
   int64_t stride_multiple = 1;
+  bool unmask_unattended = false;
 };
 
 /// The mask [b, heads or 1, q, kv] of a rule: 0 where a query attends to a key, the lowest finite

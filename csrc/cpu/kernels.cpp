@@ -285,7 +285,7 @@ struct TileRow {
 /// Finds the spans of rows; most rules need no more than their hull, which is cheaper.
 class SpanFinder {
  public:
-  explicit SpanFinder(const MaskTask& task) : task_(task) {
+  explicit SpanFinder(const Question& task) : task_(task) {
     for (int32_t i = 0; i < task.rule.size; ++i) {
       const Rule::Node& node = task.rule.nodes[i];
       const bool plain = node.conjunct && node.step_begin == node.step_end;
@@ -336,7 +336,7 @@ class SpanFinder {
   }
 
  private:
-  const MaskTask& task_;
+  const Question& task_;
   bool hull_is_all_ = true;
   bool has_chunks_ = false;
   int64_t before_ = kOpen;  // the hull of causality and windows
@@ -349,6 +349,7 @@ template <typename Out>
 void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end) {
   const Out attend = static_cast<Out>(task.format.attend);
   const Out masked = static_cast<Out>(task.format.masked);
+  const Out unmasked = static_cast<Out>(task.unmasking.value);
   const SpanFinder find_spans(task);
   PaddingTile<Out> cache;
   RowAnswers answers;
@@ -357,7 +358,6 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
   alignas(64) Out scratch[kTileBytes / sizeof(Out)];
   const bool is_simple =
       !scattered && task.q_length > 1 && find_spans.hull_is_all() && task.bias.data == nullptr &&
-      task.opening.next_visible == nullptr &&
       (find_spans.padding() < 0 || task.rule.nodes[find_spans.padding()].padding.q_stride == 0);
   for (int64_t tile = begin; tile < end;) {
     // Divisions take longer than short rows do: none for each row.
@@ -375,6 +375,11 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
       for (; query.row < task.q_length && tile < end; ++query.row, ++tile) {
         query.position = task.q_positions.at(query.batch, query.row);
+        if (task.unmasks(plane * task.q_length + query.row)) {
+          fill(static_cast<Out*>(task.out) + task.out_offset(query) + first, last - first,
+               unmasked);
+          continue;
+        }
         Interval keys = intersect(find_spans.hull(query), {first, last});
         keys = keys.empty() ? Interval{last, last} : keys;
         Out* const out = static_cast<Out*>(task.out) + task.out_offset(query);
@@ -397,9 +402,11 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       // From left to right: the other order takes twice as long, since hardware prefetches
       // forwards.
       int64_t written = first;
-      if (task.opening.next_visible != nullptr &&
-          task.opening.opens(query.batch, row_hull(task.rule, query).positions)) {
-        fill(out + first, last - first, static_cast<Out>(task.opening.opened));
+      if (task.unmasks(plane * task.q_length + query.row)) {
+        fill(out + first, last - first, unmasked);
+        if (task.bias.data != nullptr) {
+          tile_row.add_bias({first, last});
+        }
         written = last;
       }
       for (int32_t i = 0; written < last && i < spans.spans.size; ++i) {
@@ -502,26 +509,44 @@ void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
   }
 }
 
-template <typename T>
-void find_next_visible(const Padding& padding, int64_t batch, int64_t* next) {
-  const T* mask = static_cast<const T*>(padding.mask) + batch * padding.batch_stride;
-  int64_t found = padding.length;
-  for (int64_t key = padding.length - 1; key >= 0; --key) {
-    found = padding.visible(mask[key * padding.key_stride]) ? key : found;
-    next[key] = found;
+/// Whether all of some nodes (bit i: node i) let the query attend to any of the columns.
+bool any_visible(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+                 RowAnswers& answers) {
+  // Most rows show a key soon.
+  int64_t size = 64;
+  for (int64_t begin = columns.begin; begin < columns.end; begin += size, size = kAnswers) {
+    const int64_t n = size < columns.end - begin ? size : columns.end - begin;
+    uint8_t visible[kAnswers];
+    bool first = true;
+    for (int32_t node = 0; node < question.rule.size; ++node) {
+      if (((nodes >> node) & 1U) == 0) {
+        continue;
+      }
+      const uint8_t* const answer = answers(question, query, node, {begin, begin + n});
+      for (int64_t k = 0; k < n; ++k) {
+        visible[k] = first ? answer[k] : static_cast<uint8_t>(visible[k] & answer[k]);
+      }
+      first = false;
+    }
+    if (__builtin_memchr(visible, 1, static_cast<std::size_t>(n)) != nullptr) {
+      return true;
+    }
   }
+  return false;
 }
 
-void find_next_visible(const Padding& padding, int64_t batch, int64_t* next) {
-  switch (padding.element_size) {
-    case 1:
-      return find_next_visible<uint8_t>(padding, batch, next);
-    case 2:
-      return find_next_visible<uint16_t>(padding, batch, next);
-    case 4:
-      return find_next_visible<uint32_t>(padding, batch, next);
-    default:
-      return find_next_visible<uint64_t>(padding, batch, next);
+void find_masked_rows(const Question& question, int64_t begin, int64_t end, uint8_t* rows) {
+  const SpanFinder find_spans(question);
+  RowAnswers answers;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t plane = index / question.q_length;
+    const Query query = question.query(plane, index - plane * question.q_length);
+    const RowSpans spans = find_spans(query);
+    bool visible = spans.spans.size > 0 && spans.unresolved == 0;
+    for (int32_t i = 0; !visible && i < spans.spans.size; ++i) {
+      visible = any_visible(question, query, spans.unresolved, spans.spans.at[i], answers);
+    }
+    rows[index] = visible ? 0 : 1;
   }
 }
 
@@ -557,6 +582,6 @@ void answer(const Question& question, const Query& query, uint32_t nodes, Interv
 
 }  // namespace
 
-const CpuKernels kKernels = {&write_tiles, &find_next_visible, &unmask_rows, &all, &answer};
+const CpuKernels kKernels = {&write_tiles, &find_masked_rows, &unmask_rows, &all, &answer};
 
 }  // namespace attn_mask::ATTN_MASK_ISA

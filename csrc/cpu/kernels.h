@@ -26,9 +26,9 @@ inline constexpr int64_t kAnswers = 4096;
 struct CpuKernels {
   /// Writes tiles `[begin, end)` of the mask.
   void (*write_tiles)(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end);
-  /// Writes `next[key]`, the first key from `key` on that the padding shows (or its length), for
-  /// all keys of a batch row.
-  void (*find_next_visible)(const Padding& padding, int64_t batch, int64_t* next);
+  /// Writes 1 for each of rows `[begin, end)` (counted through batch, heads and queries) in which
+  /// no key is visible, else 0.
+  void (*find_masked_rows)(const Question& question, int64_t begin, int64_t end, uint8_t* rows);
   /// Copies rows `[begin, end)`, opening those that are masked throughout.
   void (*unmask_rows)(const UnmaskTask& task, int64_t begin, int64_t end);
   /// Whether `test` holds for elements `[begin, end)` of row `row`.

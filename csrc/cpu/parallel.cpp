@@ -43,14 +43,12 @@ void write_mask_cpu(const MaskTask& task) {
       [&](int64_t begin, int64_t end) { cpu_kernels().write_tiles(task, tiling, begin, end); });
 }
 
-void find_next_visible_cpu(const Padding& padding, int64_t batch_size, int64_t* next) {
-  at::parallel_for(0, batch_size, grain_of(padding.length * padding.element_size),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t batch = begin; batch < end; ++batch) {
-                       cpu_kernels().find_next_visible(padding, batch,
-                                                       next + batch * padding.length);
-                     }
-                   });
+void find_masked_rows_cpu(const Question& question, uint8_t* rows) {
+  // Most rows show one of the first keys that are looked at.
+  constexpr int64_t kBytesOfRow = 256;
+  at::parallel_for(0, question.rows(), grain_of(kBytesOfRow), [&](int64_t begin, int64_t end) {
+    cpu_kernels().find_masked_rows(question, begin, end, rows);
+  });
 }
 
 void unmask_cpu(const UnmaskTask& task) {

@@ -15,8 +15,8 @@ int64_t grain_of(int64_t bytes_per_item);
 /// Writes a whole mask to host memory, with torch's intra-op threads.
 void write_mask_cpu(const MaskTask& task);
 
-/// Writes the first visible key from each key on, [batch_size, padding.length].
-void find_next_visible_cpu(const Padding& padding, int64_t batch_size, int64_t* next);
+/// Says of each row whether no key is visible in it, [batch_size, heads, q_length].
+void find_masked_rows_cpu(const Question& question, uint8_t* rows);
 
 /// Copies and opens all rows in host memory, with torch's intra-op threads.
 void unmask_cpu(const UnmaskTask& task);

@@ -54,14 +54,9 @@ ATTN_MASK_INLINE T element_of(const Pack& pack, int64_t index) {
   return static_cast<T>((bit < 64 ? pack.words[0] : pack.words[1]) >> (bit % 64));
 }
 
-/// One element of a mask.
+/// An element that is attended to.
 template <typename T>
-ATTN_MASK_INLINE T mask_element(const MaskTask& task, const Query& query, const RowHull& row,
-                                int64_t column) {
-  const Key key = task.key(query.batch, column);
-  if (!row.positions.contains(key.position) || !(row.exact || attends(task.rule, query, key))) {
-    return static_cast<T>(task.format.masked);
-  }
+ATTN_MASK_INLINE T visible_element(const MaskTask& task, const Query& query, int64_t column) {
   const Bias& bias = task.bias;
   if (bias.data == nullptr) {
     return static_cast<T>(task.format.attend);
@@ -71,15 +66,26 @@ ATTN_MASK_INLINE T mask_element(const MaskTask& task, const Query& query, const 
                  query.row * bias.strides[2] + column * bias.strides[3]];
 }
 
+/// One element of a mask.
+template <typename T>
+ATTN_MASK_INLINE T mask_element(const MaskTask& task, const Query& query, const RowHull& row,
+                                int64_t column) {
+  const Key key = task.key(query.batch, column);
+  if (!row.positions.contains(key.position) || !(row.exact || attends(task.rule, query, key))) {
+    return static_cast<T>(task.format.masked);
+  }
+  return visible_element<T>(task, query, column);
+}
+
 /// Elements `columns` of a row, which begins at column `first` of the pack.
 template <typename T>
-ATTN_MASK_INLINE Pack mask_pack(const MaskTask& task, const Query& query, int64_t first,
-                                Interval columns) {
-  const RowHull row = row_hull(task.rule, query);
-  if (task.opening.opens(query.batch, row.positions)) {
-    return pack_of<T>(task.opening.opened);
+ATTN_MASK_INLINE Pack mask_pack(const MaskTask& task, const Query& query, bool unmasked,
+                                int64_t first, Interval columns) {
+  if (unmasked && task.bias.data == nullptr) {
+    return pack_of<T>(task.unmasking.value);
   }
-  if (!task.kv_positions.listed) {
+  const RowHull row = unmasked ? RowHull{{-kOpen, kOpen}, true} : row_hull(task.rule, query);
+  if (!unmasked && !task.kv_positions.listed) {
     // Most packs lie on one side of the hull's border.
     const int64_t shift = task.kv_positions.at(query.batch, 0);
     const Interval inside =
@@ -120,7 +126,7 @@ ATTN_MASK_INLINE void write_mask_body(const MaskTask& task, int64_t packs_per_ro
     if (columns.empty()) {
       continue;
     }
-    const Pack pack = mask_pack<T>(task, query, first, columns);
+    const Pack pack = mask_pack<T>(task, query, task.unmasks(row_index), first, columns);
     if (columns.end - columns.begin == kPackSize<T> && task.out_strides[3] == 1) {
       *reinterpret_cast<Pack*>(out + first) = pack;
       continue;
@@ -138,34 +144,27 @@ ATTN_MASK_INLINE Interval part_of(int64_t length, int64_t thread, int64_t thread
   return intersect({thread * size, (thread + 1) * size}, {0, length});
 }
 
-/// First half of finding the next visible keys of a batch row, for one thread of a block: the first
-/// in its part, or the padding's length. All threads' are then needed in `first_of_part`.
-ATTN_MASK_INLINE int64_t first_visible_body(const Padding& padding, int64_t batch, Interval part) {
-  const Query query{batch, 0, 0, 0};
-  ATTN_MASK_ONE_BY_ONE
-  for (int64_t key = part.begin; key < part.end; ++key) {
-    if (padding.attends(query, key)) {
-      return key;
+/// Whether one thread of the block that has a row of the mask finds a key visible in it.
+ATTN_MASK_INLINE bool any_visible_body(const Question& question, int64_t row_index, int64_t thread,
+                                       int64_t threads) {
+  const int64_t plane = row_index / question.q_length;
+  const Query query = question.query(plane, row_index - plane * question.q_length);
+  const RowHull row = row_hull(question.rule, query);
+  Interval columns{0, question.kv_length};
+  if (!question.kv_positions.listed) {
+    const int64_t shift = question.kv_positions.at(query.batch, 0);
+    columns = intersect(columns, {row.positions.begin - shift, row.positions.end - shift});
+    if (row.exact) {
+      return !columns.empty();
     }
   }
-  return padding.length;
-}
-
-/// Second half: writes what lies in the thread's part.
-ATTN_MASK_INLINE void next_visible_body(const Padding& padding, int64_t batch, Interval part,
-                                        const int64_t* first_of_part, int64_t thread,
-                                        int64_t threads, int64_t* next) {
-  const Query query{batch, 0, 0, 0};
-  int64_t found = padding.length;
   ATTN_MASK_ONE_BY_ONE
-  for (int64_t later = thread + 1; later < threads && found == padding.length; ++later) {
-    found = first_of_part[later];
+  for (int64_t column = columns.begin + thread; column < columns.end; column += threads) {
+    if (attends(question.rule, query, question.key(query.batch, column))) {
+      return true;
+    }
   }
-  ATTN_MASK_ONE_BY_ONE
-  for (int64_t key = part.end - 1; key >= part.begin; --key) {
-    found = padding.attends(query, key) ? key : found;
-    next[batch * padding.length + key] = found;
-  }
+  return false;
 }
 
 /// How the threads of a block share a row: whole packs where all are aligned alike, and elements

@@ -15,17 +15,16 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)  // more at once, and reg
   write_mask_body<T>(task, packs_per_row, grid_position());
 }
 
-// One block to a batch row.
+// One block to a row of the mask.
 __global__ void __launch_bounds__(kThreadsPerBlock)
-    find_next_visible_kernel(const Padding padding, int64_t batch_size, int64_t* next) {
-  __shared__ int64_t first_of_part[kThreadsPerBlock];
-  const int64_t thread = threadIdx.x;
-  const Interval part = part_of(padding.length, thread, kThreadsPerBlock);
-  for (int64_t batch = blockIdx.x; batch < batch_size; batch += gridDim.x) {
-    first_of_part[thread] = first_visible_body(padding, batch, part);
-    __syncthreads();
-    next_visible_body(padding, batch, part, first_of_part, thread, kThreadsPerBlock, next);
-    __syncthreads();
+    find_masked_rows_kernel(const Question question, uint8_t* masked) {
+  const int64_t rows = question.rows();
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const bool visible =
+        __syncthreads_or(any_visible_body(question, row, threadIdx.x, blockDim.x)) != 0;
+    if (threadIdx.x == 0) {
+      masked[row] = visible ? 0 : 1;
+    }
   }
 }
 
@@ -118,11 +117,10 @@ void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
   }
 }
 
-void launch_find_next_visible(const Padding& padding, int64_t batch_size, int64_t* next,
-                              cudaStream_t stream) {
-  const auto blocks =
-      static_cast<unsigned int>(batch_size < kMaxRowBlocks ? batch_size : kMaxRowBlocks);
-  find_next_visible_kernel<<<blocks, kThreadsPerBlock, 0, stream>>>(padding, batch_size, next);
+void launch_find_masked_rows(const Question& question, uint8_t* rows, cudaStream_t stream) {
+  const auto threads = static_cast<unsigned int>(threads_for_row(question.kv_length));
+  find_masked_rows_kernel<<<blocks_for_lines(question.rows()), threads, 0, stream>>>(question,
+                                                                                     rows);
 }
 
 void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream) {

@@ -11,8 +11,7 @@ namespace attn_mask {
 /// Launches on `stream`; the task's pointers are device memory. Check cudaGetLastError after each.
 void launch_write_mask(const MaskTask& task, cudaStream_t stream);
 
-void launch_find_next_visible(const Padding& padding, int64_t batch_size, int64_t* next,
-                              cudaStream_t stream);
+void launch_find_masked_rows(const Question& question, uint8_t* rows, cudaStream_t stream);
 
 void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream);
 

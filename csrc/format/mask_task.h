@@ -11,22 +11,11 @@ struct Bias {
   int64_t strides[4];  // in elements; 0 repeats
 };
 
-/// Rows in which no key is attended to are opened, for attention that would give NaN. For rules of
-/// causality, a window and padding.
-struct Opening {
-  const int64_t*
-      next_visible;  // [batch_size, length]: the first visible key from each on; null: no
-  int64_t length;
-  uint64_t opened;  // the bits of an opened element
-
-  /// `positions`: the hull of the row.
-  ATTN_MASK_INLINE bool opens(int64_t batch, Interval positions) const {
-    if (next_visible == nullptr) {
-      return false;
-    }
-    const Interval keys = intersect(positions, {0, length});
-    return keys.empty() || next_visible[batch * length + keys.begin] >= keys.end;
-  }
+/// Fully masked rows that are unmasked, for attention that would give NaN for them: every element
+/// of such a row becomes `value`, or its bias.
+struct Unmasking {
+  const uint8_t* rows;  // [batch_size, heads, q_length]: 1 where no key is visible; null: none
+  uint64_t value;       // the bits of an element; with a bias, those of `attend`
 };
 
 /// All that a kernel needs to write one dense mask: what is asked, and where and how to write the
@@ -34,9 +23,14 @@ struct Opening {
 struct MaskTask : Question {
   DenseFormat format;
   Bias bias;
-  Opening opening;
+  Unmasking unmasking;
   void* out;               // [batch_size, heads, q_length, kv_length]
   int64_t out_strides[4];  // in elements
+
+  /// Whether row `row` of all the mask's rows is to be unmasked.
+  ATTN_MASK_INLINE bool unmasks(int64_t row) const {
+    return unmasking.rows != nullptr && unmasking.rows[row] != 0;
+  }
 
   /// Where a query's row begins, in elements from `out`.
   ATTN_MASK_INLINE int64_t out_offset(const Query& query) const {

@@ -16,8 +16,8 @@ std::array<DeviceKernels, kDevices>& table() {
   static std::array<DeviceKernels, kDevices> kernels = [] {
     std::array<DeviceKernels, kDevices> initial{};
     initial[static_cast<size_t>(c10::DeviceType::CPU)] = {
-        &write_mask_cpu,        &find_next_visible_cpu, &unmask_cpu,
-        &find_block_states_cpu, &write_block_mask_cpu,  /*needs_block_states=*/false};
+        &write_mask_cpu,        &find_masked_rows_cpu, &unmask_cpu,
+        &find_block_states_cpu, &write_block_mask_cpu, /*needs_block_states=*/false};
     return initial;
   }();
   return kernels;

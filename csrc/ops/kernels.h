@@ -15,7 +15,8 @@ namespace attn_mask {
 /// the same for all devices, Meta included, and is written once.
 struct DeviceKernels {
   void (*write_mask)(const MaskTask& task);
-  void (*find_next_visible)(const Padding& padding, int64_t batch_size, int64_t* next);
+  /// 1 for each row of the mask in which no key is visible, else 0.
+  void (*find_masked_rows)(const Question& question, uint8_t* rows);
   void (*unmask)(const UnmaskTask& task);
   void (*find_block_states)(const BlockMaskTask& task);
   /// Where `needs_block_states`, by the task's states. Host kernels say what they found; of others

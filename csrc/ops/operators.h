@@ -9,6 +9,8 @@
 #include <c10/core/ScalarType.h>
 #include <c10/core/SymInt.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -85,16 +87,18 @@ void prepare_4d_causal_attention_mask_out(const std::optional<at::Tensor>& atten
                                           c10::SymInt past_key_values_length,
                                           OptionalSymInt sliding_window, const at::Tensor& out);
 
-/// `allow_skip` also opens rows without a key on CUDA (see to_4d).
+/// `unmask_unattended` (see to_4d): else as the mask's device needs it (needs_unmasking).
 std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
     const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-    OptionalSymInt sliding_window, bool allow_skip, c10::SymInt stride_multiple);
+    OptionalSymInt sliding_window, bool allow_skip, std::optional<bool> unmask_unattended,
+    c10::SymInt stride_multiple);
 void prepare_4d_causal_attention_mask_for_sdpa_out(const std::optional<at::Tensor>& attention_mask,
                                                    c10::SymIntArrayRef input_shape,
                                                    const at::Tensor& inputs_embeds,
                                                    c10::SymInt past_key_values_length,
                                                    OptionalSymInt sliding_window, bool allow_skip,
+                                                   std::optional<bool> unmask_unattended,
                                                    const at::Tensor& out);
 
 at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
@@ -106,6 +110,13 @@ void unmask_unattended_out(const at::Tensor& expanded_mask, const c10::Scalar& m
 at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
                                       c10::SymInt stride_multiple);
 
+/// Whether attention on a device gives NaN for rows without a key, so that upstream unmasks them
+/// there: memory-efficient attention on CUDA and XPU does.
+inline constexpr std::array kUnmaskedDevices{at::kCUDA, at::kXPU};
+inline bool needs_unmasking(at::Device device) {
+  return std::ranges::find(kUnmaskedDevices, device.type()) != kUnmaskedDevices.end();
+}
+
 /// A host decision: with a mask to look at, it waits for the mask's device.
 bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
                              const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
@@ -114,25 +125,29 @@ bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
 /// Whether no element of the mask is zero; a host decision, too.
 bool is_all_visible(const at::Tensor& mask);
 
-/// Any rule (see rule_program.h) as a boolean mask.
+/// Any rule (see rule_program.h) as a boolean mask. With `unmask_unattended`, rows in which no key
+/// is visible become true throughout.
 at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                    c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
                    c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
                    const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
-                   c10::SymInt stride_multiple);
+                   bool unmask_unattended, c10::SymInt stride_multiple);
 void boolean_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                  c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
                  c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
                  const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
-                 const at::Tensor& out);
+                 bool unmask_unattended, const at::Tensor& out);
 
-/// Any rule as an additive mask, on top of a bias where one is given.
+/// Any rule as an additive mask, on top of a bias where one is given. Masked elements hold
+/// `masked_value`: a negative number that the dtype holds, or -inf; else its lowest finite number.
+/// With `unmask_unattended`, rows in which no key is visible become +0.0, or the bias, throughout.
 at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                     c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype,
                     c10::SymInt q_offset, c10::SymInt kv_offset,
                     const std::optional<at::Tensor>& q_positions,
                     const std::optional<at::Tensor>& kv_positions,
                     const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                    bool unmask_unattended, const std::optional<c10::Scalar>& masked_value,
                     c10::SymInt stride_multiple);
 void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                   c10::SymInt q_length, c10::SymInt kv_length, std::optional<at::ScalarType> dtype,
@@ -140,16 +155,16 @@ void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt
                   const std::optional<at::Tensor>& q_positions,
                   const std::optional<at::Tensor>& kv_positions,
                   const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                  bool unmask_unattended, const std::optional<c10::Scalar>& masked_value,
                   const at::Tensor& out);
 
 /// The same with a gradient for the bias.
-at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
-                             c10::SymInt batch_size, c10::SymInt q_length, c10::SymInt kv_length,
-                             at::ScalarType dtype, c10::SymInt q_offset, c10::SymInt kv_offset,
-                             const std::optional<at::Tensor>& q_positions,
-                             const std::optional<at::Tensor>& kv_positions,
-                             const std::optional<at::Tensor>& bias,
-                             std::optional<at::Device> device, c10::SymInt stride_multiple);
+at::Tensor additive_autograd(
+    c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt q_length,
+    c10::SymInt kv_length, at::ScalarType dtype, c10::SymInt q_offset, c10::SymInt kv_offset,
+    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
+    const std::optional<at::Tensor>& bias, std::optional<at::Device> device, bool unmask_unattended,
+    const std::optional<c10::Scalar>& masked_value, c10::SymInt stride_multiple);
 
 /// Any rule as flex attention's BlockMask: kv_num_blocks, kv_indices, full_kv_num_blocks,
 /// full_kv_indices, q_num_blocks, q_indices, full_q_num_blocks, full_q_indices, all int32; without

@@ -27,7 +27,7 @@ Padding padding_of(const at::Tensor& mask, at::ScalarType cast_to) {
 at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tensor& mask,
                            const c10::SymInt& q_length, at::ScalarType dtype,
                            const std::optional<c10::SymInt>& kv_length, bool is_causal,
-                           const std::optional<c10::SymInt>& sliding_window, bool open_rows,
+                           const std::optional<c10::SymInt>& sliding_window, bool unmask_unattended,
                            const Output& output) {
   check_sliding_window(sliding_window);
   check_additive_dtype(op, "dtype", dtype);
@@ -61,15 +61,8 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
   const Padding padding = padding_of(mask, dtype);
   task.rule = causal ? causal_rule(sliding_window) & make_rule(padding) : make_rule(padding);
   task.q_positions.offset = causal ? out.size(3) - out.size(2) : 0;
-  at::Tensor next_visible;
-  if (open_rows && mask.numel() != 0) {
-    next_visible = at::empty(mask.sizes(), mask.options().dtype(at::kLong));
-    const c10::OptionalDeviceGuard guard(mask.device());
-    device_kernels(mask.device().type())
-        .find_next_visible(padding, mask.size(0), next_visible.data_ptr<int64_t>());
-    task.opening = {next_visible.const_data_ptr<int64_t>(), mask.size(1), sign_bit(dtype)};
-  }
-  run(task, out.device());
+  prepare_and_run(task, out.device(),
+                  unmask_unattended ? std::optional(sign_bit(dtype)) : std::nullopt);
   return out;
 }
 
@@ -88,7 +81,7 @@ at::Tensor expand(const char* op, const at::Tensor& mask, const OptionalSymInt& 
     check_size(op, "tgt_len", *tgt_len);
   }
   return padding_mask_4d(op, "mask", mask, tgt_len.value_or(mask.sym_size(1)), dtype, std::nullopt,
-                         /*is_causal=*/false, std::nullopt, /*open_rows=*/false, output);
+                         /*is_causal=*/false, std::nullopt, /*unmask_unattended=*/false, output);
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ std::optional<at::Tensor> prepare(const std::optional<at::Tensor>& attention_mas
     return invert_4d(kPrepare, *attention_mask, shape, kv_length, dtype, output);
   }
   return padding_mask_4d(kPrepare, "attention_mask", *attention_mask, shape.q_length, dtype,
-                         kv_length, /*is_causal=*/true, sliding_window, /*open_rows=*/false,
+                         kv_length, /*is_causal=*/true, sliding_window, /*unmask_unattended=*/false,
                          output);
 }
 
@@ -122,6 +122,7 @@ std::optional<at::Tensor> prepare_for_sdpa(const std::optional<at::Tensor>& atte
                                            const at::Tensor& inputs_embeds,
                                            const c10::SymInt& past_key_values_length,
                                            const OptionalSymInt& sliding_window, bool allow_skip,
+                                           std::optional<bool> unmask_unattended,
                                            const Output& output) {
   const InputShape shape = check_input_shape(kPrepareForSdpa, "input_shape", input_shape);
   const c10::SymInt kv_length =
@@ -137,14 +138,12 @@ std::optional<at::Tensor> prepare_for_sdpa(const std::optional<at::Tensor>& atte
                            output);
   }
   const at::ScalarType dtype = inputs_embeds.scalar_type();
-  // Memory-efficient attention on CUDA gives NaN for rows without a key; upstream opens them there,
-  // but not while tracing, which is when allow_skip is off.
-  const bool open_rows = allow_skip && attention_mask->is_cuda();
+  const bool unmasks = unmask_unattended.value_or(needs_unmasking(attention_mask->device()));
   if (attention_mask->dim() == 2) {
     return padding_mask_4d(kPrepareForSdpa, "attention_mask", *attention_mask, shape.q_length,
-                           dtype, kv_length, /*is_causal=*/true, sliding_window, open_rows, output);
+                           dtype, kv_length, /*is_causal=*/true, sliding_window, unmasks, output);
   }
-  if (open_rows) {
+  if (unmasks) {
     return unmask(kPrepareForSdpa, *attention_mask, lowest(dtype), output);
   }
   at::Tensor copy = output.like(*attention_mask);
@@ -184,9 +183,10 @@ void prepare_4d_causal_attention_mask_out(const std::optional<at::Tensor>& atten
 std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
     const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-    OptionalSymInt sliding_window, bool allow_skip, c10::SymInt stride_multiple) {
+    OptionalSymInt sliding_window, bool allow_skip, std::optional<bool> unmask_unattended,
+    c10::SymInt stride_multiple) {
   return prepare_for_sdpa(attention_mask, input_shape, inputs_embeds, past_key_values_length,
-                          sliding_window, allow_skip,
+                          sliding_window, allow_skip, unmask_unattended,
                           Output(kPrepareForSdpa, std::move(stride_multiple)));
 }
 
@@ -195,9 +195,10 @@ void prepare_4d_causal_attention_mask_for_sdpa_out(const std::optional<at::Tenso
                                                    const at::Tensor& inputs_embeds,
                                                    c10::SymInt past_key_values_length,
                                                    OptionalSymInt sliding_window, bool allow_skip,
+                                                   std::optional<bool> unmask_unattended,
                                                    const at::Tensor& out) {
   prepare_for_sdpa(attention_mask, input_shape, inputs_embeds, past_key_values_length,
-                   sliding_window, allow_skip,
+                   sliding_window, allow_skip, unmask_unattended,
                    Output(kPrepareForSdpa, out, inputs_of(attention_mask, inputs_embeds)));
 }
 

@@ -2,6 +2,7 @@
 #include <ATen/ops/where.h>
 #include <c10/core/GradMode.h>
 
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@ namespace {
 
 struct Arguments : RuleArguments {
   const std::optional<at::Tensor>& bias;
+  bool unmask_unattended;
 };
 
 at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType dtype,
@@ -71,15 +73,16 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
                    {bias->size(0) == 1 ? 0 : bias->stride(0),
                     bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
     }
+    const auto unmasked = arguments.unmask_unattended ? std::optional(format.attend) : std::nullopt;
     if (decoded.has_parts) {
       ask_in_parts(op, program, task, device, height_of_parts(task),
                    [&](int64_t first, const Question& rows) {
                      MaskTask part = task.part(first, first + rows.q_length);
                      part.rule = rows.rule;
-                     prepare_and_run(part, device);
+                     prepare_and_run(part, device, unmasked);
                    });
     } else {
-      prepare_and_run(task, device);
+      prepare_and_run(task, device, unmasked);
     }
   }
   return one_for_all ? with_batch_of(out, program.batch_size) : out;
@@ -100,9 +103,29 @@ std::vector<at::Tensor> inputs_of(const Arguments& arguments) {
   return inputs;
 }
 
-at::Tensor additive(const Arguments& arguments, at::ScalarType dtype, const Output& output) {
+/// What masked elements hold: as asked, or the lowest finite number.
+DenseFormat format_of(at::ScalarType dtype, const std::optional<c10::Scalar>& masked_value) {
+  if (!masked_value) {
+    return additive_format(dtype);
+  }
+  TORCH_CHECK_TYPE(!masked_value->isComplex() && !masked_value->isBoolean(), kAdditiveOp,
+                   ": expected masked_value to be a real number, but got ", *masked_value);
+  const double masked = masked_value->toDouble();
+  TORCH_CHECK_VALUE(masked < 0, kAdditiveOp, ": expected masked_value to be negative, but got ",
+                    *masked_value);
+  const DenseFormat format = additive_format(dtype, masked);
+  // Overflow would make a finite number -inf, underflow would show what is to be masked.
+  const bool is_held = format.masked != sign_bit(dtype) &&
+                       (std::isinf(masked) || format.masked <= additive_format(dtype).masked);
+  TORCH_CHECK_VALUE(is_held, kAdditiveOp, ": expected masked_value to be a number that ", dtype,
+                    " holds, but got ", *masked_value);
+  return format;
+}
+
+at::Tensor additive(const Arguments& arguments, at::ScalarType dtype,
+                    const std::optional<c10::Scalar>& masked_value, const Output& output) {
   check_additive_dtype(kAdditiveOp, "dtype", dtype);
-  return rule_mask(kAdditiveOp, arguments, dtype, additive_format(dtype), output);
+  return rule_mask(kAdditiveOp, arguments, dtype, format_of(dtype, masked_value), output);
 }
 
 const std::optional<at::Tensor> kNoBias;
@@ -113,7 +136,7 @@ at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymIn
                    c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
                    c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
                    const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
-                   c10::SymInt stride_multiple) {
+                   bool unmask_unattended, c10::SymInt stride_multiple) {
   return rule_mask(kBooleanOp,
                    {{{rule, operands, batch_size, q_length, kv_length},
                      q_offset,
@@ -121,7 +144,8 @@ at::Tensor boolean(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymIn
                      q_positions,
                      kv_positions,
                      device},
-                    kNoBias},
+                    kNoBias,
+                    unmask_unattended},
                    at::kBool, kBoolean, Output(kBooleanOp, std::move(stride_multiple)));
 }
 
@@ -129,14 +153,15 @@ void boolean_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt 
                  c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_offset,
                  c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
                  const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device,
-                 const at::Tensor& out) {
+                 bool unmask_unattended, const at::Tensor& out) {
   Arguments arguments{{{rule, operands, batch_size, q_length, kv_length},
                        q_offset,
                        kv_offset,
                        q_positions,
                        kv_positions,
                        device},
-                      kNoBias};
+                      kNoBias,
+                      unmask_unattended};
   const Output output(kBooleanOp, out, inputs_of(arguments));
   arguments.device = output.device(device);
   rule_mask(kBooleanOp, arguments, at::kBool, kBoolean, output);
@@ -148,6 +173,7 @@ at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymI
                     const std::optional<at::Tensor>& q_positions,
                     const std::optional<at::Tensor>& kv_positions,
                     const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                    bool unmask_unattended, const std::optional<c10::Scalar>& masked_value,
                     c10::SymInt stride_multiple) {
   return additive({{{rule, operands, batch_size, q_length, kv_length},
                     q_offset,
@@ -155,8 +181,9 @@ at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymI
                     q_positions,
                     kv_positions,
                     device},
-                   bias},
-                  dtype, Output(kAdditiveOp, std::move(stride_multiple)));
+                   bias,
+                   unmask_unattended},
+                  dtype, masked_value, Output(kAdditiveOp, std::move(stride_multiple)));
 }
 
 void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
@@ -165,6 +192,7 @@ void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt
                   const std::optional<at::Tensor>& q_positions,
                   const std::optional<at::Tensor>& kv_positions,
                   const std::optional<at::Tensor>& bias, std::optional<at::Device> device,
+                  bool unmask_unattended, const std::optional<c10::Scalar>& masked_value,
                   const at::Tensor& out) {
   if (bias) {
     check_no_gradient(kAdditiveOp, "bias", *bias);
@@ -175,19 +203,19 @@ void additive_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt
                        q_positions,
                        kv_positions,
                        device},
-                      bias};
+                      bias,
+                      unmask_unattended};
   const Output output(kAdditiveOp, out, inputs_of(arguments));
   arguments.device = output.device(device);
-  additive(arguments, output.dtype(dtype), output);
+  additive(arguments, output.dtype(dtype), masked_value, output);
 }
 
-at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
-                             c10::SymInt batch_size, c10::SymInt q_length, c10::SymInt kv_length,
-                             at::ScalarType dtype, c10::SymInt q_offset, c10::SymInt kv_offset,
-                             const std::optional<at::Tensor>& q_positions,
-                             const std::optional<at::Tensor>& kv_positions,
-                             const std::optional<at::Tensor>& bias,
-                             std::optional<at::Device> device, c10::SymInt stride_multiple) {
+at::Tensor additive_autograd(
+    c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt q_length,
+    c10::SymInt kv_length, at::ScalarType dtype, c10::SymInt q_offset, c10::SymInt kv_offset,
+    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
+    const std::optional<at::Tensor>& bias, std::optional<at::Device> device, bool unmask_unattended,
+    const std::optional<c10::Scalar>& masked_value, c10::SymInt stride_multiple) {
   for (const at::Tensor& operand : operands) {
     check_strided(kAdditiveOp, "operands", operand);
   }
@@ -205,7 +233,8 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
   {
     const at::AutoDispatchBelowAutograd below;
     mask = call::additive(rule, operands, batch_size, q_length, kv_length, dtype, q_offset,
-                          kv_offset, q_positions, kv_positions, bias, device, stride_multiple);
+                          kv_offset, q_positions, kv_positions, bias, device, unmask_unattended,
+                          masked_value, stride_multiple);
     if (!differentiable) {
       return mask;
     }
@@ -216,7 +245,8 @@ at::Tensor additive_autograd(c10::SymIntArrayRef rule, at::TensorList operands,
     const at::AutoDispatchBelowAutograd below;
     attended = call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
                              std::move(kv_length), std::move(q_offset), std::move(kv_offset),
-                             q_positions, kv_positions, device, /*stride_multiple=*/1);
+                             q_positions, kv_positions, device, unmask_unattended,
+                             /*stride_multiple=*/1);
   }
   return with_stride_multiple(at::where(attended, *bias, mask), stride_multiple);
 }

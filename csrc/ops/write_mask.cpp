@@ -1,5 +1,6 @@
 #include "ops/write_mask.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
@@ -31,10 +32,21 @@ void run(const MaskTask& task, at::Device device) {
   device_kernels(device.type()).write_mask(task);
 }
 
-void prepare_and_run(MaskTask& task, at::Device device) {
+void prepare_and_run(MaskTask& task, at::Device device, std::optional<uint64_t> unmasked) {
+  if (task.empty()) {
+    return;
+  }
   std::optional<PreparedTables> prepared;
-  if (device.is_cpu() && !task.empty()) {
+  if (device.is_cpu()) {
     prepared.emplace(task);
+  }
+  at::Tensor masked_rows;
+  if (unmasked) {
+    masked_rows = at::empty({task.rows()}, at::TensorOptions().dtype(at::kByte).device(device));
+    auto* const rows = masked_rows.mutable_data_ptr<uint8_t>();
+    const c10::OptionalDeviceGuard guard(device);
+    device_kernels(device.type()).find_masked_rows(task, rows);
+    task.unmasking = {rows, *unmasked};
   }
   run(task, device);
 }

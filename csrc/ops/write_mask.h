@@ -15,8 +15,11 @@ MaskTask mask_task(const at::Tensor& out, const DenseFormat& format);
 /// Runs the task on the device.
 void run(const MaskTask& task, at::Device device);
 
-/// The same for a rule whose tables have yet to be prepared; it points nowhere afterwards.
-void prepare_and_run(MaskTask& task, at::Device device);
+/// The same for a rule whose tables have yet to be prepared; it points nowhere afterwards. With
+/// `unmasked`, the bits of an element, rows in which no key is visible hold that (or their bias)
+/// throughout.
+void prepare_and_run(MaskTask& task, at::Device device,
+                     std::optional<uint64_t> unmasked = std::nullopt);
 
 /// Writes `rule` into `out`, a tensor with real memory. Query i stands at position `q_offset + i`.
 void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,

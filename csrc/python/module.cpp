@@ -59,15 +59,18 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
                      c10::SymInt q_offset, c10::SymInt kv_offset,
                      const std::optional<at::Tensor>& q_positions,
                      const std::optional<at::Tensor>& kv_positions,
-                     std::optional<at::Device> device, std::optional<at::ScalarType> dtype) {
+                     std::optional<at::Device> device, std::optional<at::ScalarType> dtype,
+                     const std::optional<at::Tensor>& bias, bool unmask_unattended,
+                     std::optional<c10::Scalar> masked_value) {
   if (dtype) {
     return call::additive(rule, operands, std::move(batch_size), std::move(q_length),
                           std::move(kv_length), *dtype, std::move(q_offset), std::move(kv_offset),
-                          q_positions, kv_positions, std::nullopt, device, kAnyStride);
+                          q_positions, kv_positions, bias, device, unmask_unattended, masked_value,
+                          kAnyStride);
   }
   return call::boolean(rule, operands, std::move(batch_size), std::move(q_length),
                        std::move(kv_length), std::move(q_offset), std::move(kv_offset), q_positions,
-                       kv_positions, device, kAnyStride);
+                       kv_positions, device, unmask_unattended, kAnyStride);
 }
 
 std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
@@ -84,6 +87,15 @@ std::vector<at::Tensor> block_mask(const std::vector<c10::SymInt>& rule,
                           std::move(kv_block_size), std::move(q_offset), std::move(kv_offset),
                           q_positions, kv_positions, device, separate_full_blocks,
                           std::move(kv_width), std::move(q_width));
+}
+
+/// The types of devices on which rows without a key are unmasked, as torch.device names them.
+pybind11::tuple unmasked_devices() {
+  pybind11::list names;
+  for (const at::DeviceType device : ops::kUnmaskedDevices) {
+    names.append(c10::DeviceTypeName(device, /*lower_case=*/true));
+  }
+  return pybind11::tuple(names);
 }
 
 bool is_all_visible(const at::Tensor& mask) { return call::is_all_visible(mask); }
@@ -120,6 +132,7 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.attr("FAR") = kFar;
+  m.attr("UNMASKED_DEVICES") = unmasked_devices();
   m.def("build_info", &build_info);
   m.def("to_causal_4d", &Direct<&to_causal_4d>::call);
   m.def("to_4d", &Direct<&to_4d>::call);

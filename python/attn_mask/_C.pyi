@@ -3,6 +3,7 @@
 import torch
 
 FAR: int
+UNMASKED_DEVICES: tuple[str, ...]
 
 def build_info() -> dict[str, object]: ...
 def to_causal_4d(
@@ -48,6 +49,9 @@ def rule_mask(
     kv_positions: torch.Tensor | None,
     device: torch.device | None,
     dtype: torch.dtype | None,
+    bias: torch.Tensor | None,
+    unmask_unattended: bool,
+    masked_value: float | None,
     /,
 ) -> torch.Tensor: ...
 def block_mask(

@@ -13,8 +13,11 @@ from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
 from attn_mask import utils as utils
+from attn_mask._aten_only import aten_only as aten_only
+from attn_mask._decompositions import decompositions as decompositions
 from attn_mask._install import install as install
 from attn_mask._install import installed as installed
+from attn_mask._install import is_installed as is_installed
 from attn_mask._install import uninstall as uninstall
 from attn_mask._releases import for_transformers as for_transformers
 from attn_mask._sdpa import SdpaArguments as SdpaArguments
@@ -26,13 +29,16 @@ from attn_mask.block_mask import create_block_mask as create_block_mask
 __all__ = [
     "SdpaArguments",
     "__version__",
+    "aten_only",
     "block_mask_to",
     "block_sparse",
     "build_info",
     "create_block_mask",
+    "decompositions",
     "for_transformers",
     "install",
     "installed",
+    "is_installed",
     "masking_utils",
     "modeling_attn_mask_utils",
     "rules",

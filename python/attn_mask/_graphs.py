@@ -1,11 +1,20 @@
 """How operators stand in graphs that torch records: what fake tensors and proxies make of them."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from attn_mask import _process
+from attn_mask._aten_only import is_aten_only
+from attn_mask._decompositions import _TABLE
+from attn_mask._library import UNMASKED_DEVICES
 
 _ops = torch.ops.attn_mask
 
@@ -65,18 +74,20 @@ def _certain(
             )
         lowest = torch.finfo(given["inputs_embeds"].dtype).min
         is_for_sdpa = func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default
-        opens = is_for_sdpa and mask.is_cuda and given.get("allow_skip", True)
+        unmasks = is_for_sdpa and given.get("unmask_unattended")
+        if unmasks is None:
+            unmasks = is_for_sdpa and mask.device.type in UNMASKED_DEVICES
         if mask.dim() == 2:
             return _ops.to_4d(
                 mask,
                 q_length,
                 key_value_length=kv_length,
                 sliding_window=window,
-                unmask_unattended=opens,
+                unmask_unattended=unmasks,
                 **options,
             )
         if is_for_sdpa:
-            return _ops._unmask_unattended(mask, lowest) if opens else mask.clone()
+            return _ops._unmask_unattended(mask, lowest) if unmasks else mask.clone()
         attends = mask if mask.dtype == torch.bool else mask.to(dtype) == 1
         return torch.where(attends, torch.zeros((), dtype=dtype, device=mask.device), lowest)
 
@@ -97,19 +108,68 @@ def _with_operand(
     return mode.__torch_dispatch__(func, types, args, kwargs)
 
 
+def _in_aten(
+    record: Callable[..., Any],
+    mode: ProxyTorchDispatchMode,
+    func: Any,
+    types: Any,
+    args: Any,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Records an operator as ATen's where a graph is to hold nothing else."""
+    if not (is_aten_only() or torch.onnx.is_in_onnx_export()):
+        return record(mode, func, types, args, kwargs)
+    if record is _certain:
+        if func(*args, **kwargs) is None:
+            return None
+        kwargs = {**kwargs, "is_needed": True}
+    with mode:
+        return _TABLE[func](*args, **kwargs)
+
+
+def _without_effect(
+    mode: FunctionalTensorMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """Functionalizes an `.out` form.
+
+    What torch makes of it takes the operator as an argument, which no table of decompositions gets
+    to see: where there is one for it, that is used here.
+    """
+    in_aten = is_aten_only() or torch.onnx.is_in_onnx_export()
+    if not in_aten and func not in _table_of_recording():
+        return mode.__torch_dispatch__(func, types, args, kwargs)
+    with mode:
+        return _TABLE[func](*args, **kwargs)
+
+
+def _table_of_recording() -> Any:
+    """The decompositions that the graph is recorded with."""
+    # Before torch 2.13 it was global.
+    table = getattr(proxy_tensor, "CURRENT_DECOMPOSITION_TABLE", None)
+    return getattr(get_proxy_mode(), "decomposition_table", {}) if table is None else table
+
+
 _RULES = ("boolean", "additive", "block_mask", "_block_states")
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
-    torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
-for _name in (
-    "to_causal_4d",
-    "_create_4d_causal_attention_mask",
-    "_prepare_4d_causal_attention_mask",
-    "_prepare_4d_causal_attention_mask_for_sdpa",
-    "_prepare_4d_attention_mask_for_sdpa",
-):
-    torch.library.register_torch_dispatch(f"attn_mask::{_name}", ProxyTorchDispatchMode, _certain)
-for _name in _RULES:
-    torch.library.register_torch_dispatch(
-        f"attn_mask::{_name}", ProxyTorchDispatchMode, _with_operand
-    )
+_RECORDED = {
+    "to_causal_4d": _certain,
+    "_create_4d_causal_attention_mask": _certain,
+    "_prepare_4d_causal_attention_mask": _certain,
+    "_prepare_4d_causal_attention_mask_for_sdpa": _certain,
+    "_prepare_4d_attention_mask_for_sdpa": _certain,
+    **dict.fromkeys(_RULES, _with_operand),
+}
+
+# Once in a process: torch takes no second rule from a module that is executed again.
+if _process.first("graphs"):
+    for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
+        torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
+    for _func in _TABLE:
+        _name = _func._schema.name.partition("::")[2]
+        _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
+        if _func._overloadname == "out":
+            _record = ProxyTorchDispatchMode.__torch_dispatch__
+            torch.library.register_torch_dispatch(_func, FunctionalTensorMode, _without_effect)
+        torch.library.register_torch_dispatch(
+            _func, ProxyTorchDispatchMode, functools.partial(_in_aten, _record)
+        )

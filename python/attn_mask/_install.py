@@ -2,64 +2,37 @@
 
 Models hold transformers' create functions as objects, and those go on running: what they do is the
 installed release's. But they look mask functions up in ``transformers.masking_utils`` when they are
-called, and the functions that write masks in ALL_MASK_ATTENTION_FUNCTIONS. Those become ours here.
+called, and the functions that write masks in ALL_MASK_ATTENTION_FUNCTIONS. Those become ours here,
+where they are transformers' own; ``_upstream_source`` tells.
 """
 
+import functools
 import importlib
 import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable
-from types import ModuleType, TracebackType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType, ModuleType, TracebackType
+from typing import Any, NamedTuple, TypeVar, cast
 
-import torch
-
-from attn_mask import _skipping, block_mask, masking_utils, rules
+from attn_mask import _process, _upstream_masks, block_mask, masking_utils
 from attn_mask._releases import for_transformers, release_numbers
+from attn_mask._upstream_known import KNOWN
+from attn_mask._upstream_source import DECISIONS, FACTORIES, SKIPPING, Module, hashes
 
-__all__ = ["install", "installed", "uninstall"]
+__all__ = ["install", "installed", "is_installed", "uninstall"]
 
 _LEGACY = "modeling_attn_mask_utils"
-
-# Mask functions whose results depend on their arguments alone, the same in all releases. Those that
-# prepare the arguments stay the release's.
-_FACTORIES = (
-    "and_masks",
-    "or_masks",
-    "causal_mask_function",
-    "bidirectional_mask_function",
-    "sliding_window_overlay",
-    "sliding_window_causal_mask_function",
-    "sliding_window_bidirectional_overlay",
-    "sliding_window_bidirectional_mask_function",
-    "chunked_overlay",
-    "chunked_causal_mask_function",
-    "blockwise_overlay",
-    "padding_mask_function",
-    "packed_sequence_mask_function",
-    "remap_positions_for_packed_sequence",
-    "packed_sequence_compatibility_function",
-    "add_offsets_to_mask_function",
-)
+_MASKING = "transformers.masking_utils"
 
 _ABSENT: Any = object()
 
 _logger = logging.getLogger("attn_mask")
 
 
-class _Decisions(NamedTuple):
-    """How a release decides that no mask is needed, under skip_policy."""
-
-    causal: Callable[..., bool]
-    """(attention_mask, q_length, kv_length, q_offset, kv_offset, local_size)"""
-    bidirectional: Callable[..., bool]
-    """(attention_mask, kv_length, kv_offset, local_size)"""
-
-
 class _Change(NamedTuple):
-    """One attribute of a module (or item of a mapping) that was replaced."""
+    """One attribute of a module (or item of a mapping) that is replaced."""
 
     of: dict[str, Any]
     name: str
@@ -67,7 +40,9 @@ class _Change(NamedTuple):
     now: Any
 
     def make(self) -> None:
-        self.of[self.name] = self.now
+        """Unless someone else has replaced it since."""
+        if self.of.get(self.name, _ABSENT) is self.before:
+            self.of[self.name] = self.now
 
     def undo(self) -> None:
         """Unless someone else has replaced it since."""
@@ -80,93 +55,263 @@ class _Change(NamedTuple):
 
 
 class _Installation:
-    """What is replaced, and what it was before."""
+    """What is replaced, and what it was before. Made without changing anything.
+
+    make() and undo() can be called again wherever they were interrupted.
+    """
 
     def __init__(self, transformers: ModuleType):
+        version = getattr(transformers, "__version__", None)
+        if not isinstance(version, str):
+            raise ImportError(
+                "attn_mask.install: expected transformers (4.35.0 or later) to be installed, but "
+                "the one here has no __version__"
+            )
+        self._version = version
         self._changes: list[_Change] = []
         # (before, now) of objects that modules hold by name.
         self._objects: dict[str, tuple[Any, Any]] = {}
         self._mapping: dict[str, Any] = {}
-        version: str = transformers.__version__
-        release = release_numbers(version)
+        self._release = _upstream_masks.state.release
+        self._legacy: _Change | None = None
         ours = _our_legacy_module(version)
-        if release >= (4, 53):
-            upstream = importlib.import_module("transformers.masking_utils")
-            self._plan_masking_utils(upstream, release)
+        if release_numbers(version) >= (4, 53):
+            self._plan_masking_utils()
         self._plan_legacy(transformers, ours)
-        for change in self._changes:
-            change.make()
         # Files that were imported before hold objects; the same name tells an import from a use.
         for namespace in _namespaces(lambda name: not name.startswith("attn_mask.")):
-            self._replace_objects(namespace, forth=True)
+            for name, (before, now) in self._objects.items():
+                if namespace.get(name, _ABSENT) is before:
+                    self._changes.append(_Change(namespace, name, before, now))
+
+    def make(self) -> None:
+        _upstream_masks.state.release = self._release
+        for change in self._changes:
+            change.make()
 
     def undo(self) -> None:
         for change in reversed(self._changes):
             change.undo()
-        # transformers makes its package anew while it loads models, and keeps what it looked up.
-        package = vars(sys.modules["transformers"]) if "transformers" in sys.modules else {}
-        _Change(
-            package, _LEGACY, sys.modules.get(self._legacy.name, _ABSENT), self._legacy.now
-        ).undo()
+        if self._legacy is not None:
+            # transformers makes its package anew while it loads models, and keeps what it looked
+            # up.
+            package = _namespace(sys.modules.get("transformers"))
+            if package is not None:
+                before = sys.modules.get(self._legacy.name, _ABSENT)
+                _Change(package, _LEGACY, before, self._legacy.now).undo()
         for key, function in list(self._mapping.items()):
             for before, now in self._objects.values():
                 if function is now:
                     self._mapping[key] = before
         # Files of transformers' own that were imported since hold ours.
         for namespace in _namespaces(_is_of_transformers):
-            self._replace_objects(namespace, forth=False)
+            for name, (before, now) in self._objects.items():
+                _Change(namespace, name, before, now).undo()
 
-    def _replace_objects(self, namespace: dict[str, Any], forth: bool) -> None:
-        for name, (before, now) in self._objects.items():
-            held, other = (before, now) if forth else (now, before)
-            if namespace.get(name, _ABSENT) is held:
-                namespace[name] = other
-                if forth:
-                    self._changes.append(_Change(namespace, name, before, now))
-
-    def _plan_masking_utils(self, upstream: ModuleType, release: tuple[int, ...]) -> None:
-        decisions = _decisions_of(upstream, release)
-        names = vars(upstream)
-        for name in _FACTORIES:
-            if name in names:
-                self._objects[name] = names[name], _factory(name, names[name])
-        interfaces = _interfaces(upstream, decisions)
-        for name, function in interfaces.items():
-            self._objects[name] = names[name], function
-        if "find_packed_sequence_indices" in names:
-            before = names["find_packed_sequence_indices"]
-            self._objects["find_packed_sequence_indices"] = before, _find_sequences(before)
-        for name, (before, now) in self._objects.items():
-            self._changes.append(_Change(names, name, before, now))
-        if "create_block_mask" in names:  # torch's, where it has flex attention
-            before = names["create_block_mask"]
-            now = block_mask.create_block_mask
-            self._changes.append(_Change(names, "create_block_mask", before, now))
-        self._mapping = upstream.AttentionMaskInterface._global_mapping
-        own = {id(names[name]): function for name, function in interfaces.items()}
-        for key, function in self._mapping.items():
-            if id(function) in own:
-                self._changes.append(_Change(self._mapping, key, function, own[id(function)]))
-        local = upstream.ALL_MASK_ATTENTION_FUNCTIONS._local_mapping
-        for key in ("eager", "sdpa"):
-            function = local.get(key, self._mapping.get(key))
-            if function is not None and id(function) not in own:
-                _name_once(key, function)
+    def _plan_masking_utils(self) -> None:
+        try:
+            upstream = importlib.import_module(_MASKING)
+        except ModuleNotFoundError as error:
+            if error.name != _MASKING:
+                raise
+            raise NotImplementedError(
+                f"attn_mask.install: expected transformers {self._version} to have masking_utils, "
+                "as all releases since 4.53 that are known here, but there is none: this attn_mask "
+                "is too old for the transformers here"
+            ) from error
+        plan = _Plan(upstream)
+        self._release = plan.release
+        self._objects = plan.objects
+        self._mapping = plan.mapping
+        self._changes += plan.changes
+        plan.name_others(self._version)
 
     def _plan_legacy(self, transformers: ModuleType, ours: ModuleType) -> None:
         name = f"transformers.{_LEGACY}"
         before = sys.modules.get(name, _ABSENT)
-        attribute = vars(transformers).get(_LEGACY, _ABSENT)
+        # Where it was not imported, nobody holds or has replaced anything of it.
+        held = _namespace(before) or {}
+        public = [name for name in ours.__all__ if name in held]
+        others = [name for name in public if not _is_legacy(before, name, getattr(ours, name))]
+        if others:
+            _say_once(
+                "%s stays as it is, for it holds %s",
+                name,
+                ", ".join(_shown(held[other]) for other in others),
+            )
+            return
         self._legacy = _Change(sys.modules, name, before, ours)
         self._changes.append(self._legacy)
-        self._changes.append(_Change(vars(transformers), _LEGACY, attribute, ours))
-        if before is _ABSENT:
-            return  # nobody holds anything of it
-        for public in ours.__all__:
-            if public in vars(before):
-                pair = vars(before)[public], getattr(ours, public)
-                self._objects[public] = pair
-                self._changes.append(_Change(vars(before), public, *pair))
+        package = vars(transformers)
+        self._changes.append(_Change(package, _LEGACY, package.get(_LEGACY, _ABSENT), ours))
+        for name in public:
+            self._objects[name] = held[name], getattr(ours, name)
+
+
+class _Plan:
+    """What transformers.masking_utils holds, and what it is to hold."""
+
+    def __init__(self, upstream: ModuleType):
+        self._names = vars(upstream)
+        for name in ("sdpa_mask", "eager_mask", *DECISIONS[:2]):
+            if name not in self._names:
+                raise _missing(name)
+        self._module = Module(upstream)
+        # The first release with what is defined here, by name.
+        self._since: dict[str, tuple[int, ...]] = {}
+        if self._module.source is not None:
+            for known in hashes(self._module.source).items():
+                if known in KNOWN:
+                    self._since[known[0]] = release_numbers(KNOWN[known])
+        self._others: set[str] = set()  # names that hold what others put there
+        self._unknown: set[str] = set()  # what no known release has
+        self._registered: dict[str, Any] = {}  # by others, for "eager" and "sdpa"
+        arguments = self._arguments()
+        self._takes_positions = "cache_position" in arguments
+        self.release = _upstream_masks.Release(
+            self._decisions(upstream),
+            "use_vmap" not in arguments,  # until 4.57
+            self._names.get("find_packed_sequence_indices", _upstream_masks.no_sequences),
+        )
+        self.objects: dict[str, tuple[Any, Any]] = {}
+        self._plan_objects()
+        self.mapping: dict[str, Any] = self._interface()
+        self.changes: list[_Change] = []
+        self._plan_registrations()
+        self._plan_block_masks()
+
+    def _arguments(self) -> list[str]:
+        """Of sdpa_mask, as the release's own functions call it."""
+        if (source := self._module.source) is not None:
+            for name in ("sdpa_mask", "sdpa_mask_recent_torch"):
+                if (defined := source.parameters(name)) is not None:
+                    return defined
+        return list(inspect.signature(self._names["sdpa_mask"]).parameters)
+
+    def _decisions(self, upstream: ModuleType) -> _upstream_masks.Decisions:
+        reached = self._reached(DECISIONS, without=())
+        if others := self._module.replaced(reached):
+            self._others |= others
+        elif "decisions" not in self._since:
+            self._unknown.update(SKIPPING)
+        elif self._since["decisions"] >= (5, 20):
+            return _upstream_masks.own_decisions  # the same, faster
+        return _upstream_masks.release_decisions(upstream, self._module)
+
+    def _reached(self, roots: Iterable[str], without: Iterable[str]) -> set[str]:
+        source = self._module.source
+        return set() if source is None else source.reached(roots, without)
+
+    def _calls_others(self, defined: str, without: Iterable[str] = ()) -> bool:
+        """Whether a function of the module calls what others put into the module."""
+        others = self._module.replaced(self._reached([defined], without) - {defined})
+        self._others |= others
+        return bool(others)
+
+    def _plan_objects(self) -> None:
+        for name in FACTORIES:
+            if (before := self._names.get(name)) is None:
+                continue
+            if self._module.own(before) != name:
+                self._others.add(name)
+            elif not self._calls_others(name):
+                if name in self._since:
+                    self.objects[name] = before, _factory(name, self._since[name])
+                else:
+                    self._unknown.add(name)
+        for name in ("sdpa_mask", "eager_mask"):
+            before = self._names[name]
+            if (ours := self._writer(before)) is not None:
+                self.objects[name] = before, ours
+            elif self._module.own(before) is None:
+                self._others.add(name)
+        name = "find_packed_sequence_indices"
+        if (before := self._names.get(name)) is not None:
+            if self._module.own(before) != name:
+                self._others.add(name)
+            elif not self._calls_others(name):
+                self.objects[name] = before, _upstream_masks.find_packed_sequence_indices
+
+    def _writer(self, function: Any) -> Any:
+        """Ours, for a function of the module's own that writes masks; None for all others.
+
+        One that no known release has is replaced, too: it is the release's own.
+        """
+        defined = self._module.own(function)
+        if defined is None or not defined.startswith(("sdpa_mask", "eager_mask")):
+            return None
+        if self._calls_others(defined, without=SKIPPING):
+            return None
+        if defined not in self._since:
+            self._unknown.add(defined)
+        masks = _upstream_masks
+        if defined.startswith("sdpa_mask"):
+            return masks.sdpa_mask_at if self._takes_positions else masks.sdpa_mask
+        return masks.eager_mask_at if self._takes_positions else masks.eager_mask
+
+    def _interface(self) -> dict[str, Any]:
+        mapping = getattr(self._names.get("AttentionMaskInterface"), "_global_mapping", None)
+        if not isinstance(mapping, dict):
+            raise _missing("AttentionMaskInterface._global_mapping")
+        return mapping
+
+    def _plan_registrations(self) -> None:
+        for key, function in self.mapping.items():
+            if (ours := self._writer(function)) is not None:
+                self.changes.append(_Change(self.mapping, key, function, ours))
+        if "ALL_MASK_ATTENTION_FUNCTIONS" not in self._names:
+            raise _missing("ALL_MASK_ATTENTION_FUNCTIONS")
+        local = getattr(self._names["ALL_MASK_ATTENTION_FUNCTIONS"], "_local_mapping", {})
+        for key in ("eager", "sdpa"):
+            function = local.get(key, self.mapping.get(key))
+            if function is not None and self._module.own(function) is None:
+                self._registered[key] = function
+
+    def _plan_block_masks(self) -> None:
+        name = "create_block_mask"
+        if name not in self._names:  # torch's, where it has flex attention
+            return
+        torchs = sys.modules.get("torch.nn.attention.flex_attention")
+        if getattr(torchs, name, None) is not self._names[name]:
+            self._others.add(name)
+        else:
+            now = block_mask.create_block_mask
+            self.changes.append(_Change(self._names, name, self._names[name], now))
+
+    def name_others(self, version: str) -> None:
+        """Names what is not the release's own, and what no known release has."""
+        for key, function in self._registered.items():
+            _say_once(
+                "%r keeps the mask function that is registered for it, %s", key, _shown(function)
+            )
+        for name in sorted(self._others):
+            function = self._names.get(name)
+            if not any(function is registered for registered in self._registered.values()):
+                _say_once(
+                    "%s.%s is not transformers' own, but %s: it stays, as does what calls it",
+                    _MASKING,
+                    name,
+                    _shown(function),
+                )
+        if self._module.source is None:
+            _say_once(
+                "the source of %s can't be read, so that its mask functions stay as they are, and "
+                "masks take longer",
+                _MASKING,
+            )
+        elif self._unknown:
+            _say_once(
+                "%s of transformers %s are not those of a release that is known here: mask "
+                "functions among them stay as they are, and masks may take longer",
+                ", ".join(sorted(self._unknown)),
+                version,
+            )
+
+
+def _factory(name: str, since: tuple[int, ...]) -> Any:
+    # Until 4.55, chunks did not start after left padding.
+    is_old = name in ("chunked_overlay", "chunked_causal_mask_function") and since < (4, 56)
+    return getattr(_upstream_masks if is_old else masking_utils, name)
 
 
 def _our_legacy_module(version: str) -> ModuleType:
@@ -178,276 +323,90 @@ def _our_legacy_module(version: str) -> ModuleType:
         ) from error
 
 
+def _is_legacy(module: Any, name: str, ours: Any) -> bool:
+    """Whether the legacy module holds under a name what its file defines there."""
+    found = vars(module)[name]
+    if not isinstance(ours, type):
+        return _is_defined_in(module, found, name)
+    return (
+        isinstance(found, type)
+        and found.__module__ == module.__name__
+        and found.__qualname__ == name
+        and all(
+            _is_defined_in(module, inspect.getattr_static(found, method), method)
+            for method in vars(ours)
+            if isinstance(inspect.getattr_static(ours, method), FunctionType | staticmethod)
+            and (method == "__init__" or not method.startswith("__"))
+            and hasattr(found, method)
+        )
+    )
+
+
+def _is_defined_in(module: ModuleType, function: Any, name: str) -> bool:
+    if isinstance(function, staticmethod):
+        function = function.__func__
+    return (
+        isinstance(function, FunctionType)
+        and function.__globals__ is vars(module)
+        and function.__name__ == function.__code__.co_name == name
+    )
+
+
 def _is_of_transformers(name: str) -> bool:
     """Its own modules, and those that it loads from model repositories."""
     return name.startswith(("transformers.", "transformers_modules."))
 
 
-def _namespaces(wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
-    found = []
+def _namespace(module: Any) -> dict[str, Any] | None:
+    """The names in a module; None where they can't be read."""
+    try:
+        if not issubclass(type(module), ModuleType):
+            return None
+        # Looked up in this way, a module that is loaded lazily stays as it is.
+        found = object.__getattribute__(module, "__dict__")
+    except Exception:
+        return None
+    return found if type(found) is dict else None
+
+
+def _namespaces(wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
     for name, module in list(sys.modules.items()):
-        if wanted(name) and isinstance(module, ModuleType):
-            # Asked in this way, a module that is loaded lazily stays as it is.
-            found.append(object.__getattribute__(module, "__dict__"))
-    return found
+        if isinstance(name, str) and wanted(name) and (found := _namespace(module)) is not None:
+            yield found
 
 
-def _name_once(key: str, function: Any) -> None:
-    if (key, function) in _named:
-        return
-    _named.append((key, function))
-    shown = getattr(function, "__qualname__", None) or repr(function)
-    module = getattr(function, "__module__", None)
-    _logger.warning(
-        "attn_mask.install: %r keeps the mask function that is registered for it, %s",
-        key,
-        f"{module}.{shown}" if module else shown,
-    )
-
-
-_named: list[tuple[str, Any]] = []
-
-
-def _factory(name: str, before: Any) -> Any:
-    # Until 4.55, chunks did not start behind left padding.
-    if name in ("chunked_overlay", "chunked_causal_mask_function") and (
-        "left_padding" not in inspect.signature(before).parameters
-    ):
-        return _chunked_overlay if name == "chunked_overlay" else _chunked_causal_mask_function
-    return getattr(masking_utils, name)
-
-
-def _chunked_overlay(chunk_size: int) -> rules.MaskFunction:
-    return rules.chunked(chunk_size)
-
-
-def _chunked_causal_mask_function(chunk_size: int) -> rules.MaskFunction:
-    return rules.intersection(rules.chunked(chunk_size), rules.causal())
-
-
-def _find_sequences(before: Callable[..., Any]) -> Callable[..., Any]:
-    def find_packed_sequence_indices(position_ids: torch.Tensor) -> Any:
-        policy = _skipping.current()
-        if policy.name != "shapes":
-            return before(position_ids)
-        return None if policy.packing == "none" else masking_utils._count_sequences(position_ids)
-
-    return find_packed_sequence_indices
-
-
-def _decisions_of(upstream: ModuleType, release: tuple[int, ...]) -> _Decisions:
-    # What these releases do, faster.
-    if (5, 20) <= release < (5, 24):
-        return _Decisions(masking_utils._skips_causal, masking_utils._skips_bidirectional)
-    causal: Any = getattr(upstream, "_ignore_causal_mask_sdpa", None)
-    bidirectional: Any = getattr(upstream, "_ignore_bidirectional_mask_sdpa", None)
-    prepare = upstream.prepare_padding_mask
-    of_causal = _parameters(causal)
-    of_bidirectional = _parameters(bidirectional)
-    sizes = ["kv_length", "kv_offset", "local_attention_size"]
-    asks_offset = of_causal == ["padding_mask", "q_length", *sizes[:1], "q_offset", *sizes[1:]]
-    if not asks_offset and of_causal not in (
-        ["padding_mask", "q_length", *sizes],
-        ["padding_mask", "query_length", *sizes],
-    ):
-        raise _unknown("_ignore_causal_mask_sdpa")
-    asks_size = of_bidirectional == ["padding_mask", "kv_length", "local_attention_size"]
-    if bidirectional is not None and not asks_size and of_bidirectional != ["padding_mask"]:
-        raise _unknown("_ignore_bidirectional_mask_sdpa")
-    # Until 4.57 it cuts the mask, too, unless told not to.
-    whole = {"_slice": False} if "_slice" in _parameters(prepare) else {}
-
-    def skips_causal(
-        attention_mask: torch.Tensor | None,
-        q_length: int,
-        kv_length: int,
-        q_offset: Any,
-        kv_offset: Any,
-        local_size: int | None,
-    ) -> bool:
-        policy = _skipping.current()
-        if policy.name != "upstream":
-            return policy.skips_causal(
-                attention_mask, q_length, kv_length, q_offset, kv_offset, local_size
-            )
-        padding_mask = prepare(attention_mask, kv_length, kv_offset, **whole)
-        if asks_offset:
-            return bool(causal(padding_mask, q_length, kv_length, q_offset, kv_offset, local_size))
-        return bool(causal(padding_mask, q_length, kv_length, kv_offset, local_size))
-
-    def skips_bidirectional(
-        attention_mask: torch.Tensor | None,
-        kv_length: int,
-        kv_offset: Any,
-        local_size: int | None,
-    ) -> bool:
-        policy = _skipping.current()
-        if policy.name != "upstream":
-            return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, local_size)
-        padding_mask = prepare(attention_mask, kv_length, kv_offset, **whole)
-        if asks_size:
-            return bool(bidirectional(padding_mask, kv_length, local_size))
-        return bool(bidirectional(padding_mask))
-
-    return _Decisions(skips_causal, skips_bidirectional)
-
-
-def _parameters(function: Callable[..., Any] | None) -> list[str]:
-    return [] if function is None else list(inspect.signature(function).parameters)
-
-
-def _unknown(name: str) -> NotImplementedError:
+def _missing(name: str) -> NotImplementedError:
     return NotImplementedError(
-        f"attn_mask.install: expected transformers' {name} to be that of a release from 4.53 to "
-        "5.23, but it takes other arguments: this attn_mask is too old for the transformers here"
+        f"attn_mask.install: expected {_MASKING} to have {name}, as all releases since 4.53 that "
+        "are known here, but there is none: this attn_mask is too old for the transformers here"
     )
 
 
-def _interfaces(upstream: ModuleType, decisions: _Decisions) -> dict[str, Callable[..., Any]]:
-    """sdpa_mask and eager_mask, with the release's arguments and decisions."""
-    arguments = inspect.signature(upstream.sdpa_mask).parameters
-    # Until 4.57 mask functions were always asked about one element at a time.
-    by_vmap = "use_vmap" not in arguments
-    write = masking_utils._materialize
-    skips_causal, skips_bidirectional = decisions
-
-    def sdpa_mask(
-        batch_size: int,
-        q_length: int,
-        kv_length: int,
-        q_offset: Any = 0,
-        kv_offset: Any = 0,
-        mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-        attention_mask: torch.Tensor | None = None,
-        local_size: int | None = None,
-        allow_is_causal_skip: bool = True,
-        allow_is_bidirectional_skip: bool = False,
-        use_vmap: bool = False,
-        device: torch.device | str = "cpu",
-        **kwargs: Any,
-    ) -> torch.Tensor | None:
-        if allow_is_causal_skip and skips_causal(
-            attention_mask, q_length, kv_length, q_offset, kv_offset, local_size
-        ):
-            return None
-        if allow_is_bidirectional_skip and skips_bidirectional(
-            attention_mask, kv_length, kv_offset, local_size
-        ):
-            return None
-        return write(
-            mask_function,
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            attention_mask,
-            use_vmap,
-            device,
-        )
-
-    def eager_mask(
-        batch_size: int,
-        q_length: int,
-        kv_length: int,
-        q_offset: Any = 0,
-        kv_offset: Any = 0,
-        mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-        attention_mask: torch.Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        allow_is_bidirectional_skip: bool = False,
-        use_vmap: bool = False,
-        device: torch.device | str = "cpu",
-        local_size: int | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor | None:
-        if allow_is_bidirectional_skip and skips_bidirectional(
-            attention_mask, kv_length, kv_offset, local_size
-        ):
-            return None
-        return write(
-            mask_function,
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            attention_mask,
-            use_vmap,
-            device,
-            dtype,
-        )
-
-    if "cache_position" not in arguments:
-        return {"sdpa_mask": sdpa_mask, "eager_mask": eager_mask}
-
-    # Until 5.3: the positions of the queries as a tensor, on the device of the mask.
-    def sdpa_mask_at(
-        batch_size: int,
-        cache_position: torch.Tensor,
-        kv_length: int,
-        kv_offset: Any = 0,
-        mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-        attention_mask: torch.Tensor | None = None,
-        local_size: int | None = None,
-        allow_is_causal_skip: bool = True,
-        allow_is_bidirectional_skip: bool = False,
-        use_vmap: bool = by_vmap,
-        **kwargs: Any,
-    ) -> torch.Tensor | None:
-        q_length = cache_position.shape[0]
-        return sdpa_mask(
-            batch_size,
-            q_length,
-            kv_length,
-            masking_utils._Axis(q_length, 0, cache_position),
-            kv_offset,
-            mask_function,
-            attention_mask,
-            local_size,
-            allow_is_causal_skip,
-            allow_is_bidirectional_skip,
-            use_vmap,
-            cache_position.device,
-        )
-
-    def eager_mask_at(
-        batch_size: int,
-        cache_position: torch.Tensor,
-        kv_length: int,
-        kv_offset: Any = 0,
-        mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-        attention_mask: torch.Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        allow_is_bidirectional_skip: bool = False,
-        use_vmap: bool = by_vmap,
-        local_size: int | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor | None:
-        q_length = cache_position.shape[0]
-        return eager_mask(
-            batch_size,
-            q_length,
-            kv_length,
-            masking_utils._Axis(q_length, 0, cache_position),
-            kv_offset,
-            mask_function,
-            attention_mask,
-            dtype,
-            allow_is_bidirectional_skip,
-            use_vmap,
-            cache_position.device,
-            local_size,
-        )
-
-    return {"sdpa_mask": sdpa_mask_at, "eager_mask": eager_mask_at}
+def _shown(function: Any) -> str:
+    name = getattr(function, "__qualname__", None)
+    module = getattr(function, "__module__", None)
+    if not isinstance(name, str):
+        return f"an object of {type(function).__name__}"
+    return f"{module}.{name}" if isinstance(module, str) else name
 
 
-# The state of this process; changed under the lock only.
-_lock = threading.RLock()
-_installation: _Installation | None = None
-_is_kept = False  # by install()
-_blocks = 0  # of installed()
+def _say_once(text: str, *args: object) -> None:
+    text = text % args
+    if _process.first(f"install: {text}"):
+        _logger.warning("attn_mask.install: %s", text)
+
+
+class _State:
+    """What install(), uninstall() and installed() change, under the lock only."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.installation: _Installation | None = None
+        self.is_kept = False  # by install()
+        self.blocks: tuple[object, ...] = ()  # of installed(), one for each entry
+
+
+_state = _process.kept("install", _State)
 
 
 def _transformers() -> ModuleType:
@@ -462,40 +421,53 @@ def _transformers() -> ModuleType:
         ) from error
 
 
+def _set(is_kept: bool, blocks: tuple[object, ...]) -> None:
+    """Replaces or puts back what that takes. All of it even where it is interrupted, or nothing."""
+    before = _state.is_kept, _state.blocks
+    try:
+        _state.is_kept, _state.blocks = is_kept, blocks
+        _update()
+    except BaseException:
+        if is_kept or blocks:
+            _state.is_kept, _state.blocks = before
+        _update()
+        raise
+
+
 def _update() -> None:
-    global _installation
-    if _is_kept or _blocks > 0:
-        if _installation is None:
-            _installation = _Installation(_transformers())
-    elif _installation is not None:
-        _installation.undo()
-        _installation = None
+    if not (_state.is_kept or _state.blocks):
+        if _state.installation is not None:
+            _state.installation.undo()
+            _state.installation = None
+    elif _state.installation is None:
+        # Known before it changes anything, so that it can be undone wherever it is interrupted.
+        _state.installation = _Installation(_transformers())
+        _state.installation.make()
 
 
 def install() -> None:
     """Lets unmodified transformers models make their masks natively, in the whole process.
 
-    For transformers 4.53 to 5.23. The functions of ``transformers.masking_utils`` that make masks
+    For transformers 4.53 and later. The functions of ``transformers.masking_utils`` that make masks
     go on running, so that all behaves as in the installed release, bit for bit; what they call to
     describe and write a mask becomes ours. ``transformers.modeling_attn_mask_utils`` becomes
     ``for_transformers(...)`` of the installed release, also where the release no longer has the
     file; from 4.35 to 4.52 that is all.
 
-    It does not matter whether models were imported before; a second call does nothing. A function
-    that was registered for "sdpa" or "eager" in ALL_MASK_ATTENTION_FUNCTIONS is kept (and named in
-    a warning of the logger "attn_mask", once); one that is registered later replaces ours.
+    Only transformers' own functions are replaced, as their source tells. Whatever else stands in
+    their place stays there and goes on being called, functions that are registered for "sdpa" or
+    "eager" in ALL_MASK_ATTENTION_FUNCTIONS among it; so do mask functions that no known release
+    has, and all of them where there is no source (``.pyc`` files only). Each is named once in a
+    warning of the logger "attn_mask". What is put there later is left alone.
+
+    It does not matter whether models were imported before; a second call does nothing. Whatever
+    raises or interrupts it leaves all as it was.
 
     Raises ImportError without transformers, or with one before 4.35; NotImplementedError for a
-    later one that calls its own functions in a way that is not known here.
+    later one that lacks functions, or calls its own in a way that is not known here.
     """
-    global _is_kept
-    with _lock:
-        before, _is_kept = _is_kept, True
-        try:
-            _update()
-        except BaseException:
-            _is_kept = before
-            raise
+    with _state.lock:
+        _set(True, _state.blocks)
 
 
 def uninstall() -> None:
@@ -504,28 +476,38 @@ def uninstall() -> None:
     What was replaced by others since is left to them. Without install() it does nothing; within
     ``with installed():`` it takes effect at the end of the last such block.
     """
-    global _is_kept
-    with _lock:
-        _is_kept = False
-        _update()
+    with _state.lock:
+        _set(False, _state.blocks)
+
+
+def is_installed() -> bool:
+    """Whether transformers makes its masks natively, by install() or within ``installed()``."""
+    with _state.lock:
+        return _state.installation is not None
+
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
 class installed:
     """``with attn_mask.installed():`` is install() for the length of a block.
 
     In the whole process: other threads see it, too. Blocks may be nested and overlap, and an
-    install() outlasts them.
+    install() outlasts them. As a decorator, ``@attn_mask.installed()``, it is a block around each
+    call of a function, or around what is awaited of an ``async`` one.
+
+    Raises TypeError for other things to decorate, and where its truth is asked for: see
+    is_installed.
     """
 
+    def __init__(self) -> None:
+        self._blocks: list[object] = []
+
     def __enter__(self) -> None:
-        global _blocks
-        with _lock:
-            _blocks += 1
-            try:
-                _update()
-            except BaseException:
-                _blocks -= 1
-                raise
+        block = object()
+        with _state.lock:
+            _set(_state.is_kept, (*_state.blocks, block))
+            self._blocks.append(block)
 
     def __exit__(
         self,
@@ -533,7 +515,39 @@ class installed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        global _blocks
-        with _lock:
-            _blocks -= 1
-            _update()
+        with _state.lock:
+            block = self._blocks.pop()
+            _set(_state.is_kept, tuple(other for other in _state.blocks if other is not block))
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "attn_mask.installed: expected `with attn_mask.installed():`, but its truth was asked "
+            "for; whether anything is installed is attn_mask.is_installed()"
+        )
+
+    def __call__(self, function: _Call) -> _Call:
+        if (
+            not callable(function)
+            or isinstance(function, type)
+            or inspect.isgeneratorfunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                "attn_mask.installed: expected to decorate a function that is no generator, but "
+                f"got {function!r}"
+            )
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def within(*args: Any, **kwargs: Any) -> Any:
+                with installed():
+                    return await function(*args, **kwargs)
+
+        else:
+
+            @functools.wraps(function)
+            def within(*args: Any, **kwargs: Any) -> Any:
+                with installed():
+                    return function(*args, **kwargs)
+
+        return cast(_Call, within)

@@ -8,7 +8,7 @@ import torch
 from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION
 
-__all__ = ["_C", "build_info"]
+__all__ = ["UNMASKED_DEVICES", "_C", "build_info"]
 
 # Another torch has other symbols: say so before the linker says it in its own words.
 if torch.__version__ != TORCH_VERSION:
@@ -29,6 +29,10 @@ if _cuda.exists() and not torch._C._dispatch_has_kernel_for_dispatch_key(
     torch.ops.load_library(str(_cuda))
 
 from attn_mask import _C  # noqa: E402  (it is linked with the library loaded above)
+
+
+# Where rows without a key are unmasked for scaled_dot_product_attention: else it gives NaN.
+UNMASKED_DEVICES: tuple[str, ...] = _C.UNMASKED_DEVICES
 
 
 def build_info() -> dict[str, Any]:

@@ -42,11 +42,23 @@ def is_opaque(tensor: torch.Tensor) -> bool:
     return is_tracing(tensor) or is_batchedtensor(tensor)
 
 
-def holds(fact: bool | torch.SymBool) -> bool:
-    """Whether a comparison of sizes holds; False of sizes that only a compiled run will tell.
+def is_known(fact: bool | torch.SymBool | torch.Tensor) -> bool:
+    """Whether a comparison of sizes holds for all sizes that a graph is recorded for."""
+    if not isinstance(fact, torch.SymBool):
+        return fact is True  # not the tensor that jit records
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    Branches on it leave to the general case whatever they can't know ("unbacked" sizes).
+    return statically_known_true(fact)
+
+
+def holds(fact: bool | torch.SymBool | torch.Tensor) -> bool:
+    """Whether a comparison of sizes holds; False of sizes that only a later run will tell.
+
+    Branches on it leave to the general case whatever they can't know: "unbacked" sizes, and those
+    that torch.jit.trace records.
     """
+    if isinstance(fact, torch.Tensor):
+        return False
     if not torch.compiler.is_compiling():
         return bool(fact)
     from torch.fx.experimental.symbolic_shapes import guard_or_false

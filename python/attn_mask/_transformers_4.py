@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from attn_mask import modeling_attn_mask_utils as _present
 from attn_mask._library import _C
 from attn_mask._releases import BEHAVIOURS
-from attn_mask._tracing import is_jit_tracing, is_recording
+from attn_mask._tracing import holds, is_jit_tracing, is_recording
 
 BEHAVIOUR = next(behaviour for behaviour in BEHAVIOURS if behaviour.module_name == __name__)
 
@@ -152,13 +152,19 @@ class AttentionMaskConverter:
             rows are opened, or there is none of that index: an IndexError.
             """
             first = _first_attended(attention_mask)
+            if is_recording():
+                # A graph must depend neither on values nor on how many rows there are.
+                first = first.to(expanded_mask.device)
+                query_length = expanded_mask.shape[2 if expanded_mask.dim() == 4 else 1]
+                rows = torch.arange(query_length, device=first.device) < first[:, None]
+                if expanded_mask.dim() == 4:
+                    rows = rows[:, None]
+                rows = rows[(..., *(None,) * (expanded_mask.dim() - rows.dim()))]
+                return expanded_mask.masked_fill_(rows, unmasked_value)
             if not first.any():
                 return expanded_mask
-            if not is_recording():
-                _check_rows(first.tolist(), expanded_mask)
-            # Where the rows are is data: while tracing that, too, is to be recorded.
-            end = first.max()
-            rows = torch.arange(end, device="cpu") < first[:, None]  # type: ignore[call-overload]
+            _check_rows(first.tolist(), expanded_mask)
+            rows = torch.arange(int(first.max()), device="cpu") < first[:, None]
             batch, query = rows.nonzero(as_tuple=True)
             if expanded_mask.dim() == 4:
                 expanded_mask[batch, :, query] = unmasked_value
@@ -240,9 +246,9 @@ def _combined(
     if attention_mask_2d.dim() == 0:
         raise IndexError("tuple index out of range")
     batch_size, mask_length = attention_mask_2d.shape
-    if mask_length == 1:
+    if holds(mask_length == 1):
         attention_mask_2d = attention_mask_2d.expand(-1, key_value_length)
-    elif mask_length != key_value_length and key_value_length != 1:
+    elif holds(mask_length != key_value_length) and holds(key_value_length != 1):
         raise ValueError(
             "to_4d: expected attention_mask_2d to be 2-D [batch_size, kv_length] with kv_length "
             f"{key_value_length}, but got 2-D {list(attention_mask_2d.shape)}"

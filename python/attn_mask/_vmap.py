@@ -10,6 +10,8 @@ from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils._pytree import tree_leaves
 
+from attn_mask import _process
+
 _MASKS = ("attention_mask_2d", "attention_mask", "mask")
 _POSITIONS = ("q_positions", "kv_positions")
 
@@ -109,16 +111,18 @@ def _register(library: torch.library.Library, name: str) -> None:
     library.impl(name, rule, "FuncTorchBatched", with_keyset=True)
 
 
-_library = torch.library.Library("attn_mask", "IMPL")
-for _name in (
-    "to_4d",
-    "_expand_mask",
-    "_unmask_unattended",
-    "_prepare_4d_causal_attention_mask",
-    "_prepare_4d_causal_attention_mask_for_sdpa",
-    "_prepare_4d_attention_mask",
-    "_prepare_4d_attention_mask_for_sdpa",
-    "boolean",
-    "additive",
-):
-    _register(_library, _name)
+# Once in a process, which keeps the library: its rules go with it.
+if _process.first("vmap"):
+    _library = _process.kept("vmap library", lambda: torch.library.Library("attn_mask", "IMPL"))
+    for _name in (
+        "to_4d",
+        "_expand_mask",
+        "_unmask_unattended",
+        "_prepare_4d_causal_attention_mask",
+        "_prepare_4d_causal_attention_mask_for_sdpa",
+        "_prepare_4d_attention_mask",
+        "_prepare_4d_attention_mask_for_sdpa",
+        "boolean",
+        "additive",
+    ):
+        _register(_library, _name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from attn_mask import masking_utils, rules
+from attn_mask._aten_only import operators
 from attn_mask._library import _C
 from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 
@@ -329,7 +330,7 @@ class _Writer:
             if mask.dtype != torch.bool:
                 masking_utils._check_boolean(_NAME, mask)
             parts.append(
-                _ops._block_states(
+                (operators() or _ops)._block_states(
                     [rules.BITS, 0],
                     [mask],
                     batch_size,
@@ -386,8 +387,9 @@ class _Writer:
                 code, operands, *blocks, **arguments
             )
         tensors: list[torch.Tensor]
-        if is_recording():
-            tensors = _ops.block_mask(
+        ops = operators()
+        if ops is not None:
+            tensors = ops.block_mask(
                 code, operands, *blocks, **arguments, kv_width=kv_width, q_width=q_width
             )
         else:

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from attn_mask import _skipping, rules
+from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
 from attn_mask._library import _C
 from attn_mask._named_once import is_named, name_once
@@ -711,26 +712,52 @@ def name_numbers(attention_mask: torch.Tensor, q_length: int) -> None:
         )
 
 
+class Spelling(NamedTuple):
+    """How a mask is written: as booleans, or added to scores."""
+
+    dtype: torch.dtype | None = None  # of an additive mask; None: boolean
+    bias: torch.Tensor | None = None
+    unmask_unattended: bool = False
+    masked_value: float | None = None
+    out: torch.Tensor | None = None
+
+    def of_rows(self, rows: "_Axis") -> "Spelling":
+        return self._replace(bias=rows.of_mask(self.bias), out=rows.of_mask(self.out))
+
+
+_BOOLEAN = Spelling()
+
+
 class _Axis(NamedTuple):
     """Where the queries (or the keys) stand: ``start`` + i, on top of the tensor's positions."""
 
     length: int
     start: int
-    positions: torch.Tensor | None  # 0-d, [b, 1] for offsets; [length] for each position
+    positions: torch.Tensor | None  # [] or [b, 1] for offsets; [length] or [b, length] for each
+    first: int = 0  # which row (or column) of the mask the first is
+    of: int | None = None  # how many the mask has, where these are a part of them
 
     def rows(self, first: int, end: int) -> "_Axis":
         """A part of them."""
+        of = self.length if self.of is None else self.of
         positions = self.positions
-        if positions is not None and positions.dim() == 1:
-            return _Axis(end - first, self.start, positions[first:end])
-        return _Axis(end - first, self.start + first, positions)
+        if positions is not None and positions.dim() > 0 and positions.shape[-1] != 1:
+            part = positions[..., first:end]
+            return _Axis(end - first, self.start, part, self.first + first, of)
+        return _Axis(end - first, self.start + first, positions, self.first + first, of)
+
+    def of_mask(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """What a tensor with a row for each of the mask's, [b, h, q, kv], holds for these."""
+        if tensor is None or self.of is None:
+            return tensor
+        return tensor[:, :, self.first : self.first + self.length]
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """All the positions: [length] or [b, length]."""
         indices = torch.arange(self.length, device=device)
         if self.positions is None:
             return indices + self.start
-        if self.positions.dim() == 1:
+        if self.positions.dim() > 0 and self.positions.shape[-1] == self.length:
             return self.positions + self.start
         return indices + (self.positions + self.start)
 
@@ -762,17 +789,19 @@ def _materialize(
     q_length: int,
     kv_length: int,
     q_offset: "_Offset | _Axis",
-    kv_offset: _Offset,
+    kv_offset: "_Offset | _Axis",
     padding_mask: torch.Tensor | None,
     use_vmap: bool,
     device: torch.device | str | None,
     dtype: torch.dtype | None = None,
     heads: int = 1,
     name: str | None = None,
+    spelling: Spelling | None = None,
 ) -> torch.Tensor:
     """The mask [b, 1, q, kv], boolean or additive of a dtype; the arguments are sdpa_mask's.
 
-    ``q_offset`` may also say where each query stands. Callables of the user's are asked about
+    ``spelling`` says more about how it is written than ``dtype``, in place of that. Offsets may
+    also say where each query or key stands. Callables of the user's are asked about
     ``heads``, and what they say may differ: the mask has 1 of them, or all. ``name``: for errors.
 
     Rules are written by one call of an operator. Callables of the user's within them are asked
@@ -784,12 +813,15 @@ def _materialize(
         device = _CPU  # "cpu:0" is another device to torch
     name = name or ("sdpa_mask" if dtype is None else "eager_mask")
     rule = rules.rule_of(name, "mask_function", mask_function)
+    if spelling is None:
+        spelling = _BOOLEAN if dtype is None else Spelling(dtype)
     # What most calls ask for, where all that is seen to below is as it should be.
     if (
         type(q_offset) is int
         and type(kv_offset) is int
         and (padding_mask is None or _is_beside(padding_mask, batch_size, device))
-        and not is_recording()
+        and operators() is None
+        and spelling.out is None
         and (program := rule.known_program).is_written(
             batch_size,
             q_offset,
@@ -810,7 +842,10 @@ def _materialize(
             None,
             None,
             device,
-            dtype,
+            spelling.dtype,
+            spelling.bias,
+            spelling.unmask_unattended,
+            spelling.masked_value,
         )
     if not is_recording():
         for argument, size in (
@@ -829,7 +864,7 @@ def _materialize(
         code, operands = program.padded_code, [*operands, padding_mask]
     counts = padding_mask is not None and padding_mask.dtype != torch.bool
     # Upstream's conjunction with integers is of integers, which an additive mask can't be made of.
-    if counts and (dtype is not None or operands[-1].dtype not in rules.ID_DTYPES):
+    if counts and (spelling.dtype is not None or operands[-1].dtype not in rules.ID_DTYPES):
         raise TypeError(f"{name}: expected attention_mask to be bool, but got {operands[-1].dtype}")
     by_call = (
         is_jit_tracing()  # it would fix an operator's sizes
@@ -847,32 +882,91 @@ def _materialize(
             for axis, line in enumerate((queries, keys))
         )
         operands = _beside(name, operands, program, batch_size, device)
+    if program.bits:
+        operands = list(operands)
+        for index in program.bits:
+            _check_rows_of_bits(operands[index], queries)
+            operands[index] = queries.of_mask(operands[index])
     if by_call:
+        if program.bits:
+            rule = _with_bits_at(name, rule, queries, keys)
         if padding_mask is not None:
             mask = prepare_padding_mask(padding_mask, kv_length, cast(int, kv_offset))
             rule = and_masks(rule, padding_mask_function(mask))
         mask = _ask(name, rule, batch_size, queries, keys, use_vmap, device, heads)
         if not use_vmap:
             mask = mask.expand(batch_size, -1, q_length, kv_length)
-        if dtype is None:
-            return mask
-        _check_boolean(name, mask)
-        zero = torch.zeros((), dtype=dtype, device=device)
-        return torch.where(mask, zero, torch.finfo(dtype).min)
+        return _spelled(name, mask, spelling, device)
     if not program.questions:
-        return _write(code, operands, batch_size, queries, keys, device, dtype)
+        return _write(code, operands, batch_size, queries, keys, device, spelling)
     is_root = padding_mask is None and isinstance(rule, rules.Function)
 
     def write_rows(rows: _Axis) -> torch.Tensor:
         answered = list(operands)
+        for index in program.bits:
+            answered[index] = rows.of_mask(answered[index])
         for operand, question in program.questions:
             answer = _ask(name, question, batch_size, rows, keys, use_vmap, device, heads)
             answered[operand] = _as_bits(
                 name, answer, (batch_size, rows.length, kv_length), at_least=4 if is_root else 0
             )
-        return _write(code, answered, batch_size, rows, keys, device, dtype)
+        return _write(code, answered, batch_size, rows, keys, device, spelling.of_rows(rows))
 
-    return _write_in_tiles(write_rows, batch_size * heads, queries, kv_length)
+    return _write_in_tiles(write_rows, batch_size * heads, queries, kv_length, spelling.out)
+
+
+def _check_rows_of_bits(bits: torch.Tensor, queries: _Axis) -> None:
+    """Before a part of them is taken; of a whole mask, the operator sees."""
+    if queries.of is not None and bits.shape[2] != queries.of:
+        raise ValueError(
+            f"bits: expected attends to have {queries.of} rows, one for each query, "
+            f"but got {list(bits.shape)}"
+        )
+
+
+def _with_bits_at(name: str, rule: MaskFunction, queries: _Axis, keys: _Axis) -> MaskFunction:
+    """The rule, called with positions, with bits for the rows and columns that stand there."""
+    for argument, line in (("queries", queries), ("keys", keys)):
+        if line.positions is not None:
+            raise NotImplementedError(
+                f"{name}: expected {argument} whose positions are ints, beside bits in a mask "
+                "function that must be called, but got a tensor"
+            )
+    return rules.with_bits_moved(rule, queries.first - queries.start, keys.first - keys.start)
+
+
+def _spelled(
+    name: str, attends: torch.Tensor, spelling: Spelling, device: torch.device
+) -> torch.Tensor:
+    """A mask of booleans in this spelling."""
+    dtype = spelling.dtype
+    if dtype is not None or spelling.unmask_unattended:
+        _check_boolean(name, attends)
+    if spelling.unmask_unattended:
+        attends = attends | ~attends.any(-1, keepdim=True)
+    mask = attends
+    if dtype is not None:
+        # One element by the operator, which checks the value.
+        one = _Axis(1, 0, None)
+        masked = _write(
+            [rules.NOTHING],
+            [],
+            1,
+            one,
+            one,
+            device,
+            spelling._replace(bias=None, unmask_unattended=False, out=None),
+        )
+        zero = torch.zeros((), dtype=dtype, device=device)
+        mask = torch.where(attends, zero if spelling.bias is None else spelling.bias, masked)
+    if spelling.out is None:
+        return mask
+    if spelling.out.shape != mask.shape or spelling.out.dtype != mask.dtype:
+        raise ValueError(
+            f"{name}: expected out to be {list(mask.shape)} of {mask.dtype}, "
+            f"but got {list(spelling.out.shape)} of {spelling.out.dtype}"
+        )
+    return spelling.out.copy_(mask)
 
 
 def _is_beside(padding_mask: torch.Tensor, batch_size: int, device: torch.device) -> bool:
@@ -989,10 +1083,11 @@ def _write(
     queries: _Axis,
     keys: _Axis,
     device: torch.device,
-    dtype: torch.dtype | None,
+    spelling: Spelling,
 ) -> torch.Tensor:
     """The mask of an encoded rule, by the operators."""
-    if not is_recording():
+    ops = operators()
+    if ops is None and spelling.out is None:
         return _C.rule_mask(
             code,
             operands,
@@ -1004,26 +1099,40 @@ def _write(
             queries.positions,
             keys.positions,
             device,
-            dtype,
+            spelling.dtype,
+            spelling.bias,
+            spelling.unmask_unattended,
+            spelling.masked_value,
         )
-    arguments = {
+    arguments: dict[str, Any] = {
         "q_offset": queries.start,
         "kv_offset": keys.start,
         "q_positions": queries.positions,
         "kv_positions": keys.positions,
         "device": device,
+        "unmask_unattended": spelling.unmask_unattended,
     }
+    if spelling.dtype is not None:
+        arguments |= {
+            "dtype": spelling.dtype,
+            "bias": spelling.bias,
+            "masked_value": spelling.masked_value,
+        }
+    name = "boolean" if spelling.dtype is None else "additive"
     sizes = batch_size, queries.length, keys.length
-    mask: torch.Tensor
-    if dtype is None:
-        mask = _ops.boolean(code, operands, *sizes, **arguments)
-    else:
-        mask = _ops.additive(code, operands, *sizes, dtype=dtype, **arguments)
+    if spelling.out is not None:
+        getattr(ops or _ops, name).out(code, operands, *sizes, **arguments, out=spelling.out)
+        return spelling.out
+    mask: torch.Tensor = getattr(ops, name)(code, operands, *sizes, **arguments)
     return mask
 
 
 def _write_in_tiles(
-    write_rows: Callable[[_Axis], torch.Tensor], batch_size: int, queries: _Axis, kv_length: int
+    write_rows: Callable[[_Axis], torch.Tensor],
+    batch_size: int,
+    queries: _Axis,
+    kv_length: int,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     """A mask, so many rows at a time that what lies beside it stays small."""
     q_length = queries.length
@@ -1038,11 +1147,15 @@ def _write_in_tiles(
         # A function that holds something of the whole mask's size answers about the whole only;
         # what is wrong with any other, it will say again.
         return write_rows(queries)
-    mask = tile.new_empty((*tile.shape[:2], q_length, kv_length))
-    mask[:, :, :height] = tile
+    mask = out
+    if mask is None:
+        mask = tile.new_empty((*tile.shape[:2], q_length, kv_length))
+        mask[:, :, :height] = tile
     for first in range(height, q_length, height):
         end = min(first + height, q_length)
-        mask[:, :, first:end] = write_rows(queries.rows(first, end))
+        tile = write_rows(queries.rows(first, end))
+        if out is None:
+            mask[:, :, first:end] = tile
     return mask
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
-from attn_mask._library import _C
-from attn_mask._tracing import holds, is_jit_tracing, is_opaque, is_recording, is_tracing
+from attn_mask._library import _C, UNMASKED_DEVICES
+from attn_mask._tracing import holds, is_jit_tracing, is_opaque, is_tracing
 
 __all__ = [
     "AttentionMaskConverter",
@@ -26,8 +27,6 @@ __all__ = [
     "_prepare_4d_causal_attention_mask",
     "_prepare_4d_causal_attention_mask_for_sdpa",
 ]
-
-_ops = torch.ops.attn_mask
 
 
 @dataclass
@@ -74,7 +73,11 @@ class AttentionMaskConverter:
             raise ValueError(
                 f"Please use `to_causal_4d` only if {self.__class__} has `is_causal` set to True."
             )
-        if self.sliding_window is None and holds(query_length <= 1):
+        has_one_query = query_length <= 1
+        # What jit traces is recorded with a mask or without, as the first call has it.
+        if self.sliding_window is None and (
+            bool(has_one_query) if is_jit_tracing() else holds(has_one_query)
+        ):
             return None
         return _causal_mask(
             batch_size, query_length, key_value_length, dtype, device, self.sliding_window
@@ -136,8 +139,9 @@ class AttentionMaskConverter:
         """The mask of a padding mask [b, kv] alone: [b, 1, tgt_len or kv, kv], dense."""
         check_strided("_expand_mask", "mask", mask)
         _, _ = mask.size()  # another rank is upstream's ValueError
-        if is_recording():
-            result: torch.Tensor = _ops._expand_mask(mask, tgt_len, dtype=dtype)
+        ops = operators()
+        if ops is not None:
+            result: torch.Tensor = ops._expand_mask(mask, tgt_len, dtype=dtype)
             return result
         return _C.expand_mask(mask, tgt_len, dtype)
 
@@ -156,7 +160,8 @@ class AttentionMaskConverter:
                     "_unmask_unattended: expected min_dtype to be a number, but got "
                     f"{type(min_dtype).__name__}"
                 ) from error
-        result: torch.Tensor = _ops._unmask_unattended(expanded_mask, min_dtype)
+        ops = operators() or torch.ops.attn_mask
+        result: torch.Tensor = ops._unmask_unattended(expanded_mask, min_dtype)
         return result
 
     @staticmethod
@@ -209,26 +214,17 @@ def _causal_mask(
     if holds(key_value_length == 0) and holds(query_length == 1):
         return torch.empty((batch_size, 1, 1, 0), dtype=dtype, device=device)
     result: torch.Tensor | None
-    if is_jit_tracing():
-        # It can't record a device among an operator's arguments: take it from a tensor.
-        no_padding = torch.ones((batch_size, key_value_length), dtype=torch.bool, device=device)
-        result = _ops.to_4d(
-            no_padding,
-            query_length,
-            dtype=dtype,
-            key_value_length=key_value_length,
-            sliding_window=sliding_window,
-        )
-    elif sliding_window is None and not holds(query_length > 1):
-        # One query, for which a mask was asked; or a length that only a compiled run will tell.
-        result = _ops._make_causal_mask(
+    ops = operators()
+    if sliding_window is None and not holds(query_length > 1):
+        # One query, for which a mask was asked; or a length that only a run will tell.
+        result = (ops or torch.ops.attn_mask)._make_causal_mask(
             (batch_size, query_length),
             key_value_length - query_length,
             dtype=dtype,
             device=device,
         )
-    elif is_recording():
-        result = _ops.to_causal_4d(
+    elif ops is not None:
+        result = ops.to_causal_4d(
             batch_size,
             query_length,
             key_value_length,
@@ -275,8 +271,9 @@ def _padding_mask_4d(
             and holds(mask_length <= 1)
         ):
             return attention_mask_2d.new_empty((batch_size, 1, 1, 0), dtype=dtype)
-    if is_recording():
-        result: torch.Tensor = _ops.to_4d(
+    ops = operators()
+    if ops is not None:
+        result: torch.Tensor = ops.to_4d(
             attention_mask_2d,
             query_length,
             dtype=dtype,
@@ -337,7 +334,8 @@ def _prepare_4d_causal_attention_mask(
             dtype=inputs_embeds.dtype,
         )
     if attention_mask is not None and rank == 4:
-        result: torch.Tensor = _ops._prepare_4d_causal_attention_mask(
+        ops = operators() or torch.ops.attn_mask
+        result: torch.Tensor = ops._prepare_4d_causal_attention_mask(
             attention_mask,
             (input_shape[0], input_shape[1]),
             _beside(attention_mask, inputs_embeds),
@@ -381,12 +379,17 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
             dtype=inputs_embeds.dtype,
             device=inputs_embeds.device,
         )
-    opens = attention_mask.device.type in ("cuda", "xpu") and not is_tracing(inputs_embeds)
+    unmasks = attention_mask.device.type in UNMASKED_DEVICES and not is_tracing(inputs_embeds)
     if attention_mask.dim() != 4:
         return _padding_mask_4d(
-            converter, attention_mask, input_shape[-1], inputs_embeds.dtype, key_value_length, opens
+            converter,
+            attention_mask,
+            input_shape[-1],
+            inputs_embeds.dtype,
+            key_value_length,
+            unmasks,
         )
-    if opens:
+    if unmasks:
         return AttentionMaskConverter._unmask_unattended(
             attention_mask, min_dtype=torch.finfo(inputs_embeds.dtype).min
         )

@@ -27,17 +27,19 @@ import torch
 
 from attn_mask._checks import check_strided
 from attn_mask._library import _C
-from attn_mask._tracing import is_recording
+from attn_mask._tracing import is_known, is_recording
 
 __all__ = [
     "MaskFunction",
     "bidirectional",
+    "bits",
     "blockwise",
     "causal",
     "chunked",
     "documents",
     "function",
     "intersection",
+    "nothing",
     "padding",
     "reindex",
     "shift",
@@ -97,6 +99,7 @@ class Source(NamedTuple):
         return f"{self.function}: expected {self.argument}"
 
 
+_OF_BITS = Source("bits", "attends")
 _OF_PADDING = Source("padding", "mask")
 _OF_DOCUMENTS = Source("documents", "ids")
 _OF_BLOCKS = Source("blockwise", "ids")
@@ -121,6 +124,7 @@ class Program:
         padded_code: the same, and a padding mask that is the operand behind the others.
         operands: the tensors that ``code`` names by index; None for answers to ``questions``.
         sources: who made the leaf of each operand; None for answers to ``questions``.
+        bits: the indices of operands that are bits, with a row for each query.
         questions: (index of the operand, function): what only a call can answer. The answers at
             the mask's own positions, bool [b or 1, h or 1, q, kv], are the operand.
         is_plain: True when there is no operand, and nothing to see to but positions below zero.
@@ -136,6 +140,7 @@ class Program:
         self.code: list[int] = []
         self.operands: list[Any] = []
         self.sources: list[Source | None] = []
+        self.bits: list[int] = []
         self.questions: list[tuple[int, MaskFunction]] = []
         self.is_boolean = True
         self.lowest = [0, 0]
@@ -236,20 +241,12 @@ class Program:
     def check_end(self, name: str, axis: int, end: int) -> None:
         """Raises ValueError where queries (axis 0) or keys (1) before ``end`` are in no table."""
         for of_axis, limit, operand in self._limits:
-            if of_axis == axis and self._is_known(end > limit):
+            if of_axis == axis and is_known(end > limit):
                 shape = list(self.operands[operand].shape)
                 raise ValueError(
                     f"{self.sources[operand]} to be of length {shape[1] + end - limit} or longer, "
                     f"for the {('queries', 'keys')[axis]} of {name}, but got {shape}"
                 )
-
-    def _is_known(self, fact: bool | torch.SymBool) -> bool:
-        """While a graph is recorded: that it holds for all sizes that the graph is for."""
-        if self._finds_limits:
-            return bool(fact)
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-        return statically_known_true(fact)
 
     def ask(self, rule: "MaskFunction", place: _Place) -> None:
         """A rule that only a call can answer."""
@@ -385,7 +382,8 @@ class MaskFunction:
         return dict(self._fields())
 
     def _fields(self) -> list[tuple[str, Any]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+        # torch 2.11's dynamo hashes objects whose fields it has not set yet.
+        return [(field.name, getattr(self, field.name, None)) for field in fields(self)]
 
     def _identity(self) -> tuple[Any, ...]:
         return type(self), *(_identity(value) for _, value in self._fields())
@@ -461,6 +459,52 @@ class _Bidirectional(MaskFunction):
 
     def _repr(self) -> str:
         return "bidirectional()"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Nothing(MaskFunction):
+    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx != q_idx  # the shape of an index, and False
+
+    def _encode(self, program: Program, place: _Place) -> None:
+        program.code += (NOTHING,)
+
+    def _repr(self) -> str:
+        return "nothing()"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bits(MaskFunction):
+    attends: torch.Tensor
+
+    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        rows, heads = self.attends.shape[:2]
+        batch = 0 if rows == 1 else batch_idx
+        return self.attends[batch, 0 if heads == 1 else head_idx, q_idx, kv_idx]
+
+    def _encode(self, program: Program, place: _Place) -> None:
+        operand = program.add_operand(_OF_BITS, self.attends)
+        program.bits.append(operand)
+        program.code += (BITS, operand)
+
+    def _repr(self) -> str:
+        return f"bits({_shown(self.attends)})"
+
+
+def _has_bits(rule: MaskFunction) -> bool:
+    if isinstance(rule, _Intersection | _Union):
+        return any(_has_bits(branch) for branch in rule.rules)
+    return isinstance(rule, Bits)
+
+
+def with_bits_moved(rule: MaskFunction, q_add: int, kv_add: int) -> MaskFunction:
+    """The rule for positions from which bits' rows and columns are so far away."""
+    if isinstance(rule, Bits):
+        return Shift(rule, q_add, kv_add, rule.depth + 1)
+    if _has_bits(rule):
+        branches = tuple(with_bits_moved(branch, q_add, kv_add) for branch in rule.rules)  # type: ignore[attr-defined]
+        return replace(rule, rules=branches)  # type: ignore[call-arg]
+    return rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -825,6 +869,7 @@ def _offset(argument: str, value: Any) -> int | torch.Tensor:
 
 
 _causal = _Causal()
+_nothing = _Nothing()
 _bidirectional = _Bidirectional()
 
 
@@ -836,6 +881,29 @@ def causal() -> MaskFunction:
 def bidirectional() -> MaskFunction:
     """A query attends to every key."""
     return _bidirectional
+
+
+def nothing() -> MaskFunction:
+    """A query attends to no key."""
+    return _nothing
+
+
+def bits(attends: torch.Tensor) -> MaskFunction:
+    """A query attends to the keys of the mask that a tensor says.
+
+    ``attends``: bool [b or 1, heads or 1, q, kv], for the rows and columns of the mask, wherever
+    they stand: shift and reindex leave it alone. Raises TypeError for other dtypes, ValueError for
+    another rank.
+    """
+    check_strided("bits", "attends", attends)
+    if attends.dtype != torch.bool:
+        raise TypeError(f"bits: expected attends to be bool, but got {attends.dtype}")
+    if attends.dim() != 4:
+        raise ValueError(
+            "bits: expected attends to be 4-D [batch_size, heads, q_length, kv_length], "
+            f"but got {attends.dim()}-D {list(attends.shape)}"
+        )
+    return Bits(attends)
 
 
 def sliding_window(size: int) -> MaskFunction:
@@ -1000,6 +1068,12 @@ def reindexed(
 ) -> MaskFunction:
     """reindex of any positions that the source takes."""
     rule = rule_of(name, "mask_function", mask_function)
+    if _has_bits(rule):
+        if isinstance(rule, Bits):
+            # Where the positions tell nothing, nothing is seen.
+            return intersection(rule, reindexed(name, _bidirectional, positions, source))
+        branches = [reindexed(name, branch, positions, source) for branch in rule.rules]  # type: ignore[attr-defined]
+        return (intersection if isinstance(rule, _Intersection) else union)(*branches)
     return Reindex(rule, positions, _depth_over(name, (rule,)), source)
 
 
@@ -1013,5 +1087,10 @@ def shift(
     Offsets: ints within 2^59 of 0, else ValueError; or tensors that add to indices.
     """
     rule = rule_of("shift", "mask_function", mask_function)
+    if _has_bits(rule):
+        if isinstance(rule, Bits):
+            return rule
+        branches = [shift(branch, q_offset, kv_offset) for branch in rule.rules]  # type: ignore[attr-defined]
+        return (intersection if isinstance(rule, _Intersection) else union)(*branches)
     q_add, kv_add = _offset("q_offset", q_offset), _offset("kv_offset", kv_offset)
     return Shift(rule, q_add, kv_add, _depth_over("shift", (rule,)))

@@ -94,7 +94,7 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
   }
 }
 
-TEST(WriteTiles, OpensRowsWithoutAKey) {
+TEST(WriteTiles, UnmasksRowsWithoutAKey) {
   std::mt19937 random(14);
   for (const Isa& isa : isas()) {
     for (int trial = 0; trial < 200; ++trial) {
@@ -114,13 +114,14 @@ TEST(WriteTiles, OpensRowsWithoutAKey) {
       if (random() % 2 == 0) {
         task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 6), kOpen});
       }
-      const std::vector<int64_t> want = test::reference_next_visible(padding.leaf, task.batch_size);
-      std::vector<int64_t> next(want.size());
-      for (int64_t batch = 0; batch < task.batch_size; ++batch) {
-        isa.kernels->find_next_visible(padding.leaf, batch, next.data() + batch * task.kv_length);
+      if (random() % 2 == 0) {  // a tree, not all of whose rows are their hull
+        task.rule = task.rule | (make_rule(SlidingWindow{0, 0}) & make_rule(padding.leaf));
       }
-      ASSERT_EQ(next, want) << isa.name;
-      task.opening = {next.data(), task.kv_length, 0x5A};
+      const std::vector<uint8_t> want = test::reference_masked_rows(task);
+      std::vector<uint8_t> rows(want.size(), 2);
+      isa.kernels->find_masked_rows(task, 0, task.rows(), rows.data());
+      ASSERT_EQ(rows, want) << isa.name;
+      task.unmasking = {rows.data(), 0x5A};
       test::set_contiguous(task);
       expect_written(isa, task, 1 + static_cast<int64_t>(random() % 20), random());
     }

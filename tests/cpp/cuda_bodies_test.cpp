@@ -85,7 +85,7 @@ constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat3
 
 TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
   std::mt19937 random(21);
-  int opened = 0;
+  int64_t unmasked = 0;
   for (const DenseFormat& format : kFormats) {
     const int64_t pack = 16 / format.element_size;
     // Row lengths around the pack's width, down to several rows in one pack.
@@ -112,12 +112,11 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         if (random() % 2 == 0) {
           task.rule = task.rule & make_rule(padding.leaf);
         }
-        std::vector<int64_t> next;
-        if (random() % 3 == 0 && task.rule.nodes[task.rule.size - 2].kind == Rule::Kind::kPadding &&
-            !padding.leaf.by_column) {
-          next = test::reference_next_visible(padding.leaf, task.batch_size);
-          task.opening = {next.data(), padding.leaf.length, 0x5A};
-          ++opened;
+        std::vector<uint8_t> masked_rows;
+        if (random() % 3 == 0) {
+          masked_rows = test::reference_masked_rows(task);
+          task.unmasking = {masked_rows.data(), 0x5A};
+          unmasked += std::count(masked_rows.begin(), masked_rows.end(), 1);
         }
         test::set_contiguous(task);
         if (random() % 2 == 0) {
@@ -127,34 +126,46 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
       }
     }
   }
-  EXPECT_GT(opened, 20);  // the trials do contain tasks that open rows
+  EXPECT_GT(unmasked, 20);  // the trials do contain rows without a key
 }
 
-TEST(NextVisibleBodies, AgreeWithTheReference) {
+TEST(AnyVisibleBody, AgreesWithTheReference) {
   std::mt19937 random(23);
-  for (int trial = 0; trial < 300; ++trial) {
-    const int64_t batch_size = 1 + random() % 3;
-    const int64_t length = 1 + random() % 70;
-    test::RandomPadding padding(random, 1 << random() % 4, batch_size, 1, length, 1 + random() % 2,
-                                false);
-    if (random() % 2 == 0) {
+  int64_t masked = 0;
+  for (int trial = 0; trial < 600; ++trial) {
+    Question question{};
+    question.batch_size = 1 + random() % 3;
+    question.heads = 1 + random() % 2;
+    question.q_length = 1 + random() % 9;
+    question.kv_length = 1 + random() % 70;
+    question.q_positions.offset = random() % 20;
+    question.kv_positions.offset = random() % 9;
+    test::RandomPadding padding(random, 1 << random() % 4, question.batch_size, question.q_length,
+                                question.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
+    if (random() % 2 == 0) {  // much of it
       padding.leaf.visible = bits_between(3, 3);
     }
-    const int64_t threads = 1 + random() % 40;
-    std::vector<int64_t> next(static_cast<size_t>(batch_size * length));
-    for (int64_t batch = 0; batch < batch_size; ++batch) {
-      std::vector<int64_t> first_of_part;
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        first_of_part.push_back(
-            first_visible_body(padding.leaf, batch, part_of(length, thread, threads)));
-      }
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        next_visible_body(padding.leaf, batch, part_of(length, thread, threads),
-                          first_of_part.data(), thread, threads, next.data());
-      }
+    question.rule = make_rule(padding.leaf);
+    if (random() % 2 == 0) {
+      question.rule =
+          question.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 9), 0});
     }
-    ASSERT_EQ(next, test::reference_next_visible(padding.leaf, batch_size));
+    if (random() % 4 == 0) {
+      question.rule = make_rule(Causal{}) & make_rule(SlidingWindow{2, kOpen});
+    }
+    const int64_t threads = 1 + random() % 40;
+    std::vector<uint8_t> got;
+    for (int64_t row = 0; row < question.rows(); ++row) {
+      bool visible = false;
+      for (int64_t thread = 0; thread < threads; ++thread) {
+        visible = any_visible_body(question, row, thread, threads) || visible;
+      }
+      got.push_back(visible ? 0 : 1);
+    }
+    ASSERT_EQ(got, test::reference_masked_rows(question)) << "trial " << trial;
+    masked += std::count(got.begin(), got.end(), 1);
   }
+  EXPECT_GT(masked, 100);
 }
 
 template <typename T>

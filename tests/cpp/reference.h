@@ -56,23 +56,41 @@ inline void set_random_strides(MaskTask& task, std::mt19937& random) {
   }
 }
 
+/// Whether no key is visible in a row, by each of its elements.
+inline bool is_masked_row(const Question& question, const Query& query) {
+  for (int64_t key = 0; key < question.kv_length; ++key) {
+    if (attends(question.rule, query, question.key(query.batch, key))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// 1 for each of the mask's rows in which no key is visible.
+inline std::vector<uint8_t> reference_masked_rows(const Question& question) {
+  std::vector<uint8_t> rows;
+  for (int64_t plane = 0; plane < question.batch_size * question.heads; ++plane) {
+    for (int64_t row = 0; row < question.q_length; ++row) {
+      rows.push_back(is_masked_row(question, question.query(plane, row)) ? 1 : 0);
+    }
+  }
+  return rows;
+}
+
 /// The memory of the task's output, between the elements of which 0xA5 stands.
 inline Bytes reference_mask(const MaskTask& task) {
   const int32_t size = task.format.element_size;
   Bytes out(static_cast<size_t>(reach(task) * size), 0xA5);
   for (int64_t plane = 0; plane < task.batch_size * task.heads; ++plane) {
     for (int64_t row = 0; row < task.q_length; ++row) {
-      bool open = task.opening.next_visible != nullptr;
-      for (int64_t key = 0; key < task.kv_length; ++key) {
-        open =
-            open && !attends(task.rule, task.query(plane, row), task.key(plane / task.heads, key));
-      }
+      const bool unmasked =
+          task.unmasking.rows != nullptr && is_masked_row(task, task.query(plane, row));
       for (int64_t key = 0; key < task.kv_length; ++key) {
         const bool attended =
             attends(task.rule, task.query(plane, row), task.key(plane / task.heads, key));
         const Query query = task.query(plane, row);
         put(out, task.out_offset(query) + key * task.out_strides[3], size,
-            open       ? task.opening.opened
+            unmasked   ? task.unmasking.value
             : attended ? task.format.attend
                        : task.format.masked);
       }
@@ -114,21 +132,6 @@ inline void set_random_output(UnmaskTask& task, std::mt19937& random) {
     task.out.strides[i] = stride;
     stride *= task.in.sizes[i];
   }
-}
-
-/// What each key's next visible key is, by asking about each.
-inline std::vector<int64_t> reference_next_visible(const Padding& padding, int64_t batch_size) {
-  std::vector<int64_t> next;
-  for (int64_t batch = 0; batch < batch_size; ++batch) {
-    for (int64_t key = 0; key < padding.length; ++key) {
-      int64_t later = key;
-      while (later < padding.length && !padding.attends({batch, 0, 0, 0}, later)) {
-        ++later;
-      }
-      next.push_back(later);
-    }
-  }
-  return next;
 }
 
 /// A padding leaf over memory of its own, with random values of which about half are visible.

@@ -794,15 +794,13 @@ void check_unmasked_rows(Random& random, const CpuKernels& kernels) {
   if (random.one_in(2)) {
     task.rule = task.rule & make_rule(SlidingWindow{random.between(0, 9), kOpen});
   }
-  const std::vector<int64_t> want_next = test::reference_next_visible(padding, task.batch_size);
-  std::vector<int64_t> next(want_next.size());
-  for (int64_t batch = 0; batch < task.batch_size; ++batch) {
-    kernels.find_next_visible(padding, batch, next.data() + batch * task.kv_length);
+  const std::vector<uint8_t> want_rows = test::reference_masked_rows(task);
+  std::vector<uint8_t> rows(want_rows.size());
+  kernels.find_masked_rows(task, 0, task.rows(), rows.data());
+  if (rows != want_rows) {
+    fail("rows without a key");
   }
-  if (next != want_next) {
-    fail("next visible keys");
-  }
-  task.opening = {next.data(), task.kv_length, /*opened=*/1};
+  task.unmasking = {rows.data(), /*value=*/1};
   test::set_contiguous(task);
   if (random.one_in(2)) {
     test::set_random_strides(task, random.generator);

@@ -1,0 +1,932 @@
+"""The operators in ATen's, for graphs that leave PyTorch and for devices without kernels of ours.
+
+Each function here has the name, the arguments and the result of an operator. A program of numbers
+(csrc/ops/rule_program.h) is decoded into the rule of ``attn_mask.rules`` that it spells, whose call
+is the definition of each leaf in ATen operators. The other operators are rules from the start.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from attn_mask import rules
+from attn_mask._library import UNMASKED_DEVICES
+from attn_mask._tracing import is_jit_tracing, is_known
+from attn_mask.rules import MaskFunction
+
+__all__ = ["decompositions"]
+
+_ops = torch.ops.attn_mask
+
+# kFar and kOpen of csrc/rule/limits.h.
+_FAR = 2**59
+_OPEN = 2**62
+
+_EVERYTHING = rules.intersection()
+_NOTHING = rules.union()
+
+
+def _is(number: int, size: Any) -> bool:
+    """Whether a size is known to be this number, without a guard on one that is symbolic."""
+    return type(size) is int and size == number
+
+
+# Decoding a program
+
+
+class _Span(NamedTuple):
+    """Between which positions all queries (or keys) stand."""
+
+    first: Any
+    end: Any
+
+    def plus(self, distance: Any) -> "_Span":
+        return _Span(self.first + distance, self.end + distance)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Bits(MaskFunction):
+    """Bits [b, h, q, kv] for the rows and columns of the mask, whatever their positions."""
+
+    bits: torch.Tensor
+
+    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return self.bits
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Within(MaskFunction):
+    """A rule over tables of some length, which shows nothing at positions outside of them."""
+
+    rule: MaskFunction
+    length: Any
+    by_query: bool
+
+    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        inside = (kv_idx >= 0) & (kv_idx < self.length)
+        last = self.length - 1
+        if self.by_query:
+            inside = inside & (q_idx >= 0) & (q_idx < self.length)
+            q_idx = q_idx.clamp(0, last)
+        return inside & self.rule(batch_idx, head_idx, q_idx, kv_idx.clamp(0, last))
+
+
+class _Decoder:
+    """Reads a program; csrc/ops/rule_program.cpp checks it.
+
+    Attributes:
+        depends_on_batch: whether rows of the batch may differ.
+        heads: 1, or as many as bits have.
+    """
+
+    def __init__(self, code: Sequence[Any], operands: Sequence[torch.Tensor], batch_size: Any):
+        self._code = code
+        self._operands = operands
+        self._batch_size = batch_size
+        self._next = 0
+        self.depends_on_batch = False
+        self.heads: Any = 1
+
+    def decode(self, queries: _Span | None, keys: _Span | None) -> MaskFunction:
+        """The rule that begins at the next number; where it will be called, if that is known."""
+        opcode = self._number()
+        if opcode == rules.ALL:
+            return _EVERYTHING
+        if opcode == rules.NOTHING:
+            return _NOTHING
+        if opcode == rules.CAUSAL:
+            return rules.causal()
+        if opcode == rules.WINDOW:
+            left, right = self._side(), self._side()
+            return _EVERYTHING if left is None and right is None else rules.window(left, right)
+        if opcode == rules.CHUNK:
+            size = self._number()
+            if type(size) is int:
+                size = min(size, _OPEN)
+            return rules.chunked(size, self._positions(optional=True))
+        if opcode == rules.BLOCKS:
+            ids = self._operand()
+            return _within(rules.blockwise(ids), ids, queries, keys)
+        if opcode == rules.DOCUMENTS:
+            ids = self._operand()
+            return _within(rules.documents(ids), ids, queries, keys)
+        if opcode == rules.PADDING:
+            mask = self._operand().to(torch.bool)
+            return _within(rules.padding(mask), mask, keys)
+        if opcode == rules.BITS:
+            bits = self._operand()
+            if not _is(1, bits.shape[1]):
+                self.heads = bits.shape[1]
+            return _Bits(bits)
+        if opcode == rules.REINDEX:
+            positions = self._positions()
+            rule = rules.reindex(self.decode(None, None), positions)
+            return _within(rule, positions, queries, keys)
+        if opcode == rules.SHIFT:
+            q_add, kv_add = self._number(), self._number()
+            queries = None if queries is None else queries.plus(q_add)
+            keys = None if keys is None else keys.plus(kv_add)
+            return rules.shift(self.decode(queries, keys), q_add, kv_add)
+        join = rules.intersection if opcode == rules.AND else rules.union
+        return join(*[self.decode(queries, keys) for _ in range(self._number())])
+
+    def _number(self) -> Any:
+        self._next += 1
+        return self._code[self._next - 1]
+
+    def _side(self) -> Any:
+        side = self._number()
+        if type(side) is not int:
+            return side  # a size that a graph is recorded for
+        return None if side < 0 else min(side, _OPEN)
+
+    def _operand(self) -> Any:
+        """The next operand, one row of it for each of the batch."""
+        operand = self._operands[self._number()]
+        if not _is(1, operand.shape[0]):
+            self.depends_on_batch = True
+        elif operand.dim() < 3 and not _is(0, self._batch_size):
+            operand = operand.expand(self._batch_size, *operand.shape[1:])
+        return operand
+
+    def _positions(self, optional: bool = False) -> Any:
+        if optional and self._code[self._next] == -1:
+            self._next += 1
+            return None
+        return _far(self._operand())
+
+
+def _within(rule: MaskFunction, table: torch.Tensor, *spans: _Span | None) -> MaskFunction:
+    """A rule over a table that is looked up at these positions."""
+    length = table.shape[1]
+    if _is(0, length):
+        return _NOTHING
+    if all(
+        span is not None and is_known(span.first >= 0) and is_known(span.end <= length)
+        for span in spans
+    ):
+        return rule
+    return _Within(rule, length, by_query=len(spans) == 2)
+
+
+def _far(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers as positions."""
+    return numbers.clamp(-_FAR, _FAR) if numbers.dtype == torch.int64 else numbers.long()
+
+
+# Evaluating a rule
+
+
+class _Line(NamedTuple):
+    """Where the queries (or the keys) of a mask stand."""
+
+    positions: torch.Tensor  # [1 or b, length]
+    span: _Span | None
+    depends_on_batch: bool
+
+
+def _line(length: Any, offset: Any, given: torch.Tensor | None, device: torch.device) -> _Line:
+    index = torch.arange(length, device=device)
+    if given is None:
+        is_zero = type(offset) is int and offset == 0
+        positions = index if is_zero else index + offset
+        return _Line(positions[None], _Span(offset, offset + length), False)
+    by_row = given.dim() == 2 and not _is(1, given.shape[0])
+    is_listed = given.dim() == 1 or (given.dim() == 2 and not _is(1, given.shape[1]))
+    positions = _far(given) + offset
+    if not is_listed:
+        positions = positions + index
+    return _Line(positions if positions.dim() == 2 else positions[None], None, by_row)
+
+
+def _evaluate(
+    rule: MaskFunction, batch_size: Any, heads: Any, queries: _Line, keys: _Line
+) -> torch.Tensor:
+    """Which keys each query attends to, [batch_size, heads, q, kv]."""
+    q_idx, kv_idx = queries.positions, keys.positions
+    device = q_idx.device
+    attends: torch.Tensor = rule(
+        torch.arange(batch_size, device=device)[:, None, None, None],
+        torch.arange(heads, device=device)[None, :, None, None],
+        q_idx[:, None, :, None],
+        kv_idx[:, None, None, :],
+    )
+    return attends.expand(batch_size, heads, q_idx.shape[1], kv_idx.shape[1])
+
+
+def _attends(
+    rule: Sequence[Any],
+    operands: Sequence[torch.Tensor],
+    batch_size: Any,
+    q_length: Any,
+    kv_length: Any,
+    q_offset: Any,
+    kv_offset: Any,
+    q_positions: torch.Tensor | None,
+    kv_positions: torch.Tensor | None,
+    device: torch.device | None,
+) -> torch.Tensor:
+    """A program's mask [b, h, q, kv], b being 1 where all rows of the batch are alike."""
+    for tensor in (*operands, q_positions, kv_positions):
+        if tensor is not None:
+            device = tensor.device
+            break
+    device = torch.device("cpu") if device is None else device
+    queries = _line(q_length, q_offset, q_positions, device)
+    keys = _line(kv_length, kv_offset, kv_positions, device)
+    decoder = _Decoder(rule, operands, batch_size)
+    decoded = decoder.decode(queries.span, keys.span)
+    depends = decoder.depends_on_batch or queries.depends_on_batch or keys.depends_on_batch
+    rows = batch_size if depends else 1
+    if any(_is(0, size) for size in (rows, q_length, kv_length)):
+        # Nothing can be looked up in tables of no rows, not even for no element.
+        shape = (rows, decoder.heads, q_length, kv_length)
+        return torch.zeros(shape, dtype=torch.bool, device=device)
+    return _evaluate(decoded, rows, decoder.heads, queries, keys)
+
+
+def _unmasked(attends: torch.Tensor) -> torch.Tensor:
+    """The same with all keys for queries that have none."""
+    return attends | ~attends.any(-1, keepdim=True)
+
+
+def _number(value: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def _minus_zero(is_other: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """-0.0, which upstream's product leaves in unmasked rows, but for rows that are others.
+
+    Of data, since graphs take the constant -0.0 for the same as 0.0.
+    """
+    return -is_other.to(dtype)
+
+
+def _added(
+    attends: torch.Tensor,
+    dtype: torch.dtype,
+    masked_value: Any = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """An additive mask: 0 or the bias where a query attends, else ``masked_value``."""
+    device = attends.device
+    lowest = torch.finfo(dtype).min if masked_value is None else masked_value
+    shown = _number(0.0, dtype, device) if bias is None else bias
+    return torch.where(attends, shown, _number(lowest, dtype, device))
+
+
+def _padded(mask: torch.Tensor, stride_multiple: Any) -> torch.Tensor:
+    """The mask as a part of one whose rows are a multiple of so many elements long."""
+    if _is(1, stride_multiple) or mask.dim() == 0:
+        return mask
+    length = mask.shape[-1]
+    missing = (length + stride_multiple - 1) // stride_multiple * stride_multiple - length
+    return F.pad(mask, (0, missing))[..., :length]
+
+
+def _dense(mask: torch.Tensor) -> torch.Tensor:
+    # torch.jit.trace and its exporter would record a copy that is none.
+    return mask if is_jit_tracing() else mask.contiguous()
+
+
+# The operators
+
+
+def _operator(decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """Its arguments are checked first, where that leaves nothing in a graph."""
+    name = decomposition.__name__
+
+    @functools.wraps(decomposition)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            _check(getattr(_ops, name).default, args, kwargs)
+        return decomposition(*args, **kwargs)
+
+    return checked
+
+
+def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Lets the operator say what is wrong with its arguments, as meta tensors."""
+    if _get_current_dispatch_mode() is not None or torch._C._functorch.peek_interpreter_stack():
+        return  # it has been called before, or will be with what is mapped over
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # sizes are numbers then
+    try:
+        arguments = func._schema.arguments
+        named = dict(zip((argument.name for argument in arguments), args, strict=False))
+        given = {**named, **kwargs}
+        for argument in arguments:
+            if argument.name == "device":
+                given["device"] = torch.device("meta")
+            elif argument.name == "allow_skip":
+                given["allow_skip"] = False  # it would look at values
+            elif argument.name in given:
+                value = given[argument.name]
+                given[argument.name] = _for_check(str(argument.type), value)
+        func(**given)
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
+
+
+def _for_check(type_of_argument: str, value: Any) -> Any:
+    if "Tensor" in type_of_argument:
+        if isinstance(value, torch.Tensor):
+            return value.detach().to("meta")
+        return value if value is None else [tensor.detach().to("meta") for tensor in value]
+    if isinstance(value, torch.Tensor):
+        return int(value)
+    if isinstance(value, list | tuple):
+        return [int(number) for number in value]
+    return value
+
+
+@_operator
+def boolean(
+    rule: Sequence[Any],
+    operands: Sequence[torch.Tensor],
+    batch_size: Any,
+    q_length: Any,
+    kv_length: Any,
+    *,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    q_positions: torch.Tensor | None = None,
+    kv_positions: torch.Tensor | None = None,
+    device: torch.device | None = None,
+    unmask_unattended: bool = False,
+    stride_multiple: Any = 1,
+) -> torch.Tensor:
+    attends = _attends(
+        rule,
+        operands,
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        q_positions,
+        kv_positions,
+        device,
+    )
+    mask = _dense(_unmasked(attends) if unmask_unattended else attends)
+    return _padded(mask, stride_multiple).expand(batch_size, -1, -1, -1)
+
+
+@_operator
+def additive(
+    rule: Sequence[Any],
+    operands: Sequence[torch.Tensor],
+    batch_size: Any,
+    q_length: Any,
+    kv_length: Any,
+    *,
+    dtype: torch.dtype,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    q_positions: torch.Tensor | None = None,
+    kv_positions: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    device: torch.device | None = None,
+    unmask_unattended: bool = False,
+    masked_value: Any = None,
+    stride_multiple: Any = 1,
+) -> torch.Tensor:
+    attends = _attends(
+        rule,
+        operands,
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        q_positions,
+        kv_positions,
+        bias.device if device is None and bias is not None else device,
+    )
+    if unmask_unattended:
+        attends = _unmasked(attends)
+    attends = attends.expand(batch_size, -1, -1, -1)
+    return _padded(_dense(_added(attends, dtype, masked_value, bias)), stride_multiple)
+
+
+def _causal_mask(
+    batch_size: Any,
+    q_length: Any,
+    kv_length: Any,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    sliding_window: Any,
+    stride_multiple: Any,
+) -> torch.Tensor:
+    device = torch.device("cpu") if device is None else torch.device(device)
+    queries = _line(q_length, kv_length - q_length, None, device)
+    keys = _line(kv_length, 0, None, device)
+    attends = _evaluate(_causal_rule(sliding_window), 1, 1, queries, keys)
+    mask = _padded(_added(attends, dtype), stride_multiple)
+    return mask.expand(batch_size, 1, q_length, kv_length)
+
+
+def _causal_rule(sliding_window: Any) -> MaskFunction:
+    if sliding_window is None:
+        return rules.causal()
+    return rules.causal() & rules.window(sliding_window, None)
+
+
+@_operator
+def to_causal_4d(
+    batch_size: Any,
+    query_length: Any,
+    key_value_length: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    sliding_window: Any = None,
+    stride_multiple: Any = 1,
+    is_needed: bool = False,
+) -> torch.Tensor | None:
+    if not is_needed and sliding_window is None and query_length <= 1:
+        return None
+    return _causal_mask(
+        batch_size, query_length, key_value_length, dtype, device, sliding_window, stride_multiple
+    )
+
+
+@_operator
+def _make_causal_mask(
+    input_ids_shape: Sequence[Any],
+    past_key_values_length: Any = 0,
+    sliding_window: Any = None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    stride_multiple: Any = 1,
+) -> torch.Tensor:
+    batch_size, q_length = input_ids_shape
+    kv_length = q_length + past_key_values_length
+    return _causal_mask(
+        batch_size, q_length, kv_length, dtype, device, sliding_window, stride_multiple
+    )
+
+
+@_operator
+def _create_4d_causal_attention_mask(
+    input_shape: Sequence[Any],
+    past_key_values_length: Any = 0,
+    sliding_window: Any = None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    stride_multiple: Any = 1,
+    is_needed: bool = False,
+) -> torch.Tensor | None:
+    batch_size, q_length = input_shape
+    if not is_needed and sliding_window is None and q_length <= 1:
+        return None
+    kv_length = q_length + past_key_values_length
+    return _causal_mask(
+        batch_size, q_length, kv_length, dtype, device, sliding_window, stride_multiple
+    )
+
+
+def _is_one_in(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Where a mask of ones and zeros is 1, as a number of the dtype."""
+    return mask if mask.dtype == torch.bool else mask.to(dtype) == 1
+
+
+def _padding_mask(
+    mask: torch.Tensor,
+    q_length: Any,
+    dtype: torch.dtype,
+    is_causal: bool,
+    sliding_window: Any,
+    unmask_unattended: bool,
+    stride_multiple: Any,
+) -> torch.Tensor:
+    batch_size, kv_length = mask.shape
+    rule = rules.padding(_is_one_in(mask, dtype))
+    if is_causal:
+        rule = _causal_rule(sliding_window) & rule
+    queries = _line(q_length, kv_length - q_length, None, mask.device)
+    keys = _line(kv_length, 0, None, mask.device)
+    attends = _evaluate(rule, batch_size, 1, queries, keys)
+    result = _added(attends, dtype)
+    if unmask_unattended:
+        has_key = attends.any(-1, keepdim=True)
+        result = torch.where(has_key, result, _minus_zero(has_key, dtype))
+    return _padded(result, stride_multiple)
+
+
+@_operator
+def to_4d(
+    attention_mask_2d: torch.Tensor,
+    query_length: Any,
+    *,
+    dtype: torch.dtype,
+    key_value_length: Any = None,
+    is_causal: bool = True,
+    sliding_window: Any = None,
+    unmask_unattended: bool = False,
+    stride_multiple: Any = 1,
+) -> torch.Tensor:
+    if is_causal and key_value_length is not None and torch.compiler.is_compiling():
+        torch._check(attention_mask_2d.shape[1] == key_value_length)
+    # One query attends to all keys that the mask has, which is also what causality says of the
+    # last one.
+    return _padding_mask(
+        attention_mask_2d,
+        query_length,
+        dtype,
+        is_causal,
+        sliding_window,
+        unmask_unattended,
+        stride_multiple,
+    )
+
+
+@_operator
+def _expand_mask(
+    mask: torch.Tensor, tgt_len: Any = None, *, dtype: torch.dtype, stride_multiple: Any = 1
+) -> torch.Tensor:
+    q_length = mask.shape[1] if tgt_len is None else tgt_len
+    return _padding_mask(mask, q_length, dtype, False, None, False, stride_multiple)
+
+
+@_operator
+def _prepare_4d_attention_mask(
+    mask: torch.Tensor, tgt_len: Any = None, *, dtype: torch.dtype, stride_multiple: Any = 1
+) -> torch.Tensor:
+    q_length = mask.shape[1] if tgt_len is None else tgt_len
+    return _padding_mask(mask, q_length, dtype, False, None, False, stride_multiple)
+
+
+@_operator
+def _prepare_4d_attention_mask_for_sdpa(
+    mask: torch.Tensor,
+    tgt_len: Any = None,
+    *,
+    dtype: torch.dtype,
+    allow_skip: bool = True,
+    stride_multiple: Any = 1,
+    is_needed: bool = False,
+) -> torch.Tensor | None:
+    if allow_skip and not is_needed and _is_all_ones(mask):
+        return None
+    q_length = mask.shape[1] if tgt_len is None else tgt_len
+    return _padding_mask(mask, q_length, dtype, False, None, False, stride_multiple)
+
+
+def _is_all_ones(mask: torch.Tensor) -> bool:
+    return bool((mask if mask.dtype == torch.bool else mask == 1).all())
+
+
+def _unmask(mask: torch.Tensor, min_dtype: Any, stride_multiple: Any) -> torch.Tensor:
+    if min_dtype == 0:
+        # Zeros that are unmasked stay as they are, with their sign.
+        return _padded(mask.clone(memory_format=torch.contiguous_format), stride_multiple)
+    is_masked = (mask == min_dtype).all(-1, keepdim=True)
+    if min_dtype < 0 and mask.is_floating_point():
+        zero = _minus_zero(~is_masked, mask.dtype)
+    else:
+        zero = _number(0, mask.dtype, mask.device)
+    return _padded(_dense(torch.where(is_masked, zero, mask)), stride_multiple)
+
+
+@_operator
+def _unmask_unattended(
+    expanded_mask: torch.Tensor, min_dtype: Any, *, stride_multiple: Any = 1
+) -> torch.Tensor:
+    return _unmask(expanded_mask, min_dtype, stride_multiple)
+
+
+def _inverted(mask: torch.Tensor, embeds_dtype: torch.dtype, stride_multiple: Any) -> torch.Tensor:
+    """A 4D mask of ones and zeros as an additive one."""
+    dtype = mask.dtype if mask.is_floating_point() else torch.float32
+    if mask.dtype == torch.bool:
+        dtype = embeds_dtype
+    attends = _is_one_in(mask, dtype)
+    added = _added(attends, dtype, torch.finfo(embeds_dtype).min)
+    return _padded(_dense(added), stride_multiple)
+
+
+@_operator
+def _prepare_4d_causal_attention_mask(
+    attention_mask: torch.Tensor | None,
+    input_shape: Sequence[Any],
+    inputs_embeds: torch.Tensor,
+    past_key_values_length: Any,
+    sliding_window: Any = None,
+    *,
+    stride_multiple: Any = 1,
+    is_needed: bool = False,
+) -> torch.Tensor | None:
+    batch_size, q_length = input_shape
+    dtype = inputs_embeds.dtype
+    if attention_mask is None:
+        if not is_needed and sliding_window is None and q_length <= 1:
+            return None
+        return _causal_mask(
+            batch_size,
+            q_length,
+            q_length + past_key_values_length,
+            dtype,
+            inputs_embeds.device,
+            sliding_window,
+            stride_multiple,
+        )
+    if attention_mask.dim() == 4:
+        return _inverted(attention_mask, dtype, stride_multiple)
+    return _padding_mask(
+        attention_mask, q_length, dtype, True, sliding_window, False, stride_multiple
+    )
+
+
+@_operator
+def _prepare_4d_causal_attention_mask_for_sdpa(
+    attention_mask: torch.Tensor | None,
+    input_shape: Sequence[Any],
+    inputs_embeds: torch.Tensor,
+    past_key_values_length: Any,
+    sliding_window: Any = None,
+    *,
+    allow_skip: bool = True,
+    unmask_unattended: bool | None = None,
+    stride_multiple: Any = 1,
+    is_needed: bool = False,
+) -> torch.Tensor | None:
+    batch_size, q_length = input_shape
+    dtype = inputs_embeds.dtype
+    is_skipped = (
+        allow_skip
+        and not is_needed
+        and _ignore_causal_mask_sdpa(
+            attention_mask, inputs_embeds, past_key_values_length, sliding_window
+        )
+    )
+    if is_skipped:
+        return None
+    if attention_mask is None:
+        if not is_needed and sliding_window is None and q_length <= 1:
+            return None
+        return _causal_mask(
+            batch_size,
+            q_length,
+            q_length + past_key_values_length,
+            dtype,
+            inputs_embeds.device,
+            sliding_window,
+            stride_multiple,
+        )
+    if unmask_unattended is None:
+        unmask_unattended = attention_mask.device.type in UNMASKED_DEVICES
+    if attention_mask.dim() == 2:
+        return _padding_mask(
+            attention_mask,
+            q_length,
+            dtype,
+            True,
+            sliding_window,
+            unmask_unattended,
+            stride_multiple,
+        )
+    if unmask_unattended:
+        return _unmask(attention_mask, torch.finfo(dtype).min, stride_multiple)
+    copied = attention_mask.clone(memory_format=torch.contiguous_format)
+    return _padded(copied, stride_multiple)
+
+
+def _ignore_causal_mask_sdpa(
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor,
+    past_key_values_length: Any,
+    sliding_window: Any = None,
+    is_training: bool = False,
+) -> bool:
+    q_length = inputs_embeds.shape[1]
+    kv_length = q_length + past_key_values_length
+    shapes_allow = (q_length == 1 or kv_length == q_length) and (
+        sliding_window is None or kv_length < sliding_window
+    )
+    if attention_mask is None or not shapes_allow:
+        return bool(shapes_allow)
+    return attention_mask.dim() != 4 and _is_all_ones(attention_mask)
+
+
+def _is_all_visible(mask: torch.Tensor) -> bool:
+    return bool(mask.to(torch.bool).all())
+
+
+# Lists of blocks
+
+# BlockState of csrc/format/block_mask.h.
+_PARTIAL = 1
+_FULL = 2
+
+
+@_operator
+def _block_states(
+    rule: Sequence[Any],
+    operands: Sequence[torch.Tensor],
+    batch_size: Any,
+    heads: Any,
+    q_length: Any,
+    kv_length: Any,
+    q_block_size: Any,
+    kv_block_size: Any,
+    *,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    q_positions: torch.Tensor | None = None,
+    kv_positions: torch.Tensor | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    attends = _attends(
+        rule,
+        operands,
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        q_positions,
+        kv_positions,
+        device,
+    )
+    q_blocks = (q_length + q_block_size - 1) // q_block_size
+    kv_blocks = (kv_length + kv_block_size - 1) // kv_block_size
+    missing = (0, kv_blocks * kv_block_size - kv_length, 0, q_blocks * q_block_size - q_length)
+    blocks = F.pad(attends, missing).reshape(
+        attends.shape[0], attends.shape[1], q_blocks, q_block_size, kv_blocks, kv_block_size
+    )
+    is_listed = blocks.any(5).any(3)
+    is_full = blocks.all(5).all(3)
+    return torch.where(is_full, _FULL, torch.where(is_listed, _PARTIAL, 0)).to(torch.uint8)
+
+
+@_operator
+def block_mask(
+    rule: Sequence[Any],
+    operands: Sequence[torch.Tensor],
+    batch_size: Any,
+    heads: Any,
+    q_length: Any,
+    kv_length: Any,
+    q_block_size: Any,
+    kv_block_size: Any,
+    *,
+    separate_full_blocks: bool = True,
+    kv_width: Any = None,
+    q_width: Any = None,
+    **where: Any,
+) -> list[torch.Tensor]:
+    states = _block_states.__wrapped__(  # type: ignore[attr-defined]
+        rule,
+        operands,
+        batch_size,
+        heads,
+        q_length,
+        kv_length,
+        q_block_size,
+        kv_block_size,
+        **where,
+    ).expand(batch_size, heads, -1, -1)
+    kinds = [states == _PARTIAL, states == _FULL] if separate_full_blocks else [states != 0]
+    lists: list[torch.Tensor] = []
+    for width, of_lines in ((kv_width, kinds), (q_width, [kind.mT for kind in kinds])):
+        for blocks in of_lines:
+            lists += _lists_of_blocks(blocks, width)
+    return lists
+
+
+def _lists_of_blocks(blocks: torch.Tensor, width: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks each line has, and which: first those, then the others."""
+    numbers = blocks.to(torch.int32)
+    counts = numbers.sum(-1, dtype=torch.int32)
+    order = torch.argsort(numbers, dim=-1, descending=True, stable=True)
+    indices = order.to(torch.int32, memory_format=torch.contiguous_format)
+    if width is not None:
+        total = blocks.shape[-1]
+        width = torch.sym_min(width, total)
+        indices = F.pad(indices[..., :width].flatten(), (0, total - width))
+    return counts, indices
+
+
+def _block_mask_widths(
+    rule: Sequence[Any],
+    operands: Sequence[torch.Tensor],
+    batch_size: Any,
+    heads: Any,
+    q_length: Any,
+    kv_length: Any,
+    q_block_size: Any,
+    kv_block_size: Any,
+    *,
+    separate_full_blocks: bool = True,
+    **where: Any,
+) -> list[int]:
+    lists = block_mask.__wrapped__(  # type: ignore[attr-defined]
+        rule,
+        operands,
+        batch_size,
+        heads,
+        q_length,
+        kv_length,
+        q_block_size,
+        kv_block_size,
+        separate_full_blocks=separate_full_blocks,
+        **where,
+    )
+    half = len(lists) // 2
+    counts = lists[:half:2], lists[half::2]
+    return [
+        max((int(count.max()) for count in of_kind if count.numel() > 0), default=0)
+        for of_kind in counts
+    ]
+
+
+# The table, `.out`, and other devices
+
+_OF_MASKS = (
+    to_causal_4d,
+    to_4d,
+    _make_causal_mask,
+    _expand_mask,
+    _unmask_unattended,
+    _prepare_4d_causal_attention_mask,
+    _prepare_4d_causal_attention_mask_for_sdpa,
+    _prepare_4d_attention_mask,
+    _prepare_4d_attention_mask_for_sdpa,
+    _create_4d_causal_attention_mask,
+    boolean,
+    additive,
+)
+_OF_BLOCKS = (block_mask, _block_states)
+_HOST_DECISIONS = (_ignore_causal_mask_sdpa, _is_all_visible, _block_mask_widths)
+
+
+def _into_out(decomposition: Any) -> Callable[..., None]:
+    """The `.out` form, which writes a mask where the other gives None."""
+    func = getattr(_ops, decomposition.__name__).out
+    arguments = {argument.name for argument in func._schema.arguments}
+    may_be_none = "is_needed" in inspect.signature(decomposition).parameters
+
+    def write(*args: Any, out: torch.Tensor, **kwargs: Any) -> None:
+        if "dtype" in arguments and kwargs.get("dtype") is None:
+            kwargs["dtype"] = out.dtype
+        if "device" in arguments:
+            kwargs["device"] = out.device
+        if may_be_none:
+            kwargs["is_needed"] = True
+        out.copy_(decomposition.__wrapped__(*args, **kwargs))
+
+    return write
+
+
+_TABLE: dict[Any, Callable[..., Any]] = {}
+for _decomposition in (*_OF_MASKS, *_OF_BLOCKS):
+    _TABLE[getattr(_ops, _decomposition.__name__).default] = _decomposition.__wrapped__  # type: ignore[attr-defined]
+for _decomposition in _OF_MASKS:
+    _TABLE[getattr(_ops, _decomposition.__name__).out] = _into_out(_decomposition)
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What each operator that writes a mask is in ATen's, by overload.
+
+    For ``ExportedProgram.run_decompositions``, alone or beside torch's own::
+
+        program.run_decompositions(attn_mask.decompositions())
+        program.run_decompositions(
+            {**torch.export.default_decompositions(), **attn_mask.decompositions()}
+        )
+    """
+    return dict(_TABLE)
+
+
+_OTHER_DEVICES = ("MPS", "XPU", "HPU", "PrivateUse1")
+
+
+def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        _check(func, args, kwargs)
+        try:
+            return decomposition(*args, **kwargs)
+        except (AssertionError, ImportError) as error:  # so says torch.xpu, or its absence
+            raise NotImplementedError(
+                f"{decomposition.__name__}: expected device to be one that torch was built for, "
+                f"but got {kwargs.get('device')}"
+            ) from error
+
+    return kernel
+
+
+_library_of_devices = torch.library.Library("attn_mask", "IMPL")
+for _device in _OTHER_DEVICES:
+    for _func, _written in _TABLE.items():
+        _library_of_devices.impl(_func, _kernel(_func, _written), _device)
+    for _decision in _HOST_DECISIONS:
+        _library_of_devices.impl(_decision.__name__, _decision, _device)

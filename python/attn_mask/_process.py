@@ -1,0 +1,30 @@
+"""State of the process. It lives beside the operators, which outlast this package's modules.
+
+A module that is reloaded, or imported again after it was removed from ``sys.modules``, finds here
+what the one before it left.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+
+_T = TypeVar("_T")
+
+_kept: dict[str, object] = vars(torch.ops.attn_mask).setdefault("__process__", {})
+
+
+def kept(name: str, make: Callable[[], _T]) -> _T:
+    """What ``make`` gave when this name was first asked for in this process.
+
+    An object may be of a class of a former module: only its attributes are to be used.
+    """
+    if name not in _kept:
+        _kept.setdefault(name, make())
+    return cast(_T, _kept[name])
+
+
+def first(name: str) -> bool:
+    """Whether this is the first call with this name in this process."""
+    made = object()
+    return _kept.setdefault(name, made) is made

@@ -1,0 +1,49 @@
+"""Makes the table by which install() knows transformers' own mask functions.
+
+    python scripts/hash_upstream.py
+
+Fetches transformers' masking_utils.py of each release (some 70 wheels of 10 MB the first time; they
+are kept in tests/oracle_loader.py's folder) and writes python/attn_mask/_upstream_known.py.
+"""
+
+import sys
+from pathlib import Path
+
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+
+from attn_mask._upstream_source import Source, hashes  # noqa: E402
+from find_releases import released  # noqa: E402
+from oracle_loader import fetch  # noqa: E402
+
+FIRST = Version("4.53.0")
+TABLE = ROOT / "python" / "attn_mask" / "_upstream_known.py"
+
+
+def main() -> None:
+    known: dict[tuple[str, str], Version] = {}
+    for version in released():
+        if version < FIRST:
+            continue
+        source = Source(Path(fetch(str(version)), "masking_utils.py").read_text())
+        for name, digest in hashes(source).items():
+            known.setdefault((name, digest), version)
+    lines = [
+        '"""Hashes of transformers\' mask functions, written by scripts/hash_upstream.py."""',
+        "",
+        "# By name and hash: the first release that has this function.",
+        "KNOWN: dict[tuple[str, str], str] = {",
+        *(
+            f'    ("{name}", "{digest}"): "{version}",'
+            for (name, digest), version in sorted(known.items(), key=lambda i: (i[0][0], i[1]))
+        ),
+        "}",
+    ]
+    TABLE.write_text("\n".join(lines) + "\n")
+    print(f"{len(known)} hashes: {TABLE}")
+
+
+if __name__ == "__main__":
+    main()
