@@ -605,6 +605,11 @@ def flex_attention_mask(
     """
     _check_padding("flex_attention_mask", attention_mask)
     if attention_mask is not None and not fast_all(attention_mask):
+        if attention_mask.dtype != torch.bool and attention_mask.dtype not in rules.ID_DTYPES:
+            raise TypeError(
+                "flex_attention_mask: expected attention_mask to be bool, "
+                f"but got {attention_mask.dtype}"
+            )
         padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
         mask_function = and_masks(mask_function, padding_mask_function(padding_mask))
     # That module writes masks with the help of this one.
