@@ -238,9 +238,8 @@ def test_signature_is_of_torch():
         assert by_place(attn_mask.create_block_mask).kv_indices.device.type == "cpu"
 
 
-@pytest.mark.skipif(
-    not hasattr(flex, "_compute_dq_write_order_from_block_mask"), reason="of torch 2.15"
-)
+# Of torch 2.15.
+@pytest.mark.applies(hasattr(flex, "_compute_dq_write_order_from_block_mask"))
 def test_dq_write_order():
     rule = rules.causal() & rules.sliding_window(300)
     for order in (True, False):

@@ -1,14 +1,15 @@
 """Drop-in for ``transformers.masking_utils``, on native rules.
 
-Names, signatures, defaults, results and errors are those of transformers 5.23; transformers itself
+Names, signatures, defaults, results and errors are those of transformers 5.24; transformers itself
 is not needed: configs and caches are asked for the attributes that upstream's have. Mask functions
 are objects that carry their rule (``attn_mask.rules``), so that a mask is written at once by
 ``torch.ops.attn_mask.boolean`` or ``.additive``. Only what a callable of the user's says is asked
 of it, over a few rows at a time.
 
-Argument names of all releases since 4.53 are understood: ``input_embeds`` is ``inputs_embeds``, and
-``cache_position`` is taken where it was taken once. Beyond upstream, the create functions take
-``document_ids`` or ``cu_seqlens``, and ``blocks_in_window``; see create_causal_mask.
+Argument names of all releases since 4.53 are understood: ``input_embeds`` is ``inputs_embeds``,
+``past_key_values`` is ``cache``, and ``cache_position`` is taken where it was taken once. Beyond
+upstream, the create functions take ``document_ids`` or ``cu_seqlens``, and ``blocks_in_window``;
+see create_causal_mask.
 
 Throughout: b batch_size, q q_length, kv kv_length. Query row i stands at position q_offset + i, key
 column j at kv_offset + j; an offset is an int or a tensor (0-d, or [b, 1] for one per batch row),
@@ -310,8 +311,8 @@ def _first_sliding_index(cache: Any) -> int:
 # Names and orders of arguments that releases since 4.53 had
 
 
-def _understands_embeds(create: Callable[_P, _R]) -> Callable[_P, _R]:
-    """``input_embeds`` was the name until 5.2, and understood until 5.8."""
+def _understands_names(create: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``input_embeds`` was a name until 5.2, ``past_key_values`` that of the cache until 5.23."""
 
     @functools.wraps(create)
     def understanding(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -319,6 +320,9 @@ def _understands_embeds(create: Callable[_P, _R]) -> Callable[_P, _R]:
             if "inputs_embeds" in kwargs:
                 raise TypeError(f"{create.__name__}: expected inputs_embeds once, but got it twice")
             kwargs["inputs_embeds"] = kwargs.pop("input_embeds")
+        if "past_key_values" in kwargs:
+            cache = kwargs.pop("past_key_values")
+            kwargs.setdefault("cache", cache)  # as upstream, where both are given
         return create(*args, **kwargs)
 
     return understanding
@@ -339,7 +343,7 @@ def _understands_positions(create: Callable[_P, _R]) -> Callable[_P, _R]:
             args = args[:3] + args[4:]  # type: ignore[assignment]
         return create(*args, **kwargs)
 
-    return _understands_embeds(understanding)
+    return _understands_names(understanding)
 
 
 _ORDER_WITH_POSITIONS = (
@@ -479,6 +483,8 @@ def sdpa_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv] for scaled_dot_product_attention.
@@ -486,17 +492,19 @@ def sdpa_mask(
     Args:
         mask_function: which keys a query attends to. A callable of the user's must answer about
             each element by itself: in large masks it is asked about some rows at a time.
-        attention_mask: which keys are not padding, bool [b, n]; those behind its end are.
+        attention_mask: which keys are not padding, bool [b, n]; those after its end are.
         local_size: the window or chunk of the mask function, if any; matters to skipping.
         allow_is_causal_skip: whether to return None where ``is_causal`` says the same.
         allow_is_bidirectional_skip: whether to return None where nothing is masked.
         use_vmap: whether callables of the user's are asked about one element at a time, under
             torch.vmap, rather than with index tensors that broadcast.
+        unmask_unattended: whether rows in which no key is visible are True throughout; beyond
+            upstream.
 
     Raises ValueError for tensors that are too short or of a wrong rank, and for a callable that
     returns a wrong shape; TypeError for one that does not return booleans.
 
-    Mirrors ``transformers.masking_utils.sdpa_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.sdpa_mask``.
     """
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         _check_padding("sdpa_mask", attention_mask)
@@ -518,6 +526,7 @@ def sdpa_mask(
         attention_mask,
         use_vmap,
         device,
+        spelling=Spelling(unmask_unattended=unmask_unattended) if unmask_unattended else None,
     )
 
 
@@ -534,13 +543,17 @@ def eager_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
+    masked_value: float | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv] for attention that is written out.
 
-    Arguments and errors as for sdpa_mask; TypeError for a dtype without additive masks.
+    Arguments and errors as for sdpa_mask (rows that are unmasked are 0); TypeError for a dtype
+    without additive masks. ``masked_value``, beyond upstream: see ``attn_mask.additive``.
 
-    Mirrors ``transformers.masking_utils.eager_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.eager_mask``.
     """
     if allow_is_bidirectional_skip:
         _check_padding("eager_mask", attention_mask)
@@ -556,7 +569,7 @@ def eager_mask(
         attention_mask,
         use_vmap,
         device,
-        dtype,
+        spelling=Spelling(dtype, None, unmask_unattended, masked_value),
     )
 
 
@@ -575,7 +588,7 @@ def flash_attention_mask(
 
     A shorter mask (static caches) is returned as it is. ``mask_function`` is not looked at.
 
-    Mirrors ``transformers.masking_utils.flash_attention_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.flash_attention_mask``.
     """
     if attention_mask is None:
         return None
@@ -601,7 +614,7 @@ def flex_attention_mask(
 
     Arguments as for sdpa_mask.
 
-    Mirrors ``transformers.masking_utils.flex_attention_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.flex_attention_mask``.
     """
     _check_padding("flex_attention_mask", attention_mask)
     if attention_mask is not None and not fast_all(attention_mask):
@@ -816,10 +829,10 @@ def _materialize(
     device = torch.get_default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
-    name = name or ("sdpa_mask" if dtype is None else "eager_mask")
-    rule = rules.rule_of(name, "mask_function", mask_function)
     if spelling is None:
         spelling = _BOOLEAN if dtype is None else Spelling(dtype)
+    name = name or ("sdpa_mask" if spelling.dtype is None else "eager_mask")
+    rule = rules.rule_of(name, "mask_function", mask_function)
     # What most calls ask for, where all that is seen to below is as it should be.
     if (
         type(q_offset) is int
@@ -1172,7 +1185,7 @@ def _preprocess_mask_arguments(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: Any,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None,
     layer_idx: int | None,
     encoder_hidden_states: torch.Tensor | None = None,
@@ -1191,6 +1204,8 @@ def _preprocess_mask_arguments(
     """
     if len(getattr(attention_mask, "shape", ())) == 4:  # a tensor, or a BlockMask
         return True, attention_mask, None, None, None, None, None
+    if _is_paged(cache):
+        return True, None, None, None, None, None, None
     # The global mapping, as dynamo can look it up.
     if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
         return True, None, None, None, None, None, None
@@ -1199,9 +1214,9 @@ def _preprocess_mask_arguments(
         name_numbers(attention_mask, q_length)
         attention_mask = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
     q_offset, kv_offset = 0, 0
-    if past_key_values is not None:
+    if cache is not None:
         q_offset, kv_length, kv_offset = _ask_cache(
-            name, past_key_values, q_length, layer_idx, inputs_embeds.device
+            name, cache, q_length, layer_idx, inputs_embeds.device
         )
     elif attention_mask is not None:
         kv_length = attention_mask.shape[-1]  # prefix tuning: longer than the queries
@@ -1209,7 +1224,7 @@ def _preprocess_mask_arguments(
         keys = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
         kv_length = keys.shape[1]
     packed_sequence_mask = None
-    if position_ids is not None and attention_mask is None and past_key_values is None:
+    if position_ids is not None and attention_mask is None and cache is None:
         if position_ids.dim() <= 2:
             position_ids = _rows_of(name, position_ids, inputs_embeds.shape[0])
         packed_sequence_mask = find_packed_sequence_indices(position_ids)
@@ -1223,6 +1238,11 @@ def _preprocess_mask_arguments(
                 f"but got {list(position_ids.shape)}"
             )
     return False, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset, kv_offset
+
+
+def _is_paged(cache: Any) -> bool:
+    """Whether it is transformers' PagedAttentionCache, of continuous batching."""
+    return any(kind.__name__ == "PagedAttentionCache" for kind in type(cache).__mro__)
 
 
 def _rows_of(name: str, position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -1266,13 +1286,11 @@ def _size_of_cache(name: str, what: str, size: Any) -> Any:
         return size
     if not hasattr(size, "__index__"):
         raise TypeError(
-            f"{name}: expected past_key_values to report {what} that is an int, "
-            f"but got {type(size).__name__}"
+            f"{name}: expected cache to report {what} that is an int, but got {type(size).__name__}"
         )
     if size < 0:
         raise ValueError(
-            f"{name}: expected past_key_values to report {what} that is not negative, "
-            f"but got {size}"
+            f"{name}: expected cache to report {what} that is not negative, but got {size}"
         )
     return int(size)
 
@@ -1338,7 +1356,7 @@ def _create_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: Any,
-    past_key_values: Any,
+    cache: Any,
     layer_idx: int,
     allow_skip: bool,
     or_mask_function: Callable[..., Any] | None,
@@ -1375,7 +1393,7 @@ def _create_mask(
             config,
             inputs_embeds,
             attention_mask,
-            past_key_values,
+            cache,
             None if has_documents else position_ids,
             layer_idx,
             encoder_hidden_states,
@@ -1396,7 +1414,7 @@ def _create_mask(
     rule, local = pattern.rule, pattern.local
     has_functions = or_mask_function is not None or and_mask_function is not None
     # A compiled step of decoding must not alternate between a mask and None.
-    if not bidirectional and getattr(past_key_values, "is_compileable", False) and q_length == 1:
+    if not bidirectional and getattr(cache, "is_compileable", False) and q_length == 1:
         allow_skip = False
     if or_mask_function is not None:
         rule = or_masks(rule, or_mask_function)
@@ -1404,17 +1422,14 @@ def _create_mask(
         rule = and_masks(rule, and_mask_function)
     if sequences is not None:
         assert position_ids is not None
-        pack = partial(
-            packed_sequence_compatibility_function,
-            position_ids=_rows_of(name, position_ids, batch_size),
-            packed_sequence_mask=sequences,
-        )
-        rule = pack(rule)
-        local = None if local is None else pack(local)
+        positions = _rows_of(name, position_ids, batch_size)
+        rule = remap_positions_for_packed_sequence(rule, positions)
+        if local is not None:
+            local = remap_positions_for_packed_sequence(local, positions)
     ids = None
     if has_documents:
-        tokens = _number_of_tokens(q_offset, q_length, kv_length, past_key_values)
-        kv_end = None if past_key_values is None else kv_length + kv_offset
+        tokens = _number_of_tokens(q_offset, q_length, kv_length, cache)
+        kv_end = None if cache is None else kv_length + kv_offset
         ids = _ids_of_documents(name, document_ids, cu_seqlens, batch_size, tokens, kv_end, device)
         if pattern.by_position or has_functions:
             positions = _positions_in_runs(ids, attention_mask)
@@ -1427,6 +1442,8 @@ def _create_mask(
         if blocks_in_window and local is not None:
             blocks = and_masks(blocks, local)
         rule = or_masks(rule, blocks)
+    if ids is None:
+        ids = sequences
     if ids is not None:
         rule = and_masks(packed_sequence_mask_function(ids), rule)
     if has_functions or sequences is not None or has_documents or block_sequence_ids is not None:
@@ -1550,7 +1567,7 @@ def create_causal_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1571,7 +1588,7 @@ def create_causal_mask(
         inputs_embeds: [b, q, hidden]; gives the sizes, dtype and device.
         attention_mask: which keys are not padding [b, n], not zero; or a 4D mask or a BlockMask,
             which is returned as it is.
-        past_key_values: the cache, or None.
+        cache: the cache, or None.
         position_ids: [b or 1, q]; without mask and cache, jumps in them are the borders of packed
             sequences. Those of another rank are not looked at.
         or_mask_function, and_mask_function: what else, or only, is attended to.
@@ -1596,14 +1613,14 @@ def create_causal_mask(
     Raises ValueError or TypeError for ids, positions or cu_seqlens of a wrong length, rank or
     dtype, and for a cache that reports impossible sizes; see also sdpa_mask.
 
-    Mirrors ``transformers.masking_utils.create_causal_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_causal_mask``.
     """
     if not getattr(config, "is_causal", True):
         return create_bidirectional_mask(
             config,
             inputs_embeds,
             attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             or_mask_function=or_mask_function,
             and_mask_function=and_mask_function,
             allow_is_bidirectional_skip=allow_is_causal_skip,
@@ -1616,8 +1633,8 @@ def create_causal_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        find_first_full_attention_index(past_key_values) if layer_idx is None else layer_idx,
+        cache,
+        find_first_full_attention_index(cache) if layer_idx is None else layer_idx,
         allow_is_causal_skip,
         or_mask_function,
         and_mask_function,
@@ -1634,7 +1651,7 @@ def create_sliding_window_causal_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1651,14 +1668,14 @@ def create_sliding_window_causal_mask(
     ``layer_idx`` is by default the cache's first sliding layer. Raises ValueError for a config
     without the window.
 
-    Mirrors ``transformers.masking_utils.create_sliding_window_causal_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_sliding_window_causal_mask``.
     """
     if not getattr(config, "is_causal", True):
         return create_bidirectional_sliding_window_mask(
             config,
             inputs_embeds,
             attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             or_mask_function=or_mask_function,
             and_mask_function=and_mask_function,
             allow_is_bidirectional_skip=allow_is_causal_skip,
@@ -1671,8 +1688,8 @@ def create_sliding_window_causal_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        _first_sliding_index(past_key_values) if layer_idx is None else layer_idx,
+        cache,
+        _first_sliding_index(cache) if layer_idx is None else layer_idx,
         allow_is_causal_skip,
         or_mask_function,
         and_mask_function,
@@ -1689,7 +1706,7 @@ def create_chunked_causal_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1707,7 +1724,7 @@ def create_chunked_causal_mask(
     sliding layer. Raises ValueError for a config without the size, and for flash attention over
     more keys than a chunk holds.
 
-    Mirrors ``transformers.masking_utils.create_chunked_causal_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_chunked_causal_mask``.
     """
     return _create_mask(
         "create_chunked_causal_mask",
@@ -1715,8 +1732,8 @@ def create_chunked_causal_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        _first_sliding_index(past_key_values) if layer_idx is None else layer_idx,
+        cache,
+        _first_sliding_index(cache) if layer_idx is None else layer_idx,
         allow_is_causal_skip,
         or_mask_function,
         and_mask_function,
@@ -1728,13 +1745,13 @@ def create_chunked_causal_mask(
     )
 
 
-@_understands_embeds
+@_understands_names
 def create_bidirectional_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
     encoder_hidden_states: torch.Tensor | None = None,
-    past_key_values: Any = None,
+    cache: Any = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
     allow_is_bidirectional_skip: bool = True,
@@ -1750,7 +1767,7 @@ def create_bidirectional_mask(
             the number of keys, the batch size and the dtype.
         allow_is_bidirectional_skip: whether None may stand for a mask that masks nothing.
 
-    Mirrors ``transformers.masking_utils.create_bidirectional_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_bidirectional_mask``.
     """
     return _create_mask(
         "create_bidirectional_mask",
@@ -1758,8 +1775,8 @@ def create_bidirectional_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        find_first_full_attention_index(past_key_values),
+        cache,
+        find_first_full_attention_index(cache),
         allow_is_bidirectional_skip,
         or_mask_function,
         and_mask_function,
@@ -1770,13 +1787,13 @@ def create_bidirectional_mask(
     )
 
 
-@_understands_embeds
+@_understands_names
 def create_bidirectional_sliding_window_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
     encoder_hidden_states: torch.Tensor | None = None,
-    past_key_values: Any = None,
+    cache: Any = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
     allow_is_bidirectional_skip: bool = True,
@@ -1789,7 +1806,7 @@ def create_bidirectional_sliding_window_mask(
 
     Raises ValueError for a config without the window.
 
-    Mirrors ``transformers.masking_utils.create_bidirectional_sliding_window_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_bidirectional_sliding_window_mask``.
     """
     return _create_mask(
         "create_bidirectional_sliding_window_mask",
@@ -1797,8 +1814,8 @@ def create_bidirectional_sliding_window_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        _first_sliding_index(past_key_values),
+        cache,
+        _first_sliding_index(cache),
         allow_is_bidirectional_skip,
         or_mask_function,
         and_mask_function,
@@ -1809,12 +1826,12 @@ def create_bidirectional_sliding_window_mask(
     )
 
 
-@_understands_embeds
+@_understands_names
 def create_recurrent_attention_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any = None,
+    cache: Any = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The padding of this step's tokens [b, q], for layers of linear attention.
@@ -1822,7 +1839,7 @@ def create_recurrent_attention_mask(
     None without a 2D mask, for a single token (it is no padding), and for a mask of ones throughout
     if not tracing.
 
-    Mirrors ``transformers.masking_utils.create_recurrent_attention_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_recurrent_attention_mask``.
     """
     q_length = inputs_embeds.shape[1]
     if attention_mask is None or attention_mask.ndim != 2 or q_length == 1:
@@ -1860,7 +1877,7 @@ def create_masks_for_generate(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1877,14 +1894,14 @@ def create_masks_for_generate(
     config with ``layer_types`` (the attention mask as it came, if one of them is unknown), else the
     one mask of a config with ``sliding_window``, ``attention_chunk_size``, or neither.
 
-    Mirrors ``transformers.masking_utils.create_masks_for_generate`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_masks_for_generate``.
     """
     config = config.get_text_config()
     arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": inputs_embeds,
         "attention_mask": attention_mask,
-        "past_key_values": past_key_values,
+        "cache": cache,
         "position_ids": position_ids,
         "or_mask_function": or_mask_function,
         "and_mask_function": and_mask_function,
