@@ -562,6 +562,11 @@ def test_threads(keep_num_threads):
             ValueError,
             "expected indices of at most 2\\^35 bytes",
         ),
+        (
+            {"kv_offset": torch.tensor([[3], [4]]), "mask_mod": lambda b, h, q, k: q >= k},
+            ValueError,
+            r"expected kv_offset and kv_positions to be for .* = \[1, 200\], but got \[2, 1\]",
+        ),
         ({"KV_LEN": 2**63}, ValueError, "expected KV_LEN to be less than 2\\^63, but got 922"),
         ({"BLOCK_SIZE": 2**70}, ValueError, "expected BLOCK_SIZE to be less than 2\\^63, but got"),
         ({"q_offset": 2**60}, ValueError, "expected q_offset to be within 2\\^59 of 0, but got"),

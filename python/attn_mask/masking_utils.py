@@ -801,6 +801,19 @@ def _axis(
     )
 
 
+def _check_positions(name: str, axis: str, line: _Axis, batch_size: int) -> None:
+    """Operators check this themselves."""
+    shape = () if line.positions is None else tuple(line.positions.shape)
+    if len(shape) > 2 or any(
+        size not in (1, most)
+        for size, most in zip(reversed(shape), (line.length, batch_size), strict=False)
+    ):
+        raise ValueError(
+            f"{name}: expected {axis}_offset and {axis}_positions to be for [batch_size, length] = "
+            f"{[batch_size, line.length]}, but got {list(shape)}"
+        )
+
+
 def _materialize(
     mask_function: Callable[..., Any],
     batch_size: int,
@@ -1037,6 +1050,9 @@ def _ask(
         torch.arange(batch_size, device=device),
         torch.arange(heads, device=device),
     )
+    if not is_recording():
+        for axis, line in (("q", queries), ("kv", keys)):
+            _check_positions(name, axis, line, batch_size)
     q_idx, kv_idx = queries.indices(device), keys.indices(device)
     if use_vmap:
         of_batch = (0, None, *(0 if idx.dim() == 2 else None for idx in (q_idx, kv_idx)))
