@@ -180,7 +180,7 @@ def _line(
     positions = positions.to(device)
     if isinstance(offset, torch.Tensor):
         try:
-            positions, offset = positions + offset.to(device), 0
+            return masking_utils._Axis(length, 0, positions + offset.to(device))
         except RuntimeError as error:
             raise ValueError(
                 f"{name}: expected {axis}_offset to be an int, or a tensor [] or [batch_size, 1], "
