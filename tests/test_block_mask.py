@@ -552,6 +552,21 @@ def test_threads(keep_num_threads):
             r"or without create_block_mask\(compact=True\), but got an index of \[7812500000, 7",
         ),
         ({"KV_LEN": 2**63 - 1}, ValueError, "expected lengths of at most 2\\^62, but got 922"),
+        (
+            {"Q_LEN": 2**59, "mask_mod": lambda b, h, q, k: q >= k, "compact": 8},
+            ValueError,
+            "expected less than 2\\^31 blocks in each",
+        ),
+        (
+            {"Q_LEN": 2**33, "KV_LEN": 2**20, "mask_mod": lambda b, h, q, k: q >= k},
+            ValueError,
+            "expected indices of at most 2\\^35 bytes",
+        ),
+        (
+            {"kv_offset": torch.tensor([[3], [4]]), "mask_mod": lambda b, h, q, k: q >= k},
+            ValueError,
+            r"expected kv_offset and kv_positions to be for .* = \[1, 200\], but got \[2, 1\]",
+        ),
         ({"KV_LEN": 2**63}, ValueError, "expected KV_LEN to be less than 2\\^63, but got 922"),
         ({"BLOCK_SIZE": 2**70}, ValueError, "expected BLOCK_SIZE to be less than 2\\^63, but got"),
         ({"q_offset": 2**60}, ValueError, "expected q_offset to be within 2\\^59 of 0, but got"),

@@ -1610,6 +1610,14 @@ def test_negative_sizes(mask, size):
             getattr(ours, mask)(**sizes, mask_function=function, allow_is_causal_skip=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_floats_as_padding_of_flex_attention(dtype):
+    mask = torch.tensor([[0, 1, 1, 1]]).to(dtype)
+    with pytest.raises(TypeError, match=f"^flex_attention_mask: expected attention_.*{dtype}"):
+        ours.flex_attention_mask(1, 4, 4, attention_mask=mask)
+    assert ours.flex_attention_mask(1, 4, 4, attention_mask=mask.bool()).shape == (1, 1, 4, 4)
+
+
 def test_sizes_of_a_cache_name_the_function():
     for sizes, error, text in (
         ((-1, 0), ValueError, "a kv length that is not negative, but got -1"),

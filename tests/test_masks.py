@@ -351,6 +351,20 @@ def test_sdpa_and_eager_masks():
     assert_same_mask(mask, spelled(want, torch.float16, -1e4))
 
 
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("rule", ["causal", "a callable"])
+def test_positions_of_other_sizes(rule, shape):
+    positions = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^boolean: expected .*kv_positions .*but got .*\["):
+        attn_mask.boolean(RULES[rule], 2, 4, 5, kv_positions=positions)
+    with pytest.raises(ValueError, match=r"^boolean: expected kv_offset to be an .*beside kv_pos"):
+        offset, positions = (
+            torch.zeros(3, 1, dtype=torch.int64),
+            torch.zeros(2, 5, dtype=torch.int64),
+        )
+        attn_mask.boolean(RULES[rule], 2, 4, 5, kv_offset=offset, kv_positions=positions)
+
+
 def test_gradients_of_the_bias():
     bias = torch.randn(1, 2, 4, 6, dtype=torch.float64, requires_grad=True)
     rule = rules.padding(torch.tensor([[1, 0, 1, 1, 0, 1]])) & rules.window(None, -2)

@@ -322,6 +322,9 @@ class _Writer:
     ) -> torch.Tensor:
         """What the blocks of a mask hold that is written some rows at a time."""
         batch_size, heads, q_length, kv_length, q_block, kv_block = self.blocks
+        # Sizes are checked first: to evaluate a function for too many rows would take for ever.
+        checks = _ops._block_states if self.is_compact else _ops.block_mask
+        checks([rules.NOTHING], [], *self.blocks, device=torch.device("meta"))
         row = max(1, batch_size * heads * kv_length)
         height = max(1, _HELD // row // q_block) * q_block
         parts = []

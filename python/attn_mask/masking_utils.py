@@ -618,6 +618,11 @@ def flex_attention_mask(
     """
     _check_padding("flex_attention_mask", attention_mask)
     if attention_mask is not None and not fast_all(attention_mask):
+        if attention_mask.dtype != torch.bool and attention_mask.dtype not in rules.ID_DTYPES:
+            raise TypeError(
+                "flex_attention_mask: expected attention_mask to be bool, "
+                f"but got {attention_mask.dtype}"
+            )
         padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
         mask_function = and_masks(mask_function, padding_mask_function(padding_mask))
     # That module writes masks with the help of this one.
@@ -794,6 +799,19 @@ def _axis(
         f"{name}: expected {argument} to be an int, or a tensor [] or [batch_size, 1], "
         f"but got {list(offset.shape)}"
     )
+
+
+def _check_positions(name: str, axis: str, line: _Axis, batch_size: int) -> None:
+    """Operators check this themselves."""
+    shape = () if line.positions is None else tuple(line.positions.shape)
+    if len(shape) > 2 or any(
+        size not in (1, most)
+        for size, most in zip(reversed(shape), (line.length, batch_size), strict=False)
+    ):
+        raise ValueError(
+            f"{name}: expected {axis}_offset and {axis}_positions to be for [batch_size, length] = "
+            f"{[batch_size, line.length]}, but got {list(shape)}"
+        )
 
 
 def _materialize(
@@ -1032,6 +1050,9 @@ def _ask(
         torch.arange(batch_size, device=device),
         torch.arange(heads, device=device),
     )
+    if not is_recording():
+        for axis, line in (("q", queries), ("kv", keys)):
+            _check_positions(name, axis, line, batch_size)
     q_idx, kv_idx = queries.indices(device), keys.indices(device)
     if use_vmap:
         of_batch = (0, None, *(0 if idx.dim() == 2 else None for idx in (q_idx, kv_idx)))

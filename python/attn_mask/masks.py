@@ -142,8 +142,10 @@ def _mask(
     batch_size, q_length, kv_length = sizes
     of_device = torch.get_default_device() if device is None else torch.device(device)
     queries, keys = (
-        _line(length, offset, given, of_device)
-        for length, offset, given in zip((q_length, kv_length), offsets, positions, strict=True)
+        _line(name, axis, length, offset, given, of_device)
+        for axis, length, offset, given in zip(
+            ("q", "kv"), (q_length, kv_length), offsets, positions, strict=True
+        )
     )
     heads = [bits.shape[1] for bits in (program.operands[index] for index in program.bits)]
     if spelling.bias is not None and spelling.bias.dim() == 4:
@@ -165,12 +167,23 @@ def _mask(
 
 
 def _line(
-    length: int, offset: _Offset, positions: torch.Tensor | None, device: torch.device
+    name: str,
+    axis: str,
+    length: int,
+    offset: _Offset,
+    positions: torch.Tensor | None,
+    device: torch.device,
 ) -> Any:
     """Where queries or keys stand."""
     if positions is None:
         return offset
     positions = positions.to(device)
     if isinstance(offset, torch.Tensor):
-        positions, offset = positions + offset.to(device), 0
+        try:
+            return masking_utils._Axis(length, 0, positions + offset.to(device))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}: expected {axis}_offset to be an int, or a tensor [] or [batch_size, 1], "
+                f"but got {list(offset.shape)} beside {axis}_positions {list(positions.shape)}"
+            ) from error
     return masking_utils._Axis(length, offset, positions)

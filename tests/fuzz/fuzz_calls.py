@@ -66,10 +66,12 @@ TORCH = re.compile(
 )
 # Of torch's dispatcher and of its jagged tensors, before an operator of ours is reached.
 DISPATCHER = re.compile(
-    r"^Could not run 'attn_mask::|^ZeroTensors are immutable|^attn_mask\.\w+\.(default|out)$"
+    r"^Could not run '(attn_mask::|aten::empty)|^ZeroTensors are immutable"
+    r"|^attn_mask\.\w+\.(default|out)$"
 )
 NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator: (can't allocate|not enough) memory|^Storage size calculation overflowed"
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|^(Storage size|Stride) calculation overflowed"
     r"|resulted in a negative output size|cannot be represented as a SymInt"
 )
 
@@ -595,6 +597,7 @@ ARGUMENTS = {
     "left_padding": lambda rng: mirror_tensor(rng, [2], (torch.int64, torch.int32)),
     "mask_function": any_mask_function,
     "mask_mod": any_mask_function,
+    "masked_value": lambda rng: rng.choice([None, -1.0, -1e30, float("-inf"), any_int(rng)]),
     "min_dtype": lambda rng: rng.choice([0.0, torch.finfo(torch.float32).min, any_int(rng)]),
     "num_heads": small_or_any_int,
     "past_key_values": lambda rng: rng.choice([None, Cache(rng)]),

@@ -147,6 +147,16 @@ class Mask {
                                        column)] != 0;
   }
 
+  /// Whether no key is visible in a row.
+  bool is_masked(int64_t batch, int64_t head, int64_t row) const {
+    for (int64_t column = 0; column < problem_.kv_length; ++column) {
+      if (at(batch, head, row, column)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   BlockState state(int64_t batch, int64_t head, Interval rows, Interval columns,
                    int64_t elements) const {
     int64_t count = 0;
@@ -342,6 +352,14 @@ class Check {
         task.bias.strides[dim] = bias.size(dim) == 1 ? 0 : bias.stride(dim);
       }
     }
+    std::vector<uint8_t> masked_rows(static_cast<size_t>(task.rows()), 7);
+    if (random_.one_in(2)) {
+      const int64_t middle = random_.between(0, task.rows());
+      kernels.find_masked_rows(task, middle, task.rows(), masked_rows.data());
+      kernels.find_masked_rows(task, 0, middle, masked_rows.data());
+      task.unmasking = {masked_rows.data(),
+                        task.bias.data == nullptr ? uint64_t{1} : task.format.attend};
+    }
     test::set_contiguous(task);
     if (random_.one_in(2)) {
       test::set_random_strides(task, random_.generator);
@@ -360,10 +378,12 @@ class Check {
     kernels.write_tiles(task, tiling, 0, split);
     for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
       const int64_t offset = before + task.out_offset(question.query(plane, row));
+      const bool unmasked = task.unmasking.rows != nullptr && mask_.is_masked(batch, head, row);
+      const uint64_t attend = unmasked ? task.unmasking.value : task.format.attend;
       for (int64_t column = 0; column < problem_.kv_length; ++column) {
         uint64_t bits = task.format.masked;
-        if (mask_.at(batch, head, row, column)) {
-          bits = task.bias.data == nullptr ? task.format.attend
+        if (unmasked || mask_.at(batch, head, row, column)) {
+          bits = task.bias.data == nullptr ? attend
                                            : get(bias, {bias.size(0) == 1 ? 0 : batch,
                                                         bias.size(1) == 1 ? 0 : head, row, column});
         }
@@ -539,20 +559,24 @@ class Check {
 
   void check_boolean() {
     const OperatorArguments& a = arguments_;
+    const bool unmasks = random_.one_in(3);
     at::Tensor mask;
     if (random_.one_in(2)) {
       mask = ops::boolean(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
-                          a.kv_offset, a.q_positions, a.kv_positions, std::nullopt,
+                          a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, unmasks,
                           random_.pick<int64_t>({1, 2, 8, 16}));
     } else {
       mask = random_out(problem_.heads, at::kBool);
       ops::boolean_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
-                       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, mask);
+                       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, unmasks, mask);
     }
     expect_mask(
         mask, problem_.heads,
         [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
-          return mask_.at(batch, head, row, column) ? 1 : 0;
+          return mask_.at(batch, head, row, column) ||
+                         (unmasks && mask_.is_masked(batch, head, row))
+                     ? 1
+                     : 0;
         },
         "boolean");
   }
@@ -623,22 +647,32 @@ class Check {
       bias = random_bias(dtype, problem_.heads == 1 ? random_.between(1, 3) : problem_.heads);
     }
     const int64_t heads = bias && problem_.heads == 1 ? bias->size(1) : problem_.heads;
+    const bool unmasks = random_.one_in(3);
+    std::optional<c10::Scalar> masked_value;
+    uint64_t masked = additive_format(dtype).masked;
+    if (random_.one_in(3)) {
+      masked_value = random_.pick({-1.0, -1024.0, -std::numeric_limits<double>::infinity()});
+      masked = get(at::full({}, *masked_value, dtype), {});
+    }
     at::Tensor mask;
     if (random_.one_in(2)) {
-      mask = ops::additive(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
-                           a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias,
-                           std::nullopt, random_.pick<int64_t>({1, 2, 8, 16}));
+      mask =
+          ops::additive(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
+                        a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias, std::nullopt,
+                        unmasks, masked_value, random_.pick<int64_t>({1, 2, 8, 16}));
     } else {
       mask = random_out(heads, dtype);
       ops::additive_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
                         a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias, std::nullopt,
-                        mask);
+                        unmasks, masked_value, mask);
     }
     expect_mask(
         mask, heads,
         [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
-          if (!mask_.at(batch, problem_.heads == 1 ? 0 : head, row, column)) {
-            return additive_format(dtype).masked;
+          const int64_t of_rule = problem_.heads == 1 ? 0 : head;
+          if (!mask_.at(batch, of_rule, row, column) &&
+              !(unmasks && mask_.is_masked(batch, of_rule, row))) {
+            return masked;
           }
           return bias ? get(*bias, {bias->size(0) == 1 ? 0 : batch, bias->size(1) == 1 ? 0 : head,
                                     row, column})
