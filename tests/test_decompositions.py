@@ -114,18 +114,30 @@ def test_out(name, args, kwargs):
 
 
 @settings(max_examples=200)
-@given(calls(), st.sampled_from([1, 3]))
-def test_any_rule(call, stride_multiple):
-    arguments = {**call.positions, "stride_multiple": stride_multiple}
+@given(calls(), st.sampled_from([1, 3]), st.booleans())
+def test_any_rule(call, stride_multiple, unmask_unattended):
+    arguments = {
+        **call.positions,
+        "stride_multiple": stride_multiple,
+        "unmask_unattended": unmask_unattended,
+    }
     got = TABLE[operator("boolean").default](*call.args, **arguments)
     assert_same(got, operator("boolean")(*call.args, **arguments))
 
 
 @settings(max_examples=100)
-@given(st.data(), calls(depth=2))
-def test_any_bias(data, call):
+@given(
+    st.data(), calls(depth=2), st.booleans(), st.sampled_from([None, -100, -0.5, float("-inf")])
+)
+def test_any_bias(data, call, unmask_unattended, masked_value):
     bias = data.draw(biases(call))
-    arguments = {**call.positions, "dtype": bias.dtype, "bias": bias}
+    arguments = {
+        **call.positions,
+        "dtype": bias.dtype,
+        "bias": bias,
+        "unmask_unattended": unmask_unattended,
+        "masked_value": masked_value,
+    }
     got = TABLE[operator("additive").default](*call.args, **arguments)
     assert_same(got, operator("additive")(*call.args, **arguments))
 
