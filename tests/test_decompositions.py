@@ -126,9 +126,7 @@ def test_any_rule(call, stride_multiple, unmask_unattended):
 
 
 @settings(max_examples=100)
-@given(
-    st.data(), calls(depth=2), st.booleans(), st.sampled_from([None, -100, -0.5, float("-inf")])
-)
+@given(st.data(), calls(depth=2), st.booleans(), st.sampled_from([None, -100, -0.5, float("-inf")]))
 def test_any_bias(data, call, unmask_unattended, masked_value):
     bias = data.draw(biases(call))
     arguments = {
