@@ -61,7 +61,7 @@ def mask_code(name: str, implementation: str) -> Callable[..., Any]:
 
     def create(embeds: torch.Tensor, padding: torch.Tensor) -> Any:
         return getattr(masking_utils, CREATE[name])(
-            config=of_model, inputs_embeds=embeds, attention_mask=padding, past_key_values=None
+            config=of_model, inputs_embeds=embeds, attention_mask=padding, cache=None
         )
 
     return create

@@ -32,8 +32,9 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "causal": lambda m: m.causal_mask_function,
     "window 512": lambda m: m.sliding_window_causal_mask_function(512),
     "chunks of 512": lambda m: m.chunked_causal_mask_function(512, LEFT_PADDING),
-    "packed": lambda m: m.packed_sequence_compatibility_function(
-        m.causal_mask_function, POSITIONS, DOCUMENTS
+    "packed": lambda m: m.and_masks(
+        m.packed_sequence_mask_function(DOCUMENTS),
+        m.remap_positions_for_packed_sequence(m.causal_mask_function, POSITIONS),
     ),
     "images in text": lambda m: m.or_masks(m.causal_mask_function, m.blockwise_overlay(IMAGES)),
 }

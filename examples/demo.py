@@ -27,6 +27,7 @@ from legacy_cases import (
     decode_cases,
     difference,
     large_cases,
+    legacy_module,
     wide_console,
 )
 from peak_memory import peak_of
@@ -35,7 +36,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import modeling_attn_mask_utils as upstream
 
 OPENINGS = {
     "Austen": "It is a truth universally acknowledged, that a single man in possession of a good "
@@ -171,6 +171,7 @@ def causal(encoder: Encoder) -> None:
         "\nwindow 3: a token and the 3 before it, as in transformers since 4.39"
     )
 
+    upstream = legacy_module(UPSTREAM)
     compared, wrong = 0, []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for window in (None, 1, 3, length):

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-RELEASES = ("4.57.6", "5.0.0", "5.9.0", "5.17.0")
+RELEASES = ("4.57.6", "5.0.0", "5.9.0", "5.17.0", "5.23.0", "5.24.0")
 TESTS = ("tests/test_install.py", "tests/test_models.py")
 
 
@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args(own[: own.index("--")] if "--" in own else own)
     installed = version("transformers")
     results = []
-    for release in options.versions or (*RELEASES, installed):
+    for release in options.versions or dict.fromkeys((*RELEASES, installed)):
         folder = None if release == installed else options.folder / release
         print(f"transformers {release}", flush=True)
         start = time.perf_counter()

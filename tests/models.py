@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class Model:
     # writes masks itself.
     asks_since: tuple[int, int] = (4, 53)
     only_changes: bool = False
+    implementations: tuple[str, ...] = ("eager", "sdpa")
 
 
 FAST = {
@@ -143,6 +144,7 @@ SLOW = {
         "Gemma2ForCausalLM",
         {**LOCAL, "query_pre_attn_scalar": 8},
         is_sliding=True,
+        implementations=("eager",),
     ),
     "Phi-3": Model("Phi3Config", "Phi3ForCausalLM", {"sliding_window": WINDOW}, is_sliding=True),
     "Cohere 2": Model("Cohere2Config", "Cohere2ForCausalLM", LOCAL, is_sliding=True),
@@ -181,7 +183,13 @@ SLOW = {
         inputs="sound",
         only_changes=True,
     ),
-    "GPT-OSS": Model("GptOssConfig", "GptOssForCausalLM", {**EXPERTS, **LOCAL}, is_sliding=True),
+    "GPT-OSS": Model(
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {**EXPERTS, **LOCAL},
+        is_sliding=True,
+        implementations=("eager",),
+    ),
     "DeepSeek-V3": Model("DeepseekV3Config", "DeepseekV3ForCausalLM", OF_DEEPSEEK),
     "Gemma 3 with images": Model(
         "Gemma3Config",
@@ -221,29 +229,37 @@ SLOW = {
 MODELS = FAST | SLOW
 
 
-def named(names: dict[str, Model]) -> list[Any]:
+def combinations(names: Iterable[str]) -> list[Any]:
+    """Of the models and the implementations that they have."""
     return [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name.replace(" ", ""))
+        pytest.param(
+            *(name, implementation),
+            marks=[
+                *(() if name in FAST else [pytest.mark.slow]),
+                pytest.mark.applies(is_here(name)),
+            ],
+            id=f"{name.replace(' ', '')}-{implementation}",
+        )
         for name in names
+        for implementation in MODELS[name].implementations
     ]
+
+
+def is_here(name: str) -> bool:
+    """Whether the installed release has a model."""
+    names = MODELS[name].config, MODELS[name].architecture
+    return all(hasattr(transformers, of_model) for of_model in names)
 
 
 @functools.cache
 def make(name: str, implementation: str) -> Any:
-    """The model; the same weights for every implementation. Skips what a release lacks."""
+    """The model; the same weights for every implementation."""
     model = MODELS[name]
-    config_class = getattr(transformers, model.config, None)
-    architecture = getattr(transformers, model.architecture, None)
-    if config_class is None or architecture is None:
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    config_class = getattr(transformers, model.config)
+    architecture = getattr(transformers, model.architecture)
     config = config_class(**({} if model.only_changes else SMALL) | model.changes)
     torch.manual_seed(0)
-    try:
-        made = architecture._from_config(config, attn_implementation=implementation)
-    except (ValueError, ImportError) as error:
-        if "attn_implementation" in str(error) or "does not support" in str(error):
-            pytest.skip(f"{name} has no {implementation}: {str(error).splitlines()[0]}")
-        raise
+    made = architecture._from_config(config, attn_implementation=implementation)
     return made.eval()
 
 

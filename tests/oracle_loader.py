@@ -2,7 +2,7 @@
 
     import oracle_loader
     old = oracle_loader.load_attn("4.38.2")        # $TFW_ROOT/<version>/modeling_attn_mask_utils.py
-    new = oracle_loader.load_masking("5.23.0")     # $TFW_ROOT/<version>/masking_utils.py
+    new = oracle_loader.load_masking("5.24.0")     # $TFW_ROOT/<version>/masking_utils.py
     any_file = oracle_loader.load_attn("some/dir/modeling_attn_mask_utils.py", version="5.23.0")
     gated = oracle_loader.load_masking("5.0.0", torch_version="2.5.1", xpu=False, flex=False)
     config = oracle_loader.Config(attn="sdpa", sliding_window=3)   # stands for a PreTrainedConfig
@@ -26,6 +26,7 @@ import enum
 import functools
 import glob
 import itertools
+import json
 import logging as _pylog
 import math
 import os
@@ -167,6 +168,7 @@ def FakeCache(
             seen=seen,
             __len__=lambda self: n,
             __bool__=lambda self: True,
+            __repr__=lambda self: f"FakeCache(seen={self.seen})",
             __init__=lambda self: None,
         ),
     )  # overrides the real Cache's properties
@@ -328,6 +330,12 @@ def _load(which, spec, version=None, torch_version=None, xpu=False, flex=True, s
     )
     mk(pkg + ".utils.generic", **g)
     mk(pkg + ".cache_utils", Cache=Cache)
+    mk(pkg + ".generation", __path__=[])
+    mk(pkg + ".generation.continuous_batching", __path__=[])
+    mk(
+        pkg + ".generation.continuous_batching.cache",
+        PagedAttentionCache=type("PagedAttentionCache", (), {}),
+    )
     mk(
         pkg + ".configuration_utils",
         PretrainedConfig=PreTrainedConfig,
@@ -349,6 +357,14 @@ def _load(which, spec, version=None, torch_version=None, xpu=False, flex=True, s
 
 def load_attn(spec, **kw):
     return _load("modeling_attn_mask_utils.py", spec, **kw)
+
+
+def load_last_attn():
+    """That of the last release which had the file, fetched where it is not on disk."""
+    files = json.loads(Path(__file__).with_name("releases.json").read_text())
+    version = [file for file in files if file["sha256"]][-1]["versions"][-1]
+    fetch(version)
+    return load_attn(version)
 
 
 def load_masking(spec, **kw):

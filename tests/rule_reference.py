@@ -490,8 +490,10 @@ def builders(draw, depth=2, leaves=tuple(LEAVES)):
     positions = some_table(seed, 0, 12)
     if inner == "remap":
         return lambda m: m.remap_positions_for_packed_sequence(child(m), positions)
-    return lambda m: m.packed_sequence_compatibility_function(
-        child(m), positions, some_table(seed + 1, 0, 3)
+    ids = some_table(seed + 1, 0, 3)
+    return lambda m: m.and_masks(
+        m.packed_sequence_mask_function(ids),
+        m.remap_positions_for_packed_sequence(child(m), positions),
     )
 
 

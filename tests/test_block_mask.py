@@ -238,9 +238,8 @@ def test_signature_is_of_torch():
         assert by_place(attn_mask.create_block_mask).kv_indices.device.type == "cpu"
 
 
-@pytest.mark.skipif(
-    not hasattr(flex, "_compute_dq_write_order_from_block_mask"), reason="of torch 2.15"
-)
+# Of torch 2.15.
+@pytest.mark.applies(hasattr(flex, "_compute_dq_write_order_from_block_mask"))
 def test_dq_write_order():
     rule = rules.causal() & rules.sliding_window(300)
     for order in (True, False):
@@ -645,6 +644,14 @@ def test_bad_input_of_the_operator(change, message):
     }
     with pytest.raises(ValueError, match=message):
         torch.ops.attn_mask.block_mask(**arguments)
+
+
+def test_device_of_a_torch_that_is_built_for_another(monkeypatch):
+    """It names its accelerator even where there is none."""
+    current = lambda check_available=False: None if check_available else torch.device("cuda")  # noqa: E731
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    block_mask = attn_mask.create_block_mask(rules.causal(), 1, 1, 5, 5)
+    assert block_mask.kv_num_blocks.device == torch.device("cpu")
 
 
 # A mask without rows or columns is read by nothing: its operands may point nowhere.

@@ -312,7 +312,7 @@ def test_gradients_on_a_cpu():
 
 def skip_without_avx2():
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        pytest.skip("inductor's flex attention on CPUs needs AVX2")
+        pytest.skip("hardware: inductor's flex attention on CPUs needs AVX2")
 
 
 def attend(query, key, value, dense):

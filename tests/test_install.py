@@ -19,20 +19,28 @@ from pathlib import Path
 import attn_mask
 import pytest
 import torch
-from attn_mask import _install, _process, _upstream_source, masking_utils, rules
+from attn_mask import (
+    _aten_only,
+    _install,
+    _named_once,
+    _process,
+    _upstream_source,
+    masking_utils,
+    rules,
+)
 from attn_mask import _upstream_masks as upstream_masks
 from attn_mask._upstream_known import KNOWN
 from masks import assert_same_mask
 from oracle_loader import Config, FakeCache
 from packaging.version import Version
+from torch.utils._python_dispatch import TorchDispatchMode
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers, under which masks are put, is not installed"
 )
 RELEASE = Version(transformers.__version__).release
 HAS_MASKING_UTILS = RELEASE >= (4, 53)
-if HAS_MASKING_UTILS:
-    from transformers import masking_utils as upstream
+upstream = importlib.import_module("transformers.masking_utils") if HAS_MASKING_UTILS else None
 
 LEGACY = "transformers.modeling_attn_mask_utils"
 # So that no test is the first to import it.
@@ -41,9 +49,24 @@ if HAS_LEGACY:
     importlib.import_module(LEGACY)
 
 pytestmark = pytest.mark.usefixtures("one_thread", "as_it_was")
-needs_masking_utils = pytest.mark.skipif(
-    not HAS_MASKING_UTILS, reason="transformers before 4.53 has no masking_utils"
-)
+needs_masking_utils = pytest.mark.applies(HAS_MASKING_UTILS)
+
+
+def those_here(names):
+    """The names of transformers.masking_utils that the installed release has."""
+    return [
+        pytest.param(name, marks=pytest.mark.applies(hasattr(upstream, name))) for name in names
+    ]
+
+
+@pytest.fixture
+def legacy_module(request, monkeypatch):
+    """The release's legacy module; put there where the release no longer has it."""
+    if not HAS_LEGACY:
+        module = request.getfixturevalue("upstream")
+        monkeypatch.setitem(sys.modules, LEGACY, module)
+        monkeypatch.setattr(package(), "modeling_attn_mask_utils", module, raising=False)
+    return sys.modules[LEGACY]
 
 
 @pytest.fixture
@@ -340,15 +363,11 @@ def test_upstream_functions_under_other_names(registration):
 
 
 @pytest.fixture
-def warned(caplog):
+def warned(caplog, monkeypatch):
     """Texts that were logged, as if nothing had been said before."""
-    kept = dict(_process._kept)
-    for name in kept:
-        if name.startswith("install: "):
-            del _process._kept[name]
+    monkeypatch.setattr(_named_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
-    yield lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
-    _process._kept.update(kept)
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
 
 
 def masks_of(name, implementation, mask):
@@ -475,11 +494,9 @@ HELPERS = [
 
 
 @needs_masking_utils
-@pytest.mark.parametrize("name", HELPERS)
+@pytest.mark.parametrize("name", those_here(HELPERS))
 def test_patched_helpers_are_called(monkeypatch, warned, name):
     """With what sdpa_mask of the release calls, it is no longer known."""
-    if not hasattr(upstream, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     before = getattr(upstream, name)
     calls = []
 
@@ -505,20 +522,18 @@ def test_patched_helpers_are_called(monkeypatch, warned, name):
     assert (decisions is upstream_masks.own_decisions) == (RELEASE >= (5, 20))
 
 
+PATCHES = {
+    "prepare_padding_mask": lambda mask, *_, **__: None if mask is None else mask.fliplr(),
+    "_ignore_causal_mask_sdpa": lambda *args, **kwargs: False,
+    "_ignore_bidirectional_mask_sdpa": lambda *args, **kwargs: False,
+    "find_packed_sequence_indices": lambda position_ids: position_ids // 2,
+}
+
+
 @needs_masking_utils
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("prepare_padding_mask", lambda mask, *args: None if mask is None else mask.fliplr()),
-        ("_ignore_causal_mask_sdpa", lambda *args, **kwargs: False),
-        ("_ignore_bidirectional_mask_sdpa", lambda *args, **kwargs: False),
-        ("find_packed_sequence_indices", lambda position_ids: position_ids // 2),
-    ],
-)
-def test_patched_helpers_have_their_effect(monkeypatch, name, answer):
-    if not hasattr(upstream, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    monkeypatch.setattr(upstream, name, answer)
+@pytest.mark.parametrize("name", those_here(PATCHES))
+def test_patched_helpers_have_their_effect(monkeypatch, name):
+    monkeypatch.setattr(upstream, name, PATCHES[name])
     assert_masks_of_the_release()
     if RELEASE >= (4, 53, 1):
         positions = torch.arange(5)[None]
@@ -527,11 +542,8 @@ def test_patched_helpers_have_their_effect(monkeypatch, name, answer):
             assert_same_mask(create(position_ids=positions), want)
 
 
-@needs_masking_utils
+@pytest.mark.applies(hasattr(upstream, "create_block_mask"))
 def test_a_patched_create_block_mask_stays(monkeypatch, warned):
-    if not hasattr(upstream, "create_block_mask"):
-        pytest.skip("this transformers makes no BlockMasks")
-
     def mine(*args, **kwargs):
         return "mine"
 
@@ -581,20 +593,19 @@ def test_a_patch_without_source_stays(monkeypatch, registration):
     assert_masks_of_the_release()
 
 
-def test_a_patched_legacy_module_stays(monkeypatch, warned):
-    if not HAS_LEGACY:
-        pytest.skip(f"transformers {transformers.__version__} has no such file")
-    module = sys.modules[LEGACY]
+def test_a_patched_legacy_module_stays(legacy_module, monkeypatch, warned):
+    module = legacy_module
 
     def mine(*args):
         return "mine"
 
+    before = module._prepare_4d_attention_mask
     monkeypatch.setattr(module, "_prepare_4d_attention_mask", mine)
     with attn_mask.installed():
         assert sys.modules[LEGACY] is module
         assert module._prepare_4d_attention_mask is mine
     assert f"{LEGACY} stays as it is, for it holds" in warned()[0]
-    monkeypatch.undo()
+    monkeypatch.setattr(module, "_prepare_4d_attention_mask", before)
     monkeypatch.setattr(module.AttentionMaskConverter, "to_4d", mine)
     with attn_mask.installed():
         assert sys.modules[LEGACY] is module
@@ -859,22 +870,15 @@ def test_a_release_without_the_module():
 
 @needs_masking_utils
 @pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("_ignore_causal_mask_sdpa", "def _ignore_causal_mask_sdpa(padding_mask, something): ..."),
-        (
-            "_ignore_bidirectional_mask_sdpa",
-            "def _ignore_bidirectional_mask_sdpa(padding_mask, a, b): ...",
-        ),
-    ],
+    "name", those_here(["_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"])
 )
-def test_a_release_that_decides_otherwise(monkeypatch, name, code):
+def test_a_release_that_decides_otherwise(monkeypatch, name):
     """Its own function takes other arguments."""
-    if not hasattr(upstream, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     before = state()
     source = Path(upstream.__file__).read_text()
-    changed = source.replace(f"def {name}(", f"{code}\ndef _unused(")
+    changed = source.replace(
+        f"def {name}(", f"def {name}(padding_mask, other, another): ...\ndef _unused("
+    )
     loader = upstream.__spec__.loader
     monkeypatch.setattr(loader, "get_source", lambda name: changed, raising=False)
     with pytest.raises(
@@ -899,7 +903,7 @@ for name in [name for name in sys.modules if name.split(".")[0] == "attn_mask"]:
 }
 
 
-@needs_masking_utils
+@pytest.mark.applies(RELEASE >= (5, 4))  # sdpa_mask takes other arguments before
 @pytest.mark.parametrize("again", RELOADS)
 def test_state_outlasts_modules(again):
     said = run_python(
@@ -909,16 +913,18 @@ def test_state_outlasts_modules(again):
         from transformers import masking_utils
         names = ("sdpa_mask", "and_masks", "causal_mask_function", "create_causal_mask")
         before = [getattr(masking_utils, name) for name in names]
-        attn_mask.install()
-        during = [getattr(masking_utils, name) for name in names]
-        block = attn_mask.installed()
+        attn_mask.install(masked_value=-2.0, aten_only=True)
+        block = attn_mask.installed(masked_value=-3.0, aten_only=True)
         block.__enter__()
         exec({RELOADS[again]!r})
         gc.collect()
         import attn_mask
         print(attn_mask.is_installed())
         attn_mask.install()
-        print([getattr(masking_utils, name) for name in names] == during)
+        print(attn_mask._upstream_masks.state.options, attn_mask._aten_only.is_aten_only())
+        print(masking_utils.sdpa_mask is sys.modules["attn_mask._upstream_masks"].sdpa_mask)
+        with attn_mask.skip_policy("never"):
+            print(masking_utils.sdpa_mask(1, 3, 3) is None)
         print(masking_utils.sdpa_mask(1, 2, 3, allow_is_causal_skip=False).shape)
         print(attn_mask.masking_utils.sdpa_mask(1, 2, 3, allow_is_causal_skip=False).shape)
         mapped = torch.vmap(torch.ops.attn_mask.to_4d.default, (0, None))
@@ -930,14 +936,12 @@ def test_state_outlasts_modules(again):
         print(all(getattr(masking_utils, n) is b for n, b in zip(names, before)))
         print(masking_utils.AttentionMaskInterface._global_mapping["sdpa"] is before[0])
         """
-        if RELEASE >= (5, 4)
-        else "print('not tried')"
     )
-    if RELEASE < (5, 4):
-        return
     shape = "torch.Size([1, 1, 2, 3])"
     assert said.splitlines() == [
-        *("True", "True", shape, shape, "torch.Size([2, 1, 1, 3, 3])"),
+        "True",
+        "Options(masked_value=-3.0, unmask_unattended=False, aten_only=True) True",
+        *("True", "False", shape, shape, "torch.Size([2, 1, 1, 3, 3])"),
         *("True", "False", "True", "True"),
     ]
 
@@ -1062,6 +1066,165 @@ def test_a_block_can_be_entered_again():
     with block:
         assert attn_mask.is_installed()
     assert not attn_mask.is_installed()
+
+
+# Options
+
+PADDED = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+
+
+def options():
+    return upstream_masks.state.options
+
+
+def eager(**given):
+    return create(implementation="eager", mask=PADDED, **given)
+
+
+@needs_masking_utils
+@pytest.mark.parametrize("value", [-1e4, -100, 0.0, -torch.inf, torch.finfo(torch.float32).min / 2])
+def test_masked_value(value):
+    stock = eager()
+    with attn_mask.installed(masked_value=value):
+        assert_same_mask(eager(), torch.where(stock == 0, 0.0, float(value)))
+        assert create(mask=PADDED).dtype == torch.bool
+        assert create(mask=torch.ones(2, 5)) is None
+    assert_same_mask(eager(), stock)
+
+
+@needs_masking_utils
+def test_masked_value_that_a_dtype_can_not_hold():
+    with attn_mask.installed(masked_value=-1e30):
+        assert eager().min() == torch.tensor(-1e30)
+        with pytest.raises(ValueError, match="eager_mask: expected masked_value"):
+            eager(embeds=embeds(dtype=torch.float16))
+
+
+@needs_masking_utils
+def test_unmask_unattended():
+    additive, boolean = eager(), create(mask=PADDED)
+    assert (additive[0, 0, :2] < 0).all() and not boolean[0, 0, :2].any()
+    additive[0, 0, :2] = 0.0
+    boolean[0, 0, :2] = True
+    with attn_mask.installed(unmask_unattended=True):
+        assert_same_mask(eager(), additive)
+        assert_same_mask(create(mask=PADDED), boolean)
+
+
+@needs_masking_utils
+def test_aten_only():
+    class Ours(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "attn_mask":
+                names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    want = [eager(), create(mask=PADDED)]
+    for aten_only in (False, True, False):
+        names = []
+        with attn_mask.installed(aten_only=aten_only), Ours():
+            got = [eager(), create(mask=PADDED)]
+        for mask, expected in zip(got, want, strict=True):
+            assert_same_mask(mask, expected)
+        assert bool(names) != aten_only
+
+
+def test_a_second_install_changes_the_options():
+    attn_mask.install(masked_value=-5)
+    assert options() == (-5.0, False, False)
+    attn_mask.install(unmask_unattended=True)
+    assert options() == (None, True, False)
+    attn_mask.uninstall()
+    assert options() == (None, False, False)
+
+
+def test_nested_blocks_restore_the_options():
+    attn_mask.install(masked_value=-1)
+    with attn_mask.installed(masked_value=-2):
+        assert options().masked_value == -2
+        with attn_mask.installed(unmask_unattended=True):
+            assert options() == (None, True, False)
+            attn_mask.install(masked_value=-3)
+            assert options() == (None, True, False)
+        assert options().masked_value == -2
+    assert options().masked_value == -3
+    attn_mask.uninstall()
+
+
+def test_options_of_blocks_that_overlap():
+    first, second = (attn_mask.installed(masked_value=value) for value in (-1, -2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert options().masked_value == -2
+    second.__exit__(None, None, None)
+    assert options().masked_value is None
+    assert not attn_mask.is_installed()
+
+
+def test_options_of_a_decorator():
+    @attn_mask.installed(masked_value=-7)
+    def work():
+        return options().masked_value
+
+    assert work() == -7
+    assert options().masked_value is None
+
+
+@needs_masking_utils
+def test_an_install_that_fails_leaves_the_options(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.delattr(upstream, "eager_mask")
+        with pytest.raises(NotImplementedError):
+            attn_mask.install(masked_value=-4, aten_only=True)
+    assert options() == (None, False, False)
+    assert not _aten_only.is_aten_only()
+
+
+@needs_masking_utils
+def test_options_in_compiled_code():
+    def step(inputs, mask):
+        return create(implementation="eager", embeds=inputs, mask=mask)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    for value in (None, -3.0, -4.0, None):
+        with attn_mask.installed(masked_value=value):
+            assert_same_mask(compiled(embeds(), PADDED), step(embeds(), PADDED))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("function", ["install", "installed"])
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"masked_value": 1}, ValueError, "masked_value to be a number that is not above 0, but"),
+        (
+            {"masked_value": torch.nan},
+            ValueError,
+            "masked_value to be a number that .* but got nan",
+        ),
+        (
+            {"masked_value": torch.inf},
+            ValueError,
+            "masked_value to be a number that .* but got inf",
+        ),
+        ({"masked_value": "-inf"}, TypeError, "masked_value to be a number, but got str"),
+        ({"masked_value": True}, TypeError, "masked_value to be a number, but got bool"),
+        ({"unmask_unattended": 1}, TypeError, "unmask_unattended to be a bool, but got int"),
+        ({"aten_only": None}, TypeError, "aten_only to be a bool, but got NoneType"),
+    ],
+)
+def test_bad_options(function, given, error, text):
+    with pytest.raises(error, match=f"^{function}: expected {text}"):
+        getattr(attn_mask, function)(**given)
+    assert not attn_mask.is_installed()
+
+
+@pytest.mark.parametrize("function", ["install", "installed"])
+def test_options_are_given_by_name(function):
+    with pytest.raises(TypeError, match="positional"):
+        getattr(attn_mask, function)(-1.0)
 
 
 # Environments
@@ -1205,10 +1368,8 @@ def old_model(namespace):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("sliding_window", [None, 2])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_old_model_code(implementation, sliding_window):
+def test_old_model_code(legacy_module, implementation, sliding_window):
     """Imported before, the third-party file gets ours, too; imported since, it keeps them."""
-    if not HAS_LEGACY:
-        pytest.skip(f"transformers {transformers.__version__} has no such file")
     attention_mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     ids = torch.arange(10).view(2, 5)
     early = old_model("early")
@@ -1277,10 +1438,8 @@ CREATE = [
 
 @needs_masking_utils
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", CREATE)
+@pytest.mark.parametrize("name", those_here(CREATE))
 def test_masks_are_those_of_the_release(name, implementation):
-    if not hasattr(upstream, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     left = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
     odd = lambda b, h, q, k: (k % 2 == 0) & (q >= 0)  # noqa: E731
     calls = [
@@ -1309,10 +1468,8 @@ def test_masks_are_those_of_the_release(name, implementation):
         assert_same_mask(got, want)
 
 
-@needs_masking_utils
+@pytest.mark.applies((4, 53) <= RELEASE < (5, 4))
 def test_positions_that_do_not_follow_each_other():
-    if RELEASE >= (5, 4):
-        pytest.skip("queries stand one behind the other since 5.4")
     given = {"batch_size": 1, "cache_position": torch.tensor([4, 1, 6]), "kv_length": 7}
     for name in ("sdpa_mask", "eager_mask"):
         want = getattr(upstream, name)(**given)
@@ -1329,10 +1486,7 @@ def test_mask_functions_are_rules():
         assert rule.encode() == (rules.sliding_window(3) & rules.causal()).encode()
 
 
-@pytest.mark.skipif(
-    not HAS_MASKING_UTILS or not hasattr(upstream, "flex_attention_mask"),
-    reason="this transformers makes no BlockMasks",
-)
+@pytest.mark.applies(hasattr(upstream, "flex_attention_mask"))
 @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
 def test_block_masks_are_made_without_compiling(monkeypatch):
     padding = torch.ones(2, 200, dtype=torch.bool)
@@ -1409,7 +1563,7 @@ def test_policies_compiled_choose_as_in_eager_code(policy):
     torch._dynamo.reset()
 
 
-@needs_masking_utils
+@pytest.mark.applies(RELEASE >= (5, 9))  # before, positions are given beside the embeddings
 def test_shapes_look_at_no_values():
     """On the meta device there are none."""
     positions = torch.arange(5, device="meta").expand(2, -1)
@@ -1417,11 +1571,8 @@ def test_shapes_look_at_no_values():
 
     def calls():
         yield create(mask=mask, embeds=inputs)
-        if RELEASE >= (4, 53, 1):
-            yield create(position_ids=positions, embeds=inputs)
+        yield create(position_ids=positions, embeds=inputs)
 
-    if RELEASE < (5, 9):
-        pytest.skip("before 5.9, positions are given beside the embeddings")
     with attn_mask.installed():
         with attn_mask.skip_policy("shapes"):
             assert all(result.is_meta for result in calls())

@@ -16,12 +16,15 @@ import sys
 import traceback
 import types
 import warnings
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import oracle_loader
 import pytest
 import torch
 from attn_mask import masking_utils as ours
+from attn_mask._releases import UPSTREAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import OUT_DTYPES, assert_same_mask, describe, lowest
@@ -49,16 +52,9 @@ def upstream():
         "transformers.masking_utils",
         reason="transformers, which the results are compared with, is not installed",
     )
-    version = importlib_version("transformers")
-    if version != "5.23":
-        pytest.skip(f"the results are those of transformers 5.23, installed is {version}")
+    # Not a skip: nobody would see that nothing is compared.
+    assert version("transformers") == UPSTREAM, f"results are compared with those of {UPSTREAM}"
     return module
-
-
-def importlib_version(name):
-    from importlib.metadata import version
-
-    return ".".join(version(name).split(".")[:2])
 
 
 def embeds(batch_size, q_length, dtype=FLOAT):
@@ -307,6 +303,13 @@ def test_maybe_pad_block_sequence_ids(same):
                 assert got is ids
 
 
+def test_unsigned_block_sequence_ids():
+    ids = torch.zeros(2, 3, dtype=torch.uint8)
+    assert ours.maybe_pad_block_sequence_ids(ids, None, 3, 0) is ids
+    with pytest.raises(TypeError, match=r"^maybe_pad_block_sequence_ids: expected block.*uint8"):
+        ours.maybe_pad_block_sequence_ids(ids, None, 3, 1)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (4,), (2, 3)], ids=str)
 def test_fast_all(same, shape):
     ones = torch.ones(shape, dtype=torch.bool)
@@ -513,10 +516,11 @@ FLEX_CALLS = {
     ),
     "all ones": (lambda m: m.causal_mask_function, {"attention_mask": torch.ones(2, 9).bool()}),
     "packed": (
-        lambda m: m.packed_sequence_compatibility_function(
-            m.causal_mask_function,
-            (torch.arange(300) % 150).expand(2, 300),
-            (torch.arange(300) // 150).expand(2, 300),
+        lambda m: m.and_masks(
+            m.packed_sequence_mask_function((torch.arange(300) // 150).expand(2, 300)),
+            m.remap_positions_for_packed_sequence(
+                m.causal_mask_function, (torch.arange(300) % 150).expand(2, 300)
+            ),
         ),
         {},
     ),
@@ -548,7 +552,7 @@ def test_flex_attention_in_create_functions(same, name):
     for attention_mask in (None, mask):
         same(
             lambda m, mask=attention_mask: getattr(m, name)(
-                config, embeds(2, 200), mask, past_key_values=None
+                config, embeds(2, 200), mask, cache=None
             )
         )
 
@@ -689,7 +693,7 @@ def make(upstream, scene, name, **more):
             "config": scene.config,
             "inputs_embeds": scene.inputs_embeds,
             "attention_mask": scene.attention_mask,
-            "past_key_values": cache,
+            "cache": cache,
             "or_mask_function": user_function(m, scene.or_function),
             "and_mask_function": user_function(m, scene.and_function),
             **more,
@@ -747,7 +751,7 @@ def test_preprocess_mask_arguments(same, upstream, scene, with_encoder):
 def test_4d_masks_pass_through(name):
     mask = torch.ones(2, 1, 3, 3)
     config = Config("sdpa")
-    assert getattr(ours, name)(config, embeds(2, 3), mask, past_key_values=None) is mask
+    assert getattr(ours, name)(config, embeds(2, 3), mask, cache=None) is mask
 
 
 @without_compiling
@@ -755,7 +759,7 @@ def test_block_masks_pass_through():
     mask = ours.flex_attention_mask(1, 128, 128)
     for name in CREATE:
         config = Config("flex_attention")
-        assert getattr(ours, name)(config, embeds(1, 128), mask, past_key_values=None) is mask
+        assert getattr(ours, name)(config, embeds(1, 128), mask, cache=None) is mask
 
 
 @pytest.mark.parametrize("name", CREATE)
@@ -768,6 +772,72 @@ def test_positional_arguments(same, name):
         same(lambda m: getattr(m, name)(config, embeds(1, 4), mask, None, None, None, user, *rest))
     else:
         same(lambda m: getattr(m, name)(config, embeds(1, 4), mask, embeds(1, 4), None, user, user))
+
+
+ALL_CREATE = (*CREATE, "create_recurrent_attention_mask", "create_masks_for_generate")
+
+
+@pytest.mark.parametrize("name", ALL_CREATE)
+def test_the_former_name_of_the_cache(upstream, recwarn, name):
+    """It is taken without a warning; of both, cache counts, as upstream has it."""
+    config = Config("eager", sliding_window=2, attention_chunk_size=2)
+    create, mask = getattr(ours, name), torch.tensor([[0, 1, 1, 1, 1]])
+    caches = [oracle_loader.FakeCache(seen, upstream) for seen in (3, 9)]
+    arguments = {"config": config, "inputs_embeds": embeds(1, 2), "attention_mask": mask}
+    want = create(**arguments, cache=caches[0])
+    assert_same(create(**arguments, past_key_values=caches[0]), want)
+    assert_same(create(**arguments, past_key_values=caches[1], cache=caches[0]), want)
+    assert recwarn.list == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = getattr(upstream, name)
+        assert_same(theirs(**arguments, past_key_values=caches[1], cache=caches[0]), want)
+
+
+@pytest.mark.parametrize("name", CREATE)
+def test_paged_caches_take_no_mask(same, name):
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+
+    cache = PagedAttentionCache.__new__(PagedAttentionCache)
+    config = Config("sdpa", sliding_window=2, attention_chunk_size=2)
+    for implementation in ("sdpa", "eager", "paged|sdpa"):
+        config._attn_implementation = implementation
+        for mask in (None, torch.tensor([[0, 1]]), torch.zeros(1, 1, 2, 2)):
+            got = same(lambda m, x=mask: getattr(m, name)(config, embeds(1, 2), x, cache=cache))
+            assert (got is None) == (mask is None or mask.dim() == 2)
+
+
+@pytest.mark.parametrize("name", CREATE_CAUSAL)
+def test_blocks_do_not_cross_packed_sequences(same, name):
+    config = Config("eager", sliding_window=2, attention_chunk_size=2)
+    positions, blocks = torch.tensor([[0, 1, 2, 0, 1, 2]]), torch.tensor([[-1, 0, 0, 0, 0, -1]])
+    got = same(
+        lambda m: getattr(m, name)(
+            config, embeds(1, 6), None, None, positions, block_sequence_ids=blocks
+        )
+    )
+    assert (got[0, 0, :3, 3:] < 0).all()
+    assert (got[0, 0, 3:, :3] < 0).all()
+    assert (got[0, 0, 1:3, 1:3] == 0).all()
+
+
+def test_packed_sequence_compatibility_function():
+    """Of 5.23, no longer upstream's."""
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    ids = torch.tensor([[0, 0, 0, 1, 1]])
+    rule = ours.packed_sequence_compatibility_function(ours.causal_mask_function, positions, ids)
+    mask = ours.sdpa_mask(1, 5, 5, mask_function=rule, allow_is_causal_skip=False)
+    assert torch.equal(mask[0, 0], torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).tril() > 0)
+
+
+def test_the_release_is_the_same_in_all_places():
+    root = Path(__file__).parents[1]
+    assert f"transformers=={UPSTREAM}\n" in (root / "requirements" / "dev.txt").read_text()
+    minor = UPSTREAM.rpartition(".")[0]
+    assert f"those of transformers {minor};" in ours.__doc__
+    readme = (root / "README.md").read_text()
+    assert f"(the behaviour of {minor}; argument" in readme
+    assert f"Results are bitwise those of transformers {minor}, " in readme
 
 
 # Caches of transformers
@@ -845,7 +915,7 @@ def test_real_caches(same, real_caches, kind, implementation):
         padded[0, 0] = 0
         for name, mask in itertools.product(CREATE, (None, torch.ones_like(padded), padded)):
             call = functools.partial(
-                call_create, name, config, embeds(2, q_length), mask, past_key_values=cache
+                call_create, name, config, embeds(2, q_length), mask, cache=cache
             )
             same(call)
 
@@ -949,7 +1019,7 @@ def test_arguments_of_a_registered_interface(same, upstream, registered, name):
     for function in (None, user):
         same(
             lambda m, f=function: getattr(m, name)(
-                config, embeds(1, 4), mask, past_key_values=None, or_mask_function=f
+                config, embeds(1, 4), mask, cache=None, or_mask_function=f
             )
         )
 
@@ -1002,11 +1072,11 @@ def test_configs_without_the_attribute(same, name):
         Config("eager", sliding_window=None, attention_chunk_size=None),
         Config("unregistered"),
     ):
-        same(lambda m, c=config: getattr(m, name)(c, embeds(1, 4), None, past_key_values=None))
-    same(lambda m: getattr(m, name)(object(), embeds(1, 4), None, past_key_values=None))
+        same(lambda m, c=config: getattr(m, name)(c, embeds(1, 4), None, cache=None))
+    same(lambda m: getattr(m, name)(object(), embeds(1, 4), None, cache=None))
     if "sliding" in name:
         with pytest.raises(ValueError, match=r"^Could not find a `sliding_window` argument in the"):
-            getattr(ours, name)(Config("sdpa"), embeds(1, 4), None, past_key_values=None)
+            getattr(ours, name)(Config("sdpa"), embeds(1, 4), None, cache=None)
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_4"])
@@ -1046,7 +1116,7 @@ BAD_FUNCTIONS = {
 @pytest.mark.parametrize("bad", BAD_FUNCTIONS)
 def test_bad_user_functions(bad, side, implementation):
     expected = Refusal if bad == "raises" else (ValueError, TypeError)
-    arguments = {"past_key_values": None, side: BAD_FUNCTIONS[bad]}
+    arguments = {"cache": None, side: BAD_FUNCTIONS[bad]}
     with pytest.raises(expected) as caught:
         ours.create_causal_mask(Config(implementation), embeds(2, 4), None, **arguments)
     assert str(caught.value)
@@ -1057,7 +1127,7 @@ def test_errors_of_user_functions(same):
         config = Config("sdpa", sliding_window=2, attention_chunk_size=2)
         same(
             lambda m, name=name, config=config: getattr(m, name)(
-                config, embeds(2, 4), None, past_key_values=None, or_mask_function=refusing
+                config, embeds(2, 4), None, cache=None, or_mask_function=refusing
             )
         )
     same(lambda m: m.sdpa_mask(2, 3, 4, 1, mask_function=refusing))
@@ -1085,7 +1155,7 @@ WRONG_SIZES = {
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("wrong", WRONG_SIZES)
 def test_wrong_sizes(upstream, wrong, implementation):
-    arguments = {"attention_mask": None, "past_key_values": None, **WRONG_SIZES[wrong]}
+    arguments = {"attention_mask": None, "cache": None, **WRONG_SIZES[wrong]}
     config = Config(implementation, sliding_window=2, attention_chunk_size=2)
     for name in CREATE_CAUSAL:
         with pytest.raises((IndexError, RuntimeError)):
@@ -1117,7 +1187,7 @@ def test_fake_tensors(upstream, name):
     for mask, position_ids in itertools.product((None, torch.ones(2, 4).bool()), (None, positions)):
         results = []
         for module in (upstream, ours):
-            arguments = {"past_key_values": None}
+            arguments = {"cache": None}
             if name in CREATE_CAUSAL:
                 arguments["position_ids"] = position_ids
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -1150,7 +1220,7 @@ def test_compiled(upstream, name, implementation):
     """In one graph, and with the decisions that upstream makes there."""
     function, arguments = COMPILED[name]
     config = Config(implementation, sliding_window=2, attention_chunk_size=2)
-    arguments = {"attention_mask": None, "past_key_values": None, **arguments}
+    arguments = {"attention_mask": None, "cache": None, **arguments}
     results = []
     for module in (upstream, ours):
         torch._dynamo.reset()
@@ -1165,10 +1235,8 @@ def test_compiled(upstream, name, implementation):
     assert_same(results[1], results[0])
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.11."),
-    reason="dynamo of torch 2.11 loses, under vmap, the attributes of objects made in the graph",
-)
+# Dynamo of torch 2.11 loses, under vmap, the attributes of objects made in the graph.
+@pytest.mark.applies(not torch.__version__.startswith("2.11."))
 @pytest.mark.parametrize("user", ["index", "table", "query only", "rule and user"])
 def test_compiled_user_functions(user):
     """In one graph, whether as `or` or as `and`; upstream's vmap does not always get through."""
@@ -1196,7 +1264,7 @@ def test_one_graph_for_every_length(name, implementation):
         return graph.forward
 
     def build(queries, mask):
-        return getattr(ours, name)(config, queries, mask, past_key_values=None)
+        return getattr(ours, name)(config, queries, mask, cache=None)
 
     torch._dynamo.reset()
     compiled = torch.compile(build, backend=backend, fullgraph=True, dynamic=True)
@@ -1229,7 +1297,7 @@ def test_old_names_of_the_create_functions(name, old):
         "config": config,
         "inputs_embeds": embeds(2, 4),
         "attention_mask": torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]),
-        "past_key_values": None,
+        "cache": None,
     }
     want = getattr(ours, name)(**arguments)
     got = getattr(ours, name)(**OLD_NAMES[old](dict(arguments)))
@@ -1242,7 +1310,7 @@ def test_inputs_embeds_under_both_names(name):
     config = Config("eager", sliding_window=2, attention_chunk_size=2)
     arguments = {"inputs_embeds": embeds(1, 4), "input_embeds": embeds(1, 4)}
     with pytest.raises(TypeError, match="inputs_embeds"):
-        getattr(ours, name)(config, attention_mask=None, past_key_values=None, **arguments)
+        getattr(ours, name)(config, attention_mask=None, cache=None, **arguments)
 
 
 @pytest.mark.parametrize("name", ["sdpa_mask", "eager_mask", "flash_attention_mask"])
@@ -1287,7 +1355,7 @@ def test_old_order_of_the_create_functions(name):
 
 
 def test_old_names_of_the_rest():
-    arguments = {"config": Config("sdpa"), "attention_mask": None, "past_key_values": None}
+    arguments = {"config": Config("sdpa"), "attention_mask": None, "cache": None}
     arguments |= {"position_ids": torch.tensor([[0, 1, 0]]), "layer_idx": 0}
     new = ours._preprocess_mask_arguments(inputs_embeds=embeds(1, 3), **arguments)
     old = ours._preprocess_mask_arguments(
@@ -1352,7 +1420,7 @@ def test_document_ids(name, dtype):
     padding = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0], [1] * 6, [1] * 6])
     for window, mask in itertools.product((1, 2), (None, torch.ones_like(padding), padding)):
         config = Config("sdpa", sliding_window=window, attention_chunk_size=2)
-        arguments = {"attention_mask": mask, "past_key_values": None, "document_ids": ids}
+        arguments = {"attention_mask": mask, "cache": None, "document_ids": ids}
         want = packed_mask(name, config, DOCUMENTS, mask)
         if name == "create_chunked_causal_mask" and mask is padding:
             continue  # where the chunks of a padded document start is nobody's to say
@@ -1369,7 +1437,7 @@ def test_cu_seqlens(name, dtype):
     for lengths in ([2, 3, 1], [6], [1] * 6, [0, 4, 0, 2]):
         ids = list(itertools.chain.from_iterable([i] * n for i, n in enumerate(lengths)))
         ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=dtype)
-        arguments = {"attention_mask": None, "past_key_values": None, "cu_seqlens": ends}
+        arguments = {"attention_mask": None, "cache": None, "cu_seqlens": ends}
         got = getattr(ours, name)(config, embeds(1, 6), **arguments)
         want = packed_mask(name, config, [ids])
         if got is None:  # one document is no reason for a mask
@@ -1398,7 +1466,7 @@ def test_documents_are_what_packed_positions_are(data, batch_size, length, name)
     positions = torch.tensor([packed_row(rng, length) for _ in range(batch_size)])
     ids = (positions == 0).cumsum(-1) - 1
     config = Config("sdpa", sliding_window=2, attention_chunk_size=3)
-    arguments = {"past_key_values": None, "allow_is_causal_skip": False}
+    arguments = {"cache": None, "allow_is_causal_skip": False}
     build = functools.partial(getattr(ours, name), config, embeds(batch_size, length), None)
     assert_same_mask(
         build(document_ids=ids, **arguments), build(position_ids=positions, **arguments)
@@ -1482,7 +1550,7 @@ def test_documents_in_a_cache(ids, slots, number):
         got = ours.create_causal_mask(config, embeds(1, 2), None, cache, cu_seqlens=borders)
         assert_same_mask(got, torch.tensor(want)[None, None])
     both = ours.create_bidirectional_mask(
-        config, embeds(1, 6), None, past_key_values=SeenCache(0, slots, number), document_ids=ids
+        config, embeds(1, 6), None, cache=SeenCache(0, slots, number), document_ids=ids
     )
     ids = ids[0].tolist()
     want = [[k < 6 and ids[q] == ids[k] for k in range(slots or 6)] for q in range(6)]
@@ -1521,7 +1589,7 @@ def test_documents_under_flash_attention(name):
         getattr(ours, name),
         Config("flash_attention_2", sliding_window=2, attention_chunk_size=8),
         embeds(1, 4),
-        past_key_values=None,
+        cache=None,
     )
     borders = torch.tensor([0, 2, 4])
     with pytest.raises(ValueError, match=rf"^{name}: expected no document_ids"):
@@ -1532,13 +1600,39 @@ def test_documents_under_flash_attention(name):
     assert build(attention_mask=None, cu_seqlens=borders) is None
 
 
+@pytest.mark.parametrize("size", ["batch_size", "q_length", "kv_length"])
+@pytest.mark.parametrize("mask", ["sdpa_mask", "eager_mask"])
+def test_negative_sizes(mask, size):
+    """Also of functions that are called, for which torch would be asked for the indices."""
+    sizes = {"batch_size": 2, "q_length": 3, "kv_length": 4, size: -1}
+    for function in (ours.causal_mask_function, lambda b, h, q, k: q >= k):
+        with pytest.raises(ValueError, match=rf"^\w+: expected {size} .*but got -1"):
+            getattr(ours, mask)(**sizes, mask_function=function, allow_is_causal_skip=False)
+
+
+def test_sizes_of_a_cache_name_the_function():
+    for sizes, error, text in (
+        ((-1, 0), ValueError, "a kv length that is not negative, but got -1"),
+        ((4, "0"), TypeError, "a kv offset that is an int, but got str"),
+    ):
+        cache = types.SimpleNamespace(
+            is_compileable=False,
+            get_query_offset=lambda layer_idx: 0,
+            get_mask_sizes=lambda q_length, layer_idx, sizes=sizes: sizes,
+        )
+        with pytest.raises(error, match=f"^create_causal_mask: expected past_key_v.* {text}"):
+            ours.create_causal_mask(Config("sdpa"), embeds(1, 4), None, cache)
+
+
 def test_bad_position_ids():
     for positions, text in (
         (torch.tensor(3), r"rows, or one, but got \[\]"),
         (torch.tensor([[0, 1, 0]]), r"of length 4, but got \[1, 3\]"),
         (torch.zeros(3, 4, dtype=torch.int64), r"rows, or one, but got \[3, 4\]"),
     ):
-        with pytest.raises(ValueError, match=f"expected position_ids to .*{text}"):
+        with pytest.raises(
+            ValueError, match=f"^create_causal_mask: expected position_ids .*{text}"
+        ):
             ours.create_causal_mask(Config("sdpa"), embeds(1, 4), None, None, positions)
 
 

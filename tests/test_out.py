@@ -635,7 +635,7 @@ def test_dtype_of_out(name, dtype):
     out = torch.full(SHAPE, 3).to(dtype)
     args, kwargs = GOOD[name]
     if dtype == dtype_of(name):
-        pytest.skip("this is the right one")
+        return  # the right one
     refused(TypeError, r"expected out .*but got ", name, out, args, kwargs)
     takes_any_float = has_argument(name, "dtype") and "bias" not in kwargs
     if not (takes_any_float and dtype.is_floating_point):

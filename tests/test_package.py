@@ -180,5 +180,5 @@ def flags_of_the_processor():
 @pytest.mark.parametrize("capability", NEEDED_FLAGS)
 def test_every_cpu_capability_gives_the_same_mask(capability, plain_digest, tmp_path):
     if not NEEDED_FLAGS[capability] <= flags_of_the_processor():
-        pytest.skip(f"the processor has no {capability}")
+        pytest.skip(f"hardware: the processor has no {capability}")
     assert digest(tmp_path, capability) == plain_digest

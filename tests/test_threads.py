@@ -77,7 +77,9 @@ def time_of_each_thread():
     tasks = Path("/proc/self/task")
     files = [task / "schedstat" for task in tasks.iterdir()] if tasks.exists() else []
     if not files or not files[0].exists():
-        pytest.skip("how long threads have run is read from /proc, which does not say it here")
+        pytest.skip(
+            "hardware: how long threads have run is read from /proc, which does not say it here"
+        )
     return {file.parent.name: int(file.read_text().split()[0]) for file in files}
 
 

@@ -9,14 +9,15 @@ where they are transformers' own; ``_upstream_source`` tells.
 import functools
 import importlib
 import inspect
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple, TypeVar, cast
 
-from attn_mask import _process, _upstream_masks, block_mask, masking_utils
+from attn_mask import _aten_only, _process, _upstream_masks, block_mask, masking_utils
+from attn_mask._install_options import DEFAULT, Options, checked
+from attn_mask._named_once import name_once
 from attn_mask._releases import for_transformers, release_numbers
 from attn_mask._upstream_known import KNOWN
 from attn_mask._upstream_source import DECISIONS, FACTORIES, SKIPPING, Module, hashes
@@ -27,8 +28,6 @@ _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
 
 _ABSENT: Any = object()
-
-_logger = logging.getLogger("attn_mask")
 
 
 class _Change(NamedTuple):
@@ -392,8 +391,14 @@ def _shown(function: Any) -> str:
 
 def _say_once(text: str, *args: object) -> None:
     text = text % args
-    if _process.first(f"install: {text}"):
-        _logger.warning("attn_mask.install: %s", text)
+    name_once(f"install: {text}", "attn_mask.install: %s", text)
+
+
+class _Block(NamedTuple):
+    """One entry of installed()."""
+
+    key: object
+    options: Options
 
 
 class _State:
@@ -402,8 +407,8 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.installation: _Installation | None = None
-        self.is_kept = False  # by install()
-        self.blocks: tuple[object, ...] = ()  # of installed(), one for each entry
+        self.kept: Options | None = None  # by install()
+        self.blocks: tuple[_Block, ...] = ()
 
 
 _state = _process.kept("install", _State)
@@ -421,21 +426,24 @@ def _transformers() -> ModuleType:
         ) from error
 
 
-def _set(is_kept: bool, blocks: tuple[object, ...]) -> None:
+def _set(kept: Options | None, blocks: tuple[_Block, ...]) -> None:
     """Replaces or puts back what that takes. All of it even where it is interrupted, or nothing."""
-    before = _state.is_kept, _state.blocks
+    before = _state.kept, _state.blocks
     try:
-        _state.is_kept, _state.blocks = is_kept, blocks
+        _state.kept, _state.blocks = kept, blocks
         _update()
     except BaseException:
-        if is_kept or blocks:
-            _state.is_kept, _state.blocks = before
+        if kept is not None or blocks:
+            _state.kept, _state.blocks = before
         _update()
         raise
 
 
 def _update() -> None:
-    if not (_state.is_kept or _state.blocks):
+    options = _state.blocks[-1].options if _state.blocks else _state.kept
+    _upstream_masks.state.options = options or DEFAULT
+    _aten_only.set_everywhere(options is not None and options.aten_only)
+    if options is None:
         if _state.installation is not None:
             _state.installation.undo()
             _state.installation = None
@@ -445,7 +453,12 @@ def _update() -> None:
         _state.installation.make()
 
 
-def install() -> None:
+def install(
+    *,
+    masked_value: float | None = None,
+    unmask_unattended: bool = False,
+    aten_only: bool = False,
+) -> None:
     """Lets unmodified transformers models make their masks natively, in the whole process.
 
     For transformers 4.53 and later. The functions of ``transformers.masking_utils`` that make masks
@@ -460,14 +473,27 @@ def install() -> None:
     has, and all of them where there is no source (``.pyc`` files only). Each is named once in a
     warning of the logger "attn_mask". What is put there later is left alone.
 
-    It does not matter whether models were imported before; a second call does nothing. Whatever
-    raises or interrupts it leaves all as it was.
+    It does not matter whether models were imported before. A second call changes the options only;
+    within a block of installed(), whose own hold there, from its end on. Whatever raises or
+    interrupts it leaves all as it was.
 
-    Raises ImportError without transformers, or with one before 4.35; NotImplementedError for a
-    later one that lacks functions, or calls its own in a way that is not known here.
+    Args:
+        masked_value: what additive masks hold for a key that is not attended to, a number that is
+            not above 0; by default the lowest of the mask's dtype, as in transformers. One that the
+            dtype can't hold is a ValueError when the mask is made.
+        unmask_unattended: whether rows in which no key is visible become visible throughout.
+        aten_only: whether ATen operators make all masks of this process; see aten_only().
+
+    The first two hold for "eager" and "sdpa" in ``transformers.masking_utils``, not for the legacy
+    module and BlockMasks.
+
+    Raises TypeError or ValueError for such options; ImportError without transformers, or with one
+    before 4.35; NotImplementedError for a later one that lacks functions, or calls its own in a way
+    that is not known here.
     """
+    options = checked("install", masked_value, unmask_unattended, aten_only)
     with _state.lock:
-        _set(True, _state.blocks)
+        _set(options, _state.blocks)
 
 
 def uninstall() -> None:
@@ -477,7 +503,7 @@ def uninstall() -> None:
     ``with installed():`` it takes effect at the end of the last such block.
     """
     with _state.lock:
-        _set(False, _state.blocks)
+        _set(None, _state.blocks)
 
 
 def is_installed() -> bool:
@@ -493,20 +519,28 @@ class installed:
     """``with attn_mask.installed():`` is install() for the length of a block.
 
     In the whole process: other threads see it, too. Blocks may be nested and overlap, and an
-    install() outlasts them. As a decorator, ``@attn_mask.installed()``, it is a block around each
-    call of a function, or around what is awaited of an ``async`` one.
+    install() outlasts them. The options are install()'s; those of the block that was entered last
+    hold. As a decorator, ``@attn_mask.installed()``, it is a block around each call of a function,
+    or around what is awaited of an ``async`` one.
 
     Raises TypeError for other things to decorate, and where its truth is asked for: see
     is_installed.
     """
 
-    def __init__(self) -> None:
-        self._blocks: list[object] = []
+    def __init__(
+        self,
+        *,
+        masked_value: float | None = None,
+        unmask_unattended: bool = False,
+        aten_only: bool = False,
+    ) -> None:
+        self._options = checked("installed", masked_value, unmask_unattended, aten_only)
+        self._blocks: list[_Block] = []
 
     def __enter__(self) -> None:
-        block = object()
+        block = _Block(object(), self._options)
         with _state.lock:
-            _set(_state.is_kept, (*_state.blocks, block))
+            _set(_state.kept, (*_state.blocks, block))
             self._blocks.append(block)
 
     def __exit__(
@@ -517,7 +551,7 @@ class installed:
     ) -> None:
         with _state.lock:
             block = self._blocks.pop()
-            _set(_state.is_kept, tuple(other for other in _state.blocks if other is not block))
+            _set(_state.kept, tuple(other for other in _state.blocks if other is not block))
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -536,18 +570,44 @@ class installed:
                 "attn_mask.installed: expected to decorate a function that is no generator, but "
                 f"got {function!r}"
             )
+        options = self._options._asdict()
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def within(*args: Any, **kwargs: Any) -> Any:
-                with installed():
+                with installed(**options):
                     return await function(*args, **kwargs)
 
         else:
 
             @functools.wraps(function)
             def within(*args: Any, **kwargs: Any) -> Any:
-                with installed():
+                with installed(**options):
                     return function(*args, **kwargs)
 
         return cast(_Call, within)
+
+
+def _renew() -> None:
+    """Puts this module's functions in the place of those that a former module installed.
+
+    After ``sys.modules`` was purged: those obey the former skip_policy, and can't be pickled.
+    """
+    with _state.lock:
+        former = _state.installation
+        if former is None or type(former) is _Installation:
+            return
+        former.undo()
+        now = former
+        try:
+            now = _state.installation = _Installation(_transformers())
+            now.make()
+            _update()
+        except BaseException:
+            now.undo()
+            _state.installation = former
+            former.make()
+            raise
+
+
+_renew()

@@ -2,12 +2,13 @@
 
 import logging
 
+from attn_mask import _process
 from attn_mask._tracing import is_recording
 
 __all__ = ["is_named", "name_once"]
 
 _logger = logging.getLogger("attn_mask")
-_named: set[str] = set()
+_named: set[str] = _process.kept("named", set)
 
 
 def is_named(kind: str) -> bool:

@@ -15,7 +15,10 @@ from types import ModuleType
 
 from attn_mask import modeling_attn_mask_utils
 
-__all__ = ["Behaviour", "TransformersRelease", "for_transformers"]
+__all__ = ["UPSTREAM", "Behaviour", "TransformersRelease", "for_transformers"]
+
+UPSTREAM = "5.24.0"
+"""The release that the mirrors follow. modeling_attn_mask_utils is gone from it: that is 5.23."""
 
 
 @dataclass(frozen=True)

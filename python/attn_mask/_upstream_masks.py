@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attn_mask import _process, _skipping, masking_utils, rules
+from attn_mask import _install_options, _process, _skipping, masking_utils, rules
 from attn_mask._upstream_source import Module
 
 __all__ = [
@@ -56,6 +56,7 @@ own_decisions = Decisions(masking_utils._skips_causal, masking_utils._skips_bidi
 class _State:
     def __init__(self) -> None:
         self.release = Release(own_decisions, False, masking_utils.find_packed_sequence_indices)
+        self.options = _install_options.DEFAULT
 
 
 state = _process.kept("upstream_masks", _State)
@@ -140,6 +141,18 @@ def _unknown(name: str) -> NotImplementedError:
     )
 
 
+def _spelling(dtype: torch.dtype | None) -> masking_utils.Spelling | None:
+    """What the options of install() say; None where that is nothing."""
+    masked_value, unmask_unattended, _ = state.options
+    if dtype is None:
+        masked_value = None
+    if masked_value is None and not unmask_unattended:
+        return None
+    return masking_utils.Spelling(
+        dtype, unmask_unattended=unmask_unattended, masked_value=masked_value
+    )
+
+
 def sdpa_mask(
     batch_size: int,
     q_length: int,
@@ -175,6 +188,7 @@ def sdpa_mask(
         attention_mask,
         use_vmap,
         device,
+        spelling=_spelling(None),
     )
 
 
@@ -209,6 +223,7 @@ def eager_mask(
         use_vmap,
         device,
         dtype,
+        spelling=_spelling(dtype),
     )
 
 

@@ -1,14 +1,15 @@
 """Drop-in for ``transformers.masking_utils``, on native rules.
 
-Names, signatures, defaults, results and errors are those of transformers 5.23; transformers itself
+Names, signatures, defaults, results and errors are those of transformers 5.24; transformers itself
 is not needed: configs and caches are asked for the attributes that upstream's have. Mask functions
 are objects that carry their rule (``attn_mask.rules``), so that a mask is written at once by
 ``torch.ops.attn_mask.boolean`` or ``.additive``. Only what a callable of the user's says is asked
 of it, over a few rows at a time.
 
-Argument names of all releases since 4.53 are understood: ``input_embeds`` is ``inputs_embeds``, and
-``cache_position`` is taken where it was taken once. Beyond upstream, the create functions take
-``document_ids`` or ``cu_seqlens``, and ``blocks_in_window``; see create_causal_mask.
+Argument names of all releases since 4.53 are understood: ``input_embeds`` is ``inputs_embeds``,
+``past_key_values`` is ``cache``, and ``cache_position`` is taken where it was taken once. Beyond
+upstream, the create functions take ``document_ids`` or ``cu_seqlens``, and ``blocks_in_window``;
+see create_causal_mask.
 
 Throughout: b batch_size, q q_length, kv kv_length. Query row i stands at position q_offset + i, key
 column j at kv_offset + j; an offset is an int or a tensor (0-d, or [b, 1] for one per batch row),
@@ -241,7 +242,14 @@ def maybe_pad_block_sequence_ids(
     ``attention_mask`` is not looked at; upstream's signature has it.
     """
     missing = kv_length + kv_offset - block_sequence_ids.shape[-1]
-    return F.pad(block_sequence_ids, (0, missing), value=-1) if missing > 0 else block_sequence_ids
+    if not missing > 0:
+        return block_sequence_ids
+    if block_sequence_ids.dtype == torch.uint8:
+        raise TypeError(
+            "maybe_pad_block_sequence_ids: expected block_sequence_ids to be of a signed dtype, "
+            f"since -1 stands behind them, but got {block_sequence_ids.dtype}"
+        )
+    return F.pad(block_sequence_ids, (0, missing), value=-1)
 
 
 def fast_all(tensor: torch.Tensor) -> torch.Tensor:
@@ -303,8 +311,8 @@ def _first_sliding_index(cache: Any) -> int:
 # Names and orders of arguments that releases since 4.53 had
 
 
-def _understands_embeds(create: Callable[_P, _R]) -> Callable[_P, _R]:
-    """``input_embeds`` was the name until 5.2, and understood until 5.8."""
+def _understands_names(create: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``input_embeds`` was a name until 5.2, ``past_key_values`` that of the cache until 5.23."""
 
     @functools.wraps(create)
     def understanding(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -312,6 +320,9 @@ def _understands_embeds(create: Callable[_P, _R]) -> Callable[_P, _R]:
             if "inputs_embeds" in kwargs:
                 raise TypeError(f"{create.__name__}: expected inputs_embeds once, but got it twice")
             kwargs["inputs_embeds"] = kwargs.pop("input_embeds")
+        if "past_key_values" in kwargs:
+            cache = kwargs.pop("past_key_values")
+            kwargs.setdefault("cache", cache)  # as upstream, where both are given
         return create(*args, **kwargs)
 
     return understanding
@@ -332,7 +343,7 @@ def _understands_positions(create: Callable[_P, _R]) -> Callable[_P, _R]:
             args = args[:3] + args[4:]  # type: ignore[assignment]
         return create(*args, **kwargs)
 
-    return _understands_embeds(understanding)
+    return _understands_names(understanding)
 
 
 _ORDER_WITH_POSITIONS = (
@@ -472,6 +483,8 @@ def sdpa_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv] for scaled_dot_product_attention.
@@ -479,17 +492,19 @@ def sdpa_mask(
     Args:
         mask_function: which keys a query attends to. A callable of the user's must answer about
             each element by itself: in large masks it is asked about some rows at a time.
-        attention_mask: which keys are not padding, bool [b, n]; those behind its end are.
+        attention_mask: which keys are not padding, bool [b, n]; those after its end are.
         local_size: the window or chunk of the mask function, if any; matters to skipping.
         allow_is_causal_skip: whether to return None where ``is_causal`` says the same.
         allow_is_bidirectional_skip: whether to return None where nothing is masked.
         use_vmap: whether callables of the user's are asked about one element at a time, under
             torch.vmap, rather than with index tensors that broadcast.
+        unmask_unattended: whether rows in which no key is visible are True throughout; beyond
+            upstream.
 
     Raises ValueError for tensors that are too short or of a wrong rank, and for a callable that
     returns a wrong shape; TypeError for one that does not return booleans.
 
-    Mirrors ``transformers.masking_utils.sdpa_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.sdpa_mask``.
     """
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         _check_padding("sdpa_mask", attention_mask)
@@ -511,6 +526,7 @@ def sdpa_mask(
         attention_mask,
         use_vmap,
         device,
+        spelling=Spelling(unmask_unattended=unmask_unattended) if unmask_unattended else None,
     )
 
 
@@ -527,13 +543,17 @@ def eager_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
+    masked_value: float | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv] for attention that is written out.
 
-    Arguments and errors as for sdpa_mask; TypeError for a dtype without additive masks.
+    Arguments and errors as for sdpa_mask (rows that are unmasked are 0); TypeError for a dtype
+    without additive masks. ``masked_value``, beyond upstream: see ``attn_mask.additive``.
 
-    Mirrors ``transformers.masking_utils.eager_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.eager_mask``.
     """
     if allow_is_bidirectional_skip:
         _check_padding("eager_mask", attention_mask)
@@ -549,7 +569,7 @@ def eager_mask(
         attention_mask,
         use_vmap,
         device,
-        dtype,
+        spelling=Spelling(dtype, None, unmask_unattended, masked_value),
     )
 
 
@@ -568,7 +588,7 @@ def flash_attention_mask(
 
     A shorter mask (static caches) is returned as it is. ``mask_function`` is not looked at.
 
-    Mirrors ``transformers.masking_utils.flash_attention_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.flash_attention_mask``.
     """
     if attention_mask is None:
         return None
@@ -594,7 +614,7 @@ def flex_attention_mask(
 
     Arguments as for sdpa_mask.
 
-    Mirrors ``transformers.masking_utils.flex_attention_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.flex_attention_mask``.
     """
     _check_padding("flex_attention_mask", attention_mask)
     if attention_mask is not None and not fast_all(attention_mask):
@@ -804,10 +824,10 @@ def _materialize(
     device = torch.get_default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
-    name = name or ("sdpa_mask" if dtype is None else "eager_mask")
-    rule = rules.rule_of(name, "mask_function", mask_function)
     if spelling is None:
         spelling = _BOOLEAN if dtype is None else Spelling(dtype)
+    name = name or ("sdpa_mask" if spelling.dtype is None else "eager_mask")
+    rule = rules.rule_of(name, "mask_function", mask_function)
     # What most calls ask for, where all that is seen to below is as it should be.
     if (
         type(q_offset) is int
@@ -840,6 +860,14 @@ def _materialize(
             spelling.unmask_unattended,
             spelling.masked_value,
         )
+    if not is_recording():
+        for argument, size in (
+            ("batch_size", batch_size),
+            ("q_length", q_length),
+            ("kv_length", kv_length),
+        ):
+            if size < 0:
+                raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
     _check_padding(name, padding_mask)
     program = rule.program
     queries = _axis(name, "q_offset", q_length, q_offset, device)
@@ -1152,12 +1180,14 @@ def _preprocess_mask_arguments(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: Any,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None,
     layer_idx: int | None,
     encoder_hidden_states: torch.Tensor | None = None,
+    *,
+    name: str = "_preprocess_mask_arguments",
 ) -> tuple[bool, Any, Any, Any, Any, Any, Any]:
-    """What all the create functions need to know.
+    """What all the create functions, of which ``name`` is one, need to know.
 
     Returns (early_exit, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset,
     kv_offset): with early_exit, attention_mask is the result (a 4D mask as it came, or None for an
@@ -1169,6 +1199,8 @@ def _preprocess_mask_arguments(
     """
     if len(getattr(attention_mask, "shape", ())) == 4:  # a tensor, or a BlockMask
         return True, attention_mask, None, None, None, None, None
+    if _is_paged(cache):
+        return True, None, None, None, None, None, None
     # The global mapping, as dynamo can look it up.
     if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
         return True, None, None, None, None, None, None
@@ -1177,9 +1209,9 @@ def _preprocess_mask_arguments(
         name_numbers(attention_mask, q_length)
         attention_mask = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
     q_offset, kv_offset = 0, 0
-    if past_key_values is not None:
+    if cache is not None:
         q_offset, kv_length, kv_offset = _ask_cache(
-            past_key_values, q_length, layer_idx, inputs_embeds.device
+            name, cache, q_length, layer_idx, inputs_embeds.device
         )
     elif attention_mask is not None:
         kv_length = attention_mask.shape[-1]  # prefix tuning: longer than the queries
@@ -1187,9 +1219,9 @@ def _preprocess_mask_arguments(
         keys = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
         kv_length = keys.shape[1]
     packed_sequence_mask = None
-    if position_ids is not None and attention_mask is None and past_key_values is None:
+    if position_ids is not None and attention_mask is None and cache is None:
         if position_ids.dim() <= 2:
-            position_ids = _rows_of(position_ids, inputs_embeds.shape[0])
+            position_ids = _rows_of(name, position_ids, inputs_embeds.shape[0])
         packed_sequence_mask = find_packed_sequence_indices(position_ids)
         if (
             packed_sequence_mask is not None
@@ -1197,19 +1229,24 @@ def _preprocess_mask_arguments(
             and packed_sequence_mask.shape[1] < q_length
         ):
             raise ValueError(
-                f"expected position_ids to be of length {q_length}, "
+                f"{name}: expected position_ids to be of length {q_length}, "
                 f"but got {list(position_ids.shape)}"
             )
     return False, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset, kv_offset
 
 
-def _rows_of(position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
+def _is_paged(cache: Any) -> bool:
+    """Whether it is transformers' PagedAttentionCache, of continuous batching."""
+    return any(kind.__name__ == "PagedAttentionCache" for kind in type(cache).__mro__)
+
+
+def _rows_of(name: str, position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
     """[b, q] of [q], [1, q] or [b, q]."""
     if position_ids.dim() == 0 or (
         position_ids.dim() == 2 and position_ids.shape[0] not in (1, batch_size)
     ):
         raise ValueError(
-            f"expected position_ids to have {batch_size} rows, or one, "
+            f"{name}: expected position_ids to have {batch_size} rows, or one, "
             f"but got {list(position_ids.shape)}"
         )
     if position_ids.dim() == 2 and position_ids.shape[0] == batch_size:
@@ -1218,7 +1255,7 @@ def _rows_of(position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
 
 
 def _ask_cache(
-    cache: Any, q_length: int, layer_idx: int | None, device: torch.device
+    name: str, cache: Any, q_length: int, layer_idx: int | None, device: torch.device
 ) -> tuple[Any, Any, Any]:
     """(q_offset, kv_length, kv_offset)."""
     if hasattr(cache, "get_query_offset"):
@@ -1231,25 +1268,24 @@ def _ask_cache(
             query = torch.arange(q_length) + q_offset
         kv_length, kv_offset = cache.get_mask_sizes(query, layer_idx)
     if not is_recording():
-        q_offset = _size_of_cache("a query offset", q_offset)
-        kv_length = _size_of_cache("a kv length", kv_length)
-        kv_offset = _size_of_cache("a kv offset", kv_offset)
+        q_offset = _size_of_cache(name, "a query offset", q_offset)
+        kv_length = _size_of_cache(name, "a kv length", kv_length)
+        kv_offset = _size_of_cache(name, "a kv offset", kv_offset)
     if isinstance(q_offset, torch.Tensor):
         q_offset = q_offset.to(device)
     return q_offset, kv_length, kv_offset
 
 
-def _size_of_cache(what: str, size: Any) -> Any:
+def _size_of_cache(name: str, what: str, size: Any) -> Any:
     if isinstance(size, torch.Tensor | torch.SymInt):
         return size
     if not hasattr(size, "__index__"):
         raise TypeError(
-            f"expected past_key_values to report {what} that is an int, "
-            f"but got {type(size).__name__}"
+            f"{name}: expected cache to report {what} that is an int, but got {type(size).__name__}"
         )
     if size < 0:
         raise ValueError(
-            f"expected past_key_values to report {what} that is not negative, but got {size}"
+            f"{name}: expected cache to report {what} that is not negative, but got {size}"
         )
     return int(size)
 
@@ -1315,7 +1351,7 @@ def _create_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: Any,
-    past_key_values: Any,
+    cache: Any,
     layer_idx: int,
     allow_skip: bool,
     or_mask_function: Callable[..., Any] | None,
@@ -1352,10 +1388,11 @@ def _create_mask(
             config,
             inputs_embeds,
             attention_mask,
-            past_key_values,
+            cache,
             None if has_documents else position_ids,
             layer_idx,
             encoder_hidden_states,
+            name=name,
         )
     )
     if early_exit:
@@ -1372,7 +1409,7 @@ def _create_mask(
     rule, local = pattern.rule, pattern.local
     has_functions = or_mask_function is not None or and_mask_function is not None
     # A compiled step of decoding must not alternate between a mask and None.
-    if not bidirectional and getattr(past_key_values, "is_compileable", False) and q_length == 1:
+    if not bidirectional and getattr(cache, "is_compileable", False) and q_length == 1:
         allow_skip = False
     if or_mask_function is not None:
         rule = or_masks(rule, or_mask_function)
@@ -1380,17 +1417,14 @@ def _create_mask(
         rule = and_masks(rule, and_mask_function)
     if sequences is not None:
         assert position_ids is not None
-        pack = partial(
-            packed_sequence_compatibility_function,
-            position_ids=_rows_of(position_ids, batch_size),
-            packed_sequence_mask=sequences,
-        )
-        rule = pack(rule)
-        local = None if local is None else pack(local)
+        positions = _rows_of(name, position_ids, batch_size)
+        rule = remap_positions_for_packed_sequence(rule, positions)
+        if local is not None:
+            local = remap_positions_for_packed_sequence(local, positions)
     ids = None
     if has_documents:
-        tokens = _number_of_tokens(q_offset, q_length, kv_length, past_key_values)
-        kv_end = None if past_key_values is None else kv_length + kv_offset
+        tokens = _number_of_tokens(q_offset, q_length, kv_length, cache)
+        kv_end = None if cache is None else kv_length + kv_offset
         ids = _ids_of_documents(name, document_ids, cu_seqlens, batch_size, tokens, kv_end, device)
         if pattern.by_position or has_functions:
             positions = _positions_in_runs(ids, attention_mask)
@@ -1403,6 +1437,8 @@ def _create_mask(
         if blocks_in_window and local is not None:
             blocks = and_masks(blocks, local)
         rule = or_masks(rule, blocks)
+    if ids is None:
+        ids = sequences
     if ids is not None:
         rule = and_masks(packed_sequence_mask_function(ids), rule)
     if has_functions or sequences is not None or has_documents or block_sequence_ids is not None:
@@ -1527,7 +1563,7 @@ def create_causal_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1548,7 +1584,7 @@ def create_causal_mask(
         inputs_embeds: [b, q, hidden]; gives the sizes, dtype and device.
         attention_mask: which keys are not padding [b, n], not zero; or a 4D mask or a BlockMask,
             which is returned as it is.
-        past_key_values: the cache, or None.
+        cache: the cache, or None.
         position_ids: [b or 1, q]; without mask and cache, jumps in them are the borders of packed
             sequences. Those of another rank are not looked at.
         or_mask_function, and_mask_function: what else, or only, is attended to.
@@ -1573,14 +1609,14 @@ def create_causal_mask(
     Raises ValueError or TypeError for ids, positions or cu_seqlens of a wrong length, rank or
     dtype, and for a cache that reports impossible sizes; see also sdpa_mask.
 
-    Mirrors ``transformers.masking_utils.create_causal_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_causal_mask``.
     """
     if not getattr(config, "is_causal", True):
         return create_bidirectional_mask(
             config,
             inputs_embeds,
             attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             or_mask_function=or_mask_function,
             and_mask_function=and_mask_function,
             allow_is_bidirectional_skip=allow_is_causal_skip,
@@ -1593,8 +1629,8 @@ def create_causal_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        find_first_full_attention_index(past_key_values) if layer_idx is None else layer_idx,
+        cache,
+        find_first_full_attention_index(cache) if layer_idx is None else layer_idx,
         allow_is_causal_skip,
         or_mask_function,
         and_mask_function,
@@ -1611,7 +1647,7 @@ def create_sliding_window_causal_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1628,14 +1664,14 @@ def create_sliding_window_causal_mask(
     ``layer_idx`` is by default the cache's first sliding layer. Raises ValueError for a config
     without the window.
 
-    Mirrors ``transformers.masking_utils.create_sliding_window_causal_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_sliding_window_causal_mask``.
     """
     if not getattr(config, "is_causal", True):
         return create_bidirectional_sliding_window_mask(
             config,
             inputs_embeds,
             attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             or_mask_function=or_mask_function,
             and_mask_function=and_mask_function,
             allow_is_bidirectional_skip=allow_is_causal_skip,
@@ -1648,8 +1684,8 @@ def create_sliding_window_causal_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        _first_sliding_index(past_key_values) if layer_idx is None else layer_idx,
+        cache,
+        _first_sliding_index(cache) if layer_idx is None else layer_idx,
         allow_is_causal_skip,
         or_mask_function,
         and_mask_function,
@@ -1666,7 +1702,7 @@ def create_chunked_causal_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1684,7 +1720,7 @@ def create_chunked_causal_mask(
     sliding layer. Raises ValueError for a config without the size, and for flash attention over
     more keys than a chunk holds.
 
-    Mirrors ``transformers.masking_utils.create_chunked_causal_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_chunked_causal_mask``.
     """
     return _create_mask(
         "create_chunked_causal_mask",
@@ -1692,8 +1728,8 @@ def create_chunked_causal_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        _first_sliding_index(past_key_values) if layer_idx is None else layer_idx,
+        cache,
+        _first_sliding_index(cache) if layer_idx is None else layer_idx,
         allow_is_causal_skip,
         or_mask_function,
         and_mask_function,
@@ -1705,13 +1741,13 @@ def create_chunked_causal_mask(
     )
 
 
-@_understands_embeds
+@_understands_names
 def create_bidirectional_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
     encoder_hidden_states: torch.Tensor | None = None,
-    past_key_values: Any = None,
+    cache: Any = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
     allow_is_bidirectional_skip: bool = True,
@@ -1727,7 +1763,7 @@ def create_bidirectional_mask(
             the number of keys, the batch size and the dtype.
         allow_is_bidirectional_skip: whether None may stand for a mask that masks nothing.
 
-    Mirrors ``transformers.masking_utils.create_bidirectional_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_bidirectional_mask``.
     """
     return _create_mask(
         "create_bidirectional_mask",
@@ -1735,8 +1771,8 @@ def create_bidirectional_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        find_first_full_attention_index(past_key_values),
+        cache,
+        find_first_full_attention_index(cache),
         allow_is_bidirectional_skip,
         or_mask_function,
         and_mask_function,
@@ -1747,13 +1783,13 @@ def create_bidirectional_mask(
     )
 
 
-@_understands_embeds
+@_understands_names
 def create_bidirectional_sliding_window_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
     encoder_hidden_states: torch.Tensor | None = None,
-    past_key_values: Any = None,
+    cache: Any = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
     allow_is_bidirectional_skip: bool = True,
@@ -1766,7 +1802,7 @@ def create_bidirectional_sliding_window_mask(
 
     Raises ValueError for a config without the window.
 
-    Mirrors ``transformers.masking_utils.create_bidirectional_sliding_window_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_bidirectional_sliding_window_mask``.
     """
     return _create_mask(
         "create_bidirectional_sliding_window_mask",
@@ -1774,8 +1810,8 @@ def create_bidirectional_sliding_window_mask(
         config,
         inputs_embeds,
         attention_mask,
-        past_key_values,
-        _first_sliding_index(past_key_values),
+        cache,
+        _first_sliding_index(cache),
         allow_is_bidirectional_skip,
         or_mask_function,
         and_mask_function,
@@ -1786,12 +1822,12 @@ def create_bidirectional_sliding_window_mask(
     )
 
 
-@_understands_embeds
+@_understands_names
 def create_recurrent_attention_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any = None,
+    cache: Any = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The padding of this step's tokens [b, q], for layers of linear attention.
@@ -1799,7 +1835,7 @@ def create_recurrent_attention_mask(
     None without a 2D mask, for a single token (it is no padding), and for a mask of ones throughout
     if not tracing.
 
-    Mirrors ``transformers.masking_utils.create_recurrent_attention_mask`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_recurrent_attention_mask``.
     """
     q_length = inputs_embeds.shape[1]
     if attention_mask is None or attention_mask.ndim != 2 or q_length == 1:
@@ -1837,7 +1873,7 @@ def create_masks_for_generate(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: torch.Tensor | None = None,
     or_mask_function: Callable[..., Any] | None = None,
     and_mask_function: Callable[..., Any] | None = None,
@@ -1854,14 +1890,14 @@ def create_masks_for_generate(
     config with ``layer_types`` (the attention mask as it came, if one of them is unknown), else the
     one mask of a config with ``sliding_window``, ``attention_chunk_size``, or neither.
 
-    Mirrors ``transformers.masking_utils.create_masks_for_generate`` of 5.23.
+    Mirrors ``transformers.masking_utils.create_masks_for_generate``.
     """
     config = config.get_text_config()
     arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": inputs_embeds,
         "attention_mask": attention_mask,
-        "past_key_values": past_key_values,
+        "cache": cache,
         "position_ids": position_ids,
         "or_mask_function": or_mask_function,
         "and_mask_function": and_mask_function,
