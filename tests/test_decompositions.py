@@ -293,6 +293,33 @@ OF_RULES = {
             queries[:, None], mask[:, None, :, None].float(), rules.causal(), mask
         ).attn_mask
     ),
+    "boolean": lambda mask, queries: attn_mask.boolean(
+        rules.causal() & rules.padding(mask) | rules.nothing(),
+        mask.shape[0],
+        queries.shape[1],
+        mask.shape[1],
+        q_positions=mask.cumsum(1)[:, : queries.shape[1]],
+        unmask_unattended=True,
+    ),
+    "additive": lambda mask, queries: attn_mask.additive(
+        rules.causal() & rules.padding(mask),
+        mask.shape[0],
+        queries.shape[1],
+        mask.shape[1],
+        q_offset=mask[0, 1],
+        bias=(queries[:, :, :1] - mask[:, None].float())[:, None] + 2,
+        masked_value=-100,
+        unmask_unattended=True,
+    ),
+    "additive, out": lambda mask, queries: attn_mask.additive(
+        rules.causal() & rules.padding(mask),
+        mask.shape[0],
+        queries.shape[1],
+        mask.shape[1],
+        dtype=torch.float16,
+        masked_value=float("-inf"),
+        out=torch.empty((mask.shape[0], 1, queries.shape[1], mask.shape[1]), dtype=torch.float16),
+    ),
     "create_causal_mask": create("sdpa"),
     "create_sliding_window_causal_mask": create("eager", "create_sliding_window_causal_mask"),
     "create_chunked_causal_mask": create("eager", "create_chunked_causal_mask"),
