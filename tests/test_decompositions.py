@@ -568,8 +568,8 @@ RELEASES = (
 )  # fmt: skip
 
 
-def check_traced(call):
-    function = torch.jit.trace(call, inputs(2, 6, 6), check_trace=False)
+def check_traced(call, batch_size=2):
+    function = torch.jit.trace(call, inputs(batch_size, 6, 6), check_trace=False)
     assert "attn_mask::" not in str(function.graph)
     for sizes in ((2, 6, 6), (3, 9, 9), (4, 3, 9)):
         mask, queries = inputs(*sizes)
@@ -581,6 +581,13 @@ def check_traced(call):
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_traced_for_any_sizes(name):
     check_traced(PYTHON_LAYER[name])
+
+
+@traced
+@pytest.mark.parametrize("name", [name for name in DYNAMIC if "create" not in name])
+def test_traced_with_one_row(name):
+    """Nothing takes it for the same of every batch."""
+    check_traced(PYTHON_LAYER[name], batch_size=1)
 
 
 @traced
