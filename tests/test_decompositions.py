@@ -114,18 +114,28 @@ def test_out(name, args, kwargs):
 
 
 @settings(max_examples=200)
-@given(calls(), st.sampled_from([1, 3]))
-def test_any_rule(call, stride_multiple):
-    arguments = {**call.positions, "stride_multiple": stride_multiple}
+@given(calls(), st.sampled_from([1, 3]), st.booleans())
+def test_any_rule(call, stride_multiple, unmask_unattended):
+    arguments = {
+        **call.positions,
+        "stride_multiple": stride_multiple,
+        "unmask_unattended": unmask_unattended,
+    }
     got = TABLE[operator("boolean").default](*call.args, **arguments)
     assert_same(got, operator("boolean")(*call.args, **arguments))
 
 
 @settings(max_examples=100)
-@given(st.data(), calls(depth=2))
-def test_any_bias(data, call):
+@given(st.data(), calls(depth=2), st.booleans(), st.sampled_from([None, -100, -0.5, float("-inf")]))
+def test_any_bias(data, call, unmask_unattended, masked_value):
     bias = data.draw(biases(call))
-    arguments = {**call.positions, "dtype": bias.dtype, "bias": bias}
+    arguments = {
+        **call.positions,
+        "dtype": bias.dtype,
+        "bias": bias,
+        "unmask_unattended": unmask_unattended,
+        "masked_value": masked_value,
+    }
     got = TABLE[operator("additive").default](*call.args, **arguments)
     assert_same(got, operator("additive")(*call.args, **arguments))
 
@@ -282,6 +292,33 @@ OF_RULES = {
         attn_mask.sdpa_arguments(
             queries[:, None], mask[:, None, :, None].float(), rules.causal(), mask
         ).attn_mask
+    ),
+    "boolean": lambda mask, queries: attn_mask.boolean(
+        rules.causal() & rules.padding(mask) | rules.nothing(),
+        mask.shape[0],
+        queries.shape[1],
+        mask.shape[1],
+        q_positions=mask.cumsum(1)[:, : queries.shape[1]],
+        unmask_unattended=True,
+    ),
+    "additive": lambda mask, queries: attn_mask.additive(
+        rules.causal() & rules.padding(mask),
+        mask.shape[0],
+        queries.shape[1],
+        mask.shape[1],
+        q_offset=mask[0, 1],
+        bias=(queries[:, :, :1] - mask[:, None].float())[:, None] + 2,
+        masked_value=-100,
+        unmask_unattended=True,
+    ),
+    "additive, out": lambda mask, queries: attn_mask.additive(
+        rules.causal() & rules.padding(mask),
+        mask.shape[0],
+        queries.shape[1],
+        mask.shape[1],
+        dtype=torch.float16,
+        masked_value=float("-inf"),
+        out=torch.empty((mask.shape[0], 1, queries.shape[1], mask.shape[1]), dtype=torch.float16),
     ),
     "create_causal_mask": create("sdpa"),
     "create_sliding_window_causal_mask": create("eager", "create_sliding_window_causal_mask"),
@@ -531,8 +568,8 @@ RELEASES = (
 )  # fmt: skip
 
 
-def check_traced(call):
-    function = torch.jit.trace(call, inputs(2, 6, 6), check_trace=False)
+def check_traced(call, batch_size=2):
+    function = torch.jit.trace(call, inputs(batch_size, 6, 6), check_trace=False)
     assert "attn_mask::" not in str(function.graph)
     for sizes in ((2, 6, 6), (3, 9, 9), (4, 3, 9)):
         mask, queries = inputs(*sizes)
@@ -544,6 +581,13 @@ def check_traced(call):
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_traced_for_any_sizes(name):
     check_traced(PYTHON_LAYER[name])
+
+
+@traced
+@pytest.mark.parametrize("name", [name for name in DYNAMIC if "create" not in name])
+def test_traced_with_one_row(name):
+    """Nothing takes it for the same of every batch."""
+    check_traced(PYTHON_LAYER[name], batch_size=1)
 
 
 @traced

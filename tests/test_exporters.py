@@ -75,12 +75,17 @@ def check(functions, path, dynamo):
     pytest.param(release, marks=pytest.mark.slow) for release in RELEASES[:-1]
 )])  # fmt: skip
 def test_helpers(tmp_path, release, dynamo):
-    check(helpers_of(release), tmp_path / "helpers.onnx", dynamo)
+    functions = helpers_of(release)
+    if dynamo and release in ("4.39.0", "4.40.0"):
+        # In these it looks at the mask while tracing, which torch.export can't record.
+        del functions["sdpa both ways"]
+    check(functions, tmp_path / "helpers.onnx", dynamo)
 
 
 @exporters
 def test_rules(tmp_path, dynamo):
-    functions = {name: call for name, call in OF_RULES.items() if name != "create_block_mask"}
+    without = {"create_block_mask", "additive, out"}  # TorchScript knows no copy into a tensor
+    functions = {name: call for name, call in OF_RULES.items() if name not in without}
     check(functions, tmp_path / "rules.onnx", dynamo)
 
 

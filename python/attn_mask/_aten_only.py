@@ -57,9 +57,7 @@ def set_everywhere(is_on: bool) -> None:
 
 def is_aten_only() -> bool:
     """Whether no operator of ours may be called."""
-    if _everywhere or (_is_open and (torch.compiler.is_dynamo_compiling() or _is_open_here.get())):
-        return True
-    return is_recording() and (is_jit_tracing() or torch.onnx.is_in_onnx_export())
+    return operators() is _decompositions
 
 
 def operators() -> Any:
@@ -67,6 +65,9 @@ def operators() -> Any:
 
     Eager code calls ``_C``, which no graph sees.
     """
-    if is_aten_only():
+    if _everywhere or (_is_open and (torch.compiler.is_dynamo_compiling() or _is_open_here.get())):
         return _decompositions
-    return torch.ops.attn_mask if is_recording() else None
+    if not is_recording():
+        return None
+    leaves_torch = is_jit_tracing() or torch.onnx.is_in_onnx_export()
+    return _decompositions if leaves_torch else torch.ops.attn_mask

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from attn_mask import rules
+from attn_mask import _process, rules
 from attn_mask._library import UNMASKED_DEVICES
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
@@ -29,8 +29,8 @@ _OPEN = 2**62  # kOpen of csrc/rule/limits.h
 # Tables have a row for each row of the batch.
 _TABLE_OF_ROWS = rules.Source("", "", is_upstream=True)
 
+# Unlike rules.bidirectional, also where positions are negative.
 _EVERYTHING = rules.intersection()
-_NOTHING = rules.union()
 
 
 def _is(number: int, size: Any) -> bool:
@@ -52,13 +52,15 @@ class _Span(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Bits(MaskFunction):
-    """Bits [b, h, q, kv] for the rows and columns of the mask, whatever their positions."""
+class _OfMask(MaskFunction):
+    """A rule for the rows and columns of the mask, whatever their positions."""
 
-    bits: torch.Tensor
+    rule: MaskFunction
+    rows: torch.Tensor
+    columns: torch.Tensor
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.bits
+        return self.rule(batch_idx, head_idx, self.rows[:, None], self.columns)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,7 +102,7 @@ class _Decoder:
         if opcode == rules.ALL:
             return _EVERYTHING
         if opcode == rules.NOTHING:
-            return _NOTHING
+            return rules.nothing()
         if opcode == rules.CAUSAL:
             return rules.causal()
         if opcode == rules.WINDOW:
@@ -124,7 +126,8 @@ class _Decoder:
             bits = self._operand()
             if not _is(1, bits.shape[1]):
                 self.heads = bits.shape[1]
-            return _Bits(bits)
+            rows, columns = (torch.arange(n, device=bits.device) for n in bits.shape[2:])
+            return _OfMask(rules.Bits(bits), rows, columns)
         if opcode == rules.REINDEX:
             positions = self._positions()
             rule = self.decode(None, None)
@@ -169,7 +172,7 @@ def _within(rule: MaskFunction, table: torch.Tensor, *spans: _Span | None) -> Ma
     """A rule over a table that is looked up at these positions."""
     length = table.shape[1]
     if _is(0, length):
-        return _NOTHING
+        return rules.nothing()
     if all(
         span is not None and is_known(span.first >= 0) and is_known(span.end <= length)
         for span in spans
@@ -246,7 +249,7 @@ def _attends(
     decoded = decoder.decode(queries.span, keys.span)
     depends = decoder.depends_on_batch or queries.depends_on_batch or keys.depends_on_batch
     rows = batch_size if depends else 1
-    if any(_is(0, size) for size in (rows, q_length, kv_length)):
+    if any(_is(0, size) for size in (rows, decoder.heads, q_length, kv_length)):
         # Nothing can be looked up in tables of no rows, not even for no element.
         shape = (rows, decoder.heads, q_length, kv_length)
         return torch.zeros(shape, dtype=torch.bool, device=device)
@@ -301,13 +304,16 @@ def _dense(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _operator(decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    return _checked(getattr(_ops, decomposition.__name__).default, decomposition)
+
+
+def _checked(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
     """Its arguments are checked first, where that leaves nothing in a graph."""
-    name = decomposition.__name__
 
     @functools.wraps(decomposition)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            _check(getattr(_ops, name).default, args, kwargs)
+            _check(func, args, kwargs)
         return decomposition(*args, **kwargs)
 
     return checked
@@ -893,7 +899,9 @@ _TABLE: dict[Any, Callable[..., Any]] = {}
 for _decomposition in (*_OF_MASKS, *_OF_BLOCKS):
     _TABLE[getattr(_ops, _decomposition.__name__).default] = _decomposition.__wrapped__  # type: ignore[attr-defined]
 for _decomposition in _OF_MASKS:
-    _TABLE[getattr(_ops, _decomposition.__name__).out] = _into_out(_decomposition)
+    _func, _write = getattr(_ops, _decomposition.__name__).out, _into_out(_decomposition)
+    _decomposition.out = _checked(_func, _write)  # type: ignore[attr-defined]
+    _TABLE[_func] = _write
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -926,9 +934,11 @@ def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-_library_of_devices = torch.library.Library("attn_mask", "IMPL")
-for _device in _OTHER_DEVICES:
-    for _func, _written in _TABLE.items():
-        _library_of_devices.impl(_func, _kernel(_func, _written), _device)
-    for _decision in _HOST_DECISIONS:
-        _library_of_devices.impl(_decision.__name__, _decision, _device)
+# Once in a process: torch warns of a second kernel.
+if _process.first("devices"):
+    _library = _process.kept("device library", lambda: torch.library.Library("attn_mask", "IMPL"))
+    for _device in _OTHER_DEVICES:
+        for _func, _written in _TABLE.items():
+            _library.impl(_func, _kernel(_func, _written), _device)
+        for _decision in _HOST_DECISIONS:
+            _library.impl(_decision.__name__, _decision, _device)

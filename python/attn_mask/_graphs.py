@@ -108,6 +108,17 @@ def _with_operand(
     return mode.__torch_dispatch__(func, types, args, kwargs)
 
 
+def _is_decomposed(func: Any, recording: ProxyTorchDispatchMode | None) -> bool:
+    """Whether the graph that is being recorded holds an operator as its decomposition."""
+    if is_aten_only() or torch.onnx.is_in_onnx_export():
+        return True
+    # Before torch 2.13 the table that graphs are recorded with was global.
+    table = getattr(proxy_tensor, "CURRENT_DECOMPOSITION_TABLE", None)
+    if table is None:
+        table = getattr(recording, "decomposition_table", {})
+    return func in table and table[func] is _TABLE[func]
+
+
 def _in_aten(
     record: Callable[..., Any],
     mode: ProxyTorchDispatchMode,
@@ -117,7 +128,7 @@ def _in_aten(
     kwargs: dict[str, Any],
 ) -> Any:
     """Records an operator as ATen's where a graph is to hold nothing else."""
-    if not (is_aten_only() or torch.onnx.is_in_onnx_export()):
+    if not _is_decomposed(func, mode):
         return record(mode, func, types, args, kwargs)
     if record is _certain:
         if func(*args, **kwargs) is None:
@@ -135,18 +146,10 @@ def _without_effect(
     What torch makes of it takes the operator as an argument, which no table of decompositions gets
     to see: where there is one for it, that is used here.
     """
-    in_aten = is_aten_only() or torch.onnx.is_in_onnx_export()
-    if not in_aten and func not in _table_of_recording():
+    if not _is_decomposed(func, get_proxy_mode()):
         return mode.__torch_dispatch__(func, types, args, kwargs)
     with mode:
         return _TABLE[func](*args, **kwargs)
-
-
-def _table_of_recording() -> Any:
-    """The decompositions that the graph is recorded with."""
-    # Before torch 2.13 it was global.
-    table = getattr(proxy_tensor, "CURRENT_DECOMPOSITION_TABLE", None)
-    return getattr(get_proxy_mode(), "decomposition_table", {}) if table is None else table
 
 
 _RULES = ("boolean", "additive", "block_mask", "_block_states")

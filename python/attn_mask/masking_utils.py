@@ -1564,7 +1564,8 @@ def _ids_of_documents(
 
 def _left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
     """How much padding is before each row's first token, [b]; not what is within or behind."""
-    return (attention_mask.cumsum(dim=-1) == 0).sum(dim=-1)
+    # ONNX has no sum of booleans, which torch would take.
+    return (attention_mask.long().cumsum(dim=-1) == 0).sum(dim=-1)
 
 
 def _positions_in_runs(ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

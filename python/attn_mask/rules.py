@@ -27,7 +27,7 @@ import torch
 
 from attn_mask._checks import check_strided
 from attn_mask._library import _C
-from attn_mask._tracing import is_known, is_recording
+from attn_mask._tracing import is_jit_tracing, is_known, is_recording
 
 __all__ = [
     "MaskFunction",
@@ -421,7 +421,14 @@ def _at(table: torch.Tensor, source: Source, batch_idx: Any, idx: Any) -> torch.
         return table[batch_idx, idx]
     if table.dim() == 1:
         return table[idx]
-    return table[0][idx] if table.shape[0] == 1 else table[batch_idx, idx]
+    return table[_row(table.shape[0], batch_idx), idx]
+
+
+def _row(rows: int, batch_idx: Any) -> Any:
+    """Which of the rows of a table serves a row of the batch; one may serve all."""
+    if is_jit_tracing():  # the graph is for other numbers of rows, too
+        return batch_idx % rows
+    return 0 if rows == 1 else batch_idx
 
 
 def _beside(answer: Any, other: Any) -> Any:
@@ -478,9 +485,8 @@ class Bits(MaskFunction):
     attends: torch.Tensor
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        rows, heads = self.attends.shape[:2]
-        batch = 0 if rows == 1 else batch_idx
-        return self.attends[batch, 0 if heads == 1 else head_idx, q_idx, kv_idx]
+        batch, head = map(_row, self.attends.shape, (batch_idx, head_idx))
+        return self.attends[batch, head, q_idx, kv_idx]
 
     def _encode(self, program: Program, place: _Place) -> None:
         operand = program.add_operand(_OF_BITS, self.attends)
@@ -556,7 +562,10 @@ class Chunked(MaskFunction):
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         if self.left_padding is None:
             return kv_idx // self.size == q_idx // self.size
-        start = self.left_padding[0] if self._is_one() else self.left_padding[batch_idx]
+        row = batch_idx
+        if not self.source.is_upstream:
+            row = _row(self.left_padding.shape[0], batch_idx)
+        start = self.left_padding[row]
         return (kv_idx - start) // self.size == (q_idx - start) // self.size
 
     def _encode(self, program: Program, place: _Place) -> None:
@@ -573,10 +582,6 @@ class Chunked(MaskFunction):
                 )
             operand = program.add_operand(self.source, start)
         program.code += (CHUNK, self.size, operand)
-
-    def _is_one(self) -> bool:
-        start = self.left_padding
-        return start is not None and not self.source.is_upstream and start.shape[0] == 1
 
     def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         if self.left_padding is not None:
