@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from attn_mask import rules
+from attn_mask import _process, rules
 from attn_mask._library import UNMASKED_DEVICES
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
@@ -924,9 +924,20 @@ def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-_library_of_devices = torch.library.Library("attn_mask", "IMPL")
+# Registrations go with the library.
+_library_of_devices = _process.kept("devices", lambda: torch.library.Library("attn_mask", "IMPL"))
+
+
+def _register(operator: Any, kernel: Callable[..., Any], device: str) -> None:
+    _process.register_once(
+        f"{operator} {device}",
+        kernel,
+        lambda latest: _library_of_devices.impl(operator, latest, device),
+    )
+
+
 for _device in _OTHER_DEVICES:
     for _func, _written in _TABLE.items():
-        _library_of_devices.impl(_func, _kernel(_func, _written), _device)
+        _register(_func, _kernel(_func, _written), _device)
     for _decision in _HOST_DECISIONS:
-        _library_of_devices.impl(_decision.__name__, _decision, _device)
+        _register(_decision.__name__, _decision, _device)

@@ -478,8 +478,8 @@ def install(
     interrupts it leaves all as it was.
 
     Args:
-        masked_value: what additive masks hold for a key that is not attended to, a number that is
-            not above 0; by default the lowest of the mask's dtype, as in transformers. One that the
+        masked_value: what additive masks hold for a key that is not attended to, a negative number
+            or -inf; by default the lowest of the mask's dtype, as in transformers. One that the
             dtype can't hold is a ValueError when the mask is made.
         unmask_unattended: whether rows in which no key is visible become visible throughout.
         aten_only: whether ATen operators make all masks of this process; see aten_only().

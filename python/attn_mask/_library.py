@@ -30,7 +30,6 @@ if _cuda.exists() and not torch._C._dispatch_has_kernel_for_dispatch_key(
 
 from attn_mask import _C  # noqa: E402  (it is linked with the library loaded above)
 
-
 # Where rows without a key are unmasked for scaled_dot_product_attention: else it gives NaN.
 UNMASKED_DEVICES: tuple[str, ...] = _C.UNMASKED_DEVICES
 
