@@ -646,6 +646,14 @@ def test_bad_input_of_the_operator(change, message):
         torch.ops.attn_mask.block_mask(**arguments)
 
 
+def test_device_of_a_torch_that_is_built_for_another(monkeypatch):
+    """It names its accelerator even where there is none."""
+    current = lambda check_available=False: None if check_available else torch.device("cuda")  # noqa: E731
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    block_mask = attn_mask.create_block_mask(rules.causal(), 1, 1, 5, 5)
+    assert block_mask.kv_num_blocks.device == torch.device("cpu")
+
+
 # A mask without rows or columns is read by nothing: its operands may point nowhere.
 @pytest.mark.parametrize("name", ["block_mask", "_block_states", "_block_mask_widths"])
 @pytest.mark.parametrize(("q_length", "kv_length"), [(0, 5), (5, 0), (0, 0)])

@@ -303,6 +303,13 @@ def test_maybe_pad_block_sequence_ids(same):
                 assert got is ids
 
 
+def test_unsigned_block_sequence_ids():
+    ids = torch.zeros(2, 3, dtype=torch.uint8)
+    assert ours.maybe_pad_block_sequence_ids(ids, None, 3, 0) is ids
+    with pytest.raises(TypeError, match=r"^maybe_pad_block_sequence_ids: expected block.*uint8"):
+        ours.maybe_pad_block_sequence_ids(ids, None, 3, 1)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (4,), (2, 3)], ids=str)
 def test_fast_all(same, shape):
     ones = torch.ones(shape, dtype=torch.bool)
@@ -1593,13 +1600,39 @@ def test_documents_under_flash_attention(name):
     assert build(attention_mask=None, cu_seqlens=borders) is None
 
 
+@pytest.mark.parametrize("size", ["batch_size", "q_length", "kv_length"])
+@pytest.mark.parametrize("mask", ["sdpa_mask", "eager_mask"])
+def test_negative_sizes(mask, size):
+    """Also of functions that are called, for which torch would be asked for the indices."""
+    sizes = {"batch_size": 2, "q_length": 3, "kv_length": 4, size: -1}
+    for function in (ours.causal_mask_function, lambda b, h, q, k: q >= k):
+        with pytest.raises(ValueError, match=rf"^\w+: expected {size} .*but got -1"):
+            getattr(ours, mask)(**sizes, mask_function=function, allow_is_causal_skip=False)
+
+
+def test_sizes_of_a_cache_name_the_function():
+    for sizes, error, text in (
+        ((-1, 0), ValueError, "a kv length that is not negative, but got -1"),
+        ((4, "0"), TypeError, "a kv offset that is an int, but got str"),
+    ):
+        cache = types.SimpleNamespace(
+            is_compileable=False,
+            get_query_offset=lambda layer_idx: 0,
+            get_mask_sizes=lambda q_length, layer_idx, sizes=sizes: sizes,
+        )
+        with pytest.raises(error, match=f"^create_causal_mask: expected past_key_v.* {text}"):
+            ours.create_causal_mask(Config("sdpa"), embeds(1, 4), None, cache)
+
+
 def test_bad_position_ids():
     for positions, text in (
         (torch.tensor(3), r"rows, or one, but got \[\]"),
         (torch.tensor([[0, 1, 0]]), r"of length 4, but got \[1, 3\]"),
         (torch.zeros(3, 4, dtype=torch.int64), r"rows, or one, but got \[3, 4\]"),
     ):
-        with pytest.raises(ValueError, match=f"expected position_ids to .*{text}"):
+        with pytest.raises(
+            ValueError, match=f"^create_causal_mask: expected position_ids .*{text}"
+        ):
             ours.create_causal_mask(Config("sdpa"), embeds(1, 4), None, None, positions)
 
 

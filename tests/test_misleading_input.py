@@ -7,7 +7,7 @@ import attn_mask
 import pytest
 import torch
 from attn_mask import _named_once, masking_utils, rules
-from masks import assert_same_mask
+from masks import MASK_DTYPES, assert_same_mask
 from oracle_loader import Config
 from rule_reference import grid
 
@@ -172,11 +172,8 @@ def test_one_row_stands_for_all(name):
         rule = make(table)
         indices = grid(3, 5, 5)
         called = rule(*indices).expand(3, 1, 5, 5)
-        if name != "padding":  # whose call answers in the mask's dtype
-            assert_same_mask(called, want(*indices).expand(3, 1, 5, 5))
-            assert_same_mask(sdpa_mask(rule, 3), called)
-        else:
-            rule, want = make(table.bool()), make(torch.stack([IDS, IDS, IDS]).bool())
+        assert_same_mask(called, want(*indices).expand(3, 1, 5, 5))
+        assert_same_mask(sdpa_mask(rule, 3), called)
         assert_same_mask(sdpa_mask(rule, 3), sdpa_mask(want, 3))
         assert_same_mask(sdpa_mask(rule, 3, use_vmap=True), sdpa_mask(want, 3))
         assert_same_mask(
@@ -243,6 +240,27 @@ def test_complex_padding():
         TypeError, match=r"^padding: expected mask to be of a boolean, integer or re"
     ):
         rules.padding(IDS.to(torch.complex64))
+
+
+@pytest.mark.parametrize("dtype", MASK_DTYPES, ids=str)
+def test_padding_shows_what_is_not_zero(dtype):
+    """Whatever it is joined with: 2 & True is 0, where the numbers themselves are joined."""
+    mask = torch.tensor([2, 2, 0, 1, 4]).to(dtype)
+    is_shown = (mask.float() != 0).expand(1, 1, 5, 5)  # float8_e8m0fnu has no zero
+    is_causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    padding, causal = rules.padding(mask), rules.causal()
+    by_call = rules.function(lambda b, h, q, k: k <= q)
+    for rule, want in (
+        (padding, is_shown),
+        (padding & causal, is_shown & is_causal),
+        (padding & by_call, is_shown & is_causal),
+        (by_call & (padding | causal), (is_shown | is_causal) & is_causal),
+        (padding | by_call, is_shown | is_causal),
+    ):
+        assert_same_mask(sdpa_mask(rule, 1), want)
+        assert_same_mask(rule(*grid(1, 5, 5)).expand_as(want), want)
+        block_mask = attn_mask.create_block_mask(rule, 1, 1, 5, 5, device="cpu", BLOCK_SIZE=1)
+        assert_same_mask(block_mask.to_dense().bool(), want)
 
 
 def test_functions_of_transformers_take_any_dtype():

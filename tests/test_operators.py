@@ -210,7 +210,7 @@ def argument_names(name):
         (
             "_prepare_4d_causal_attention_mask_for_sdpa",
             "attention_mask input_shape inputs_embeds past_key_values_length sliding_window "
-            "*allow_skip *stride_multiple",
+            "*allow_skip *unmask_unattended *stride_multiple",
         ),
         ("_prepare_4d_attention_mask", "mask tgt_len *dtype *stride_multiple"),
         ("_prepare_4d_attention_mask_for_sdpa", "mask tgt_len *dtype *allow_skip *stride_multiple"),

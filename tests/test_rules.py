@@ -724,8 +724,8 @@ def test_schema(name):
     assert not schema.is_mutable
     arguments = [("*" if a.kwarg_only else "") + a.name for a in schema.arguments]
     places = ["*q_offset", "*kv_offset", "*q_positions", "*kv_positions", "*device"]
-    places.append("*stride_multiple")
-    extra = ["*bias", "*dtype"] if name == "additive" else []
+    places += ["*stride_multiple", "*unmask_unattended"]
+    extra = ["*bias", "*dtype", "*masked_value"] if name == "additive" else []
     assert arguments[:5] == ["rule", "operands", "batch_size", "q_length", "kv_length"]
     assert sorted(arguments[5:]) == sorted(places + extra)
 

@@ -61,11 +61,12 @@ at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at:
                      const std::optional<at::Tensor>& kv_positions,
                      std::optional<at::Device> device, std::optional<at::ScalarType> dtype,
                      const std::optional<at::Tensor>& bias, bool unmask_unattended,
-                     std::optional<c10::Scalar> masked_value) {
+                     std::optional<double> masked_value) {
   if (dtype) {
+    const auto masked = masked_value ? std::optional<c10::Scalar>(*masked_value) : std::nullopt;
     return call::additive(rule, operands, std::move(batch_size), std::move(q_length),
                           std::move(kv_length), *dtype, std::move(q_offset), std::move(kv_offset),
-                          q_positions, kv_positions, bias, device, unmask_unattended, masked_value,
+                          q_positions, kv_positions, bias, device, unmask_unattended, masked,
                           kAnyStride);
   }
   return call::boolean(rule, operands, std::move(batch_size), std::move(q_length),

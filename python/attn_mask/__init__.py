@@ -25,27 +25,51 @@ from attn_mask._sdpa import sdpa_arguments as sdpa_arguments
 from attn_mask._skipping import skip_policy as skip_policy
 from attn_mask.block_mask import block_mask_to as block_mask_to
 from attn_mask.block_mask import create_block_mask as create_block_mask
+from attn_mask.masks import additive as additive
+from attn_mask.masks import boolean as boolean
+from attn_mask.rules import bidirectional as bidirectional
+from attn_mask.rules import bits as bits
+from attn_mask.rules import blockwise as blockwise
+from attn_mask.rules import causal as causal
+from attn_mask.rules import chunked as chunked
+from attn_mask.rules import documents as documents
+from attn_mask.rules import nothing as nothing
+from attn_mask.rules import padding as padding
+from attn_mask.rules import sliding_window as sliding_window
+from attn_mask.rules import window as window
 
 __all__ = [
     "SdpaArguments",
     "__version__",
+    "additive",
     "aten_only",
+    "bidirectional",
+    "bits",
     "block_mask_to",
     "block_sparse",
+    "blockwise",
+    "boolean",
     "build_info",
+    "causal",
+    "chunked",
     "create_block_mask",
     "decompositions",
+    "documents",
     "for_transformers",
     "install",
     "installed",
     "is_installed",
     "masking_utils",
     "modeling_attn_mask_utils",
+    "nothing",
+    "padding",
     "rules",
     "sdpa_arguments",
     "skip_policy",
+    "sliding_window",
     "uninstall",
     "utils",
+    "window",
 ]
 
 __version__ = _version("attn-mask")

@@ -24,9 +24,10 @@ __all__ = ["decompositions"]
 
 _ops = torch.ops.attn_mask
 
-# kFar and kOpen of csrc/rule/limits.h.
-_FAR = 2**59
-_OPEN = 2**62
+_OPEN = 2**62  # kOpen of csrc/rule/limits.h
+
+# Tables have a row for each row of the batch.
+_TABLE_OF_ROWS = rules.Source("", "", is_upstream=True)
 
 _EVERYTHING = rules.intersection()
 _NOTHING = rules.union()
@@ -34,7 +35,7 @@ _NOTHING = rules.union()
 
 def _is(number: int, size: Any) -> bool:
     """Whether a size is known to be this number, without a guard on one that is symbolic."""
-    return type(size) is int and size == number
+    return is_known(size == number)
 
 
 # Decoding a program
@@ -104,21 +105,21 @@ class _Decoder:
             return rules.causal()
         if opcode == rules.WINDOW:
             left, right = self._side(), self._side()
-            return _EVERYTHING if left is None and right is None else rules.window(left, right)
+            return _EVERYTHING if left is None and right is None else rules.Window(left, right)
         if opcode == rules.CHUNK:
             size = self._number()
             if type(size) is int:
                 size = min(size, _OPEN)
-            return rules.chunked(size, self._positions(optional=True))
+            return rules.Chunked(size, self._positions(optional=True), _TABLE_OF_ROWS)
         if opcode == rules.BLOCKS:
             ids = self._operand()
-            return _within(rules.blockwise(ids), ids, queries, keys)
+            return _within(rules.Blockwise(ids, _TABLE_OF_ROWS), ids, queries, keys)
         if opcode == rules.DOCUMENTS:
             ids = self._operand()
-            return _within(rules.documents(ids), ids, queries, keys)
+            return _within(rules.Documents(ids, _TABLE_OF_ROWS), ids, queries, keys)
         if opcode == rules.PADDING:
             mask = self._operand().to(torch.bool)
-            return _within(rules.padding(mask), mask, keys)
+            return _within(rules.Padding(mask, _TABLE_OF_ROWS), mask, keys)
         if opcode == rules.BITS:
             bits = self._operand()
             if not _is(1, bits.shape[1]):
@@ -126,13 +127,15 @@ class _Decoder:
             return _Bits(bits)
         if opcode == rules.REINDEX:
             positions = self._positions()
-            rule = rules.reindex(self.decode(None, None), positions)
+            rule = self.decode(None, None)
+            rule = rules.Reindex(rule, positions, rule.depth + 1, _TABLE_OF_ROWS)
             return _within(rule, positions, queries, keys)
         if opcode == rules.SHIFT:
             q_add, kv_add = self._number(), self._number()
             queries = None if queries is None else queries.plus(q_add)
             keys = None if keys is None else keys.plus(kv_add)
-            return rules.shift(self.decode(queries, keys), q_add, kv_add)
+            rule = self.decode(queries, keys)
+            return rules.Shift(rule, q_add, kv_add, rule.depth + 1)
         join = rules.intersection if opcode == rules.AND else rules.union
         return join(*[self.decode(queries, keys) for _ in range(self._number())])
 
@@ -177,7 +180,7 @@ def _within(rule: MaskFunction, table: torch.Tensor, *spans: _Span | None) -> Ma
 
 def _far(numbers: torch.Tensor) -> torch.Tensor:
     """Numbers as positions."""
-    return numbers.clamp(-_FAR, _FAR) if numbers.dtype == torch.int64 else numbers.long()
+    return numbers.clamp(-rules.FAR, rules.FAR) if numbers.dtype == torch.int64 else numbers.long()
 
 
 # Evaluating a rule
@@ -194,8 +197,7 @@ class _Line(NamedTuple):
 def _line(length: Any, offset: Any, given: torch.Tensor | None, device: torch.device) -> _Line:
     index = torch.arange(length, device=device)
     if given is None:
-        is_zero = type(offset) is int and offset == 0
-        positions = index if is_zero else index + offset
+        positions = index if _is(0, offset) else index + offset
         return _Line(positions[None], _Span(offset, offset + length), False)
     by_row = given.dim() == 2 and not _is(1, given.shape[0])
     is_listed = given.dim() == 1 or (given.dim() == 2 and not _is(1, given.shape[1]))
@@ -435,7 +437,7 @@ def _causal_mask(
 def _causal_rule(sliding_window: Any) -> MaskFunction:
     if sliding_window is None:
         return rules.causal()
-    return rules.causal() & rules.window(sliding_window, None)
+    return rules.causal() & rules.Window(sliding_window, None)
 
 
 @_operator
@@ -509,7 +511,7 @@ def _padding_mask(
     stride_multiple: Any,
 ) -> torch.Tensor:
     batch_size, kv_length = mask.shape
-    rule = rules.padding(_is_one_in(mask, dtype))
+    rule: MaskFunction = rules.Padding(_is_one_in(mask, dtype), _TABLE_OF_ROWS)
     if is_causal:
         rule = _causal_rule(sliding_window) & rule
     queries = _line(q_length, kv_length - q_length, None, mask.device)
@@ -760,12 +762,12 @@ def _block_states(
     q_blocks = (q_length + q_block_size - 1) // q_block_size
     kv_blocks = (kv_length + kv_block_size - 1) // kv_block_size
     missing = (0, kv_blocks * kv_block_size - kv_length, 0, q_blocks * q_block_size - q_length)
-    blocks = F.pad(attends, missing).reshape(
+    blocks = F.pad(attends, missing).view(
         attends.shape[0], attends.shape[1], q_blocks, q_block_size, kv_blocks, kv_block_size
     )
-    is_listed = blocks.any(5).any(3)
-    is_full = blocks.all(5).all(3)
-    return torch.where(is_full, _FULL, torch.where(is_listed, _PARTIAL, 0)).to(torch.uint8)
+    attended = blocks.sum((3, 5))
+    is_full: torch.Tensor = attended == q_block_size * kv_block_size
+    return (attended > 0).to(torch.uint8) + is_full.to(torch.uint8)
 
 
 @_operator
@@ -797,7 +799,7 @@ def block_mask(
     ).expand(batch_size, heads, -1, -1)
     kinds = [states == _PARTIAL, states == _FULL] if separate_full_blocks else [states != 0]
     lists: list[torch.Tensor] = []
-    for width, of_lines in ((kv_width, kinds), (q_width, [kind.mT for kind in kinds])):
+    for width, of_lines in ((kv_width, kinds), (q_width, [kind.mT.contiguous() for kind in kinds])):
         for blocks in of_lines:
             lists += _lists_of_blocks(blocks, width)
     return lists

@@ -28,6 +28,8 @@ def sdpa_arguments(
     q_offset: int | torch.Tensor | None = None,
     kv_offset: int = 0,
     dtype: torch.dtype | None = None,
+    unmask_unattended: bool = False,
+    masked_value: float | None = None,
 ) -> SdpaArguments:
     """The cheapest way to tell scaled_dot_product_attention which keys a query attends to::
 
@@ -50,6 +52,9 @@ def sdpa_arguments(
             not read; by default, where the last query and the last key are the same token.
         kv_offset: where the first key stands.
         dtype: of an additive mask; by default the mask is boolean.
+        unmask_unattended: whether rows in which no key is visible are visible throughout, for
+            attention that gives NaN for them.
+        masked_value: of an additive mask; see ``attn_mask.additive``.
 
     Returns (attn_mask, is_causal): attn_mask is None or [batch_size, 1, q_length, kv_length].
 
@@ -108,7 +113,8 @@ def sdpa_arguments(
         attention_mask,
         False,
         query.device,
-        dtype,
+        name="sdpa_arguments",
+        spelling=masking_utils.Spelling(dtype, None, unmask_unattended, masked_value),
     )
     return SdpaArguments(mask, False)
 

@@ -111,7 +111,8 @@ def create_block_mask(
     if not isinstance(dq_kv_order, bool):
         raise ValueError("dq_kv_order must be a bool when using create_block_mask")
     if device is None:
-        device = torch.accelerator.current_accelerator() or "cpu"
+        # torch built for an accelerator names one where there is none.
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     device = torch.device(device)
     if device.type == "cpu":
         device = torch.device("cpu")  # "cpu:0" is another device to torch

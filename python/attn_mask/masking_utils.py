@@ -242,7 +242,14 @@ def maybe_pad_block_sequence_ids(
     ``attention_mask`` is not looked at; upstream's signature has it.
     """
     missing = kv_length + kv_offset - block_sequence_ids.shape[-1]
-    return F.pad(block_sequence_ids, (0, missing), value=-1) if missing > 0 else block_sequence_ids
+    if not missing > 0:
+        return block_sequence_ids
+    if block_sequence_ids.dtype == torch.uint8:
+        raise TypeError(
+            "maybe_pad_block_sequence_ids: expected block_sequence_ids to be of a signed dtype, "
+            f"since -1 stands behind them, but got {block_sequence_ids.dtype}"
+        )
+    return F.pad(block_sequence_ids, (0, missing), value=-1)
 
 
 def fast_all(tensor: torch.Tensor) -> torch.Tensor:
@@ -476,6 +483,8 @@ def sdpa_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv] for scaled_dot_product_attention.
@@ -483,12 +492,14 @@ def sdpa_mask(
     Args:
         mask_function: which keys a query attends to. A callable of the user's must answer about
             each element by itself: in large masks it is asked about some rows at a time.
-        attention_mask: which keys are not padding, bool [b, n]; those behind its end are.
+        attention_mask: which keys are not padding, bool [b, n]; those after its end are.
         local_size: the window or chunk of the mask function, if any; matters to skipping.
         allow_is_causal_skip: whether to return None where ``is_causal`` says the same.
         allow_is_bidirectional_skip: whether to return None where nothing is masked.
         use_vmap: whether callables of the user's are asked about one element at a time, under
             torch.vmap, rather than with index tensors that broadcast.
+        unmask_unattended: whether rows in which no key is visible are True throughout; beyond
+            upstream.
 
     Raises ValueError for tensors that are too short or of a wrong rank, and for a callable that
     returns a wrong shape; TypeError for one that does not return booleans.
@@ -515,6 +526,7 @@ def sdpa_mask(
         attention_mask,
         use_vmap,
         device,
+        spelling=Spelling(unmask_unattended=unmask_unattended) if unmask_unattended else None,
     )
 
 
@@ -531,11 +543,15 @@ def eager_mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    *,
+    unmask_unattended: bool = False,
+    masked_value: float | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv] for attention that is written out.
 
-    Arguments and errors as for sdpa_mask; TypeError for a dtype without additive masks.
+    Arguments and errors as for sdpa_mask (rows that are unmasked are 0); TypeError for a dtype
+    without additive masks. ``masked_value``, beyond upstream: see ``attn_mask.additive``.
 
     Mirrors ``transformers.masking_utils.eager_mask``.
     """
@@ -553,7 +569,7 @@ def eager_mask(
         attention_mask,
         use_vmap,
         device,
-        dtype,
+        spelling=Spelling(dtype, None, unmask_unattended, masked_value),
     )
 
 
@@ -808,10 +824,10 @@ def _materialize(
     device = torch.get_default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
-    name = name or ("sdpa_mask" if dtype is None else "eager_mask")
-    rule = rules.rule_of(name, "mask_function", mask_function)
     if spelling is None:
         spelling = _BOOLEAN if dtype is None else Spelling(dtype)
+    name = name or ("sdpa_mask" if spelling.dtype is None else "eager_mask")
+    rule = rules.rule_of(name, "mask_function", mask_function)
     # What most calls ask for, where all that is seen to below is as it should be.
     if (
         type(q_offset) is int
@@ -844,6 +860,14 @@ def _materialize(
             spelling.unmask_unattended,
             spelling.masked_value,
         )
+    if not is_recording():
+        for argument, size in (
+            ("batch_size", batch_size),
+            ("q_length", q_length),
+            ("kv_length", kv_length),
+        ):
+            if size < 0:
+                raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
     _check_padding(name, padding_mask)
     program = rule.program
     queries = _axis(name, "q_offset", q_length, q_offset, device)
@@ -1160,8 +1184,10 @@ def _preprocess_mask_arguments(
     position_ids: torch.Tensor | None,
     layer_idx: int | None,
     encoder_hidden_states: torch.Tensor | None = None,
+    *,
+    name: str = "_preprocess_mask_arguments",
 ) -> tuple[bool, Any, Any, Any, Any, Any, Any]:
-    """What all the create functions need to know.
+    """What all the create functions, of which ``name`` is one, need to know.
 
     Returns (early_exit, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset,
     kv_offset): with early_exit, attention_mask is the result (a 4D mask as it came, or None for an
@@ -1185,7 +1211,7 @@ def _preprocess_mask_arguments(
     q_offset, kv_offset = 0, 0
     if cache is not None:
         q_offset, kv_length, kv_offset = _ask_cache(
-            cache, q_length, layer_idx, inputs_embeds.device
+            name, cache, q_length, layer_idx, inputs_embeds.device
         )
     elif attention_mask is not None:
         kv_length = attention_mask.shape[-1]  # prefix tuning: longer than the queries
@@ -1195,7 +1221,7 @@ def _preprocess_mask_arguments(
     packed_sequence_mask = None
     if position_ids is not None and attention_mask is None and cache is None:
         if position_ids.dim() <= 2:
-            position_ids = _rows_of(position_ids, inputs_embeds.shape[0])
+            position_ids = _rows_of(name, position_ids, inputs_embeds.shape[0])
         packed_sequence_mask = find_packed_sequence_indices(position_ids)
         if (
             packed_sequence_mask is not None
@@ -1203,7 +1229,7 @@ def _preprocess_mask_arguments(
             and packed_sequence_mask.shape[1] < q_length
         ):
             raise ValueError(
-                f"expected position_ids to be of length {q_length}, "
+                f"{name}: expected position_ids to be of length {q_length}, "
                 f"but got {list(position_ids.shape)}"
             )
     return False, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset, kv_offset
@@ -1214,13 +1240,13 @@ def _is_paged(cache: Any) -> bool:
     return any(kind.__name__ == "PagedAttentionCache" for kind in type(cache).__mro__)
 
 
-def _rows_of(position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
+def _rows_of(name: str, position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
     """[b, q] of [q], [1, q] or [b, q]."""
     if position_ids.dim() == 0 or (
         position_ids.dim() == 2 and position_ids.shape[0] not in (1, batch_size)
     ):
         raise ValueError(
-            f"expected position_ids to have {batch_size} rows, or one, "
+            f"{name}: expected position_ids to have {batch_size} rows, or one, "
             f"but got {list(position_ids.shape)}"
         )
     if position_ids.dim() == 2 and position_ids.shape[0] == batch_size:
@@ -1229,7 +1255,7 @@ def _rows_of(position_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
 
 
 def _ask_cache(
-    cache: Any, q_length: int, layer_idx: int | None, device: torch.device
+    name: str, cache: Any, q_length: int, layer_idx: int | None, device: torch.device
 ) -> tuple[Any, Any, Any]:
     """(q_offset, kv_length, kv_offset)."""
     if hasattr(cache, "get_query_offset"):
@@ -1242,23 +1268,25 @@ def _ask_cache(
             query = torch.arange(q_length) + q_offset
         kv_length, kv_offset = cache.get_mask_sizes(query, layer_idx)
     if not is_recording():
-        q_offset = _size_of_cache("a query offset", q_offset)
-        kv_length = _size_of_cache("a kv length", kv_length)
-        kv_offset = _size_of_cache("a kv offset", kv_offset)
+        q_offset = _size_of_cache(name, "a query offset", q_offset)
+        kv_length = _size_of_cache(name, "a kv length", kv_length)
+        kv_offset = _size_of_cache(name, "a kv offset", kv_offset)
     if isinstance(q_offset, torch.Tensor):
         q_offset = q_offset.to(device)
     return q_offset, kv_length, kv_offset
 
 
-def _size_of_cache(what: str, size: Any) -> Any:
+def _size_of_cache(name: str, what: str, size: Any) -> Any:
     if isinstance(size, torch.Tensor | torch.SymInt):
         return size
     if not hasattr(size, "__index__"):
         raise TypeError(
-            f"expected cache to report {what} that is an int, but got {type(size).__name__}"
+            f"{name}: expected cache to report {what} that is an int, but got {type(size).__name__}"
         )
     if size < 0:
-        raise ValueError(f"expected cache to report {what} that is not negative, but got {size}")
+        raise ValueError(
+            f"{name}: expected cache to report {what} that is not negative, but got {size}"
+        )
     return int(size)
 
 
@@ -1364,6 +1392,7 @@ def _create_mask(
             None if has_documents else position_ids,
             layer_idx,
             encoder_hidden_states,
+            name=name,
         )
     )
     if early_exit:
@@ -1388,7 +1417,7 @@ def _create_mask(
         rule = and_masks(rule, and_mask_function)
     if sequences is not None:
         assert position_ids is not None
-        positions = _rows_of(position_ids, batch_size)
+        positions = _rows_of(name, position_ids, batch_size)
         rule = remap_positions_for_packed_sequence(rule, positions)
         if local is not None:
             local = remap_positions_for_packed_sequence(local, positions)

@@ -128,7 +128,8 @@ class Program:
         questions: (index of the operand, function): what only a call can answer. The answers at
             the mask's own positions, bool [b or 1, h or 1, q, kv], are the operand.
         is_plain: True when there is no operand, and nothing to see to but positions below zero.
-        is_boolean: False when some padding is not boolean: the function then answers in its dtype.
+        is_boolean: False when some padding of a function of transformers is not boolean: the
+            function then answers in its dtype.
         lowest: for queries and keys: the first position that is in all tables. Before it, a call
             counts from the end of a tensor.
         highest: for queries and keys: the first position behind that, or None. Neither is known
@@ -615,11 +616,13 @@ class Padding(MaskFunction):
     source: Source = _OF_PADDING
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return _at(self.mask, self.source, batch_idx, kv_idx)
+        shown = _at(self.mask, self.source, batch_idx, kv_idx)
+        return shown if self.source.is_upstream else shown.bool()
 
     def _encode(self, program: Program, place: _Place) -> None:
         program.add_table(PADDING, self.source, self.mask, place, by_query=False)
-        program.is_boolean = program.is_boolean and self.mask.dtype == torch.bool
+        if self.source.is_upstream and self.mask.dtype != torch.bool:
+            program.is_boolean = False
 
     def _repr(self) -> str:
         return f"padding({_shown(self.mask)})"

@@ -18,6 +18,7 @@
 #include <string>
 #include <utility>
 
+#include "attn_mask/rules.h"
 #include "cpu/block_mask.h"
 #include "cpu/kernels.h"
 #include "format/additive.h"
@@ -507,6 +508,7 @@ class Check {
 
   void check_operators() {
     check_boolean();
+    check_cpp_api();
     check_additive();
     check_block_operators();
   }
@@ -553,6 +555,64 @@ class Check {
           return mask_.at(batch, head, row, column) ? 1 : 0;
         },
         "boolean");
+  }
+
+  /// The rule as users of the C++ API write it.
+  MaskRule rule_of(const Tree& tree) const {
+    const auto operand = [&](int64_t index) -> const at::Tensor& {
+      return problem_.operands[static_cast<size_t>(index)];
+    };
+    const auto side = [](int64_t distance) {
+      return distance == -1 ? std::nullopt : std::optional(distance);
+    };
+    switch (tree.opcode) {
+      case Opcode::kAll:
+        return bidirectional();
+      case Opcode::kCausal:
+        return causal();
+      case Opcode::kWindow:
+        return window(side(tree.a), side(tree.b));
+      case Opcode::kChunk:
+        return chunked(tree.a, tree.b == -1 ? std::nullopt : std::optional(operand(tree.b)));
+      case Opcode::kBlocks:
+        return blockwise(operand(tree.a));
+      case Opcode::kDocuments:
+        return documents(operand(tree.a));
+      case Opcode::kPadding:
+        return padding(operand(tree.a));
+      case Opcode::kBits:
+        return bits(operand(tree.a));
+      case Opcode::kAnd:
+      case Opcode::kOr: {
+        MaskRule rule = rule_of(tree.children[0]);
+        for (size_t i = 1; i < tree.children.size(); ++i) {
+          const MaskRule other = rule_of(tree.children[i]);
+          rule = tree.opcode == Opcode::kAnd ? rule & other : rule | other;
+        }
+        return rule;
+      }
+      case Opcode::kReindex:
+        return reindex(rule_of(tree.children[0]), operand(tree.a));
+      case Opcode::kShift:
+        return shift(rule_of(tree.children[0]), tree.a, tree.b);
+      default:
+        return nothing();
+    }
+  }
+
+  void check_cpp_api() {
+    const at::Tensor mask = boolean(rule_of(parse(problem_)), problem_.batch_size,
+                                    problem_.q_length, problem_.kv_length,
+                                    {.q_offset = problem_.q_offset,
+                                     .kv_offset = problem_.kv_offset,
+                                     .q_positions = problem_.q_positions,
+                                     .kv_positions = problem_.kv_positions});
+    expect_mask(
+        mask, problem_.heads,
+        [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
+          return mask_.at(batch, head, row, column) ? 1 : 0;
+        },
+        "the C++ API");
   }
 
   void check_additive() {
@@ -911,6 +971,82 @@ void check_mask_operators(Random& random) {
   }
 }
 
+/// Block masks of lengths that no dense mask can have, for bands: least <= k - q <= most.
+void check_huge_block_masks(Random& random) {
+  constexpr int64_t kOpenSide = int64_t{1} << 61;  // further than any two positions are
+  constexpr int64_t kLimit = (int64_t{1} << 59) - 1;
+  Problem problem{};
+  int64_t least = -kOpenSide;
+  int64_t most = kOpenSide;
+  const int64_t bands = random.between(1, 3);
+  problem.code = {static_cast<int64_t>(Opcode::kAnd), bands};
+  const auto any_number = [&] { return random.between(0, int64_t{1} << random.between(1, 60)); };
+  const auto any_shift = [&] {
+    const int64_t shift = std::min(any_number(), kLimit);
+    return random.one_in(2) ? shift : -shift;
+  };
+  for (int64_t i = 0; i < bands; ++i) {
+    int64_t shift = 0;  // of k - q
+    if (random.one_in(2)) {
+      const int64_t q_add = any_shift();
+      const int64_t key_add = any_shift();
+      problem.code.insert(problem.code.end(),
+                          {static_cast<int64_t>(Opcode::kShift), q_add, key_add});
+      shift = key_add - q_add;
+    }
+    if (random.one_in(2)) {
+      problem.code.push_back(static_cast<int64_t>(Opcode::kCausal));
+      most = std::min(most, -shift);
+      continue;
+    }
+    const int64_t left = random.one_in(3) ? -1 : any_number();
+    const int64_t right = random.one_in(3) ? kMost : any_number();
+    problem.code.insert(problem.code.end(), {static_cast<int64_t>(Opcode::kWindow), left, right});
+    least = left == -1 ? least : std::max(least, -left - shift);
+    most = std::min(most, std::min(right, kOpenSide) - shift);
+  }
+  const auto block_size = [&] { return int64_t{1} + any_number() % ((int64_t{1} << 31) - 1); };
+  const int64_t q_block = block_size();
+  const int64_t kv_block = block_size();
+  const int64_t q_blocks = random.between(1, 12);
+  const int64_t kv_blocks = random.between(1, 12);
+  problem.batch_size = problem.heads = 1;
+  problem.q_length = q_blocks * q_block - random.between(0, q_block - 1);
+  problem.kv_length = kv_blocks * kv_block - random.between(0, kv_block - 1);
+  problem.q_offset = any_shift();
+  problem.kv_offset = random.one_in(2) ? any_shift() : problem.q_offset;
+  const OperatorArguments a(problem);
+  const at::Tensor states = ops::block_states(
+      a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
+      a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
+  int64_t longest = 0;
+  for (int64_t row = 0; row < q_blocks; ++row) {
+    int64_t in_row = 0;
+    for (int64_t column = 0; column < kv_blocks; ++column) {
+      const int64_t q = problem.q_offset + row * q_block;
+      const int64_t k = problem.kv_offset + column * kv_block;
+      const int64_t q_end = std::min(q + q_block, problem.q_offset + problem.q_length);
+      const int64_t k_end = std::min(k + kv_block, problem.kv_offset + problem.kv_length);
+      const bool whole = q_end == q + q_block && k_end == k + kv_block;
+      const int64_t nearest = k - (q_end - 1);
+      const int64_t furthest = k_end - 1 - q;
+      const bool any = std::max(nearest, least) <= std::min(furthest, most);
+      const bool all = whole && least <= nearest && furthest <= most;
+      const BlockState want = all   ? BlockState::kFull
+                              : any ? BlockState::kPartial
+                                    : BlockState::kEmpty;
+      expect(get(states, {0, 0, row, column}) == static_cast<uint64_t>(want), "states of a band",
+             problem);
+      in_row += any ? 1 : 0;
+    }
+    longest = std::max(longest, in_row);
+  }
+  const auto widths = ops::block_mask_widths(
+      a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
+      a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, /*separate_full_blocks=*/false);
+  expect(longest <= widths[0] && widths[0] <= kv_blocks, "widths of a band", problem);
+}
+
 void run_case(uint64_t seed) {
   Random random(seed);
   Drawer drawer(random);
@@ -922,6 +1058,7 @@ void run_case(uint64_t seed) {
       }
       check_padding_operators(random);
       check_mask_operators(random);
+      check_huge_block_masks(random);
       return;
     case 1:
     case 2:

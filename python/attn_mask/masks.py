@@ -1,0 +1,176 @@
+"""Masks from rules: which keys each query attends to, as scaled_dot_product_attention takes it.
+
+Shapes: b batch_size, q q_length, kv kv_length. Query row i stands at q_offset + i, or where
+q_positions say; key column j at kv_offset + j, or where kv_positions say.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from attn_mask import masking_utils, rules
+from attn_mask._checks import check_strided
+
+__all__ = ["additive", "boolean"]
+
+_Offset = int | torch.Tensor
+
+
+def boolean(
+    rule: Callable[..., Any],
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    q_offset: _Offset = 0,
+    kv_offset: _Offset = 0,
+    q_positions: torch.Tensor | None = None,
+    kv_positions: torch.Tensor | None = None,
+    device: torch.device | str | None = None,
+    unmask_unattended: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The mask of a rule, True where a query attends to a key::
+
+        mask = attn_mask.boolean(causal() & sliding_window(4096), 1, q_length, kv_length)
+
+    Args:
+        rule: of ``attn_mask.rules``, or any mask function of (batch_idx, head_idx, q_idx, kv_idx),
+            which is called with index tensors that broadcast, about some rows at a time.
+        q_offset, kv_offset: the position of the first query and of the first key: an int, or a
+            tensor [] or [b, 1], whose value is not read.
+        q_positions, kv_positions: the position of each, ints [q] or [b, q], [kv] or [b, kv]; an
+            offset is added to them.
+        device: of the mask; by default that of ``out``, of the rule's tensors or of the positions,
+            else torch's default device. Tensors of the rule that are elsewhere are copied.
+        unmask_unattended: whether rows in which no key is visible are True throughout, for
+            attention that gives NaN for them.
+        out: where the mask is written, bool [b, 1 or heads, q, kv] of any strides.
+
+    Returns ``out``, or a bool tensor [b, 1 or heads, q, kv]; where all rows of the batch are alike,
+    it may be a stride-0 expand of one.
+
+    Raises ValueError for sizes, shapes and positions that don't fit, TypeError for dtypes and for
+    mask functions that return no booleans.
+    """
+    spelling = masking_utils.Spelling(None, None, unmask_unattended, None, out)
+    return _mask(
+        "boolean",
+        rule,
+        (batch_size, q_length, kv_length),
+        (q_offset, kv_offset),
+        (q_positions, kv_positions),
+        device,
+        spelling,
+    )
+
+
+def additive(
+    rule: Callable[..., Any],
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    q_offset: _Offset = 0,
+    kv_offset: _Offset = 0,
+    q_positions: torch.Tensor | None = None,
+    kv_positions: torch.Tensor | None = None,
+    device: torch.device | str | None = None,
+    unmask_unattended: bool = False,
+    out: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    bias: torch.Tensor | None = None,
+    masked_value: float | None = None,
+) -> torch.Tensor:
+    """The mask of a rule, to be added to attention scores: 0 where a query attends to a key.
+
+    Args as for boolean, and:
+        unmask_unattended: whether rows in which no key is visible are +0.0 (or the bias)
+            throughout.
+        dtype: float16, bfloat16, float32 or float64; ``out`` must be of it.
+        bias: [b or 1, heads or 1, q, kv] of ``dtype``: what elements that are attended to hold in
+            place of 0. Differentiable, but not into ``out``.
+        masked_value: what the others hold: a negative number that ``dtype`` holds, or -inf; by
+            default ``torch.finfo(dtype).min``.
+
+    Returns ``out``, or a tensor [b, 1 or heads, q, kv] of ``dtype``.
+
+    Raises what boolean does, and ValueError for another masked_value.
+    """
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"additive: expected dtype to be a torch.dtype, but got {dtype!r}")
+    if masked_value is not None and not isinstance(masked_value, int | float):
+        raise TypeError(
+            "additive: expected masked_value to be a number or None, "
+            f"but got {type(masked_value).__name__}"
+        )
+    if bias is not None:
+        check_strided("additive", "bias", bias)
+    spelling = masking_utils.Spelling(dtype, bias, unmask_unattended, masked_value, out)
+    return _mask(
+        "additive",
+        rule,
+        (batch_size, q_length, kv_length),
+        (q_offset, kv_offset),
+        (q_positions, kv_positions),
+        device,
+        spelling,
+    )
+
+
+def _mask(
+    name: str,
+    rule: Callable[..., Any],
+    sizes: tuple[int, int, int],
+    offsets: tuple[_Offset, _Offset],
+    positions: tuple[torch.Tensor | None, torch.Tensor | None],
+    device: torch.device | str | None,
+    spelling: masking_utils.Spelling,
+) -> torch.Tensor:
+    names = ("q_positions", "kv_positions")
+    for argument, tensor in (*zip(names, positions, strict=True), ("out", spelling.out)):
+        if tensor is not None:
+            check_strided(name, argument, tensor)
+    rule = rules.rule_of(name, "rule", rule)
+    program = rule.program
+    if device is None:
+        for tensor in (spelling.out, *program.operands, spelling.bias, *positions, *offsets):
+            if isinstance(tensor, torch.Tensor):
+                device = tensor.device
+                break
+    batch_size, q_length, kv_length = sizes
+    of_device = torch.get_default_device() if device is None else torch.device(device)
+    queries, keys = (
+        _line(length, offset, given, of_device)
+        for length, offset, given in zip((q_length, kv_length), offsets, positions, strict=True)
+    )
+    heads = [bits.shape[1] for bits in (program.operands[index] for index in program.bits)]
+    if spelling.bias is not None and spelling.bias.dim() == 4:
+        heads.append(spelling.bias.shape[1])
+    return masking_utils._materialize(
+        rule,
+        batch_size,
+        q_length,
+        kv_length,
+        queries,
+        keys,
+        None,
+        False,
+        of_device,
+        heads=next((size for size in heads if size != 1), 1),
+        name=name,
+        spelling=spelling,
+    )
+
+
+def _line(
+    length: int, offset: _Offset, positions: torch.Tensor | None, device: torch.device
+) -> Any:
+    """Where queries or keys stand."""
+    if positions is None:
+        return offset
+    positions = positions.to(device)
+    if isinstance(offset, torch.Tensor):
+        positions, offset = positions + offset.to(device), 0
+    return masking_utils._Axis(length, offset, positions)
