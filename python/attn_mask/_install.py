@@ -471,7 +471,8 @@ def install(
     their place stays there and goes on being called, functions that are registered for "sdpa" or
     "eager" in ALL_MASK_ATTENTION_FUNCTIONS among it; so do mask functions that no known release
     has, and all of them where there is no source (``.pyc`` files only). Each is named once in a
-    warning of the logger "attn_mask". What is put there later is left alone.
+    warning of the logger "attn_mask". What is put there later is left alone; functions of
+    transformers that sdpa_mask calls are looked at when this is installed, not after.
 
     It does not matter whether models were imported before. A second call changes the options only;
     within a block of installed(), whose own hold there, from its end on. Whatever raises or
