@@ -103,7 +103,7 @@ FAST = {
         inputs="encoder and decoder",
         asks_since=(5, 1),
         only_changes=True,
-        sdpa_since=(5, 1),
+        sdpa_since=(5, 15),
     ),
 }
 
