@@ -182,3 +182,43 @@ def test_every_cpu_capability_gives_the_same_mask(capability, plain_digest, tmp_
     if not NEEDED_FLAGS[capability] <= flags_of_the_processor():
         pytest.skip(f"hardware: the processor has no {capability}")
     assert digest(tmp_path, capability) == plain_digest
+
+
+def renamed_library(folder):
+    """A copy of the library whose own name is another, too: auditwheel makes such."""
+    name, other = b"libattn_mask.so\0", b"libattn_mast.so\0"
+    data = library().read_bytes()
+    assert data.count(name) == 1
+    copy = folder / other.rstrip(b"\0").decode()
+    copy.write_bytes(data.replace(name, other))
+    return copy
+
+
+def test_a_renamed_copy_of_the_library_in_the_process(tmp_path):
+    """Its operators are the ones that are called: a second copy could not register its own."""
+    code = f"""
+import torch
+torch.ops.load_library({str(renamed_library(tmp_path))!r})
+import attn_mask
+assert attn_mask.masking_utils.eager_mask(1, 2, 2).shape == (1, 1, 2, 2)
+assert attn_mask.create_block_mask(attn_mask.causal(), 1, 1, 2, 2, "cpu") is not None
+print("libattn_mask.so" in open("/proc/self/maps").read())
+"""
+    assert run_python(code, tmp_path).strip() == "False"
+
+
+def test_operators_of_another_version(tmp_path):
+    """Registered by another library of this process, with other arguments."""
+    code = """
+import torch
+library = torch.library.Library("attn_mask", "DEF")
+library.define("to_4d(Tensor mask) -> Tensor")
+try:
+    import attn_mask
+except ImportError as error:
+    print(error)
+"""
+    text = (
+        "attn_mask: expected the operators that another library has registered in this process to"
+    )
+    assert run_python(code, tmp_path).startswith(text)

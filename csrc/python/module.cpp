@@ -134,6 +134,7 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.attr("FAR") = kFar;
   m.attr("UNMASKED_DEVICES") = unmasked_devices();
+  m.def("check_operators", &call::check_operators);
   m.def("build_info", &build_info);
   m.def("to_causal_4d", &Direct<&to_causal_4d>::call);
   m.def("to_4d", &Direct<&to_4d>::call);

@@ -5,6 +5,7 @@ import torch
 FAR: int
 UNMASKED_DEVICES: tuple[str, ...]
 
+def check_operators() -> None: ...
 def build_info() -> dict[str, object]: ...
 def to_causal_4d(
     batch_size: int,

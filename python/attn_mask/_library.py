@@ -1,5 +1,7 @@
 """Loads the compiled libraries: the operators first, then the module with direct calls to them."""
 
+import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 
 from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION
+from attn_mask._named_once import name_once
 
 __all__ = ["UNMASKED_DEVICES", "_C", "build_info"]
 
@@ -20,15 +23,44 @@ if torch.__version__ != TORCH_VERSION:
 
 # A library in this process may have been linked with a copy of its own: operators can't be
 # registered twice.
-if not hasattr(torch.ops.attn_mask, "to_4d"):
+_came_with_another = hasattr(torch.ops.attn_mask, "to_4d")
+if not _came_with_another:
     torch.ops.load_library(str(Path(utils.library_path) / "libattn_mask.so"))
+from attn_mask import _C  # noqa: E402  (it calls the operators that are there by now)
+
+if _came_with_another:
+    try:
+        _C.check_operators()
+    except RuntimeError as error:
+        raise ImportError(
+            "attn_mask: expected the operators that another library has registered in this process "
+            f"to be those of attn_mask {_C.build_info()['version']}, but they have other "
+            "signatures: have both use the same attn_mask"
+        ) from error
+
+
+def _is_loaded(name: str) -> bool:
+    """Whether the process has a library of this name, with which others can be linked."""
+    try:
+        ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return False
+    return True
+
+
 _cuda = Path(utils.library_path) / "libattn_mask_cuda.so"
 if _cuda.exists() and not torch._C._dispatch_has_kernel_for_dispatch_key(
     "attn_mask::to_4d", "CUDA"
 ):
-    torch.ops.load_library(str(_cuda))
-
-from attn_mask import _C  # noqa: E402  (it is linked with the library loaded above)
+    if _is_loaded("libattn_mask.so"):
+        torch.ops.load_library(str(_cuda))
+    elif torch.cuda.is_available():
+        # Linked with the name of ours, it would bring a second copy of the operators.
+        name_once(
+            "no CUDA kernels",
+            "attn_mask: the operators in this process come from a renamed copy of libattn_mask.so "
+            "without CUDA kernels, and those of this package can't be added to it",
+        )
 
 # Where rows without a key are unmasked for scaled_dot_product_attention: else it gives NaN.
 UNMASKED_DEVICES: tuple[str, ...] = _C.UNMASKED_DEVICES
