@@ -36,6 +36,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
+NEVER = (1000, 0)
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 
 
@@ -52,7 +53,8 @@ class Model:
     # writes masks itself.
     asks_since: tuple[int, int] = (4, 53)
     only_changes: bool = False
-    implementations: tuple[str, ...] = ("eager", "sdpa")
+    # The first release whose model knows scaled_dot_product_attention.
+    sdpa_since: tuple[int, int] = (4, 53)
 
 
 FAST = {
@@ -101,6 +103,7 @@ FAST = {
         inputs="encoder and decoder",
         asks_since=(5, 1),
         only_changes=True,
+        sdpa_since=(5, 15),
     ),
 }
 
@@ -144,7 +147,7 @@ SLOW = {
         "Gemma2ForCausalLM",
         {**LOCAL, "query_pre_attn_scalar": 8},
         is_sliding=True,
-        implementations=("eager",),
+        sdpa_since=NEVER,
     ),
     "Phi-3": Model("Phi3Config", "Phi3ForCausalLM", {"sliding_window": WINDOW}, is_sliding=True),
     "Cohere 2": Model("Cohere2Config", "Cohere2ForCausalLM", LOCAL, is_sliding=True),
@@ -188,7 +191,7 @@ SLOW = {
         "GptOssForCausalLM",
         {**EXPERTS, **LOCAL},
         is_sliding=True,
-        implementations=("eager",),
+        sdpa_since=NEVER,
     ),
     "DeepSeek-V3": Model("DeepseekV3Config", "DeepseekV3ForCausalLM", OF_DEEPSEEK),
     "Gemma 3 with images": Model(
@@ -241,7 +244,8 @@ def combinations(names: Iterable[str]) -> list[Any]:
             id=f"{name.replace(' ', '')}-{implementation}",
         )
         for name in names
-        for implementation in MODELS[name].implementations
+        for implementation in ("eager", "sdpa")
+        if implementation == "eager" or MODELS[name].sdpa_since <= RELEASE
     ]
 
 

@@ -1082,7 +1082,7 @@ def eager(**given):
 
 
 @needs_masking_utils
-@pytest.mark.parametrize("value", [-1e4, -100, 0.0, -torch.inf, torch.finfo(torch.float32).min / 2])
+@pytest.mark.parametrize("value", [-1e4, -100, -torch.inf, torch.finfo(torch.float32).min / 2])
 def test_masked_value(value):
     stock = eager()
     with attn_mask.installed(masked_value=value):
@@ -1096,7 +1096,9 @@ def test_masked_value(value):
 def test_masked_value_that_a_dtype_can_not_hold():
     with attn_mask.installed(masked_value=-1e30):
         assert eager().min() == torch.tensor(-1e30)
-        with pytest.raises(ValueError, match="eager_mask: expected masked_value"):
+        with pytest.raises(
+            ValueError, match="expected masked_value to be a number that Half holds"
+        ):
             eager(embeds=embeds(dtype=torch.float16))
 
 
@@ -1115,7 +1117,7 @@ def test_unmask_unattended():
 def test_aten_only():
     class Ours(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "attn_mask":
+            if str(function).startswith(("attn_mask.boolean", "attn_mask.additive")):
                 names.append(str(function))
             return function(*args, **(kwargs or {}))
 
@@ -1198,17 +1200,10 @@ def test_options_in_compiled_code():
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"masked_value": 1}, ValueError, "masked_value to be a number that is not above 0, but"),
-        (
-            {"masked_value": torch.nan},
-            ValueError,
-            "masked_value to be a number that .* but got nan",
-        ),
-        (
-            {"masked_value": torch.inf},
-            ValueError,
-            "masked_value to be a number that .* but got inf",
-        ),
+        ({"masked_value": 1}, ValueError, "masked_value to be negative, but got 1.0"),
+        ({"masked_value": 0}, ValueError, "masked_value to be negative, but got 0.0"),
+        ({"masked_value": torch.nan}, ValueError, "masked_value to be negative, but got nan"),
+        ({"masked_value": torch.inf}, ValueError, "masked_value to be negative, but got inf"),
         ({"masked_value": "-inf"}, TypeError, "masked_value to be a number, but got str"),
         ({"masked_value": True}, TypeError, "masked_value to be a number, but got bool"),
         ({"unmask_unattended": 1}, TypeError, "unmask_unattended to be a bool, but got int"),

@@ -934,11 +934,20 @@ def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-# Once in a process: torch warns of a second kernel.
-if _process.first("devices"):
-    _library = _process.kept("device library", lambda: torch.library.Library("attn_mask", "IMPL"))
-    for _device in _OTHER_DEVICES:
-        for _func, _written in _TABLE.items():
-            _library.impl(_func, _kernel(_func, _written), _device)
-        for _decision in _HOST_DECISIONS:
-            _library.impl(_decision.__name__, _decision, _device)
+# Registrations go with the library.
+_library_of_devices = _process.kept("devices", lambda: torch.library.Library("attn_mask", "IMPL"))
+
+
+def _register(operator: Any, kernel: Callable[..., Any], device: str) -> None:
+    _process.register_once(
+        f"{operator} {device}",
+        kernel,
+        lambda latest: _library_of_devices.impl(operator, latest, device),
+    )
+
+
+for _device in _OTHER_DEVICES:
+    for _func, _written in _TABLE.items():
+        _register(_func, _kernel(_func, _written), _device)
+    for _decision in _HOST_DECISIONS:
+        _register(_decision.__name__, _decision, _device)

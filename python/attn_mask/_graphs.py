@@ -163,16 +163,21 @@ _RECORDED = {
     **dict.fromkeys(_RULES, _with_operand),
 }
 
-# Once in a process: torch takes no second rule from a module that is executed again.
-if _process.first("graphs"):
-    for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
-        torch.library.register_torch_dispatch(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
-    for _func in _TABLE:
-        _name = _func._schema.name.partition("::")[2]
-        _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
-        if _func._overloadname == "out":
-            _record = ProxyTorchDispatchMode.__torch_dispatch__
-            torch.library.register_torch_dispatch(_func, FunctionalTensorMode, _without_effect)
-        torch.library.register_torch_dispatch(
-            _func, ProxyTorchDispatchMode, functools.partial(_in_aten, _record)
-        )
+
+def _register(func: Any, mode: type, rule: Callable[..., Any]) -> None:
+    _process.register_once(
+        f"{func} {mode.__name__}",
+        rule,
+        functools.partial(torch.library.register_torch_dispatch, func, mode),
+    )
+
+
+for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
+    _register(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
+for _func in _TABLE:
+    _name = _func._schema.name.partition("::")[2]
+    _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
+    if _func._overloadname == "out":
+        _record = ProxyTorchDispatchMode.__torch_dispatch__
+        _register(_func, FunctionalTensorMode, _without_effect)
+    _register(_func, ProxyTorchDispatchMode, functools.partial(_in_aten, _record))

@@ -471,15 +471,16 @@ def install(
     their place stays there and goes on being called, functions that are registered for "sdpa" or
     "eager" in ALL_MASK_ATTENTION_FUNCTIONS among it; so do mask functions that no known release
     has, and all of them where there is no source (``.pyc`` files only). Each is named once in a
-    warning of the logger "attn_mask". What is put there later is left alone.
+    warning of the logger "attn_mask". What is put there later is left alone; functions of
+    transformers that sdpa_mask calls are looked at when this is installed, not after.
 
     It does not matter whether models were imported before. A second call changes the options only;
     within a block of installed(), whose own hold there, from its end on. Whatever raises or
     interrupts it leaves all as it was.
 
     Args:
-        masked_value: what additive masks hold for a key that is not attended to, a number that is
-            not above 0; by default the lowest of the mask's dtype, as in transformers. One that the
+        masked_value: what additive masks hold for a key that is not attended to, a negative number
+            or -inf; by default the lowest of the mask's dtype, as in transformers. One that the
             dtype can't hold is a ValueError when the mask is made.
         unmask_unattended: whether rows in which no key is visible become visible throughout.
         aten_only: whether ATen operators make all masks of this process; see aten_only().

@@ -5,7 +5,7 @@ what the one before it left.
 """
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -24,7 +24,17 @@ def kept(name: str, make: Callable[[], _T]) -> _T:
     return cast(_T, _kept[name])
 
 
-def first(name: str) -> bool:
-    """Whether this is the first call with this name in this process."""
-    made = object()
-    return _kept.setdefault(name, made) is made
+_latest: dict[str, Callable[..., Any]] = kept("latest", dict)
+
+
+def register_once(
+    name: str, function: Callable[..., Any], register: Callable[[Callable[..., Any]], object]
+) -> None:
+    """Registers a function with torch, which takes no second one from a module executed again.
+
+    What is registered calls the function that was last given under this name.
+    """
+    is_first = name not in _latest
+    _latest[name] = function
+    if is_first:
+        register(lambda *args, **kwargs: _latest[name](*args, **kwargs))

@@ -108,21 +108,24 @@ def _register(library: torch.library.Library, name: str) -> None:
             mask = _mapped(func, dict(given), dims)
         return None if mask is None else wrap_batched(mask, 0, level)
 
-    library.impl(name, rule, "FuncTorchBatched", with_keyset=True)
+    _process.register_once(
+        f"vmap {name}",
+        rule,
+        lambda latest: library.impl(name, latest, "FuncTorchBatched", with_keyset=True),
+    )
 
 
-# Once in a process, which keeps the library: its rules go with it.
-if _process.first("vmap"):
-    _library = _process.kept("vmap library", lambda: torch.library.Library("attn_mask", "IMPL"))
-    for _name in (
-        "to_4d",
-        "_expand_mask",
-        "_unmask_unattended",
-        "_prepare_4d_causal_attention_mask",
-        "_prepare_4d_causal_attention_mask_for_sdpa",
-        "_prepare_4d_attention_mask",
-        "_prepare_4d_attention_mask_for_sdpa",
-        "boolean",
-        "additive",
-    ):
-        _register(_library, _name)
+# Registrations go with the library.
+_library = _process.kept("vmap", lambda: torch.library.Library("attn_mask", "IMPL"))
+for _name in (
+    "to_4d",
+    "_expand_mask",
+    "_unmask_unattended",
+    "_prepare_4d_causal_attention_mask",
+    "_prepare_4d_causal_attention_mask_for_sdpa",
+    "_prepare_4d_attention_mask",
+    "_prepare_4d_attention_mask_for_sdpa",
+    "boolean",
+    "additive",
+):
+    _register(_library, _name)
