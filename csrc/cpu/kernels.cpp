@@ -509,12 +509,14 @@ void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
   }
 }
 
-/// Whether all of some nodes (bit i: node i) let the query attend to any of the columns.
-bool any_visible(const Question& question, const Query& query, uint32_t nodes, Interval columns,
-                 RowAnswers& answers) {
+/// The first of `columns` to which all of some nodes (bit i: node i) let the query attend; else the
+/// end of `columns`.
+int64_t first_visible(const Question& question, const Query& query, uint32_t nodes,
+                      Interval columns, RowAnswers& answers) {
   // Most rows show a key soon.
   int64_t size = 64;
-  for (int64_t begin = columns.begin; begin < columns.end; begin += size, size = kAnswers) {
+  for (int64_t begin = columns.begin; begin < columns.end; begin += size) {
+    size = begin == columns.begin || size == kAnswers ? size : 2 * size;
     const int64_t n = size < columns.end - begin ? size : columns.end - begin;
     uint8_t visible[kAnswers];
     bool first = true;
@@ -528,23 +530,56 @@ bool any_visible(const Question& question, const Query& query, uint32_t nodes, I
       }
       first = false;
     }
-    if (__builtin_memchr(visible, 1, static_cast<std::size_t>(n)) != nullptr) {
-      return true;
+    const auto* const found =
+        static_cast<const uint8_t*>(__builtin_memchr(visible, 1, static_cast<std::size_t>(n)));
+    if (found != nullptr) {
+      return begin + (found - visible);
     }
   }
-  return false;
+  return columns.end;
 }
+
+/// What rows before told of the keys of a batch row, where one padding leaf says the same to all
+/// queries: with it, each key is looked at about once.
+struct KnownKeys {
+  int64_t batch = -1;
+  int64_t visible = -1;      // one that is
+  Interval hidden = {0, 0};  // none of these is
+};
 
 void find_masked_rows(const Question& question, int64_t begin, int64_t end, uint8_t* rows) {
   const SpanFinder find_spans(question);
+  const bool is_alike = find_spans.hull_is_all() && find_spans.padding() >= 0 &&
+                        question.rule.nodes[find_spans.padding()].padding.q_stride == 0 &&
+                        question.rule.nodes[find_spans.padding()].padding.head_stride == 0;
   RowAnswers answers;
+  KnownKeys known;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t plane = index / question.q_length;
     const Query query = question.query(plane, index - plane * question.q_length);
     const RowSpans spans = find_spans(query);
     bool visible = spans.spans.size > 0 && spans.unresolved == 0;
-    for (int32_t i = 0; !visible && i < spans.spans.size; ++i) {
-      visible = any_visible(question, query, spans.unresolved, spans.spans.at[i], answers);
+    if (!is_alike) {
+      for (int32_t i = 0; !visible && i < spans.spans.size; ++i) {
+        const Interval columns = spans.spans.at[i];
+        visible = first_visible(question, query, spans.unresolved, columns, answers) < columns.end;
+      }
+    } else if (!visible && spans.spans.size > 0) {
+      const Interval columns = spans.spans.at[0];
+      if (known.batch != query.batch) {
+        known = {query.batch, -1, {0, 0}};
+      }
+      visible = columns.contains(known.visible);
+      if (!visible) {
+        const bool goes_on =
+            known.hidden.begin <= columns.begin && columns.begin < known.hidden.end;
+        const Interval rest{goes_on ? known.hidden.end : columns.begin, columns.end};
+        const int64_t key = first_visible(question, query, spans.unresolved, rest, answers);
+        visible = key < columns.end;
+        known.visible = visible ? key : known.visible;
+        known.hidden = {goes_on ? known.hidden.begin : columns.begin,
+                        key > rest.begin ? key : rest.begin};
+      }
     }
     rows[index] = visible ? 0 : 1;
   }
