@@ -1049,7 +1049,7 @@ def _flat(
 
 def _depth_over(name: str, rules: tuple[MaskFunction, ...]) -> int:
     """The depth of a tree with these branches. Raises ValueError for what is too deep."""
-    depth = 1 + max((rule.depth for rule in rules), default=0)
+    depth = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
     if depth > _MAX_DEPTH:
         raise ValueError(
             f"{name}: expected rules to be nested at most {_MAX_DEPTH} deep, but got {depth}"
