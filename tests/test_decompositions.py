@@ -146,7 +146,7 @@ def test_any_bias(data, call, unmask_unattended, masked_value):
     st.integers(1, 5),
     st.integers(1, 5),
     st.booleans(),
-    st.sampled_from([None, 99]),
+    st.sampled_from([None, 999]),
 )
 def test_any_blocks(call, q_block, kv_block, separate_full_blocks, width):
     heads = operator("boolean")(*call.args, **call.positions).shape[1]
