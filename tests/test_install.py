@@ -1614,3 +1614,17 @@ def test_policy_without_a_block():
 def test_policy_errors(arguments, text):
     with pytest.raises(ValueError, match=f"skip_policy: {text}"):
         attn_mask.skip_policy(*arguments)
+
+
+@needs_masking_utils
+def test_numbers_in_a_padding_mask_are_named_once(monkeypatch, caplog):
+    """Document numbers, say: the release makes booleans of them."""
+    monkeypatch.setattr(_named_once, "_named", set())
+    numbers = torch.tensor([[1, 1, 2, 2, 2], [1, 1, 1, 1, 2]])
+    want = create(mask=numbers.bool())
+    with attn_mask.installed(), caplog.at_level(logging.WARNING, "attn_mask"):
+        assert_same_mask(create(mask=numbers.bool()), want)
+        assert caplog.records == []
+        for _ in range(2):
+            assert_same_mask(create(mask=numbers), want)
+    assert ["document_ids" in record.getMessage() for record in caplog.records] == [True]

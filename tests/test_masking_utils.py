@@ -1628,7 +1628,7 @@ def test_sizes_of_a_cache_name_the_function():
             get_query_offset=lambda layer_idx: 0,
             get_mask_sizes=lambda q_length, layer_idx, sizes=sizes: sizes,
         )
-        with pytest.raises(error, match=f"^create_causal_mask: expected past_key_v.* {text}"):
+        with pytest.raises(error, match=f"^create_causal_mask: expected cache .*{text}"):
             ours.create_causal_mask(Config("sdpa"), embeds(1, 4), None, cache)
 
 

@@ -894,6 +894,9 @@ def jit_trace(function, *examples):
         return torch.jit.trace(function, examples, check_trace=False)
 
 
+UNMASKED = ("sdpa", "sdpa, window", "sdpa, past")
+
+
 def check_jit_traced(release, case):
     """What is decided while tracing stays, whatever comes later."""
     if not in_release(case, release):
@@ -909,6 +912,11 @@ def check_jit_traced(release, case):
             _, error = outcome(trace_and_run, release.upstream)
             if "TorchScript interpreter" in str(error):
                 continue
+        if release.version == "4.36.0" and example is ONES and later is LEFT and case in UNMASKED:
+            # 4.36 records that no row is to be unmasked. Ours does what eager code does.
+            want = masked(TRACED[case], release.upstream)(later, embeds(2, 3))
+            assert_same_mask(trace_and_run(release.ours), want)
+            continue
         release.call(trace_and_run)
 
 

@@ -3,6 +3,9 @@
 import asyncio
 import gc
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -268,3 +271,23 @@ def test_exported_code_within_a_block():
         assert torch.equal(exported.module()(torch.ones(3)), torch.ones(1, 1, 3, 3).tril().bool())
         assert policy() == "upstream"
     torch._dynamo.reset()
+
+
+def test_the_policy_outlasts_modules():
+    """Of a package that is imported again after it was removed from sys.modules."""
+    code = """
+import sys
+import attn_mask
+attn_mask.skip_policy("never")
+for name in [name for name in sys.modules if name.partition(".")[0] == "attn_mask"]:
+    del sys.modules[name]
+import attn_mask
+assert attn_mask.masking_utils.sdpa_mask(1, 3, 3) is not None
+attn_mask.skip_policy("upstream")
+assert attn_mask.masking_utils.sdpa_mask(1, 3, 3) is None
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ __all__ = ["install", "installed", "is_installed", "uninstall"]
 
 _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
+_PREPROCESS = "_preprocess_mask_arguments"
 
 _ABSENT: Any = object()
 
@@ -171,6 +172,7 @@ class _Plan:
             self._decisions(upstream),
             "use_vmap" not in arguments,  # until 4.57
             self._names.get("find_packed_sequence_indices", _upstream_masks.no_sequences),
+            self._names.get(_PREPROCESS),
         )
         self.objects: dict[str, tuple[Any, Any]] = {}
         self._plan_objects()
@@ -230,6 +232,8 @@ class _Plan:
                 self._others.add(name)
             elif not self._calls_others(name):
                 self.objects[name] = before, _upstream_masks.find_packed_sequence_indices
+        if self._module.own(before := self._names.get(_PREPROCESS)) == _PREPROCESS:
+            self.objects[_PREPROCESS] = before, _upstream_masks._preprocess_mask_arguments
 
     def _writer(self, function: Any) -> Any:
         """Ours, for a function of the module's own that writes masks; None for all others.

@@ -13,7 +13,7 @@ _named: set[str] = _process.kept("named", set)
 
 def is_named(kind: str) -> bool:
     """Whether name_once would say nothing (any more), so that finding out can be spared."""
-    return kind in _named or is_recording()
+    return is_recording() or kind in _named
 
 
 def name_once(kind: str, message: str, *arguments: object) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from attn_mask._process import kept
 from attn_mask._tracing import is_jit_tracing
 
 __all__ = ["SkipPolicy", "current", "skip_policy"]
@@ -87,7 +88,7 @@ UPSTREAM = SkipPolicy("upstream", None, None)
 
 # The process's policy, and those of the blocks that are being run in any thread. Dynamo traces
 # reading plain globals and guards on them; it does not do so for context variables.
-_process = UPSTREAM
+_process: SkipPolicy
 _blocks: tuple[SkipPolicy, ...] = ()
 
 # The policies of the blocks around this thread's or task's code, the innermost last.
@@ -97,7 +98,10 @@ _of_context: contextvars.ContextVar[tuple[SkipPolicy, ...]] = contextvars.Contex
 
 # The calls that set the process's policy, the last one on top, for when one is withdrawn. A call
 # can be withdrawn as long as what it returned exists; one that can't be lies at the bottom.
-_calls: list[tuple["weakref.ref[_Call] | None", SkipPolicy]] = [(None, UPSTREAM)]
+_calls: list[tuple["weakref.ref[_Call] | None", SkipPolicy]] = kept(
+    "calls of skip_policy", lambda: [(None, UPSTREAM)]
+)
+_process = _calls[-1][1]
 _lock = threading.Lock()
 
 

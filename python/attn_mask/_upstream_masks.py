@@ -47,6 +47,8 @@ class Release(NamedTuple):
     by_vmap: bool
     """Whether mask functions are evaluated at one element at a time."""
     find_packed_sequence_indices: Callable[..., Any]
+    preprocess: Any
+    """Its _preprocess_mask_arguments; None where that is not replaced."""
 
 
 # As masking_utils does it.
@@ -55,7 +57,9 @@ own_decisions = Decisions(masking_utils._skips_causal, masking_utils._skips_bidi
 
 class _State:
     def __init__(self) -> None:
-        self.release = Release(own_decisions, False, masking_utils.find_packed_sequence_indices)
+        self.release = Release(
+            own_decisions, False, masking_utils.find_packed_sequence_indices, None
+        )
         self.options = _install_options.DEFAULT
 
 
@@ -298,6 +302,17 @@ def find_packed_sequence_indices(position_ids: torch.Tensor) -> Any:
     if policy.name != "shapes":
         return state.release.find_packed_sequence_indices(position_ids)
     return None if policy.packing == "none" else masking_utils._count_sequences(position_ids)
+
+
+def _preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
+    """The release's, which makes booleans of whatever numbers a padding mask holds."""
+    # (config, inputs_embeds, attention_mask, ...); until 5.1, input_embeds.
+    mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
+        if embeds is not None:
+            masking_utils.name_numbers(mask, embeds.shape[1])
+    return state.release.preprocess(*args, **kwargs)
 
 
 def no_sequences(position_ids: torch.Tensor) -> None:

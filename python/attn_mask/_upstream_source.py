@@ -208,7 +208,7 @@ class Module:
             if (
                 isinstance(inner := _contents(cell), FunctionType)
                 and (name := self._defined(inner))
-                and any(function.__code__ is code for code in self._decorated(name))
+                and self._is_decorated(function, name)
             ):
                 return name
         return None
@@ -229,11 +229,15 @@ class Module:
         is_here = code.co_filename == self._file and code.co_firstlineno in lines
         return name if is_here else None
 
-    def _decorated(self, name: str) -> Iterator[CodeType]:
-        """The codes of what the decorators of a function make."""
+    def _is_decorated(self, wrapper: FunctionType, name: str) -> bool:
+        """Whether a wrapper of a function is what its decorators made."""
         if self.source is None:
-            return
-        for node in self.source.functions.get(name, ()):
+            return not _is_of_users(wrapper)
+        return any(wrapper.__code__ is code for code in self._decorated(name, self.source))
+
+    def _decorated(self, name: str, source: Source) -> Iterator[CodeType]:
+        """The codes of what the decorators of a function make."""
+        for node in source.functions.get(name, ()):
             for decorator in node.decorator_list:
                 called = decorator.func if isinstance(decorator, ast.Call) else decorator
                 if not isinstance(called, ast.Name) or self._is_replaced(called.id):
