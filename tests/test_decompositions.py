@@ -146,7 +146,7 @@ def test_any_bias(data, call, unmask_unattended, masked_value):
     st.integers(1, 5),
     st.integers(1, 5),
     st.booleans(),
-    st.sampled_from([None, 99]),
+    st.sampled_from([None, 999]),
 )
 def test_any_blocks(call, q_block, kv_block, separate_full_blocks, width):
     heads = operator("boolean")(*call.args, **call.positions).shape[1]
@@ -227,6 +227,7 @@ def check_everything(module):
             assert_same_mask(one, other), name
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # from inside torch 2.11
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_run_decompositions(strict):
     """Of every operator, `.out` included, for any sizes; alone and beside torch's table."""
@@ -424,8 +425,10 @@ def ran(call):
 def test_eager_aten_only(name):
     call = PYTHON_LAYER[name]
     want = call(*inputs(2, 5, 8))
+    got = []
     with attn_mask.aten_only():
-        assert_same_mask(call(*inputs(2, 5, 8)), want)
+        assert not ran(lambda: got.append(call(*inputs(2, 5, 8))))
+    assert_same_mask(got[0], want)
 
 
 def make_one():

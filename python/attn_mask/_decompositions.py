@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from attn_mask import _process, rules
 from attn_mask._library import UNMASKED_DEVICES
@@ -590,7 +590,9 @@ def _prepare_4d_attention_mask_for_sdpa(
 
 
 def _is_all_ones(mask: torch.Tensor) -> bool:
-    return bool((mask if mask.dtype == torch.bool else mask == 1).all())
+    # A decision is no part of a graph.
+    with _disable_current_modes():
+        return bool((mask if mask.dtype == torch.bool else mask == 1).all())
 
 
 def _unmask(mask: torch.Tensor, min_dtype: Any, stride_multiple: Any) -> torch.Tensor:
@@ -726,7 +728,8 @@ def _ignore_causal_mask_sdpa(
 
 
 def _is_all_visible(mask: torch.Tensor) -> bool:
-    return bool(mask.to(torch.bool).all())
+    with _disable_current_modes():
+        return bool(mask.to(torch.bool).all())
 
 
 # Lists of blocks
@@ -851,10 +854,11 @@ def _block_mask_widths(
     )
     half = len(lists) // 2
     counts = lists[:half:2], lists[half::2]
-    return [
-        max((int(count.max()) for count in of_kind if count.numel() > 0), default=0)
-        for of_kind in counts
-    ]
+    with _disable_current_modes():
+        return [
+            max((int(count.max()) for count in of_kind if count.numel() > 0), default=0)
+            for of_kind in counts
+        ]
 
 
 # The table, `.out`, and other devices

@@ -386,7 +386,7 @@ class _Writer:
         }
         kv_width, q_width = None, None
         if self.is_compact:
-            kv_width, q_width = self.widths or _ops._block_mask_widths(
+            kv_width, q_width = self.widths or (operators() or _ops)._block_mask_widths(
                 code, operands, *blocks, **arguments
             )
         tensors: list[torch.Tensor]

@@ -259,7 +259,12 @@ def fast_all(tensor: torch.Tensor) -> torch.Tensor:
 
 def _shows_all(mask: torch.Tensor) -> bool:
     """The truth of fast_all."""
-    return _C.is_all_visible(mask) if mask.dtype == torch.bool else bool(fast_all(mask))
+    return _is_all_visible(mask) if mask.dtype == torch.bool else bool(fast_all(mask))
+
+
+def _is_all_visible(mask: torch.Tensor) -> bool:
+    ops = operators()
+    return _C.is_all_visible(mask) if ops is None else bool(ops._is_all_visible(mask))
 
 
 def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | None:
@@ -432,7 +437,7 @@ def _can_skip_bidirectional_mask(
         return False
     if local_size is not None and kv_length >= local_size:
         return False
-    return padding_mask is None or _C.is_all_visible(padding_mask)
+    return padding_mask is None or _is_all_visible(padding_mask)
 
 
 def _skips_causal(

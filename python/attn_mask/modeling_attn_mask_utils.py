@@ -192,11 +192,15 @@ class AttentionMaskConverter:
             return bool(shapes_allow)
         if attention_mask.dim() == 4 or is_opaque(attention_mask):
             return False
-        return _C.ignore_causal_mask_sdpa(
-            attention_mask,
-            _beside(attention_mask, inputs_embeds),
-            max(past_key_values_length, 0),
-            None,
+        ops = operators()
+        ignores = _C.ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
+        return bool(
+            ignores(
+                attention_mask,
+                _beside(attention_mask, inputs_embeds),
+                max(past_key_values_length, 0),
+                None,
+            )
         )
 
 
@@ -411,6 +415,12 @@ def _prepare_4d_attention_mask_for_sdpa(
     _, _ = mask.shape  # another rank is upstream's ValueError
     if is_opaque(mask):
         return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
+    ops = operators()
+    if ops is not None:
+        result: torch.Tensor | None = ops._prepare_4d_attention_mask_for_sdpa(
+            mask, tgt_len, dtype=dtype
+        )
+        return result
     return _C.prepare_4d_attention_mask_for_sdpa(mask, tgt_len, dtype)
 
 

@@ -18,6 +18,7 @@ import inspect
 import math
 import operator
 import re
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -328,6 +329,11 @@ class MaskFunction:
         return replace(self, **moved) if moved else self
 
     def __bool__(self) -> bool:
+        # torch 2.11's dynamo takes it for whether there is a function, when it traces a call.
+        if not torch.compiler.is_dynamo_compiling() and (
+            sys._getframe(1).f_globals.get("__name__") == "torch._dynamo.symbolic_convert"
+        ):
+            return True
         raise TypeError(
             f"{self.__name__}: expected rules to be joined by `&` and `|`, not by `and`, `or` and "
             "`not`: a rule is neither true nor false (`is None` tells whether there is one)"
@@ -1049,7 +1055,7 @@ def _flat(
 
 def _depth_over(name: str, rules: tuple[MaskFunction, ...]) -> int:
     """The depth of a tree with these branches. Raises ValueError for what is too deep."""
-    depth = 1 + max((rule.depth for rule in rules), default=0)
+    depth = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
     if depth > _MAX_DEPTH:
         raise ValueError(
             f"{name}: expected rules to be nested at most {_MAX_DEPTH} deep, but got {depth}"
