@@ -3,6 +3,7 @@
 // TENSORS is a tuple by torch.save: for each call a tuple of the inputs and one of the results that
 // are expected. Exits with 1, and says which, where a result is another.
 
+#include <ATen/ops/equal.h>
 #include <attn_mask/attn_mask.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/serialization/pickle.h>
