@@ -43,6 +43,8 @@ class CMakeBuild(build_ext):
         jobs = str(self.parallel or os.environ.get("MAX_JOBS") or os.cpu_count())
         subprocess.check_call(configure)
         subprocess.check_call([cmake, "--build", str(tree), "--parallel", jobs])
+        # Of another torch, which may have had CUDA kernels where this one has none.
+        shutil.rmtree(prefix / "lib", ignore_errors=True)
         subprocess.check_call([cmake, "--install", str(tree), "--prefix", str(prefix)])
 
     def get_outputs(self) -> list[str]:
