@@ -477,6 +477,8 @@ def test_compiled(dynamic):
     torch._dynamo.reset()
 
 
+# From inside torch 2.11.
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")
 def test_exported():
     class Masks(torch.nn.Module):
         def forward(self, padding, bias):

@@ -522,6 +522,7 @@ def test_rules_that_are_deeper(deepen, name):
 
 # Numbers in a padding mask
 
+CONFIG = Config("sdpa")
 NUMBERED = torch.tensor([[1, 1, 2, 2, 0], [1, 1, 1, 2, 3]])
 
 
@@ -537,7 +538,7 @@ def named(caplog):
 
 def create(mask, q_length=5, **kwargs):
     embeds = torch.zeros(2, q_length, 4, device=mask.device)
-    return masking_utils.create_causal_mask(Config("sdpa"), embeds, mask, None, **kwargs)
+    return masking_utils.create_causal_mask(CONFIG, embeds, mask, None, **kwargs)
 
 
 def test_numbers_in_a_padding_mask_are_named_once(unnamed, caplog):

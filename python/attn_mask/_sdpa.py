@@ -7,7 +7,7 @@ import torch
 
 from attn_mask import _skipping, masking_utils, rules
 from attn_mask._checks import check_strided
-from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording
+from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
 
@@ -125,7 +125,7 @@ def _hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offse
     if policy.name != "upstream":
         return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, None)
     # In a graph that is kept, sizes may change, and with them what is_causal means.
-    if torch.compiler.is_exporting() or is_jit_tracing():
+    if is_exporting() or is_jit_tracing():
         return False
     if attention_mask is None:
         return True

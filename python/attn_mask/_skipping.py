@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from attn_mask._process import kept
-from attn_mask._tracing import is_jit_tracing
+from attn_mask._tracing import is_exporting, is_jit_tracing
 
 __all__ = ["SkipPolicy", "current", "skip_policy"]
 
@@ -70,7 +70,7 @@ class SkipPolicy:
 
     def _knows(self, attention_mask: torch.Tensor | None) -> bool:
         """That nothing is padded, and that there is no graph to fix ``is_causal`` in for good."""
-        if torch.compiler.is_exporting() or is_jit_tracing():
+        if is_exporting() or is_jit_tracing():
             return False
         return attention_mask is None or self.padding == "none"
 

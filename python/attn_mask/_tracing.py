@@ -22,6 +22,11 @@ def is_recording() -> bool:
     return torch.compiler.is_compiling() or is_jit_tracing()
 
 
+def is_exporting() -> bool:
+    """torch.compiler.is_exporting, which is true of all that torch 2.11 compiles."""
+    return torch.compiler._is_exporting_flag
+
+
 def is_tracing(tensor: Any = None) -> bool:
     """Whether values must not be looked at, because they would be fixed in a graph.
 
