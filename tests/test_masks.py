@@ -107,8 +107,13 @@ def test_masks_are_their_elements(problem, unmask, dtype, masked_value):
 
 
 @settings(max_examples=100)
-@given(problems(), st.sampled_from(DTYPES), st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 3)]))
-def test_biases(problem, dtype, shape):
+@given(
+    problems(),
+    st.sampled_from(DTYPES),
+    st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 3)]),
+    st.sampled_from([None, -100.0, 0.0, -0.0]),
+)
+def test_biases(problem, dtype, shape, masked_value):
     """Where nothing is visible and rows are unmasked, the bias of the whole row."""
     name, q_length, kv_length, offsets = problem
     rule = RULES[name]
@@ -122,12 +127,14 @@ def test_biases(problem, dtype, shape):
             dtype=dtype,
             bias=bias,
             unmask_unattended=unmask,
+            masked_value=masked_value,
             **offsets,
         )
         attends = attn_mask.boolean(
             rule, 2, q_length, kv_length, unmask_unattended=unmask, **offsets
         )
-        assert_same_mask(got, spelled(attends.expand(2, shape[1], -1, -1), dtype, None, bias))
+        attends = attends.expand(2, shape[1], -1, -1)
+        assert_same_mask(got, spelled(attends, dtype, masked_value, bias))
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -189,7 +196,19 @@ def test_zeros_of_unmasked_rows_are_positive():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_masked_values(dtype):
     info = torch.finfo(dtype)
-    for value in (info.min, info.min / 2, -1e4, -100, -1, -0.5, -info.tiny, -math.inf):
+    for value in (
+        info.min,
+        info.min / 2,
+        -1e4,
+        -100,
+        -1,
+        -0.5,
+        -info.tiny,
+        -math.inf,
+        0.0,
+        -0.0,
+        0,
+    ):
         for rule in (rules.causal(), every_third):
             got = attn_mask.additive(rule, 1, 3, 4, dtype=dtype, masked_value=value)
             attends = attn_mask.boolean(rule, 1, 3, 4)
@@ -201,11 +220,11 @@ def test_masked_values(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("value", [math.nan, 1.0, 1e-3, math.inf, 0.0, -0.0, 0])
-def test_values_that_mask_nothing(dtype, value):
+@pytest.mark.parametrize("value", [math.nan, 1.0, 1e-3, math.inf])
+def test_values_that_are_none(dtype, value):
     for rule in (rules.causal(), every_third):
         with pytest.raises(
-            ValueError, match="additive: expected masked_value to be negative, but go"
+            ValueError, match="additive: expected masked_value to be at most 0, but got"
         ):
             attn_mask.additive(rule, 1, 3, 4, dtype=dtype, masked_value=value)
 

@@ -117,7 +117,7 @@ struct AdditiveOptions {
   /// Whether rows in which no key is visible hold 0 (or the bias) throughout, for attention that
   /// gives NaN for them.
   bool unmask_unattended = false;
-  /// What masked elements hold: a negative number that `dtype` holds, or -inf; absent: the lowest
+  /// What masked elements hold: a number up to 0 that `dtype` holds, or -inf; absent: the lowest
   /// finite number.
   std::optional<double> masked_value = std::nullopt;
 };

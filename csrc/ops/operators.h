@@ -139,7 +139,7 @@ void boolean_out(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt 
                  bool unmask_unattended, const at::Tensor& out);
 
 /// Any rule as an additive mask, on top of a bias where one is given. Masked elements hold
-/// `masked_value`: a negative number that the dtype holds, or -inf; else its lowest finite number.
+/// `masked_value`: a number up to 0 that the dtype holds, or -inf; else its lowest finite number.
 /// With `unmask_unattended`, rows in which no key is visible become +0.0, or the bias, throughout.
 at::Tensor additive(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
                     c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype,

@@ -72,8 +72,11 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
       task.bias = {bias->const_data_ptr(),
                    {bias->size(0) == 1 ? 0 : bias->stride(0),
                     bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
+      // What kernels replace by the bias: a NaN, as a masked element may hold any number.
+      task.format.attend = ~uint64_t{0};
     }
-    const auto unmasked = arguments.unmask_unattended ? std::optional(format.attend) : std::nullopt;
+    const auto unmasked =
+        arguments.unmask_unattended ? std::optional(task.format.attend) : std::nullopt;
     if (decoded.has_parts) {
       ask_in_parts(op, program, task, device, height_of_parts(task),
                    [&](int64_t first, const Question& rows) {
@@ -111,11 +114,11 @@ DenseFormat format_of(at::ScalarType dtype, const std::optional<c10::Scalar>& ma
   TORCH_CHECK_TYPE(!masked_value->isComplex() && !masked_value->isBoolean(), kAdditiveOp,
                    ": expected masked_value to be a real number, but got ", *masked_value);
   const double masked = masked_value->toDouble();
-  TORCH_CHECK_VALUE(masked < 0, kAdditiveOp, ": expected masked_value to be negative, but got ",
+  TORCH_CHECK_VALUE(masked <= 0, kAdditiveOp, ": expected masked_value to be at most 0, but got ",
                     *masked_value);
   const DenseFormat format = additive_format(dtype, masked);
   // Overflow would make a finite number -inf, underflow would show what is to be masked.
-  const bool is_held = format.masked != sign_bit(dtype) &&
+  const bool is_held = (masked == 0 || format.masked != sign_bit(dtype)) &&
                        (std::isinf(masked) || format.masked <= additive_format(dtype).masked);
   TORCH_CHECK_VALUE(is_held, kAdditiveOp, ": expected masked_value to be a number that ", dtype,
                     " holds, but got ", *masked_value);

@@ -483,7 +483,7 @@ def install(
     interrupts it leaves all as it was.
 
     Args:
-        masked_value: what additive masks hold for a key that is not attended to, a negative number
+        masked_value: what additive masks hold for a key that is not attended to, a number up to 0
             or -inf; by default the lowest of the mask's dtype, as in transformers. One that the
             dtype can't hold is a ValueError when the mask is made.
         unmask_unattended: whether rows in which no key is visible become visible throughout.

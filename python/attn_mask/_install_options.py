@@ -34,8 +34,8 @@ def checked(name: str, masked_value: Any, unmask_unattended: Any, aten_only: Any
                 f"but got {type(masked_value).__name__}"
             )
         masked_value = float(masked_value)
-        if not masked_value < 0:
+        if not masked_value <= 0:
             raise ValueError(
-                f"{name}: expected masked_value to be negative, but got {masked_value}"
+                f"{name}: expected masked_value to be at most 0, but got {masked_value}"
             )
     return Options(masked_value, unmask_unattended, aten_only)

@@ -2,6 +2,8 @@
 
 import logging
 
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
 from attn_mask import _process
 from attn_mask._tracing import is_recording
 
@@ -13,7 +15,8 @@ _named: set[str] = _process.kept("named", set)
 
 def is_named(kind: str) -> bool:
     """Whether name_once would say nothing (any more), so that finding out can be spared."""
-    return is_recording() or kind in _named
+    # A mode (make_fx, fake tensors) may be recording, too.
+    return is_recording() or _get_current_dispatch_mode() is not None or kind in _named
 
 
 def name_once(kind: str, message: str, *arguments: object) -> None:

@@ -91,7 +91,7 @@ def additive(
         dtype: float16, bfloat16, float32 or float64; ``out`` must be of it.
         bias: [b or 1, heads or 1, q, kv] of ``dtype``: what elements that are attended to hold in
             place of 0. Differentiable, but not into ``out``.
-        masked_value: what the others hold: a negative number that ``dtype`` holds, or -inf; by
+        masked_value: what the others hold: a number up to 0 that ``dtype`` holds, or -inf; by
             default ``torch.finfo(dtype).min``.
 
     Returns ``out``, or a tensor [b, 1 or heads, q, kv] of ``dtype``.
