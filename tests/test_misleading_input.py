@@ -579,5 +579,5 @@ def test_numbers_are_not_looked_at_in_decoding_nor_in_graphs(unnamed, caplog):
     with attn_mask.skip_policy("never"):
         create(NUMBERED.to("meta"))
         for mode in ("real", "symbolic"):
-            torch.fx.experimental.proxy_tensor.make_fx(create, tracing_mode=mode)(NUMBERED)
+            torch.fx.experimental.proxy_tensor.make_fx(step, tracing_mode=mode)(NUMBERED)
     assert not named(caplog)
