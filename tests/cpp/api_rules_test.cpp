@@ -388,6 +388,38 @@ TEST(Threads, AnErrorStaysInItsThread) {
   EXPECT_EQ(boolean(causal(), 1, 2, 3).sizes(), at::IntArrayRef({1, 1, 2, 3}));
 }
 
+TEST(Masks, RowsWithoutAKeyAreUnmasked) {
+  const at::Tensor mask = at::tensor({0, 0, 1, 0, 0, 0}, at::kLong).view({2, 3});
+  const MaskRule rule = causal() & padding(mask);
+  const at::Tensor attends = boolean(rule, 2, 3, 3);
+  const at::Tensor want = attends | attends.any(-1, /*keepdim=*/true).logical_not();
+  EXPECT_EQ(want.sum().item<int64_t>(), 3 + 3 + 1 + 9);
+  EXPECT_TRUE(same(boolean(rule, 2, 3, 3, {.unmask_unattended = true}), want));
+  const at::Tensor low = at::scalar_tensor(std::numeric_limits<float>::lowest());
+  EXPECT_TRUE(same(additive(rule, 2, 3, 3, {.unmask_unattended = true}),
+                   at::where(want, at::zeros({}), low)));
+  const at::Tensor bias = at::randn({1, 2, 3, 3});
+  EXPECT_TRUE(same(additive(rule, 2, 3, 3, {.bias = bias, .unmask_unattended = true}),
+                   at::where(want, bias, low)));
+}
+
+TEST(Masks, MaskedElementsHoldAnyNumberUpTo0) {
+  const at::Tensor attends = boolean(causal(), 1, 2, 3);
+  for (const double value : {-1e4, -0.5, -std::numeric_limits<double>::infinity(), 0.0}) {
+    const at::Tensor want =
+        at::where(attends, at::zeros({}, at::kHalf), at::scalar_tensor(value, at::kHalf));
+    EXPECT_TRUE(
+        same(additive(causal(), 1, 2, 3, {.dtype = at::kHalf, .masked_value = value}), want));
+  }
+  const auto text = [](double value) {
+    return text_of<c10::ValueError>(
+        [&] { additive(causal(), 1, 2, 3, {.dtype = at::kHalf, .masked_value = value}); });
+  };
+  EXPECT_EQ(text(1.0), "additive: expected masked_value to be at most 0, but got 1");
+  EXPECT_EQ(text(-1e9),
+            "additive: expected masked_value to be a number that Half holds, but got -1e+09");
+}
+
 TEST(Errors, UndefinedTensorsAreNamed) {
   const at::Tensor undefined;
   const auto text = [](const std::string& function, const std::string& argument) {

@@ -169,6 +169,16 @@ TEST(Reference, AllFunctionsAgainstLoops) {
     const at::Tensor opened =
         at::where(padded.ne(0).all(3, true), at::full_like(padded, -0.0), padded);
     EXPECT_TRUE(same(unmask_unattended(padded, test::lowest(dtype)), opened));
+    // Two switches; a 4-D mask that is not unmasked comes back itself.
+    for (const bool unmasks : {false, true}) {
+      EXPECT_TRUE(same(*prepare_4d_causal_attention_mask_for_sdpa(
+                           mask, {b, q}, embeds, past, window, /*allow_skip=*/false, unmasks),
+                       unmasks ? opened : padded));
+      const at::Tensor same_4d = *prepare_4d_causal_attention_mask_for_sdpa(
+          padded, {b, q}, embeds, past, window, /*allow_skip=*/true, unmasks);
+      EXPECT_TRUE(same(same_4d, unmasks ? opened : padded));
+      EXPECT_EQ(same_4d.is_same(padded), !unmasks);
+    }
   }
 }
 
