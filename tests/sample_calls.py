@@ -73,6 +73,10 @@ SAMPLES = {
     "_prepare_4d_causal_attention_mask_for_sdpa": [
         ((PADDING, (3, 2), _embeds(3, 2), 3), {"allow_skip": False}),
         ((ONES, (2, 5), _embeds(2, 5, HALF), 0), {"allow_skip": False}),
+        (
+            (PADDING, (3, 2), _embeds(3, 2), 3),
+            {"allow_skip": False, "unmask_unattended": True},
+        ),
         ((None, (2, 5), _embeds(2, 5), 0, 3), {"allow_skip": False}),
         ((MASK_4D, (3, 2), _embeds(3, 2), 3), {"allow_skip": False}),
     ],
