@@ -175,12 +175,26 @@ bool asks_elements(const BlockMaskTask& task, uint32_t of_keys) {
   const auto unprepared = [](const Table& table) {
     return table.exists() && table.runs.starts == nullptr;
   };
+  const auto node_asks = [&](const Rule::Node& node, uint32_t bit) {
+    switch (node.kind) {
+      case Rule::Kind::kAll:
+      case Rule::Kind::kNothing:
+      case Rule::Kind::kCausal:
+      case Rule::Kind::kSlidingWindow:
+      case Rule::Kind::kChunk:
+      case Rule::Kind::kAnd:
+      case Rule::Kind::kOr:
+        return false;
+      case Rule::Kind::kSameId:
+        return unprepared(node.same_id.ids) || node.same_id.ids.runs.is_once[0] == 0;
+      case Rule::Kind::kPadding:
+        return (of_keys & bit) == 0;
+    }
+    return true;
+  };
   bool asks = task.kv_positions.listed;
   for (int32_t i = 0; i < task.rule.size; ++i) {
-    const Rule::Node& node = task.rule.nodes[i];
-    asks = asks || (node.kind == Rule::Kind::kPadding && ((of_keys >> i) & 1U) == 0) ||
-           (node.kind == Rule::Kind::kSameId &&
-            (unprepared(node.same_id.ids) || node.same_id.ids.runs.is_once[0] == 0));
+    asks = asks || node_asks(task.rule.nodes[i], uint32_t{1} << i);
   }
   for (int32_t i = 0; i < task.rule.steps_size; ++i) {
     asks = asks || unprepared(task.rule.steps[i].table);

@@ -288,23 +288,8 @@ class SpanFinder {
   explicit SpanFinder(const Question& task) : task_(task) {
     for (int32_t i = 0; i < task.rule.size; ++i) {
       const Rule::Node& node = task.rule.nodes[i];
-      const bool plain = node.conjunct && node.step_begin == node.step_end;
-      if (plain && node.kind == Rule::Kind::kPadding) {
-        unresolved_ |= uint32_t{1} << i;
-        if (!node.padding.by_column) {
-          known_ = intersect(known_, {0, node.padding.length});
-        }
-      } else if (plain && node.kind == Rule::Kind::kCausal) {
-        after_ = after_ < 0 ? after_ : 0;
-      } else if (plain && node.kind == Rule::Kind::kSlidingWindow) {
-        const SlidingWindow& window = node.sliding_window;
-        before_ = before_ < window.left ? before_ : window.left;
-        after_ = after_ < window.right ? after_ : window.right;
-      } else if (plain && node.kind == Rule::Kind::kChunk) {
-        has_chunks_ = true;
-      } else if (!plain || node.kind == Rule::Kind::kSameId || node.kind == Rule::Kind::kNothing) {
-        hull_is_all_ = false;
-      }
+      hull_is_all_ = hull_is_all_ && node.conjunct && node.step_begin == node.step_end &&
+                     add_to_hull(node, uint32_t{1} << i);
     }
     hull_is_all_ = hull_is_all_ && !task.kv_positions.listed;
   }
@@ -336,6 +321,38 @@ class SpanFinder {
   }
 
  private:
+  /// Whether rows stay their hull under node `bit`, too.
+  bool add_to_hull(const Rule::Node& node, uint32_t bit) {
+    switch (node.kind) {
+      case Rule::Kind::kAll:
+      case Rule::Kind::kAnd:
+        return true;
+      case Rule::Kind::kCausal:
+        after_ = after_ < 0 ? after_ : 0;
+        return true;
+      case Rule::Kind::kSlidingWindow: {
+        const SlidingWindow& window = node.sliding_window;
+        before_ = before_ < window.left ? before_ : window.left;
+        after_ = after_ < window.right ? after_ : window.right;
+        return true;
+      }
+      case Rule::Kind::kChunk:
+        has_chunks_ = true;
+        return true;
+      case Rule::Kind::kPadding:
+        unresolved_ |= bit;
+        if (!node.padding.by_column) {
+          known_ = intersect(known_, {0, node.padding.length});
+        }
+        return true;
+      case Rule::Kind::kNothing:
+      case Rule::Kind::kSameId:
+      case Rule::Kind::kOr:
+        break;
+    }
+    return false;
+  }
+
   const Question& task_;
   bool hull_is_all_ = true;
   bool has_chunks_ = false;

@@ -18,7 +18,8 @@ constexpr auto kOp = "_block_mask_widths";
 /// The blocks of `size` that so many neighbours can touch.
 int64_t touched(int64_t neighbours, int64_t size) { return (neighbours + size - 2) / size + 1; }
 
-/// What windows and chunks that hold for the whole rule tell without a look at anything.
+/// What windows and chunks that hold for the whole rule tell without a look at anything; leaves of
+/// other kinds can but make lines shorter.
 std::optional<LongestLines> declared(const BlockMaskTask& task) {
   if (task.q_positions.listed || task.kv_positions.listed) {
     return std::nullopt;

@@ -15,8 +15,12 @@ namespace attn_mask {
 /// Plain data of fixed size, handed to kernels by value, so that nothing has to be uploaded (a CUDA
 /// graph being captured forbids it). It does not own the memory that its leaves point into.
 ///
-/// A new leaf is a struct in a file of its own, a Kind, a case in `attends` and, where it has
-/// spans, one in spans.cpp.
+/// A new leaf is a struct in a file of its own, a member of Node, a Kind, a make_rule, an opcode in
+/// ops/rule_program.cpp, and a case in each switch over kinds: leaf_attends (its definition),
+/// spans.cpp (`unresolved` where it has no spans), SpanFinder in cpu/kernels.cpp, asks_elements in
+/// cpu/block_mask.cpp. No such switch has a default, and -Werror=switch is always on, so that
+/// nothing compiles while a case is missing. Code that tests for a kind by `if` (row_hull, say)
+/// must be right, if slower, for every other.
 struct Rule {
   enum class Kind : int32_t {
     kAll,
@@ -91,9 +95,12 @@ ATTN_MASK_INLINE bool leaf_attends(const Rule& rule, const Rule::Node& leaf, con
       return leaf.same_id.attends(query.batch, q, k);
     case Rule::Kind::kPadding:
       return leaf.padding.attends(query, leaf.padding.by_column ? key.column : k);
-    default:
-      return false;
+    case Rule::Kind::kNothing:
+    case Rule::Kind::kAnd:
+    case Rule::Kind::kOr:
+      break;
   }
+  return false;
 }
 
 /// Element level, the definition: does the query attend to the key, under the subtree that ends

@@ -226,9 +226,13 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
       inside.unresolved = uint32_t{1} << index;
       return inside;
     }
-    default:
+    case Rule::Kind::kNothing:
       return nothing();
+    case Rule::Kind::kAnd:
+    case Rule::Kind::kOr:
+      break;
   }
+  return unresolved(index, seen);
 }
 
 template <typename Rows>

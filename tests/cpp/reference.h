@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -157,6 +158,94 @@ struct RandomPadding {
             element_size,
             /*by_column=*/per_query,
             bits_between(1, 1)};
+  }
+};
+
+/// A random tree over memory of its own.
+struct RandomRule {
+  /// Kinds below are leaves.
+  static constexpr uint32_t kLeaves = static_cast<uint32_t>(Rule::Kind::kAnd);
+
+  std::vector<test::RandomPadding> paddings;
+  std::vector<std::vector<int64_t>> tables;
+  int64_t batch_size;
+  int64_t q_length;
+  int64_t kv_length;
+
+  Table table(std::mt19937& random, int64_t length) {
+    std::vector<int64_t> values(static_cast<size_t>(batch_size * length));
+    const auto kind = random() % 3;
+    for (int64_t row = 0; row < batch_size; ++row) {
+      int64_t value = static_cast<int64_t>(random() % 3) - 1;
+      for (int64_t i = 0; i < length; ++i) {
+        if (kind == 0) {  // anything
+          value = static_cast<int64_t>(random() % 5) - 1;
+        } else if (kind == 1) {  // runs
+          value += random() % 4 == 0 ? 1 : 0;
+        } else {  // positions that begin anew
+          value = random() % 5 == 0 ? 0 : value + 1;
+        }
+        values[static_cast<size_t>(row * length + i)] = value;
+      }
+    }
+    tables.push_back(std::move(values));
+    return {{tables.back().data(), 8}, length, 1, length, {}};
+  }
+
+  /// A rule whose last node is of `kind`; none where there is no such kind.
+  std::optional<Rule> sample(std::mt19937& random, Rule::Kind kind) {
+    const auto upto = [&](uint32_t most) { return static_cast<int64_t>(random() % (most + 1)); };
+    switch (kind) {  // no default: a new kind does not compile until there is a sample of it
+      case Rule::Kind::kAll:
+        return make_rule();
+      case Rule::Kind::kNothing:
+        return make_nothing();
+      case Rule::Kind::kCausal:
+        return make_rule(Causal{});
+      case Rule::Kind::kSlidingWindow:
+        return make_rule(SlidingWindow{upto(7), upto(7)});
+      case Rule::Kind::kChunk:
+        return make_rule(Chunk{1 + upto(5), Table{}});
+      case Rule::Kind::kSameId:
+        return make_rule(SameId{table(random, 1 + upto(29)), random() % 2 == 0});
+      case Rule::Kind::kPadding:
+        paddings.emplace_back(random, 1 << random() % 4, batch_size, q_length, kv_length,
+                              1 + random() % 2, random() % 2 == 0);
+        return make_rule(paddings.back().leaf);
+      case Rule::Kind::kAnd:
+        return leaf(random) & leaf(random);
+      case Rule::Kind::kOr:
+        return leaf(random) | leaf(random);
+    }
+    return std::nullopt;
+  }
+
+  Rule leaf(std::mt19937& random) {
+    return *sample(random, static_cast<Rule::Kind>(random() % kLeaves));
+  }
+
+  void see_at_other_positions(Rule& leaf, std::mt19937& random) {
+    leaf.steps[0] = random() % 2 == 0 ? Rule::Step{static_cast<int64_t>(random() % 5) - 2,
+                                                   static_cast<int64_t>(random() % 5) - 2, Table{}}
+                                      : Rule::Step{0, 0, table(random, 25)};
+    leaf.steps_size = 1;
+    leaf.nodes[0].step_end = 1;
+  }
+
+  Rule tree(std::mt19937& random, int depth) {
+    if (depth == 0 || random() % 4 == 0) {
+      Rule rule = leaf(random);
+      if (random() % 3 == 0) {
+        see_at_other_positions(rule, random);
+      }
+      return rule;
+    }
+    const Rule left = tree(random, depth - 1);
+    const Rule right = tree(random, depth - 1);
+    if (!fit_together(left, right)) {
+      return left;
+    }
+    return random() % 2 == 0 ? left & right : left | right;
   }
 };
 

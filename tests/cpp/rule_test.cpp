@@ -110,89 +110,16 @@ TEST(Rule, AllAndNothing) {
   EXPECT_FALSE(attends_at(make_nothing() & make_rule(), 3, 3));
 }
 
-/// A random tree over memory of its own.
-struct RandomRule {
-  std::vector<test::RandomPadding> paddings;
-  std::vector<std::vector<int64_t>> tables;
-  int64_t batch_size;
-  int64_t q_length;
-  int64_t kv_length;
-
-  Table table(std::mt19937& random, int64_t length) {
-    std::vector<int64_t> values(static_cast<size_t>(batch_size * length));
-    const auto kind = random() % 3;
-    for (int64_t row = 0; row < batch_size; ++row) {
-      int64_t value = static_cast<int64_t>(random() % 3) - 1;
-      for (int64_t i = 0; i < length; ++i) {
-        if (kind == 0) {  // anything
-          value = static_cast<int64_t>(random() % 5) - 1;
-        } else if (kind == 1) {  // runs
-          value += random() % 4 == 0 ? 1 : 0;
-        } else {  // positions that begin anew
-          value = random() % 5 == 0 ? 0 : value + 1;
-        }
-        values[static_cast<size_t>(row * length + i)] = value;
-      }
-    }
-    tables.push_back(std::move(values));
-    return {{tables.back().data(), 8}, length, 1, length, {}};
-  }
-
-  Rule leaf(std::mt19937& random) {
-    const int64_t length = static_cast<int64_t>(random() % 30) + 1;
-    switch (random() % 7) {
-      case 0:
-        return make_rule(Causal{});
-      case 1:
-        return make_rule(
-            SlidingWindow{static_cast<int64_t>(random() % 8), static_cast<int64_t>(random() % 8)});
-      case 2:
-        return make_rule(Chunk{static_cast<int64_t>(random() % 6) + 1, Table{}});
-      case 3:
-        return make_rule(SameId{table(random, length), random() % 2 == 0});
-      case 4:
-        paddings.emplace_back(random, 1 << random() % 4, batch_size, q_length, kv_length,
-                              1 + random() % 2, random() % 2 == 0);
-        return make_rule(paddings.back().leaf);
-      case 5:
-        return make_nothing();
-      default:
-        return make_rule();
-    }
-  }
-
-  Rule tree(std::mt19937& random, int depth) {
-    if (depth == 0 || random() % 4 == 0) {
-      Rule rule = leaf(random);
-      if (random() % 3 == 0) {  // seen at other positions
-        rule.steps[0] = random() % 2 == 0
-                            ? Rule::Step{static_cast<int64_t>(random() % 5) - 2,
-                                         static_cast<int64_t>(random() % 5) - 2, Table{}}
-                            : Rule::Step{0, 0, table(random, 25)};
-        rule.steps_size = 1;
-        rule.nodes[0].step_end = 1;
-      }
-      return rule;
-    }
-    const Rule left = tree(random, depth - 1);
-    const Rule right = tree(random, depth - 1);
-    if (!fit_together(left, right)) {
-      return left;
-    }
-    return random() % 2 == 0 ? left & right : left | right;
-  }
-};
-
 TEST(Rule, SpanLevelAgreesWithElementLevel) {
   std::mt19937 random(7);
   int resolved = 0;
   int rows = 0;
   for (int trial = 0; trial < 3000; ++trial) {
-    RandomRule made{{},
-                    {},
-                    static_cast<int64_t>(1 + random() % 2),
-                    static_cast<int64_t>(1 + random() % 6),
-                    static_cast<int64_t>(random() % 24)};
+    test::RandomRule made{{},
+                          {},
+                          static_cast<int64_t>(1 + random() % 2),
+                          static_cast<int64_t>(1 + random() % 6),
+                          static_cast<int64_t>(random() % 24)};
     MaskTask task{};
     task.rule = made.tree(random, 3);
     task.batch_size = made.batch_size;
@@ -246,11 +173,11 @@ TEST(Rule, RowRunsAgreeWithTheSpansOfTheirRows) {
   int64_t runs = 0;
   int64_t rows_seen = 0;
   for (int trial = 0; trial < 3000; ++trial) {
-    RandomRule made{{},
-                    {},
-                    static_cast<int64_t>(1 + random() % 2),
-                    static_cast<int64_t>(1 + random() % 40),
-                    static_cast<int64_t>(random() % 30)};
+    test::RandomRule made{{},
+                          {},
+                          static_cast<int64_t>(1 + random() % 2),
+                          static_cast<int64_t>(1 + random() % 40),
+                          static_cast<int64_t>(random() % 30)};
     Question question{};
     question.rule = made.tree(random, 3);
     question.batch_size = made.batch_size;
