@@ -59,10 +59,12 @@ UPSTREAM = re.compile(
         ]
     )
 )
-# What torch says of values that a meta tensor has not, and of ints beyond 64 bits.
+# What torch says of values that a meta tensor has not, of ints beyond 64 bits, and of GPUs where
+# there are none.
 TORCH = re.compile(
     r"^Tensor\.item\(\) cannot be called on meta tensors|^Cannot copy out of meta tensor"
     r"|Overflow when unpacking long"
+    r"|^Found no NVIDIA driver|^No CUDA GPUs are available"
 )
 # Of torch's dispatcher and of its jagged tensors, before an operator of ours is reached.
 DISPATCHER = re.compile(
