@@ -5,6 +5,7 @@ import operator as python_operators
 import warnings
 
 import attn_mask
+import numpy
 import pytest
 import torch
 from attn_mask import _named_once, masking_utils, rules
@@ -102,7 +103,9 @@ def test_windows_have_a_size(size):
         rules.sliding_window(size)
 
 
-@pytest.mark.parametrize("sides", [(-1, -1), (0, -1), (3, -4), (-2, 1), (-(2**40), 2)])
+@pytest.mark.parametrize(
+    "sides", [(-1, -1), (0, -1), (3, -4), (-2, 1), (-(2**40), 2), (0.5, -0.5), (-0.3, 0.4)]
+)
 def test_windows_hold_a_key(sides):
     with pytest.raises(ValueError, match=r"window: expected left and right to leave a key visible"):
         rules.window(*sides)
@@ -418,9 +421,29 @@ def joins_by_and(b, h, q, k):
     return q >= k and q - k < 3
 
 
+def takes_a_number(b, h, q, k):
+    return k <= q.item()
+
+
+def takes_an_int(b, h, q, k):
+    return k <= int(q)
+
+
+def looks_up_in_a_list(b, h, q, k):
+    return k <= [0, 0, 2, 2, 4][q]
+
+
+def looks_up_in_an_array(b, h, q, k):
+    return torch.from_numpy(numpy.ones(5, dtype=bool)[k.numpy()]) & (k <= q)
+
+
 @pytest.mark.parametrize(
     ("function", "text"),
     [
+        *(
+            (function, "not to take indices out of their tensors")
+            for function in (takes_a_number, takes_an_int, looks_up_in_a_list)
+        ),
         (returns_true, "to return a bool tensor, but got bool"),
         (returns_a_list, "to return a bool tensor, but got list"),
         (
@@ -445,6 +468,13 @@ def test_mask_functions_of_users(function, text):
             TypeError, match=f"^{function.__name__}: expected the mask function {text}"
         ):
             use(function)
+
+
+def test_mask_functions_that_make_arrays():
+    """Of indices that broadcast, one can be made; of those of torch.vmap, none."""
+    assert torch.equal(sdpa_mask(looks_up_in_an_array), sdpa_mask(rules.causal()))
+    with pytest.raises(TypeError, match=r"^looks_up_in_an_array: .* not to take indices out of"):
+        block_mask(looks_up_in_an_array)
 
 
 def test_other_errors_of_mask_functions_are_theirs():
