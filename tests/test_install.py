@@ -696,6 +696,9 @@ def decorated_module(tmp_path, monkeypatch):
             @decorate("old")
             def f(x):
                 return x
+
+            def g(x):
+                return x + 1
             """
         )
     )
@@ -713,6 +716,33 @@ def test_decorators_of_the_source_are_known(decorated_module):
     # Another decorator in its place.
     by = lambda f: functools.wraps(f)(lambda x: f(x))  # noqa: E731
     assert module.own(by(function.__wrapped__)) is None
+
+
+def test_another_function_at_the_same_place_is_no_own_one(decorated_module):
+    """As when a file is changed and executed anew, in whole or in part."""
+    module = _upstream_source.Module(decorated_module)
+    path = decorated_module.__file__
+    (line,) = [node.lineno for node in module.source.functions["g"]]
+    for body, expected in (("return x + 1", "g"), ("return x + 2", None), ("return 1 + x", None)):
+        code = "\n" * (line - 1) + f"def g(x):\n    {body}\n"
+        exec(compile(code, path, "exec"), vars(decorated_module))
+        assert module.own(decorated_module.g) == expected
+
+
+@pytest.mark.skipif(not hasattr(upstream, "_preprocess_mask_arguments"), reason="not there yet")
+def test_a_patch_of_what_prepares_arguments_is_named(monkeypatch, warned):
+    before = upstream._preprocess_mask_arguments
+
+    @functools.wraps(before)
+    def patched(*args, **kwargs):
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr(upstream, "_preprocess_mask_arguments", patched)
+    assert_masks_of_the_release()
+    (said,) = warned()
+    # By the wrapper's own name.
+    assert "_preprocess_mask_arguments is not transformers' own, but" in said
+    assert "<locals>.patched: it stays" in said
 
 
 # Whole, or not at all

@@ -5,6 +5,7 @@ import operator as python_operators
 import warnings
 
 import attn_mask
+import numpy
 import pytest
 import torch
 from attn_mask import _named_once, masking_utils, rules
@@ -102,7 +103,9 @@ def test_windows_have_a_size(size):
         rules.sliding_window(size)
 
 
-@pytest.mark.parametrize("sides", [(-1, -1), (0, -1), (3, -4), (-2, 1), (-(2**40), 2)])
+@pytest.mark.parametrize(
+    "sides", [(-1, -1), (0, -1), (3, -4), (-2, 1), (-(2**40), 2), (0.5, -0.5), (-0.3, 0.4)]
+)
 def test_windows_hold_a_key(sides):
     with pytest.raises(ValueError, match=r"window: expected left and right to leave a key visible"):
         rules.window(*sides)
@@ -393,6 +396,70 @@ def test_padding_of_another_batch(rows):
         attn_mask.sdpa_arguments(query, torch.zeros(2, 1, 5, 4))
 
 
+# Sizes, offsets and flags
+
+
+@pytest.mark.parametrize("value", [1.5, "1", None, True, [1]])
+@pytest.mark.parametrize(
+    "argument", ["batch_size", "q_length", "kv_length", "q_offset", "kv_offset"]
+)
+@pytest.mark.parametrize("rule", [rules.causal(), rules.documents(IDS), lambda b, h, q, k: q >= k])
+def test_sizes_and_offsets_are_integers(rule, argument, value):
+    arguments = {"batch_size": 1, "q_length": 4, "kv_length": 4, argument: value}
+    text = f": expected {argument} to be an int, but got {type(value).__name__}$"
+    for name in ("boolean", "additive"):
+        with pytest.raises(TypeError, match=f"^{name}{text}"):
+            getattr(attn_mask, name)(rule, **arguments)
+    if argument == "kv_offset" or (argument == "q_offset" and value is not None):
+        query = torch.zeros(1, 1, 4, 8)
+        with pytest.raises(TypeError, match=f"^sdpa_arguments{text}"):
+            attn_mask.sdpa_arguments(query, query, rule, **{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["q_offset", "kv_offset", "q_length"])
+def test_integers_that_are_too_large(argument):
+    arguments = {"batch_size": 1, "q_length": 4, "kv_length": 4, argument: 2**70}
+    with pytest.raises(ValueError, match=rf"^boolean: expected {argument} to be within 2\^63 of 0"):
+        attn_mask.boolean(rules.causal(), **arguments)
+
+
+def test_flags_are_bools():
+    query = torch.zeros(1, 1, 4, 8)
+    text = "expected unmask_unattended to be a bool, but got str"
+    with pytest.raises(TypeError, match=f"^boolean: {text}"):
+        attn_mask.boolean(rules.causal(), 1, 4, 4, unmask_unattended="no")
+    with pytest.raises(TypeError, match=f"^sdpa_arguments: {text}"):
+        attn_mask.sdpa_arguments(query, query, unmask_unattended="no")
+    with pytest.raises(
+        TypeError, match=r"^create_block_mask: expected separate_full_blocks to be a bool, but"
+    ):
+        attn_mask.create_block_mask(rules.causal(), 1, 1, 4, 4, "cpu", separate_full_blocks="no")
+
+
+def test_a_masked_value_needs_a_dtype():
+    """Whether a mask is made or not: the value would be ignored."""
+    query = torch.zeros(1, 1, 5, 8)
+    for rule in (rules.causal(), rules.documents(IDS)):
+        with pytest.raises(
+            ValueError, match=r"^sdpa_arguments: expected a dtype beside masked_value.* got -1\.0"
+        ):
+            attn_mask.sdpa_arguments(query, query, rule, masked_value=-1.0)
+
+
+@pytest.mark.parametrize("compact", [(), (1,), (1, 2, 3)])
+def test_compact_is_one_number_or_two(compact):
+    with pytest.raises(
+        ValueError,
+        match=f"^create_block_mask: expected compact to be a number or two, but got {len(compact)}",
+    ):
+        attn_mask.create_block_mask(rules.causal(), 1, 1, 4, 4, "cpu", compact=compact)
+
+
+def test_block_masks_go_to_a_device():
+    with pytest.raises(TypeError, match=r"device\(\)"):
+        attn_mask.block_mask_to(block_mask(rules.causal()), None)
+
+
 # Mask functions of users'
 
 
@@ -418,9 +485,29 @@ def joins_by_and(b, h, q, k):
     return q >= k and q - k < 3
 
 
+def takes_a_number(b, h, q, k):
+    return k <= q.item()
+
+
+def takes_an_int(b, h, q, k):
+    return k <= int(q)
+
+
+def looks_up_in_a_list(b, h, q, k):
+    return k <= [0, 0, 2, 2, 4][q]
+
+
+def looks_up_in_an_array(b, h, q, k):
+    return torch.from_numpy(numpy.ones(5, dtype=bool)[k.numpy()]) & (k <= q)
+
+
 @pytest.mark.parametrize(
     ("function", "text"),
     [
+        *(
+            (function, "not to take indices out of their tensors")
+            for function in (takes_a_number, takes_an_int, looks_up_in_a_list)
+        ),
         (returns_true, "to return a bool tensor, but got bool"),
         (returns_a_list, "to return a bool tensor, but got list"),
         (
@@ -445,6 +532,13 @@ def test_mask_functions_of_users(function, text):
             TypeError, match=f"^{function.__name__}: expected the mask function {text}"
         ):
             use(function)
+
+
+def test_mask_functions_that_make_arrays():
+    """Of indices that broadcast, one can be made; of those of torch.vmap, none."""
+    assert torch.equal(sdpa_mask(looks_up_in_an_array), sdpa_mask(rules.causal()))
+    with pytest.raises(TypeError, match=r"^looks_up_in_an_array: .* not to take indices out of"):
+        block_mask(looks_up_in_an_array)
 
 
 def test_other_errors_of_mask_functions_are_theirs():

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["check_strided"]
+__all__ = ["check_flag", "check_integer", "check_strided"]
 
 
 def check_strided(function: str, argument: str, tensor: Any) -> None:
@@ -19,3 +19,24 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
     if tensor.is_nested or tensor.layout != torch.strided:
         kind = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
         raise TypeError(f"{function}: expected {argument} to be a strided tensor, but got {kind}")
+
+
+def check_integer(function: str, argument: str, value: Any) -> None:
+    """Raises TypeError for what is no size or offset, ValueError for what fits into no 64 bits.
+
+    A tensor is one: graphs of torch.jit hold sizes so.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(
+            f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
+        )
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{function}: expected {argument} to be within 2^63 of 0, but got {value}")
+
+
+def check_flag(function: str, argument: str, value: Any) -> None:
+    """Raises TypeError for what is no bool."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{function}: expected {argument} to be a bool, but got {type(value).__name__}"
+        )

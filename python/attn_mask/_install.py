@@ -234,6 +234,8 @@ class _Plan:
                 self.objects[name] = before, _upstream_masks.find_packed_sequence_indices
         if self._module.own(before := self._names.get(_PREPROCESS)) == _PREPROCESS:
             self.objects[_PREPROCESS] = before, _upstream_masks._preprocess_mask_arguments
+        elif before is not None:
+            self._others.add(_PREPROCESS)
 
     def _writer(self, function: Any) -> Any:
         """Ours, for a function of the module's own that writes masks; None for all others.
@@ -386,6 +388,8 @@ def _missing(name: str) -> NotImplementedError:
 
 
 def _shown(function: Any) -> str:
+    if isinstance(function, FunctionType):  # as it was defined: wrappers have another's name
+        return f"{function.__globals__.get('__name__')}.{function.__code__.co_qualname}"
     name = getattr(function, "__qualname__", None)
     module = getattr(function, "__module__", None)
     if not isinstance(name, str):

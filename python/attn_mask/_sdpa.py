@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _skipping, masking_utils, rules
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_flag, check_integer, check_strided
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
@@ -58,8 +58,8 @@ def sdpa_arguments(
 
     Returns (attn_mask, is_causal): attn_mask is None or [batch_size, 1, q_length, kv_length].
 
-    Raises ValueError for tensors of another rank or batch size, or negative positions; see also
-    ``masking_utils.sdpa_mask``.
+    Raises ValueError for tensors of another rank or batch size, for negative positions, and for a
+    masked_value without a dtype; see also ``masking_utils.sdpa_mask``.
     """
     for name, tensor in (("query", query), ("key", key)):
         check_strided("sdpa_arguments", name, tensor)
@@ -80,8 +80,16 @@ def sdpa_arguments(
             f"sdpa_arguments: expected attention_mask to have {batch_size} rows, as query has, "
             f"but got {list(attention_mask.shape)}"
         )
+    check_integer("sdpa_arguments", "kv_offset", kv_offset)
+    check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
+    if dtype is None and masked_value is not None:
+        raise ValueError(
+            "sdpa_arguments: expected a dtype beside masked_value, which a boolean mask (dtype "
+            f"None) does not hold, but got {masked_value!r} alone"
+        )
     if q_offset is None:
         q_offset = kv_offset + kv_length - q_length
+    check_integer("sdpa_arguments", "q_offset", q_offset)
     if not isinstance(q_offset, torch.Tensor) and (q_offset < 0 or kv_offset < 0):
         raise ValueError(
             f"sdpa_arguments: expected q_offset and kv_offset not to be negative, "

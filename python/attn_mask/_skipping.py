@@ -2,7 +2,6 @@
 
 import contextvars
 import threading
-import weakref
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ class SkipPolicy:
         self.name = name
         self.padding = padding
         self.packing = packing
+        self.instead: SkipPolicy | None = None
+        """The policy that holds in its place, once the call that made it is withdrawn."""
 
     def __repr__(self) -> str:
         return f"skip_policy({self.name!r}, padding={self.padding!r}, packing={self.packing!r})"
@@ -91,24 +92,37 @@ UPSTREAM = SkipPolicy("upstream", None, None)
 _process: SkipPolicy
 _blocks: tuple[SkipPolicy, ...] = ()
 
-# The policies of the blocks around this thread's or task's code, the innermost last.
-_of_context: contextvars.ContextVar[tuple[SkipPolicy, ...]] = contextvars.ContextVar(
+
+class _Block:
+    """One entry of a block: over also where it is left in another thread or task.
+
+    Generators end where they are closed or collected.
+    """
+
+    def __init__(self, policy: SkipPolicy):
+        self.policy = policy
+        self.is_over = False
+
+
+# The blocks around this thread's or task's code, the innermost last.
+_of_context: contextvars.ContextVar[tuple[_Block, ...]] = contextvars.ContextVar(
     "attn_mask.skip_policy", default=()
 )
 
-# The calls that set the process's policy, the last one on top, for when one is withdrawn. A call
-# can be withdrawn as long as what it returned exists; one that can't be lies at the bottom.
-_calls: list[tuple["weakref.ref[_Call] | None", SkipPolicy]] = kept(
-    "calls of skip_policy", lambda: [(None, UPSTREAM)]
-)
-_process = _calls[-1][1]
+# For a module that is imported again: the process's policy, as eager code has set it.
+_process_kept: list[SkipPolicy] = kept("policy of the process", lambda: [UPSTREAM])
+_process = _process_kept[0]
 _lock = threading.Lock()
 
 
 def current() -> SkipPolicy:
     """The policy of the innermost block around this code, else that of the process."""
-    blocks = _blocks if torch.compiler.is_compiling() else _of_context.get()
-    return blocks[-1] if blocks else _process
+    if torch.compiler.is_compiling():
+        return _blocks[-1] if _blocks else _process
+    for block in reversed(_of_context.get()):
+        if not block.is_over:
+            return block.policy
+    return _process
 
 
 def _without_last(blocks: tuple[SkipPolicy, ...], policy: SkipPolicy) -> tuple[SkipPolicy, ...]:
@@ -125,20 +139,21 @@ class _Call:
     def __init__(self, policy: SkipPolicy, before: SkipPolicy):
         self._policy = policy
         self._before = before
-        self._is_withdrawn = False
+        self._entered: list[_Block] = []
 
     def __enter__(self) -> "_Call":
-        global _process, _blocks
+        global _blocks
         if torch.compiler.is_compiling():
-            if not self._is_withdrawn:
-                self._is_withdrawn = True
-                _process = self._before
+            self._withdraw()
             _blocks = (*_blocks, self._policy)
             return self
         with _lock:
             self._withdraw()
+            _process_kept[0] = _process
             _blocks = (*_blocks, self._policy)
-        _of_context.set((*_of_context.get(), self._policy))
+            block = _Block(self._policy)
+            self._entered.append(block)
+        _of_context.set((*(other for other in _of_context.get() if not other.is_over), block))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -146,19 +161,26 @@ class _Call:
         if torch.compiler.is_compiling():
             _blocks = _without_last(_blocks, self._policy)
             return
+        here = _of_context.get()
         with _lock:
             _blocks = _without_last(_blocks, self._policy)
-        _of_context.set(_without_last(_of_context.get(), self._policy))
+            entered = [block for block in self._entered if block in here] or self._entered
+            if entered:
+                entered[-1].is_over = True
+                self._entered.remove(entered[-1])
+        _of_context.set(tuple(block for block in here if not block.is_over))
 
     def _withdraw(self) -> None:
         """Takes the call back that made this object, whatever was called since."""
         global _process
-        if self._is_withdrawn:
+        if self._policy.instead is not None:
             return
-        self._is_withdrawn = True
-        _calls[:] = [call for call in _calls if call[1] is not self._policy]
+        before = self._before
+        while before.instead is not None:  # was withdrawn, too
+            before = before.instead
+        self._policy.instead = before
         if _process is self._policy:
-            _process = _calls[-1][1]
+            _process = before
 
     def __repr__(self) -> str:
         return repr(self._policy)
@@ -213,12 +235,5 @@ def skip_policy(policy: str, padding: str | None = None, *, packing: str | None 
         return call
     with _lock:
         call = _Call(made, _process)
-        if _calls[-1][1] is not _process:  # compiled code has called since
-            _calls[:] = [(None, _process)]
-        # What came before a call that can't be withdrawn is never needed again.
-        bottom = max(
-            i for i, (object_of, _) in enumerate(_calls) if not (object_of and object_of())
-        )
-        _calls[:] = [*_calls[bottom:], (weakref.ref(call), made)]
-        _process = made
+        _process = _process_kept[0] = made
     return call

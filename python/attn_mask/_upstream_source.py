@@ -89,7 +89,11 @@ class Source:
         """By name: the module, the name there, and how many levels up that module's name starts."""
         self._uses: dict[str, set[str]] = {}
         self._texts: dict[str, bytes] = {}
-        self._collect(ast.parse(text).body)
+        tree = ast.parse(text)
+        self._collect(tree.body)
+        compiled = compile(tree, "<source>", "exec", dont_inherit=True)
+        self.codes = [code for code in compiled.co_consts if isinstance(code, CodeType)]
+        """What the functions (and classes) are compiled to."""
 
     def _collect(self, body: list[ast.stmt]) -> None:
         for node in body:
@@ -185,6 +189,25 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
+def _is_same(code: CodeType, other: CodeType) -> bool:
+    """Whether two functions stand at the same line and do the same."""
+
+    def parts(code: CodeType) -> tuple[object, ...]:
+        names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+        return code.co_name, code.co_firstlineno, code.co_flags, code.co_code, *names
+
+    return (
+        parts(code) == parts(other)
+        and len(code.co_consts) == len(other.co_consts)
+        and all(
+            _is_same(a, b)
+            if isinstance(a, CodeType) and isinstance(b, CodeType)
+            else (type(a), a) == (type(b), b)
+            for a, b in zip(code.co_consts, other.co_consts, strict=True)
+        )
+    )
+
+
 class Module:
     """A module of transformers, with the source that it was executed from."""
 
@@ -220,13 +243,10 @@ class Module:
             return None
         if self.source is None:
             return name
-        lines = [
-            min(node.lineno, *(decorator.lineno for decorator in node.decorator_list))
-            if node.decorator_list
-            else node.lineno
-            for node in self.source.functions.get(name, ())
-        ]
-        is_here = code.co_filename == self._file and code.co_firstlineno in lines
+        # What is executed at the same place of the file may be another version of it.
+        is_here = code.co_filename == self._file and any(
+            _is_same(code, defined) for defined in self.source.codes
+        )
         return name if is_here else None
 
     def _is_decorated(self, wrapper: FunctionType, name: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from attn_mask import masking_utils, rules
 from attn_mask._aten_only import operators
+from attn_mask._checks import check_flag
 from attn_mask._library import _C
 from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 
@@ -108,6 +109,7 @@ def create_block_mask(
     Mirrors ``torch.nn.attention.flex_attention.create_block_mask`` of torch 2.15.
     """
     blocks = _blocks(B, H, Q_LEN, KV_LEN, BLOCK_SIZE)
+    check_flag(_NAME, "separate_full_blocks", separate_full_blocks)
     if not isinstance(dq_kv_order, bool):
         raise ValueError("dq_kv_order must be a bool when using create_block_mask")
     if device is None:
@@ -147,6 +149,7 @@ def block_mask_to(block_mask: "BlockMask", device: torch.device | str) -> "Block
             "block_mask_to: expected block_mask to be a BlockMask, "
             f"but got {type(block_mask).__name__}"
         )
+    device = torch.device(device)  # tensors take None, too, and stay where they are
     moved = copy.copy(block_mask)
     for name, value in vars(block_mask).items():
         if isinstance(value, torch.Tensor):
@@ -240,6 +243,10 @@ class _Writer:
         self.is_compact = compact is not False
         self.widths: tuple[int, int] | None = None
         if isinstance(compact, tuple | list):
+            if len(compact) != 2:
+                raise ValueError(
+                    f"{_NAME}: expected compact to be a number or two, but got {len(compact)}"
+                )
             kv_width, q_width = compact
             self.widths = _size("compact", kv_width, 0), _size("compact", q_width, 0)
         elif not isinstance(compact, bool):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from attn_mask import masking_utils, rules
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_flag, check_integer, check_strided
 
 __all__ = ["additive", "boolean"]
 
@@ -128,6 +128,10 @@ def _mask(
     device: torch.device | str | None,
     spelling: masking_utils.Spelling,
 ) -> torch.Tensor:
+    integers = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset")
+    for argument, value in zip(integers, (*sizes, *offsets), strict=True):
+        check_integer(name, argument, value)
+    check_flag(name, "unmask_unattended", spelling.unmask_unattended)
     names = ("q_positions", "kv_positions")
     for argument, tensor in (*zip(names, positions, strict=True), ("out", spelling.out)):
         if tensor is not None:

@@ -667,7 +667,7 @@ class Function(MaskFunction):
             return self.function(batch_idx, head_idx, q_idx, kv_idx)
         try:
             answer = self.function(batch_idx, head_idx, q_idx, kv_idx)
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             expected = self._expected(error)
             if expected is None:
                 raise
@@ -692,11 +692,16 @@ class Function(MaskFunction):
                     f"but it can't: {mismatch}"
                 )
             except ValueError:  # no signature to be had
-                return None
-        elif _OF_BRANCHES.search(str(error)):
+                pass
+        if _OF_BRANCHES.search(str(error)):
             return (
                 "not to branch on tensors: use `&`, `|`, `~` and torch.where in place of `and`, "
                 "`or`, `not` and `if`"
+            )
+        if _OF_VALUES.search(str(error)):
+            return (
+                "not to take indices out of their tensors (`.item()`, `int()`, `.numpy()`, an "
+                "index of a list): look them up in a tensor"
             )
         return None
 
@@ -712,6 +717,13 @@ class Function(MaskFunction):
 
 # What torch says where a tensor's truth is needed: under vmap, and of several elements.
 _OF_BRANCHES = re.compile("data-dependent control flow|Boolean value of Tensor")
+
+# And where its value is needed as a number of Python's or an array of NumPy's.
+_OF_VALUES = re.compile(
+    r"vmap: It looks like you're calling \.item\(\)|cannot be converted to Scalar"
+    "|only integer tensors of a single element|Cannot access data pointer of Tensor"
+    "|only one element tensors can be converted"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -943,7 +955,7 @@ def window(left: int | None, right: int | None) -> MaskFunction:
                 f"window: expected {argument} to be more than -2^59, or None for an open side, "
                 f"but got {side}"
             )
-    if left is not None and right is not None and left + right < 0:
+    if rule.left is not None and rule.right is not None and rule.left + rule.right < 0:
         raise ValueError(
             "window: expected left and right to leave a key visible (an open side is None, not "
             f"-1), but got {left} and {right}"
@@ -951,7 +963,7 @@ def window(left: int | None, right: int | None) -> MaskFunction:
     return rule
 
 
-def any_window(name: str, left: Any, right: Any) -> MaskFunction:
+def any_window(name: str, left: Any, right: Any) -> Window:
     """window, also where no key lies between the two sides."""
     return Window(
         None if left is None else _side(name, "left", left, math.floor),
