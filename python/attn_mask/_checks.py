@@ -1,10 +1,11 @@
 """What functions require of their arguments before anything else looks at them."""
 
+from numbers import Real
 from typing import Any
 
 import torch
 
-__all__ = ["check_strided"]
+__all__ = ["check_flag", "check_int", "check_strided", "checked_masked_value"]
 
 
 def check_strided(function: str, argument: str, tensor: Any) -> None:
@@ -19,3 +20,43 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
     if tensor.is_nested or tensor.layout != torch.strided:
         kind = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
         raise TypeError(f"{function}: expected {argument} to be a strided tensor, but got {kind}")
+
+
+def check_int(function: str, argument: str, number: Any) -> None:
+    """Raises TypeError for what is no int; while a graph is recorded, sizes may be symbols."""
+    if not isinstance(number, int | torch.SymInt | torch.Tensor) and not hasattr(
+        number, "__index__"
+    ):
+        raise TypeError(
+            f"{function}: expected {argument} to be an int, but got {type(number).__name__}"
+        )
+
+
+def check_flag(function: str, argument: str, flag: Any) -> None:
+    """Raises TypeError for what is no bool."""
+    if not isinstance(flag, bool):
+        raise TypeError(
+            f"{function}: expected {argument} to be a bool, but got {type(flag).__name__}"
+        )
+
+
+def checked_masked_value(function: str, value: Any) -> float | None:
+    """What masked elements hold, as it was given; whether a dtype holds it, the operators see.
+
+    Raises TypeError for what is no number, ValueError for NaN and what is above 0.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(
+            f"{function}: expected masked_value to be a number or None, "
+            f"but got {type(value).__name__}"
+        )
+    if not value <= 0:
+        raise ValueError(f"{function}: expected masked_value to be at most 0, but got {value}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(
+            f"{function}: expected masked_value to be a number that float64 holds, or -inf"
+        ) from error

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _skipping, masking_utils, rules
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_flag, check_int, check_strided, checked_masked_value
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
@@ -68,6 +68,13 @@ def sdpa_arguments(
                 f"sdpa_arguments: expected {name} to be 4-D [batch_size, heads, length, head size],"
                 f" but got {tensor.dim()}-D {list(tensor.shape)}"
             )
+    for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
+        if offset is not None or name == "kv_offset":
+            check_int("sdpa_arguments", name, offset)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
+    check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
+    masked_value = checked_masked_value("sdpa_arguments", masked_value)
     masking_utils._check_padding("sdpa_arguments", attention_mask)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if key.shape[0] not in (1, batch_size):

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from attn_mask import _skipping, rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_flag, check_strided, checked_masked_value
 from attn_mask._library import _C
 from attn_mask._named_once import is_named, name_once
 from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording, is_tracing
@@ -511,6 +511,7 @@ def sdpa_mask(
 
     Mirrors ``transformers.masking_utils.sdpa_mask``.
     """
+    check_flag("sdpa_mask", "unmask_unattended", unmask_unattended)
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         _check_padding("sdpa_mask", attention_mask)
         if allow_is_causal_skip and _skips_causal(
@@ -560,6 +561,8 @@ def eager_mask(
 
     Mirrors ``transformers.masking_utils.eager_mask``.
     """
+    check_flag("eager_mask", "unmask_unattended", unmask_unattended)
+    masked_value = checked_masked_value("eager_mask", masked_value)
     if allow_is_bidirectional_skip:
         _check_padding("eager_mask", attention_mask)
         if _skips_bidirectional(attention_mask, kv_length, kv_offset, kwargs.get("local_size")):
@@ -780,9 +783,19 @@ class _Axis(NamedTuple):
         indices = torch.arange(self.length, device=device)
         if self.positions is None:
             return indices + self.start
-        if self.positions.dim() > 0 and self.positions.shape[-1] == self.length:
-            return self.positions + self.start
-        return indices + (self.positions + self.start)
+        # `start` may be too large for the dtype of the tensor.
+        positions = self.positions.to(torch.int64) + self.start
+        if positions.dim() > 0 and positions.shape[-1] == self.length:
+            return positions
+        return indices + positions
+
+
+def check_position_dtype(name: str, argument: str, positions: torch.Tensor) -> None:
+    if positions.dtype not in rules.ID_DTYPES:
+        raise TypeError(
+            f"{name}: expected {argument} to be uint8 or a signed integer, "
+            f"but got {positions.dtype}"
+        )
 
 
 def _axis(
@@ -792,6 +805,7 @@ def _axis(
         return offset
     if not isinstance(offset, torch.Tensor):
         return _Axis(length, offset, None)
+    check_position_dtype(name, argument, offset)
     offset = offset.to(device)
     if offset.dim() == 0 or (offset.dim() == 2 and offset.shape[1] == 1):
         return _Axis(length, 0, offset)

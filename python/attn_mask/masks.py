@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from attn_mask import masking_utils, rules
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_flag, check_int, check_strided, checked_masked_value
 
 __all__ = ["additive", "boolean"]
 
@@ -100,11 +100,7 @@ def additive(
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"additive: expected dtype to be a torch.dtype, but got {dtype!r}")
-    if masked_value is not None and not isinstance(masked_value, int | float):
-        raise TypeError(
-            "additive: expected masked_value to be a number or None, "
-            f"but got {type(masked_value).__name__}"
-        )
+    masked_value = checked_masked_value("additive", masked_value)
     if bias is not None:
         check_strided("additive", "bias", bias)
     spelling = masking_utils.Spelling(dtype, bias, unmask_unattended, masked_value, out)
@@ -128,6 +124,11 @@ def _mask(
     device: torch.device | str | None,
     spelling: masking_utils.Spelling,
 ) -> torch.Tensor:
+    for argument, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True):
+        check_int(name, argument, size)
+    for argument, offset in zip(("q_offset", "kv_offset"), offsets, strict=True):
+        check_int(name, argument, offset)
+    check_flag(name, "unmask_unattended", spelling.unmask_unattended)
     names = ("q_positions", "kv_positions")
     for argument, tensor in (*zip(names, positions, strict=True), ("out", spelling.out)):
         if tensor is not None:
@@ -179,8 +180,12 @@ def _line(
         return offset
     positions = positions.to(device)
     if isinstance(offset, torch.Tensor):
+        masking_utils.check_position_dtype(name, f"{axis}_positions", positions)
+        masking_utils.check_position_dtype(name, f"{axis}_offset", offset)
         try:
-            return masking_utils._Axis(length, 0, positions + offset.to(device))
+            # Their sum may be too large for a narrow dtype.
+            positions = positions.to(torch.int64) + offset.to(device)
+            return masking_utils._Axis(length, 0, positions)
         except RuntimeError as error:
             raise ValueError(
                 f"{name}: expected {axis}_offset to be an int, or a tensor [] or [batch_size, 1], "
