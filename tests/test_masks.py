@@ -578,6 +578,26 @@ def test_compiled(dynamic):
     torch._dynamo.reset()
 
 
+def test_compiled_without_a_tensor():
+    """The default device is known to graphs, too."""
+
+    def masks(q_length, kv_length):
+        return (
+            attn_mask.boolean(rules.causal(), 1, q_length, kv_length),
+            attn_mask.additive(every_third, 1, q_length, kv_length),
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(masks, backend="aot_eager", fullgraph=True, dynamic=True)
+    for sizes in ((4, 6), (3, 9)):
+        for got, want in zip(compiled(*sizes), masks(*sizes), strict=True):
+            assert_same_mask(got, want)
+    with torch.device("meta"):
+        assert all(mask.device.type == "meta" for mask in compiled(4, 6))
+    assert all(mask.device.type == "cpu" for mask in compiled(4, 6))
+    torch._dynamo.reset()
+
+
 # From inside torch 2.11.
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")
 def test_exported():

@@ -31,7 +31,7 @@ from attn_mask._aten_only import operators
 from attn_mask._checks import check_flag, check_strided, checked_masked_value
 from attn_mask._library import _C
 from attn_mask._named_once import is_named, name_once
-from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording, is_tracing
+from attn_mask._tracing import default_device, is_jit_tracing, is_opaque, is_recording, is_tracing
 from attn_mask.rules import MaskFunction, Program
 
 if TYPE_CHECKING:
@@ -805,19 +805,20 @@ def _axis(
         return offset
     if not isinstance(offset, torch.Tensor):
         return _Axis(length, offset, None)
-    check_position_dtype(name, argument, offset)
     offset = offset.to(device)
-    if offset.dim() == 0 or (offset.dim() == 2 and offset.shape[1] == 1):
-        return _Axis(length, 0, offset)
     if offset.dim() == 1 and offset.shape[0] == 1:
-        return _Axis(length, 0, offset[0])
-    if offset.dim() == 1 and offset.shape[0] == length:
-        # What the sum of the two means upstream.
-        return _Axis(length, 0, torch.arange(length, device=device) + offset)
-    raise ValueError(
-        f"{name}: expected {argument} to be an int, or a tensor [] or [batch_size, 1], "
-        f"but got {list(offset.shape)}"
-    )
+        offset = offset[0]
+    # What the sum of the two means upstream.
+    is_listed = offset.dim() == 1 and offset.shape[0] == length
+    if not is_listed and offset.dim() != 0 and (offset.dim() != 2 or offset.shape[1] != 1):
+        raise ValueError(
+            f"{name}: expected {argument} to be an int, or a tensor [] or [batch_size, 1], "
+            f"but got {list(offset.shape)}"
+        )
+    check_position_dtype(name, argument, offset)
+    if is_listed:
+        offset = torch.arange(length, device=device) + offset
+    return _Axis(length, 0, offset)
 
 
 def _check_positions(name: str, axis: str, line: _Axis, batch_size: int) -> None:
@@ -858,7 +859,7 @@ def _materialize(
     first, in eager code tile by tile; while tracing, the whole tree is one broadcast expression.
     """
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
-    device = torch.get_default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
     if spelling is None:

@@ -11,6 +11,7 @@ import torch
 
 from attn_mask import masking_utils, rules
 from attn_mask._checks import check_flag, check_int, check_strided, checked_masked_value
+from attn_mask._tracing import default_device
 
 __all__ = ["additive", "boolean"]
 
@@ -141,7 +142,7 @@ def _mask(
                 device = tensor.device
                 break
     batch_size, q_length, kv_length = sizes
-    of_device = torch.get_default_device() if device is None else torch.device(device)
+    of_device = default_device() if device is None else torch.device(device)
     queries, keys = (
         _line(name, axis, length, offset, given, of_device)
         for axis, length, offset, given in zip(
