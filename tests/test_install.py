@@ -1230,11 +1230,11 @@ def test_options_in_compiled_code():
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"masked_value": 1}, ValueError, "masked_value to be at most 0, but got 1.0"),
+        ({"masked_value": 1}, ValueError, "masked_value to be at most 0, but got 1$"),
         ({"masked_value": torch.nan}, ValueError, "masked_value to be at most 0, but got nan"),
         ({"masked_value": torch.inf}, ValueError, "masked_value to be at most 0, but got inf"),
-        ({"masked_value": "-inf"}, TypeError, "masked_value to be a number, but got str"),
-        ({"masked_value": True}, TypeError, "masked_value to be a number, but got bool"),
+        ({"masked_value": "-inf"}, TypeError, "masked_value to be a number or None, but got str"),
+        ({"masked_value": True}, TypeError, "masked_value to be a number or None, but got bool"),
         ({"unmask_unattended": 1}, TypeError, "unmask_unattended to be a bool, but got int"),
         ({"aten_only": None}, TypeError, "aten_only to be a bool, but got NoneType"),
     ],

@@ -1,8 +1,10 @@
 """attn_mask.boolean and attn_mask.additive: masks of rules, wherever queries and keys stand."""
 
+import functools
 import math
 
 import attn_mask
+import numpy as np
 import pytest
 import torch
 from attn_mask import masking_utils, rules
@@ -165,6 +167,22 @@ def test_offsets_that_are_tensors(name):
         assert_same_mask(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("rule", [rules.causal(), rules.function(lambda b, h, q, k: q >= k)])
+def test_positions_beyond_their_dtype(dtype, rule):
+    """Sums of positions and offsets don't wrap around."""
+    most = torch.iinfo(dtype).max
+    rows = torch.tensor([1, 2], dtype=dtype)
+    want = torch.arange(300) <= torch.tensor([[most + 1], [most + 2]])
+    for offset in (most, torch.tensor(most, dtype=dtype), torch.tensor([[most]], dtype=dtype)):
+        got = attn_mask.boolean(rule, 1, 2, 300, q_positions=rows, q_offset=offset)
+        assert_same_mask(got, want[None, None])
+    # Of which a callable is evaluated some rows at a time.
+    first = torch.tensor([[most]], dtype=dtype)
+    got = attn_mask.boolean(rule, 1, 1100, 1000, q_offset=first)
+    assert_same_mask(got, torch.ones(1, 1, 1100, 1000, dtype=torch.bool).tril(most))
+
+
 def test_rows_longer_than_a_tile():
     """Whether a row is unmasked does not depend on where it is cut."""
     length = 100_000
@@ -249,11 +267,75 @@ def test_values_that_the_dtype_does_not_hold(dtype, value):
 
 
 def test_masked_values_of_other_types():
-    for value in ("-1", None.__class__, torch.tensor(-1.0), -1j):
+    query = torch.zeros(1, 1, 2, 4)
+    calls = {
+        "additive": lambda value: attn_mask.additive(rules.causal(), 1, 3, 4, masked_value=value),
+        "eager_mask": lambda value: masking_utils.eager_mask(1, 3, 4, masked_value=value),
+        "sdpa_arguments": lambda value: attn_mask.sdpa_arguments(
+            query, query, dtype=torch.float32, masked_value=value
+        ),
+        "installed": lambda value: attn_mask.installed(masked_value=value),
+    }
+    for name, call in calls.items():
+        for value in ("-1", None.__class__, torch.tensor(-1.0), -1j, False):
+            with pytest.raises(
+                TypeError, match=f"^{name}: expected masked_value to be a number or None, but got"
+            ):
+                call(value)
         with pytest.raises(
-            TypeError, match="additive: expected masked_value to be a number or None"
+            ValueError, match=f"^{name}: expected masked_value to be a number that float64 holds"
         ):
-            attn_mask.additive(rules.causal(), 1, 3, 4, masked_value=value)
+            call(-(10**400))
+    got = attn_mask.additive(rules.causal(), 1, 3, 4, masked_value=np.float32(-5))
+    assert_same_mask(got, attn_mask.additive(rules.causal(), 1, 3, 4, masked_value=-5.0))
+
+
+def test_arguments_of_other_types():
+    """Each is named, where the extension would show all of its signature."""
+    for sizes in ((2.0, 4, 5), (2, "4", 5), (2, 4, None)):
+        wrong = next(
+            name
+            for name, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True)
+            if not isinstance(size, int)
+        )
+        with pytest.raises(TypeError, match=f"^boolean: expected {wrong} to be an int, but got"):
+            attn_mask.boolean(rules.causal(), *sizes)
+    query = torch.zeros(1, 1, 2, 4)
+    calls = {
+        "boolean": lambda **given: attn_mask.boolean(rules.causal(), 1, 2, 2, **given),
+        "additive": lambda **given: attn_mask.additive(every_third, 1, 2, 2, **given),
+        "sdpa_arguments": lambda **given: attn_mask.sdpa_arguments(query, query, **given),
+    }
+    for name, call in calls.items():
+        for argument in ("q_offset", "kv_offset"):
+            for offset in (1.5, "1"):
+                with pytest.raises(
+                    TypeError, match=f"^{name}: expected {argument} to be an int, but got"
+                ):
+                    call(**{argument: offset})
+            for offset in (torch.tensor(1.0), torch.tensor(True)):
+                given = {"q_offset": 0, argument: offset}
+                with pytest.raises(
+                    TypeError,
+                    match=f"^{name}: expected {argument} to be uint8 or a signed integer, but got",
+                ):
+                    call(**given)
+    for name in ("sdpa_mask", "eager_mask"):
+        calls[name] = functools.partial(getattr(masking_utils, name), 1, 2, 2)
+    for name, call in calls.items():
+        for flag in (None, 1, "yes"):
+            with pytest.raises(
+                TypeError, match=f"^{name}: expected unmask_unattended to be a bool, but got"
+            ):
+                call(unmask_unattended=flag)
+    with pytest.raises(TypeError, match=r"^sdpa_arguments: expected dtype to be a torch\.dtype"):
+        calls["sdpa_arguments"](dtype="float32")
+    for positions, offset, wrong in (
+        (torch.ones(2), torch.tensor(1), "q_positions"),
+        (torch.arange(2), torch.tensor(1.0), "q_offset"),
+    ):
+        with pytest.raises(TypeError, match=f"^boolean: expected {wrong} to be uint8 or a signed"):
+            calls["boolean"](q_positions=positions, q_offset=offset)
 
 
 # Bits
@@ -493,6 +575,26 @@ def test_compiled(dynamic):
         given = inputs(*sizes)
         for got, want in zip(compiled(*given), two_masks(*given), strict=True):
             assert_same_mask(got, want)
+    torch._dynamo.reset()
+
+
+def test_compiled_without_a_tensor():
+    """The default device is known to graphs, too."""
+
+    def masks(q_length, kv_length):
+        return (
+            attn_mask.boolean(rules.causal(), 1, q_length, kv_length),
+            attn_mask.additive(every_third, 1, q_length, kv_length),
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(masks, backend="aot_eager", fullgraph=True, dynamic=True)
+    for sizes in ((4, 6), (3, 9)):
+        for got, want in zip(compiled(*sizes), masks(*sizes), strict=True):
+            assert_same_mask(got, want)
+    with torch.device("meta"):
+        assert all(mask.device.type == "meta" for mask in compiled(4, 6))
+    assert all(mask.device.type == "cpu" for mask in compiled(4, 6))
     torch._dynamo.reset()
 
 

@@ -1,10 +1,13 @@
 """What functions require of their arguments before anything else looks at them."""
 
+from numbers import Real
 from typing import Any
 
 import torch
 
-__all__ = ["check_flag", "check_integer", "check_strided"]
+from attn_mask._tracing import is_recording
+
+__all__ = ["check_flag", "check_integer", "check_strided", "checked_masked_value"]
 
 
 def check_strided(function: str, argument: str, tensor: Any) -> None:
@@ -24,13 +27,14 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
 def check_integer(function: str, argument: str, value: Any) -> None:
     """Raises TypeError for what is no size or offset, ValueError for what fits into no 64 bits.
 
-    A tensor is one: graphs of torch.jit hold sizes so.
+    A tensor is one: graphs of torch.jit hold sizes so. Other graphs hold symbols.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    is_one = isinstance(value, int | torch.SymInt | torch.Tensor) or hasattr(value, "__index__")
+    if isinstance(value, bool) or not is_one:
         raise TypeError(
             f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
         )
-    if type(value) is int and not -(2**63) <= value < 2**63:
+    if type(value) is int and not is_recording() and not -(2**63) <= value < 2**63:
         raise ValueError(f"{function}: expected {argument} to be within 2^63 of 0, but got {value}")
 
 
@@ -40,3 +44,25 @@ def check_flag(function: str, argument: str, value: Any) -> None:
         raise TypeError(
             f"{function}: expected {argument} to be a bool, but got {type(value).__name__}"
         )
+
+
+def checked_masked_value(function: str, value: Any) -> float | None:
+    """What masked elements hold, as it was given; whether a dtype holds it, the operators see.
+
+    Raises TypeError for what is no number, ValueError for NaN and what is above 0.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(
+            f"{function}: expected masked_value to be a number or None, "
+            f"but got {type(value).__name__}"
+        )
+    if not value <= 0:
+        raise ValueError(f"{function}: expected masked_value to be at most 0, but got {value}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(
+            f"{function}: expected masked_value to be a number that float64 holds, or -inf"
+        ) from error

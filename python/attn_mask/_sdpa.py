@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _skipping, masking_utils, rules
-from attn_mask._checks import check_flag, check_integer, check_strided
+from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
@@ -68,6 +68,13 @@ def sdpa_arguments(
                 f"sdpa_arguments: expected {name} to be 4-D [batch_size, heads, length, head size],"
                 f" but got {tensor.dim()}-D {list(tensor.shape)}"
             )
+    for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
+        if offset is not None or name == "kv_offset":
+            check_integer("sdpa_arguments", name, offset)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
+    check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
+    masked_value = checked_masked_value("sdpa_arguments", masked_value)
     masking_utils._check_padding("sdpa_arguments", attention_mask)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if key.shape[0] not in (1, batch_size):
@@ -80,8 +87,6 @@ def sdpa_arguments(
             f"sdpa_arguments: expected attention_mask to have {batch_size} rows, as query has, "
             f"but got {list(attention_mask.shape)}"
         )
-    check_integer("sdpa_arguments", "kv_offset", kv_offset)
-    check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
     if dtype is None and masked_value is not None:
         raise ValueError(
             "sdpa_arguments: expected a dtype beside masked_value, which a boolean mask (dtype "
@@ -89,7 +94,6 @@ def sdpa_arguments(
         )
     if q_offset is None:
         q_offset = kv_offset + kv_length - q_length
-    check_integer("sdpa_arguments", "q_offset", q_offset)
     if not isinstance(q_offset, torch.Tensor) and (q_offset < 0 or kv_offset < 0):
         raise ValueError(
             f"sdpa_arguments: expected q_offset and kv_offset not to be negative, "

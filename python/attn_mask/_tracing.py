@@ -47,6 +47,15 @@ def is_opaque(tensor: torch.Tensor) -> bool:
     return is_tracing(tensor) or is_batchedtensor(tensor)
 
 
+def default_device() -> torch.device:
+    """torch.get_default_device, also where torch.compile, which can't trace it, follows."""
+    return (
+        torch.empty(0).device
+        if torch.compiler.is_dynamo_compiling()
+        else torch.get_default_device()
+    )
+
+
 def is_known(fact: bool | torch.SymBool | torch.Tensor) -> bool:
     """Whether a comparison of sizes holds for all sizes that a graph is recorded for."""
     if not isinstance(fact, torch.SymBool):

@@ -16,7 +16,7 @@ from attn_mask import modeling_attn_mask_utils as _present
 from attn_mask._aten_only import operators
 from attn_mask._library import _C
 from attn_mask._releases import BEHAVIOURS
-from attn_mask._tracing import holds, is_jit_tracing, is_recording
+from attn_mask._tracing import default_device, holds, is_jit_tracing, is_recording
 
 BEHAVIOUR = next(behaviour for behaviour in BEHAVIOURS if behaviour.module_name == __name__)
 
@@ -429,7 +429,7 @@ def _create_4d_causal_attention_mask(
         input_shape[-1],
         past_key_values_length + input_shape[-1],
         dtype=dtype,
-        device=device if device is not None else torch.get_default_device(),
+        device=device if device is not None else default_device(),
     )
 
 

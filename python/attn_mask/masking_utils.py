@@ -28,10 +28,10 @@ import torch.nn.functional as F
 
 from attn_mask import _skipping, rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_flag, check_strided, checked_masked_value
 from attn_mask._library import _C
 from attn_mask._named_once import is_named, name_once
-from attn_mask._tracing import is_jit_tracing, is_opaque, is_recording, is_tracing
+from attn_mask._tracing import default_device, is_jit_tracing, is_opaque, is_recording, is_tracing
 from attn_mask.rules import MaskFunction, Program
 
 if TYPE_CHECKING:
@@ -511,6 +511,7 @@ def sdpa_mask(
 
     Mirrors ``transformers.masking_utils.sdpa_mask``.
     """
+    check_flag("sdpa_mask", "unmask_unattended", unmask_unattended)
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         _check_padding("sdpa_mask", attention_mask)
         if allow_is_causal_skip and _skips_causal(
@@ -560,6 +561,8 @@ def eager_mask(
 
     Mirrors ``transformers.masking_utils.eager_mask``.
     """
+    check_flag("eager_mask", "unmask_unattended", unmask_unattended)
+    masked_value = checked_masked_value("eager_mask", masked_value)
     if allow_is_bidirectional_skip:
         _check_padding("eager_mask", attention_mask)
         if _skips_bidirectional(attention_mask, kv_length, kv_offset, kwargs.get("local_size")):
@@ -780,9 +783,19 @@ class _Axis(NamedTuple):
         indices = torch.arange(self.length, device=device)
         if self.positions is None:
             return indices + self.start
-        if self.positions.dim() > 0 and self.positions.shape[-1] == self.length:
-            return self.positions + self.start
-        return indices + (self.positions + self.start)
+        # `start` may be too large for the dtype of the tensor.
+        positions = self.positions.to(torch.int64) + self.start
+        if positions.dim() > 0 and positions.shape[-1] == self.length:
+            return positions
+        return indices + positions
+
+
+def check_position_dtype(name: str, argument: str, positions: torch.Tensor) -> None:
+    if positions.dtype not in rules.ID_DTYPES:
+        raise TypeError(
+            f"{name}: expected {argument} to be uint8 or a signed integer, "
+            f"but got {positions.dtype}"
+        )
 
 
 def _axis(
@@ -793,17 +806,19 @@ def _axis(
     if not isinstance(offset, torch.Tensor):
         return _Axis(length, offset, None)
     offset = offset.to(device)
-    if offset.dim() == 0 or (offset.dim() == 2 and offset.shape[1] == 1):
-        return _Axis(length, 0, offset)
     if offset.dim() == 1 and offset.shape[0] == 1:
-        return _Axis(length, 0, offset[0])
-    if offset.dim() == 1 and offset.shape[0] == length:
-        # What the sum of the two means upstream.
-        return _Axis(length, 0, torch.arange(length, device=device) + offset)
-    raise ValueError(
-        f"{name}: expected {argument} to be an int, or a tensor [] or [batch_size, 1], "
-        f"but got {list(offset.shape)}"
-    )
+        offset = offset[0]
+    # What the sum of the two means upstream.
+    is_listed = offset.dim() == 1 and offset.shape[0] == length
+    if not is_listed and offset.dim() != 0 and (offset.dim() != 2 or offset.shape[1] != 1):
+        raise ValueError(
+            f"{name}: expected {argument} to be an int, or a tensor [] or [batch_size, 1], "
+            f"but got {list(offset.shape)}"
+        )
+    check_position_dtype(name, argument, offset)
+    if is_listed:
+        offset = torch.arange(length, device=device) + offset
+    return _Axis(length, 0, offset)
 
 
 def _check_positions(name: str, axis: str, line: _Axis, batch_size: int) -> None:
@@ -844,7 +859,7 @@ def _materialize(
     first, in eager code tile by tile; while tracing, the whole tree is one broadcast expression.
     """
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
-    device = torch.get_default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
     if spelling is None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from attn_mask import masking_utils, rules
-from attn_mask._checks import check_flag, check_integer, check_strided
+from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._tracing import default_device
 
 __all__ = ["additive", "boolean"]
 
@@ -100,11 +101,7 @@ def additive(
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"additive: expected dtype to be a torch.dtype, but got {dtype!r}")
-    if masked_value is not None and not isinstance(masked_value, int | float):
-        raise TypeError(
-            "additive: expected masked_value to be a number or None, "
-            f"but got {type(masked_value).__name__}"
-        )
+    masked_value = checked_masked_value("additive", masked_value)
     if bias is not None:
         check_strided("additive", "bias", bias)
     spelling = masking_utils.Spelling(dtype, bias, unmask_unattended, masked_value, out)
@@ -144,7 +141,7 @@ def _mask(
                 device = tensor.device
                 break
     batch_size, q_length, kv_length = sizes
-    of_device = torch.get_default_device() if device is None else torch.device(device)
+    of_device = default_device() if device is None else torch.device(device)
     queries, keys = (
         _line(name, axis, length, offset, given, of_device)
         for axis, length, offset, given in zip(
@@ -183,8 +180,12 @@ def _line(
         return offset
     positions = positions.to(device)
     if isinstance(offset, torch.Tensor):
+        masking_utils.check_position_dtype(name, f"{axis}_positions", positions)
+        masking_utils.check_position_dtype(name, f"{axis}_offset", offset)
         try:
-            return masking_utils._Axis(length, 0, positions + offset.to(device))
+            # Their sum may be too large for a narrow dtype.
+            positions = positions.to(torch.int64) + offset.to(device)
+            return masking_utils._Axis(length, 0, positions)
         except RuntimeError as error:
             raise ValueError(
                 f"{name}: expected {axis}_offset to be an int, or a tensor [] or [batch_size, 1], "

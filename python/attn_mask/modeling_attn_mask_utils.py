@@ -17,7 +17,7 @@ import torch
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
 from attn_mask._library import _C, UNMASKED_DEVICES
-from attn_mask._tracing import holds, is_jit_tracing, is_opaque, is_tracing
+from attn_mask._tracing import default_device, holds, is_jit_tracing, is_opaque, is_tracing
 
 __all__ = [
     "AttentionMaskConverter",
@@ -214,7 +214,7 @@ def _causal_mask(
 ) -> torch.Tensor:
     """[b, 1, q, kv] of causality and window, for one query without a window, too."""
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
-    device = torch.get_default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else torch.device(device)
     if holds(key_value_length == 0) and holds(query_length == 1):
         return torch.empty((batch_size, 1, 1, 0), dtype=dtype, device=device)
     result: torch.Tensor | None
@@ -441,5 +441,5 @@ def _create_4d_causal_attention_mask(
         input_shape[-1],
         past_key_values_length + input_shape[-1],
         dtype=dtype,
-        device=device if device is not None else torch.get_default_device(),
+        device=device if device is not None else default_device(),
     )
