@@ -1,5 +1,6 @@
 """attn_mask.boolean and attn_mask.additive: masks of rules, wherever queries and keys stand."""
 
+import contextlib
 import functools
 import math
 
@@ -426,6 +427,37 @@ def test_leaves_at_the_top_level():
     leaves = ("causal", "bidirectional", "nothing", "sliding_window", "window", "chunked", "bits")
     for name in (*leaves, "blockwise", "documents", "padding"):
         assert getattr(attn_mask, name) is getattr(rules, name)
+
+
+def test_bias_and_out_where_rules_are_called():
+    """Before the first token, upstream's tables are indexed from their end: by a call."""
+    rule = masking_utils.packed_sequence_mask_function(torch.tensor([[0, 0, 1, 1]]))
+    sizes = 1, 2, 3
+    offset = {"q_offset": -1}
+    attends = attn_mask.boolean(rule, *sizes, **offset)
+    bias = torch.randn(1, 3, 2, 3)
+    got = attn_mask.additive(rule, *sizes, bias=bias, masked_value=-2.0, **offset)
+    assert_same_mask(got, spelled(attends, torch.float32, -2.0, bias))
+    out = torch.ones(1, 1, 3, 2, dtype=torch.bool).mT
+    assert attn_mask.boolean(rule, *sizes, out=out, **offset) is out
+    assert_same_mask(out, attends)
+    with pytest.raises(ValueError, match="additive: expected bias to have q_length 2, but got"):
+        attn_mask.additive(rule, *sizes, bias=torch.zeros(1, 1, 1, 3), **offset)
+    with pytest.raises(TypeError, match="additive: expected bias to be Float, but got Double"):
+        attn_mask.additive(rule, *sizes, bias=bias.double(), **offset)
+    out = torch.zeros(9, dtype=torch.bool).as_strided((1, 1, 2, 3), (9, 9, 1, 1))
+    with pytest.raises(ValueError, match="boolean: expected out to have elements that don't over"):
+        attn_mask.boolean(rule, *sizes, out=out, **offset)
+
+
+@pytest.mark.parametrize("aten_only", [False, True])
+def test_gradients_into_out(aten_only):
+    out, bias = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, requires_grad=True)
+    with attn_mask.aten_only() if aten_only else contextlib.nullcontext():
+        with pytest.raises(ValueError, match="additive: expected bias not to require a gradient"):
+            attn_mask.additive(rules.causal(), 1, 2, 2, bias=bias, out=out)
+        with pytest.raises(ValueError, match="additive: expected out not to require a gradient"):
+            attn_mask.additive(rules.causal(), 1, 2, 2, out=bias)
 
 
 def test_sdpa_and_eager_masks():

@@ -342,11 +342,24 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
+def _meta(tensor: torch.Tensor) -> torch.Tensor:
+    """One of the same strides, also where elements overlap, that needs a gradient or not."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return tensor.detach().to("meta")
+    return torch.empty_strided(
+        tensor.shape,
+        tensor.stride(),
+        dtype=tensor.dtype,
+        device="meta",
+        requires_grad=tensor.requires_grad,
+    )
+
+
 def _for_check(type_of_argument: str, value: Any) -> Any:
     if "Tensor" in type_of_argument:
         if isinstance(value, torch.Tensor):
-            return value.detach().to("meta")
-        return value if value is None else [tensor.detach().to("meta") for tensor in value]
+            return _meta(value)
+        return value if value is None else [_meta(tensor) for tensor in value]
     if isinstance(value, torch.Tensor):
         return int(value)
     if isinstance(value, list | tuple):

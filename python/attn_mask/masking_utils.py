@@ -993,6 +993,12 @@ def _spelled(
     dtype = spelling.dtype
     if dtype is not None or spelling.unmask_unattended:
         _check_boolean(name, attends)
+    if not is_recording() and (dtype is not None or spelling.out is not None):
+        # The operator checks the value, the bias and `out`.
+        batch_size, _, q_length, kv_length = attends.shape
+        program = rules.bits(attends).program
+        lines = (_Axis(q_length, 0, None), _Axis(kv_length, 0, None))
+        return _write(program.code, [attends], batch_size, *lines, device, spelling)
     if spelling.unmask_unattended:
         attends = attends | ~attends.any(-1, keepdim=True)
     mask = attends
