@@ -27,14 +27,16 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
 def check_integer(function: str, argument: str, value: Any) -> None:
     """Raises TypeError for what is no size or offset, ValueError for what fits into no 64 bits.
 
-    A tensor is one: graphs of torch.jit hold sizes so. Other graphs hold symbols.
+    Not while a graph is recorded: dynamo can't look at what stands for an int there.
     """
-    is_one = isinstance(value, int | torch.SymInt | torch.Tensor) or hasattr(value, "__index__")
+    if is_recording():
+        return
+    is_one = isinstance(value, torch.Tensor) or hasattr(value, "__index__")
     if isinstance(value, bool) or not is_one:
         raise TypeError(
             f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
         )
-    if type(value) is int and not is_recording() and not -(2**63) <= value < 2**63:
+    if type(value) is int and not -(2**63) <= value < 2**63:
         raise ValueError(f"{function}: expected {argument} to be within 2^63 of 0, but got {value}")
 
 
