@@ -268,6 +268,22 @@ def test_padding_shows_what_is_not_zero(dtype):
         assert_same_mask(block_mask.to_dense().bool(), want)
 
 
+@every_table
+def test_positions_before_a_table(name):
+    """They would be counted from its end."""
+    make, argument = LEAVES[name]
+    rule = make(IDS)
+    text = f"^{name}: expected {argument} for positions from 0 on, but the (queries|keys) of"
+    for use in (
+        lambda: attn_mask.boolean(rule, 1, 2, 3, q_offset=-1, kv_offset=-1),
+        lambda: attn_mask.boolean(rules.shift(rule, -2, -2) & rules.causal(), 1, 2, 3),
+        lambda: attn_mask.create_block_mask(rule, 1, 1, 2, 3, "cpu", q_offset=-1, kv_offset=-1),
+    ):
+        with pytest.raises(ValueError, match=text):
+            use()
+    assert attn_mask.boolean(rules.shift(rule, 1, 1), 1, 2, 3, q_offset=-1, kv_offset=-1).any()
+
+
 def test_functions_of_transformers_take_any_dtype():
     """As its closures do; with a row for each row of the batch, or more."""
     for table in (IDS.float()[None], IDS.bool()[None], IDS[None].expand(4, -1)):

@@ -297,7 +297,7 @@ class _Writer:
             for axis, line in enumerate((queries, keys)):
                 if line.positions is None and line.length > 0:
                     by_element = by_element or line.start < program.lowest[axis]
-                    program.check_end(_NAME, axis, line.start + line.length)
+                    program.check_positions(_NAME, axis, line.start, line.start + line.length)
             if not program.is_plain:
                 operands = masking_utils._beside(_NAME, operands, program, batch_size, device)
         if not by_element:

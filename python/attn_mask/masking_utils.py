@@ -925,7 +925,7 @@ def _materialize(
     )
     for axis, line in enumerate((queries, keys)):
         if line.positions is None and (is_recording() or line.length > 0):
-            program.check_end(name, axis, line.start + line.length)
+            program.check_positions(name, axis, line.start, line.start + line.length)
     # While a graph is recorded, it must not come to depend on comparisons of sizes.
     if not is_recording():
         by_call = by_call or any(

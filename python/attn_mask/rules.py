@@ -239,14 +239,24 @@ class Program:
         # A mask function leaves rows beyond the batch alone.
         return operand[:batch_size]
 
-    def check_end(self, name: str, axis: int, end: int) -> None:
-        """Raises ValueError where queries (axis 0) or keys (1) before ``end`` are in no table."""
+    def check_positions(self, name: str, axis: int, start: int, end: int) -> None:
+        """Raises ValueError where queries (axis 0) or keys (1) from ``start`` to ``end`` are in no
+        table. Upstream's closures count positions below 0 from a table's end."""
+        line = ("queries", "keys")[axis]
         for of_axis, limit, operand in self._limits:
-            if of_axis == axis and is_known(end > limit):
-                shape = list(self.operands[operand].shape)
+            if of_axis != axis:
+                continue
+            shape, source = list(self.operands[operand].shape), self.sources[operand]
+            if is_known(end > limit):
                 raise ValueError(
-                    f"{self.sources[operand]} to be of length {shape[1] + end - limit} or longer, "
-                    f"for the {('queries', 'keys')[axis]} of {name}, but got {shape}"
+                    f"{source} to be of length {shape[1] + end - limit} or longer, "
+                    f"for the {line} of {name}, but got {shape}"
+                )
+            assert source is not None
+            first = start + shape[1] - limit
+            if not source.is_upstream and is_known(first < 0):
+                raise ValueError(
+                    f"{source} for positions from 0 on, but the {line} of {name} begin at {first}"
                 )
 
     def ask(self, rule: "MaskFunction", place: _Place) -> None:
