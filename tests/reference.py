@@ -156,16 +156,21 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     sliding_window=None,
     *,
     allow_skip=True,
+    unmask_unattended=False,  # absent: on devices that there are none of here
 ):
     if allow_skip and _ignore_causal_mask_sdpa(
         attention_mask, inputs_embeds, past_key_values_length, sliding_window
     ):
         return None
     if attention_mask is not None and attention_mask.dim() == 4:
-        return attention_mask
-    return _prepare_4d_causal_attention_mask(
-        attention_mask, input_shape, inputs_embeds, past_key_values_length, sliding_window
-    )
+        mask = attention_mask
+    else:
+        mask = _prepare_4d_causal_attention_mask(
+            attention_mask, input_shape, inputs_embeds, past_key_values_length, sliding_window
+        )
+    if unmask_unattended and attention_mask is not None:
+        return _unmask_unattended(mask, torch.finfo(inputs_embeds.dtype).min)
+    return mask
 
 
 def _prepare_4d_attention_mask(mask, tgt_len=None, *, dtype):

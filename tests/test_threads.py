@@ -100,12 +100,19 @@ PARALLEL = {
 @pytest.mark.parametrize("name", PARALLEL)
 def test_threads_share_the_work(name, keep_num_threads):
     """Compiled without OpenMP, parallel regions would run on one thread and say nothing."""
-    torch.set_num_threads(2)
-    PARALLEL[name]()
-    before = time_of_each_thread()
-    for _ in range(3):
+
+    def spent_by(threads):
+        """Nanoseconds of each thread, the longest first."""
+        torch.set_num_threads(threads)
         PARALLEL[name]()
-    after = time_of_each_thread()
-    spent = sorted((after[thread] - before.get(thread, 0) for thread in after), reverse=True)
-    # Each has half of it; what a thread waits actively for others is not counted on.
-    assert spent[1] > 0.2 * sum(spent), f"nanoseconds of each thread: {spent}"
+        before = time_of_each_thread()
+        for _ in range(3):
+            PARALLEL[name]()
+        after = time_of_each_thread()
+        return sorted((after[thread] - before.get(thread, 0) for thread in after), reverse=True)
+
+    alone = spent_by(1)[0]
+    shared = spent_by(2)
+    # Each has half of it. One may also wait actively for another that gets no processor, so that
+    # the second's time is compared with what there is to do.
+    assert shared[1] > 0.2 * alone, f"nanoseconds of each thread: {shared}, of one: {alone}"
