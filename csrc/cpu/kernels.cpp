@@ -526,6 +526,21 @@ void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
   }
 }
 
+/// Writes what all of some nodes (bit i: node i) say of at most kAnswers columns of a row: 1 or 0.
+void answer(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+            RowAnswers& answers, uint8_t* out) {
+  const int64_t n = columns.end - columns.begin;
+  fill<uint8_t>(out, n, 1);
+  for (int32_t node = 0; node < question.rule.size; ++node) {
+    if (((nodes >> node) & 1U) != 0) {
+      const uint8_t* const of_node = answers(question, query, node, columns);
+      for (int64_t k = 0; k < n; ++k) {
+        out[k] &= of_node[k];
+      }
+    }
+  }
+}
+
 /// The first of `columns` to which all of some nodes (bit i: node i) let the query attend; else the
 /// end of `columns`.
 int64_t first_visible(const Question& question, const Query& query, uint32_t nodes,
@@ -536,17 +551,7 @@ int64_t first_visible(const Question& question, const Query& query, uint32_t nod
     size = begin == columns.begin || size == kAnswers ? size : 2 * size;
     const int64_t n = size < columns.end - begin ? size : columns.end - begin;
     uint8_t visible[kAnswers];
-    bool first = true;
-    for (int32_t node = 0; node < question.rule.size; ++node) {
-      if (((nodes >> node) & 1U) == 0) {
-        continue;
-      }
-      const uint8_t* const answer = answers(question, query, node, {begin, begin + n});
-      for (int64_t k = 0; k < n; ++k) {
-        visible[k] = first ? answer[k] : static_cast<uint8_t>(visible[k] & answer[k]);
-      }
-      first = false;
-    }
+    answer(question, query, nodes, {begin, begin + n}, answers, visible);
     const auto* const found =
         static_cast<const uint8_t*>(__builtin_memchr(visible, 1, static_cast<std::size_t>(n)));
     if (found != nullptr) {
@@ -620,16 +625,7 @@ bool all(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begi
 void answer(const Question& question, const Query& query, uint32_t nodes, Interval columns,
             uint8_t* out) {
   RowAnswers answers;
-  const int64_t n = columns.end - columns.begin;
-  fill<uint8_t>(out, n, 1);
-  for (int32_t node = 0; node < question.rule.size; ++node) {
-    if (((nodes >> node) & 1U) != 0) {
-      const uint8_t* const of_node = answers(question, query, node, columns);
-      for (int64_t k = 0; k < n; ++k) {
-        out[k] &= of_node[k];
-      }
-    }
-  }
+  answer(question, query, nodes, columns, answers, out);
 }
 
 }  // namespace
