@@ -556,3 +556,37 @@ def test_any_call_gives_the_mask_or_an_exception(call):
         assert got is getattr(reference, name)(*args, **kwargs)
     elif is_small(got):
         assert_same_mask(got, getattr(reference, name)(*args, **kwargs))
+
+
+def test_no_tensor_to_write_to():
+    for call, name in (
+        (lambda: ops.to_4d(PADDING, 3, dtype=FLOAT, key_value_length=4, out=None), "to_4d"),
+        (lambda: ops.to_causal_4d(2, 3, 4, out=None), "to_causal_4d"),
+        (lambda: ops._unmask_unattended(QUERIES, 0.0, out=None), "_unmask_unattended"),
+        (lambda: ops.boolean([1], [], 1, 3, 3, out=None), "boolean"),
+        (lambda: ops.additive([1], [], 1, 3, 3, out=None), "additive"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"^{name}: expected out to be a tensor, but got an undefined one"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("dtype", INT_DTYPES, ids=str)
+def test_a_minimum_that_fits_into_no_int64(dtype):
+    if dtype in (torch.uint16, torch.uint32, torch.uint64):
+        error, text = TypeError, "expected expanded_mask to be of a real floating or integer dtype"
+    else:
+        error, text = (
+            ValueError,
+            "expected min_dtype to fit into 64 bits with a sign, but got 92233",
+        )
+    with pytest.raises(error, match=f"^_unmask_unattended: {text}"):
+        ops._unmask_unattended(torch.zeros(2, 2, dtype=dtype), 2**63)
+
+
+def test_a_masked_value_that_fits_into_no_int64():
+    with pytest.raises(
+        ValueError, match=r"^additive: expected masked_value to be at most 0, but got 9"
+    ):
+        ops.additive([1], [], 1, 3, 3, dtype=FLOAT, masked_value=2**63)

@@ -115,13 +115,13 @@ DenseFormat format_of(at::ScalarType dtype, const std::optional<c10::Scalar>& ma
                    ": expected masked_value to be a real number, but got ", *masked_value);
   const double masked = masked_value->toDouble();
   TORCH_CHECK_VALUE(masked <= 0, kAdditiveOp, ": expected masked_value to be at most 0, but got ",
-                    *masked_value);
+                    masked);
   const DenseFormat format = additive_format(dtype, masked);
   // Overflow would make a finite number -inf, underflow would show what is to be masked.
   const bool is_held = (masked == 0 || format.masked != sign_bit(dtype)) &&
                        (std::isinf(masked) || format.masked <= additive_format(dtype).masked);
   TORCH_CHECK_VALUE(is_held, kAdditiveOp, ": expected masked_value to be a number that ", dtype,
-                    " holds, but got ", *masked_value);
+                    " holds, but got ", masked);
   return format;
 }
 

@@ -52,8 +52,10 @@ at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Sc
                    dtype);
   TORCH_CHECK_TYPE(!min_dtype.isComplex(), op, ": expected min_dtype to be a real number, but got ",
                    min_dtype);
+  // Not the scalar itself, which would be printed as 64 bits with a sign.
   TORCH_CHECK_VALUE(is_additive_dtype(dtype) || min_dtype.type() != at::kUInt64, op,
-                    ": expected min_dtype to fit into 64 bits with a sign, but got ", min_dtype);
+                    ": expected min_dtype to fit into 64 bits with a sign, but got ",
+                    min_dtype.toUInt64());
   const at::Tensor out = output.like(expanded_mask);
   if (out.is_meta() || out.numel() == 0) {
     return out;
