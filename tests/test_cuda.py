@@ -1,5 +1,6 @@
 """What only a GPU can show: nothing waits for it, graphs capture everything, launches are few."""
 
+import attn_mask
 import pytest
 import torch
 from masks import assert_same_mask
@@ -114,3 +115,41 @@ def test_rows_are_opened_as_by_the_function_for_it():
             mask.cuda(), (4, 100), embeds, 201, window
         )
         assert_same(got, want)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_models_give_the_same_under_install(implementation):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=99,
+        sliding_window=5,
+        pad_token_id=0,
+        attn_implementation=implementation,
+    )
+    model = transformers.MistralForCausalLM(config).eval().to("cuda", torch.bfloat16)
+    tokens = torch.randint(1, 99, (2, 12), device="cuda")
+    padding = torch.ones_like(tokens)
+    padding[1, :4] = 0
+
+    def results():
+        with torch.no_grad():
+            logits = model(tokens, attention_mask=padding).logits
+            written = model.generate(
+                tokens, attention_mask=padding, max_new_tokens=6, do_sample=False
+            )
+        return logits, written
+
+    want = results()
+    attn_mask.install()
+    try:
+        got = results()
+    finally:
+        attn_mask.uninstall()
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)
