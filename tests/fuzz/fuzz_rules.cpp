@@ -834,7 +834,7 @@ void check_unmasked_rows(Random& random, const CpuKernels& kernels) {
   if (rows != want_rows) {
     fail("rows without a key");
   }
-  task.unmasking = {rows.data(), /*value=*/1};
+  task.unmasking = {rows.data(), /*value=*/1, true};
   test::set_contiguous(task);
   if (random.one_in(2)) {
     test::set_random_strides(task, random.generator);
