@@ -1319,7 +1319,7 @@ def test_a_release_before_both():
 
 @needs_masking_utils
 def test_before_models_are_imported():
-    """Those of tests/test_models.py are imported before."""
+    """Those of tests/upstream/test_models.py are imported before."""
     said = run_python(
         """
         import attn_mask, torch
