@@ -29,7 +29,15 @@ from rule_reference import (
     WINDOW,
 )
 from rule_reference import PADDING as PADDED
-from sample_calls import CALL_IDS, CALLS, HOST_DECISIONS, OPERATORS, map_tensors, operator
+from sample_calls import (
+    CALL_IDS,
+    CALLS,
+    HOST_DECISIONS,
+    OPERATORS,
+    as_on_cuda,
+    map_tensors,
+    operator,
+)
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -916,7 +924,7 @@ def test_dispatch_keys(name):
 @every_sample
 @pytest.mark.parametrize("layout", PLACES)
 def test_cuda(name, args, kwargs, layout):
-    want = meaning(name, args, kwargs)
+    want = meaning(name, args, as_on_cuda(name, kwargs))
     where = PLACES[layout](want.shape, want.dtype)
     everything = where.everything.cuda()
     out = everything.as_strided(where.out.shape, where.out.stride(), where.out.storage_offset())
