@@ -729,7 +729,7 @@ def test_another_function_at_the_same_place_is_no_own_one(decorated_module):
         assert module.own(decorated_module.g) == expected
 
 
-@pytest.mark.skipif(not hasattr(upstream, "_preprocess_mask_arguments"), reason="not there yet")
+@pytest.mark.applies(hasattr(upstream, "_preprocess_mask_arguments"))
 def test_a_patch_of_what_prepares_arguments_is_named(monkeypatch, warned):
     before = upstream._preprocess_mask_arguments
 
