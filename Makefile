@@ -19,7 +19,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
 setup: $(VENV)/.requirements
 
 # Debian packages that pip can't give: installed when we may, named when we may not.
-$(VENV)/.debian:
+$(VENV)/.debian: scripts/debian-packages
 	@scripts/debian-packages
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@touch $@
