@@ -358,7 +358,7 @@ class Check {
       kernels.find_masked_rows(task, middle, task.rows(), masked_rows.data());
       kernels.find_masked_rows(task, 0, middle, masked_rows.data());
       task.unmasking = {masked_rows.data(),
-                        task.bias.data == nullptr ? uint64_t{1} : task.format.attend};
+                        task.bias.data == nullptr ? uint64_t{1} : task.format.attend, true};
     }
     test::set_contiguous(task);
     if (random_.one_in(2)) {
