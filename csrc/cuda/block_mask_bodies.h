@@ -25,7 +25,7 @@ struct BlockStatesParams {
   Divisor q_blocks;
   Divisor heads;
   Divisor row_words;  // words to a row of a block
-  int32_t depth;      // of the rule
+  WordPlan plan;
 };
 
 static_assert(sizeof(BlockStatesParams) <= 4096, "kernel parameters");
@@ -37,7 +37,7 @@ inline BlockStatesParams block_states_params(const BlockMaskTask& task) {
           Divisor(task.q_blocks()),
           Divisor(task.heads),
           Divisor((std::min(task.kv_block, task.kv_length) + kWordSize - 1) / kWordSize),
-          depth_of(task.rule)};
+          WordPlan(task.rule, task.kv_positions)};
 }
 
 /// What the elements of a block say, as far as one thread has looked.
@@ -114,8 +114,9 @@ struct BlockLine {
       if (of_word.empty()) {
         continue;
       }
+      const WordRow of_row = WordRow::of(task.rule, query(rows.begin + row), task.kv_positions);
       const uint64_t word =
-          row_word(task.rule, query(rows.begin + row), task.kv_positions, of_word, stack);
+          row_word(task.rule, params.plan, of_row, task.kv_positions, of_word, stack);
       answer.some = answer.some || word != 0;
       answer.all = answer.all && word == low_bits(of_word.end - of_word.begin);
       if (answer.some && !answer.all) {

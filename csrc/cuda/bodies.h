@@ -18,14 +18,14 @@ struct alignas(16) Pack {
 template <typename T>
 inline constexpr int64_t kPackSize = sizeof(Pack) / sizeof(T);
 
-/// The bits of `value` in every element of a pack.
+/// The bits of `value` in every element of 8 bytes.
 template <typename T>
-ATTN_MASK_INLINE Pack pack_of(uint64_t value) {
+ATTN_MASK_INLINE uint64_t repeat(uint64_t value) {
   uint64_t word = static_cast<T>(value);
   for (uint32_t bits = 8 * sizeof(T); bits < 64; bits *= 2) {
     word |= word << bits;
   }
-  return {{word, word}};
+  return word;
 }
 
 /// The element at `index` of a pack.
@@ -107,11 +107,11 @@ struct UnmaskRow {
     for (int64_t i = split.after + thread; i < task.in.length; i += threads) {
       out[i] = static_cast<T>(in[i] & keep);
     }
-    const Pack keep_pack = pack_of<T>(keep);
+    const uint64_t keep_word = repeat<T>(keep);
     for (int64_t i = thread; i < split.packs; i += threads) {
       Pack pack = reinterpret_cast<const Pack*>(in + split.before)[i];
-      pack.words[0] &= keep_pack.words[0];
-      pack.words[1] &= keep_pack.words[1];
+      pack.words[0] &= keep_word;
+      pack.words[1] &= keep_word;
       reinterpret_cast<Pack*>(out + split.before)[i] = pack;
     }
   }

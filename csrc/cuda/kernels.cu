@@ -145,7 +145,7 @@ void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
   const dim3 blocks(
       blocks_for_lines((rows + warps - 1) / warps),
       static_cast<unsigned int>((params.groups + params.per_part - 1) / params.per_part));
-  const size_t words = static_cast<size_t>(threads * (1 + params.depth));
+  const size_t words = static_cast<size_t>(threads * (1 + params.plan.depth));
   write_mask_kernel<T>
       <<<blocks, static_cast<unsigned int>(threads), words * sizeof(uint64_t), stream>>>(params);
 }
@@ -189,7 +189,7 @@ void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream) {
   const dim3 blocks(
       blocks_for_lines(params.lines),
       static_cast<unsigned int>((params.kv_blocks + kBlocksPerPart - 1) / kBlocksPerPart));
-  const size_t words = static_cast<size_t>(kThreadsPerBlock * params.depth);
+  const size_t words = static_cast<size_t>(kThreadsPerBlock * params.plan.depth);
   write_block_states_kernel<<<blocks, kThreadsPerBlock, words * sizeof(uint64_t), stream>>>(params);
 }
 

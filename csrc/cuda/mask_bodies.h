@@ -19,7 +19,7 @@ struct MaskParams {
   bool by_words;     // each lane has 64 columns at a time; else those of one pack, key by key
   int64_t groups;    // of columns that a warp takes at once, in a row
   int64_t per_part;  // of these to one warp
-  int32_t depth;     // of the rule
+  WordPlan plan;
 };
 
 static_assert(sizeof(MaskParams) <= 4096, "kernel parameters");
@@ -35,12 +35,20 @@ ATTN_MASK_INLINE int64_t lane_width(bool by_words) {
 template <typename T>
 inline MaskParams mask_params(const MaskTask& task) {
   constexpr int64_t kWarps = 8192;  // enough to fill any present GPU
-  MaskParams params{
-      task, Divisor(task.q_length), Divisor(task.heads), has_words(task.rule, task.kv_positions), 0,
-      0,    depth_of(task.rule)};
+  constexpr int64_t kSize = kPackSize<T>;
+  MaskParams params{task,
+                    Divisor(task.q_length),
+                    Divisor(task.heads),
+                    has_words(task.rule, task.kv_positions),
+                    0,
+                    0,
+                    WordPlan(task.rule, task.kv_positions)};
+  const bool aligned = reinterpret_cast<uintptr_t>(task.out) % sizeof(Pack) == 0 &&
+                       (task.batch_size == 1 || task.out_strides[0] % kSize == 0) &&
+                       (task.heads == 1 || task.out_strides[1] % kSize == 0) &&
+                       (task.q_length == 1 || task.out_strides[2] % kSize == 0);
   const int64_t group = kLanes * lane_width<T>(params.by_words);
-  // Rows may begin at any element of a pack.
-  params.groups = (task.kv_length + kPackSize<T> - 1 + group - 1) / group;
+  params.groups = (task.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
   const int64_t parts = kWarps / task.rows() + 1;
   params.per_part = (params.groups + parts - 1) / parts;
   return params;
@@ -75,17 +83,20 @@ class RowWriter {
   static constexpr uint32_t kAllBits = (uint32_t{1} << kPackSize<T>)-1;
 
   ATTN_MASK_INLINE RowWriter(const MaskParams& params, int64_t row_index)
-      : task_(params.task), visible_(static_cast<T>(params.task.format.attend)) {
+      : params_(params), width_(lane_width<T>(params.by_words)) {
+    const MaskTask& task = params.task;
     const int64_t plane = params.q_length.divide(row_index);
-    const int64_t row = row_index - plane * task_.q_length;
+    const int64_t row = row_index - plane * task.q_length;
     const int64_t batch = params.heads.divide(plane);
-    query_ = {batch, plane - batch * task_.heads, row, task_.q_positions.at(batch, row)};
-    out_ = static_cast<T*>(task_.out) + task_.out_offset(query_);
+    const Query query{batch, plane - batch * task.heads, row, task.q_positions.at(batch, row)};
+    row_ = WordRow::of(task.rule, query, task.kv_positions);
+    out_ = static_cast<T*>(task.out) + task.out_offset(query);
     before_ =
-        task_.out_strides[3] == 1
+        task.out_strides[3] == 1
             ? static_cast<int64_t>(reinterpret_cast<uintptr_t>(out_) % sizeof(Pack) / sizeof(T))
             : 0;
-    width_ = lane_width<T>(params.by_words);
+    attend_ = repeat<T>(task.format.attend);
+    masked_ = repeat<T>(task.format.masked);
   }
 
   /// The lane's bits in a group of columns: bit 0 is the first column, which the row may not have.
@@ -93,109 +104,125 @@ class RowWriter {
     if (unmasked_) {
       return ~uint64_t{0};
     }
+    const MaskTask& task = params_.task;
     const int64_t first = (group * kLanes + lane) * width_ - before_;
-    const Interval columns = intersect({first, first + width_}, {0, task_.kv_length});
+    const Interval columns = intersect({first, first + width_}, {0, task.kv_length});
     if (columns.empty()) {
       return 0;
     }
-    return row_word(task_.rule, query_, task_.kv_positions, columns, stack)
-           << (columns.begin - first);
+    const uint64_t word =
+        row_word(task.rule, params_.plan, row_, task.kv_positions, columns, stack);
+    return word << (columns.begin - first);
   }
 
   /// All columns are written as those of fully masked rows that are unmasked.
   ATTN_MASK_INLINE void unmask() {
     unmasked_ = true;
-    visible_ = static_cast<T>(task_.unmasking.value);
+    attend_ = repeat<T>(params_.task.unmasking.value);
   }
 
   /// Writes pack `index` of the row, of which `bits` says what is attended to.
   ATTN_MASK_INLINE void write_pack(int64_t index, uint32_t bits) const {
+    const MaskTask& task = params_.task;
     const int64_t first = index * kPackSize<T> - before_;
-    const int64_t stride = task_.out_strides[3];
-    const Interval columns = intersect({first, first + kPackSize<T>}, {0, task_.kv_length});
+    const int64_t stride = task.out_strides[3];
+    const Interval columns = intersect({first, first + kPackSize<T>}, {0, task.kv_length});
     if (columns.end - columns.begin == kPackSize<T> && stride == 1) {
-      *reinterpret_cast<Pack*>(out_ + first) = pack(first, bits);
+      bits &= kAllBits;
+      *reinterpret_cast<Pack*>(out_ + first) =
+          bits == 0 ? Pack{{masked_, masked_}} : mix(visible_pack(first), bits);
       return;
     }
     ATTN_MASK_ONE_BY_ONE
     for (int64_t column = columns.begin; column < columns.end; ++column) {
       const bool attended = (bits >> (column - first) & 1U) != 0;
-      out_[column * stride] = attended ? visible(column) : static_cast<T>(task_.format.masked);
+      out_[column * stride] = attended ? visible(column) : static_cast<T>(masked_);
     }
   }
 
   /// The lane's packs of a group, from the words of all lanes.
   ATTN_MASK_INLINE void write_packs(int64_t group, int64_t lane, const uint64_t* words) const {
     constexpr int64_t kPerLane = kWordSize / kPackSize<T>;
-    for (int64_t i = 0; i < kPerLane; ++i) {
-      const int64_t of_group = i * kLanes + lane;
-      write_pack(group * kLanes * kPerLane + of_group, bits_at(words, of_group));
+    const int64_t first = group * kLanes * kWordSize - before_;
+    const MaskTask& task = params_.task;
+    const bool whole = first >= 0 && first + kLanes * kWordSize <= task.kv_length;
+    if (whole && task.out_strides[3] == 1 && task.bias.data == nullptr) {
+      Pack* const out = reinterpret_cast<Pack*>(out_ + first) + lane;
+      for (int64_t i = 0; i < kPerLane; ++i) {
+        out[i * kLanes] = mix({{attend_, attend_}}, bits_at(words, i * kLanes + lane));
+      }
+      return;
+    }
+    ATTN_MASK_ONE_BY_ONE
+    for (int64_t i = lane; i < kLanes * kPerLane && first + i * kPackSize<T> < task.kv_length;
+         i += kLanes) {
+      write_pack(group * kLanes * kPerLane + i, bits_at(words, i));
     }
   }
 
  private:
   static ATTN_MASK_INLINE uint32_t bits_at(const uint64_t* words, int64_t pack) {
+    const auto* const bytes = reinterpret_cast<const uint8_t*>(words);
     if constexpr (kPackSize<T> == 16) {
-      return reinterpret_cast<const uint16_t*>(words)[pack];
+      return bytes[2 * pack] | static_cast<uint32_t>(bytes[2 * pack + 1]) << 8;
     } else {
       constexpr int64_t kPacks = 8 / kPackSize<T>;  // in a byte
-      const uint32_t byte = reinterpret_cast<const uint8_t*>(words)[pack / kPacks];
-      return byte >> (pack % kPacks * kPackSize<T>)&kAllBits;
+      return bytes[pack / kPacks] >> (pack % kPacks * kPackSize<T>)&kAllBits;
     }
   }
 
-  ATTN_MASK_INLINE int64_t bias_offset(int64_t column) const {
-    const int64_t* const strides = task_.bias.strides;
-    return query_.batch * strides[0] + query_.head * strides[1] + query_.row * strides[2] +
-           column * strides[3];
+  ATTN_MASK_INLINE const T* bias(int64_t column) const {
+    const Bias& bias = params_.task.bias;
+    return static_cast<const T*>(bias.data) + row_.query.batch * bias.strides[0] +
+           row_.query.head * bias.strides[1] + row_.query.row * bias.strides[2] +
+           column * bias.strides[3];
   }
 
   /// An element that is attended to.
   ATTN_MASK_INLINE T visible(int64_t column) const {
-    return task_.bias.data == nullptr ? visible_
-                                      : static_cast<const T*>(task_.bias.data)[bias_offset(column)];
+    return params_.task.bias.data == nullptr ? static_cast<T>(attend_) : *bias(column);
   }
 
   ATTN_MASK_INLINE Pack visible_pack(int64_t first) const {
-    if (task_.bias.data == nullptr) {
-      return pack_of<T>(visible_);
+    if (params_.task.bias.data == nullptr) {
+      return {{attend_, attend_}};
     }
-    const T* const bias = static_cast<const T*>(task_.bias.data) + bias_offset(first);
-    if (task_.bias.strides[3] == 1 && reinterpret_cast<uintptr_t>(bias) % sizeof(Pack) == 0) {
-      return *reinterpret_cast<const Pack*>(bias);
+    const T* const from = bias(first);
+    const int64_t stride = params_.task.bias.strides[3];
+    if (stride == 1 && reinterpret_cast<uintptr_t>(from) % sizeof(Pack) == 0) {
+      return *reinterpret_cast<const Pack*>(from);
     }
     Pack result{{0, 0}};
     ATTN_MASK_ONE_BY_ONE
     for (int64_t i = 0; i < kPackSize<T>; ++i) {
       const int64_t bit = i * 8 * static_cast<int64_t>(sizeof(T));
-      const uint64_t value = static_cast<uint64_t>(bias[i * task_.bias.strides[3]]) << (bit % 64);
+      const uint64_t value = static_cast<uint64_t>(from[i * stride]) << (bit % 64);
       result.words[0] |= bit < 64 ? value : 0;
       result.words[1] |= bit < 64 ? 0 : value;
     }
     return result;
   }
 
-  ATTN_MASK_INLINE Pack pack(int64_t first, uint32_t bits) const {
-    bits &= kAllBits;
-    const Pack masked = pack_of<T>(task_.format.masked);
+  /// The elements of `attended` where bits are 1, else masked ones.
+  ATTN_MASK_INLINE Pack mix(const Pack& attended, uint32_t bits) const {
     if (bits == 0) {
-      return masked;
+      return {{masked_, masked_}};
     }
-    const Pack attended = visible_pack(first);
     if (bits == kAllBits) {
       return attended;
     }
     const Pack keep = spread<T>(bits);
-    return {{(attended.words[0] & keep.words[0]) | (masked.words[0] & ~keep.words[0]),
-             (attended.words[1] & keep.words[1]) | (masked.words[1] & ~keep.words[1])}};
+    return {{(attended.words[0] & keep.words[0]) | (masked_ & ~keep.words[0]),
+             (attended.words[1] & keep.words[1]) | (masked_ & ~keep.words[1])}};
   }
 
-  const MaskTask& task_;
-  Query query_;
+  const MaskParams& params_;
+  WordRow row_;
   T* out_;
-  int64_t before_;  // elements of the row's first pack that are not the row's
-  int64_t width_;   // columns of a lane
-  T visible_;
+  int64_t before_;   // elements of the row's first pack that are not the row's
+  int64_t width_;    // columns of a lane
+  uint64_t attend_;  // elements that are attended to
+  uint64_t masked_;
   bool unmasked_ = false;
 };
 

@@ -87,11 +87,13 @@ struct RowRuns {
     ATTN_MASK_ONE_BY_ONE
     for (int64_t position = part.begin; position < part.end; ++position) {
       begin = begins(position) ? position : begin;
-      job.begin[row * job.length + position] = static_cast<int32_t>(begin);
+      job.begin[row * job.length + position] =
+          static_cast<int32_t>(is_of_none(position) ? position : begin);
     }
     ATTN_MASK_ONE_BY_ONE
     for (int64_t position = part.end - 1; position >= part.begin; --position) {
-      job.end[row * job.length + position] = static_cast<int32_t>(end);
+      job.end[row * job.length + position] =
+          static_cast<int32_t>(is_of_none(position) ? position : end);
       end = begins(position) ? position : end;
     }
     if (thread == 0) {
@@ -100,6 +102,10 @@ struct RowRuns {
   }
 
  private:
+  ATTN_MASK_INLINE bool is_of_none(int64_t position) const {
+    return job.negative_is_none && job.table.at(row, position) < 0;
+  }
+
   /// Whether ids are seen to have one run each: those of documents go up, but for one run of -1.
   ATTN_MASK_INLINE bool is_once(const RunsOfPart* found, int64_t threads) const {
     int64_t last = -1;

@@ -24,13 +24,10 @@ struct SameId {
     return ids.bounds.begin != nullptr && ids.runs.is_once[ids.row(batch)] != 0;
   }
 
-  /// That run. Of a query without one it is empty, and lies where the query stands, so that spans
-  /// go upwards with queries.
+  /// That run. Of a query that belongs to none it is empty, and lies where the query stands, so
+  /// that spans go upwards with queries.
   ATTN_MASK_INLINE Interval span(int64_t batch, int64_t q) const {
-    if (!ids.holds(q) || (negative_is_none && ids.at(batch, q) < 0)) {
-      return {q, q};
-    }
-    return ids.run(batch, q);
+    return ids.holds(q) ? ids.run(batch, q) : Interval{q, q};
   }
 };
 

@@ -36,7 +36,7 @@ struct TableRuns {
 /// The same as the prepare step on a device leaves it, for each position of each row.
 struct RunBounds {
   const int32_t* begin;  // [rows, length]: where the position's run begins; null: not prepared
-  const int32_t* end;    // and ends
+  const int32_t* end;    // and ends; at its begin where the position belongs to no block
 };
 
 /// Integers for positions: ids of documents or blocks, or other positions. [batch_size or 1,

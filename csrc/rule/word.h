@@ -117,10 +117,12 @@ ATTN_MASK_INLINE uint64_t run_word(const Rule::Node& leaf, const Query& query, i
   return 0;
 }
 
-/// Which of `columns`, at most 64 and at least one, a leaf lets the query attend to; bit 0 is the
-/// first. Bits beyond them may be anything.
-ATTN_MASK_INLINE uint64_t leaf_word(const Rule& rule, const Rule::Node& leaf, const Query& query,
-                                    const Positions& kv_positions, Interval columns) {
+/// Which of `columns`, at most 64 and at least one, a leaf lets the query attend to, where the leaf
+/// has positions of its own or columns are listed; bit 0 is the first. Bits beyond them may be
+/// anything.
+ATTN_MASK_INLINE uint64_t moved_leaf_word(const Rule& rule, const Rule::Node& leaf,
+                                          const Query& query, const Positions& kv_positions,
+                                          Interval columns) {
   int64_t q = query.position;
   if (!find_query(rule, leaf, query.batch, q)) {
     return 0;
@@ -141,44 +143,112 @@ ATTN_MASK_INLINE uint64_t leaf_word(const Rule& rule, const Rule::Node& leaf, co
 /// Words that wait for their `and` or `or`, in memory of the thread's own: a register array that is
 /// indexed would be local memory on a GPU.
 struct WordStack {
-  uint64_t* words;  // [depth_of(rule)], `step` apart
+  uint64_t* words;  // [WordPlan::depth], `step` apart
   int64_t step;
 };
 
-/// Which of `columns`, at most 64 and at least one, the query attends to; bit 0 is the first. Bits
-/// beyond them are 0.
-ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const Query& query,
+/// What of a rule is worked out for each word: all but the leaves that its rows' hulls cover. Made
+/// on the host.
+struct WordPlan {
+  enum Step : uint8_t { kAnd, kOr, kLeaf, kMovedLeaf };
+
+  uint8_t steps[Rule::kMaxNodes];  // a Step in the lowest two bits, then the leaf's node
+  int16_t size;
+  int16_t depth;  // how many words wait at once
+
+  WordPlan() = default;
+
+  WordPlan(const Rule& rule, const Positions& kv_positions) : size(0), depth(0) {
+    add(rule, rule.size - 1, kv_positions.listed);
+    int16_t waiting = -1;
+    for (int16_t i = 0; i < size; ++i) {
+      waiting = static_cast<int16_t>(waiting + ((steps[i] & 3) < kLeaf ? -1 : 1));
+      depth = waiting > depth ? waiting : depth;
+    }
+  }
+
+ private:
+  /// Adds the subtree that ends with node `last`; false where nothing of it is left.
+  bool add(const Rule& rule, int32_t last, bool listed) {
+    const Rule::Node& node = rule.nodes[last];
+    Step step = kLeaf;
+    if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
+      const bool left = add(rule, rule.nodes[last - 1].first - 1, listed);
+      const bool right = add(rule, last - 1, listed);
+      if (!left || !right) {
+        return left || right;  // the other one holds within the hull
+      }
+      step = node.kind == Rule::Kind::kAnd ? kAnd : kOr;
+    } else if (node.step_begin != node.step_end || listed) {
+      step = kMovedLeaf;
+    } else if (is_covered(node)) {
+      return false;
+    }
+    steps[size++] = static_cast<uint8_t>(step | last << 2);
+    return true;
+  }
+
+  /// Whether the leaf is nothing but an interval that row_hull takes in.
+  static bool is_covered(const Rule::Node& node) {
+    return node.conjunct &&
+           (node.kind == Rule::Kind::kAll || node.kind == Rule::Kind::kCausal ||
+            node.kind == Rule::Kind::kSlidingWindow || node.kind == Rule::Kind::kChunk);
+  }
+};
+
+/// What all words of a row share.
+struct WordRow {
+  Query query;
+  Interval hull;      // of positions; all where columns are listed
+  int64_t first_key;  // the position of column 0; 0 where they are listed
+
+  ATTN_MASK_INLINE static WordRow of(const Rule& rule, const Query& query,
+                                     const Positions& kv_positions) {
+    if (kv_positions.listed) {
+      return {query, {-kOpen, kOpen}, 0};
+    }
+    return {query, row_hull(rule, query).positions, kv_positions.at(query.batch, 0)};
+  }
+};
+
+/// Which of `columns`, at most 64 and at least one, the row's query attends to; bit 0 is the first.
+/// Bits beyond them are 0.
+ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const WordRow& row,
                                    const Positions& kv_positions, Interval columns,
                                    const WordStack& stack) {
-  uint64_t top = 0;
-  int64_t waiting = 0;
+  const int64_t count = columns.end - columns.begin;
+  const int64_t key = row.first_key + columns.begin;
+  uint64_t hull = kv_positions.listed ? ~uint64_t{0} : word_of(row.hull, key);
+  if (count < kWordSize) {
+    hull &= low_bits(count);
+  }
+  if (hull == 0) {
+    return 0;
+  }
+  uint64_t* waiting = stack.words;  // past the last
+  uint64_t top = ~uint64_t{0};
   ATTN_MASK_ONE_BY_ONE
-  for (int32_t i = 0; i < rule.size; ++i) {
-    const Rule::Node& node = rule.nodes[i];
-    if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
-      const uint64_t other = stack.words[--waiting * stack.step];
-      top = node.kind == Rule::Kind::kAnd ? top & other : top | other;
+  for (int32_t i = 0; i < plan.size; ++i) {
+    const uint32_t entry = plan.steps[i];
+    const uint32_t step = entry & 3;
+    if (step == WordPlan::kAnd) {
+      top &= *(waiting -= stack.step);
+      continue;
+    }
+    if (step == WordPlan::kOr) {
+      top |= *(waiting -= stack.step);
       continue;
     }
     if (i > 0) {
-      stack.words[waiting++ * stack.step] = top;
+      *waiting = top;
+      waiting += stack.step;
     }
-    top = leaf_word(rule, node, query, kv_positions, columns);
+    const Rule::Node& leaf = rule.nodes[entry >> 2];
+    top = step == WordPlan::kLeaf
+              ? run_word(leaf, row.query, row.query.position, columns.begin, key, count)
+              : moved_leaf_word(rule, leaf, row.query, kv_positions, columns);
   }
-  return top & low_bits(columns.end - columns.begin);
-}
-
-/// How many words wait at once while a row's is worked out.
-inline int32_t depth_of(const Rule& rule) {
-  int32_t waiting = -1;
-  int32_t most = 0;
-  for (int32_t i = 0; i < rule.size; ++i) {
-    const bool joins =
-        rule.nodes[i].kind == Rule::Kind::kAnd || rule.nodes[i].kind == Rule::Kind::kOr;
-    waiting += joins ? -1 : 1;
-    most = waiting > most ? waiting : most;
-  }
-  return most;
+  return hull & top;
 }
 
 /// Whether no leaf is evaluated key by key (but for ids of which the prepare step finds that one

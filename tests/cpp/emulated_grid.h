@@ -24,7 +24,7 @@ struct Stacks {
 template <typename T>
 void emulate_write_mask(const MaskTask& task) {
   const MaskParams params = mask_params<T>(task);
-  Stacks stacks(kLanes, params.depth);
+  Stacks stacks(kLanes, params.plan.depth);
   const int64_t parts = (params.groups + params.per_part - 1) / params.per_part;
   for (int64_t row = 0; row < task.rows(); ++row) {
     for (int64_t part = 0; part < parts; ++part) {
@@ -99,7 +99,7 @@ struct DevicePrepared {
 
 inline void emulate_block_states(const BlockMaskTask& task, int64_t threads) {
   const BlockStatesParams params = block_states_params(task);
-  Stacks stacks(threads, params.depth);
+  Stacks stacks(threads, params.plan.depth);
   for (int64_t index = 0; index < params.lines; ++index) {
     const BlockLine line(params, index);
     for (int64_t thread = 0; thread < threads; ++thread) {

@@ -97,12 +97,14 @@ Elements by_answers(const Question& question) {
 
 /// By words of random lengths.
 Elements by_words(const Question& question, std::mt19937& random) {
-  test::Stacks stacks(1, depth_of(question.rule));
+  const WordPlan plan(question.rule, question.kv_positions);
+  test::Stacks stacks(1, plan.depth);
   return each_row(question, [&](const Query& query, uint8_t* out) {
+    const WordRow row = WordRow::of(question.rule, query, question.kv_positions);
     for (int64_t begin = 0; begin < question.kv_length;) {
       const int64_t end = std::min<int64_t>(begin + 1 + random() % 64, question.kv_length);
       const uint64_t word =
-          row_word(question.rule, query, question.kv_positions, {begin, end}, stacks.of(0));
+          row_word(question.rule, plan, row, question.kv_positions, {begin, end}, stacks.of(0));
       for (int64_t k = begin; k < begin + 64; ++k) {
         if (k < end) {
           out[k] = word >> (k - begin) & 1U;
