@@ -222,8 +222,8 @@ ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const
   if (count < kWordSize) {
     hull &= low_bits(count);
   }
-  if (hull == 0) {
-    return 0;
+  if (hull == 0 || plan.size == 0) {
+    return hull;
   }
   uint64_t* waiting = stack.words;  // past the last
   uint64_t top = ~uint64_t{0};
