@@ -171,19 +171,19 @@ def gpu(report: dict[str, Any]) -> str:
     times = ["case", "ours", "transformers", "compiled", "times as fast", "than compiled"]
     parts = [table(columns, dense)]
     if steps:
-        parts.append("A decode step's mask: how long the host is busy with a call, and a CUDA graph of it.")
+        parts.append(
+            "A decode step's mask: the host's time for a call, and a CUDA graph's for a replay."
+        )
         parts.append(table(["call", "host", "replay"], steps))
     if peers:
         parts.append(
-            "Fresh masks, beside transformers' functions of these names (compiled: by torch.compile):"
+            "Fresh masks, beside transformers' functions of these names, eager and compiled:"
         )
         parts.append(table(times, peers))
     if blocks:
         parts.append("Block masks, beside torch's compiled create_block_mask:")
         parts.append(table(["block mask", "ours", "torch compiled", "times as fast"], blocks))
-    return "
-
-".join(parts)
+    return "\n\n".join(parts)
 
 
 # File name without its suffix, how it was made, how it is shown.
