@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "bits.h"
 #include "rule/spans.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
@@ -76,19 +77,10 @@ template <typename Out>
 void translate(const Padding& padding, const Query& query, int64_t first, int64_t n, Out attend,
                Out masked, Out* out) {
   const int64_t offset = padding.row_offset(query) + first * padding.key_stride;
-  const auto run = [&](auto* mask) {
-    translate(mask + offset, padding.key_stride, n, padding.visible, attend, masked, out);
-  };
-  switch (padding.element_size) {
-    case 1:
-      return run(static_cast<const uint8_t*>(padding.mask));
-    case 2:
-      return run(static_cast<const uint16_t*>(padding.mask));
-    case 4:
-      return run(static_cast<const uint32_t*>(padding.mask));
-    default:
-      return run(static_cast<const uint64_t*>(padding.mask));
-  }
+  with_bits(padding.element_size, [&](auto bits) {
+    translate(static_cast<const decltype(bits)*>(padding.mask) + offset, padding.key_stride, n,
+              padding.visible, attend, masked, out);
+  });
 }
 
 /// Row level: what the nodes of a rule say of some columns of one row, a byte for each. Loops over
@@ -157,7 +149,7 @@ class RowAnswers {
   /// Which of `n` keys from `key` on bear the query's id; the table holds all of them, and it.
   static void same_id(const Table& ids, const Query& query, int64_t key, int64_t n, uint8_t* out) {
     const int64_t of_batch = query.batch * ids.batch_stride;
-    const auto compare = [&](const auto* numbers) {
+    ids.numbers.visit([&](const auto* numbers) {
       const auto id = numbers[of_batch + query.position * ids.stride];
       const auto* of_key = numbers + of_batch + key * ids.stride;
       if (ids.stride == 1) {
@@ -169,19 +161,7 @@ class RowAnswers {
           out[k] = of_key[k * ids.stride] == id;
         }
       }
-    };
-    switch (ids.numbers.width) {
-      case Integers::kUnsignedByte:
-        return compare(static_cast<const uint8_t*>(ids.numbers.data));
-      case 1:
-        return compare(static_cast<const int8_t*>(ids.numbers.data));
-      case 2:
-        return compare(static_cast<const int16_t*>(ids.numbers.data));
-      case 4:
-        return compare(static_cast<const int32_t*>(ids.numbers.data));
-      default:
-        return compare(static_cast<const int64_t*>(ids.numbers.data));
-    }
+    });
   }
 
   // At most every other node of a rule waits for the next.
@@ -453,16 +433,8 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
 }
 
 void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end) {
-  switch (task.format.element_size) {
-    case 1:
-      return write_tiles<uint8_t>(task, tiling, begin, end);
-    case 2:
-      return write_tiles<uint16_t>(task, tiling, begin, end);
-    case 4:
-      return write_tiles<uint32_t>(task, tiling, begin, end);
-    default:
-      return write_tiles<uint64_t>(task, tiling, begin, end);
-  }
+  with_bits(task.format.element_size,
+            [&](auto bits) { write_tiles<decltype(bits)>(task, tiling, begin, end); });
 }
 
 template <typename T>
@@ -514,16 +486,8 @@ void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
 }
 
 void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
-  switch (task.in.element_size) {
-    case 1:
-      return unmask_rows<uint8_t>(task, begin, end);
-    case 2:
-      return unmask_rows<uint16_t>(task, begin, end);
-    case 4:
-      return unmask_rows<uint32_t>(task, begin, end);
-    default:
-      return unmask_rows<uint64_t>(task, begin, end);
-  }
+  with_bits(task.in.element_size,
+            [&](auto bits) { unmask_rows<decltype(bits)>(task, begin, end); });
 }
 
 /// Writes what all of some nodes (bit i: node i) say of at most kAnswers columns of a row: 1 or 0.
@@ -609,17 +573,10 @@ void find_masked_rows(const Question& question, int64_t begin, int64_t end, uint
 
 bool all(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begin, int64_t end) {
   const int64_t offset = rows.row_offset(row) + begin * rows.stride;
-  const auto run = [&](auto* data) { return all(data + offset, rows.stride, end - begin, test); };
-  switch (rows.element_size) {
-    case 1:
-      return run(static_cast<const uint8_t*>(rows.data));
-    case 2:
-      return run(static_cast<const uint16_t*>(rows.data));
-    case 4:
-      return run(static_cast<const uint32_t*>(rows.data));
-    default:
-      return run(static_cast<const uint64_t*>(rows.data));
-  }
+  return with_bits(rows.element_size, [&](auto bits) {
+    return all(static_cast<const decltype(bits)*>(rows.data) + offset, rows.stride, end - begin,
+               test);
+  });
 }
 
 void answer(const Question& question, const Query& query, uint32_t nodes, Interval columns,

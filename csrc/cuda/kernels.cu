@@ -1,5 +1,6 @@
 // Thin shells around the bodies. No ATen header: this file compiles in seconds.
 
+#include "bits.h"
 #include "cuda/block_mask_bodies.h"
 #include "cuda/bodies.h"
 #include "cuda/launch.h"
@@ -105,16 +106,8 @@ void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
 }  // namespace
 
 void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
-  switch (task.format.element_size) {
-    case 1:
-      return launch_write_mask<uint8_t>(task, stream);
-    case 2:
-      return launch_write_mask<uint16_t>(task, stream);
-    case 4:
-      return launch_write_mask<uint32_t>(task, stream);
-    default:
-      return launch_write_mask<uint64_t>(task, stream);
-  }
+  with_bits(task.format.element_size,
+            [&](auto bits) { launch_write_mask<decltype(bits)>(task, stream); });
 }
 
 void launch_find_masked_rows(const Question& question, uint8_t* rows, cudaStream_t stream) {
@@ -134,16 +127,7 @@ void launch_write_block_mask(const BlockMaskTask& task, cudaStream_t stream) {
 }
 
 void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
-  switch (task.in.element_size) {
-    case 1:
-      return launch_unmask<uint8_t>(task, stream);
-    case 2:
-      return launch_unmask<uint16_t>(task, stream);
-    case 4:
-      return launch_unmask<uint32_t>(task, stream);
-    default:
-      return launch_unmask<uint64_t>(task, stream);
-  }
+  with_bits(task.in.element_size, [&](auto bits) { launch_unmask<decltype(bits)>(task, stream); });
 }
 
 }  // namespace attn_mask

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "bits.h"
 #include "rule/key_test.h"
 #include "rule/query.h"
 
@@ -28,16 +29,9 @@ struct Padding {
       return false;
     }
     const int64_t index = row_offset(query) + key * key_stride;
-    switch (element_size) {
-      case 1:
-        return visible(static_cast<const uint8_t*>(mask)[index]);
-      case 2:
-        return visible(static_cast<const uint16_t*>(mask)[index]);
-      case 4:
-        return visible(static_cast<const uint32_t*>(mask)[index]);
-      default:
-        return visible(static_cast<const uint64_t*>(mask)[index]);
-    }
+    return with_bits(element_size, [&](auto bits) ATTN_MASK_INLINE_LAMBDA {
+      return visible(static_cast<const decltype(bits)*>(mask)[index]);
+    });
   }
 };
 

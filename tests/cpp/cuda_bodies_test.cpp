@@ -7,6 +7,7 @@
 
 #include <random>
 
+#include "bits.h"
 #include "cpu/block_mask.h"
 #include "cpu/kernels.h"
 #include "cuda/block_mask_bodies.h"
@@ -68,16 +69,8 @@ void expect_mask(MaskTask task, int64_t blocks, int64_t threads) {
 }
 
 void expect_mask(const MaskTask& task, int64_t blocks, int64_t threads) {
-  switch (task.format.element_size) {
-    case 1:
-      return expect_mask<uint8_t>(task, blocks, threads);
-    case 2:
-      return expect_mask<uint16_t>(task, blocks, threads);
-    case 4:
-      return expect_mask<uint32_t>(task, blocks, threads);
-    default:
-      return expect_mask<uint64_t>(task, blocks, threads);
-  }
+  with_bits(task.format.element_size,
+            [&](auto bits) { expect_mask<decltype(bits)>(task, blocks, threads); });
 }
 
 constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat32,
@@ -215,17 +208,8 @@ TEST(UnmaskBodies, AgreeWithTheReference) {
     task.sign = sign;
     test::set_random_output(task, random);
     const int64_t threads = 1 + random() % 40;
-    switch (task.in.element_size) {
-      case 2:
-        expect_unmask<uint16_t>(task, threads);
-        break;
-      case 4:
-        expect_unmask<uint32_t>(task, threads);
-        break;
-      default:
-        expect_unmask<uint64_t>(task, threads);
-        break;
-    }
+    with_bits(task.in.element_size,
+              [&](auto bits) { expect_unmask<decltype(bits)>(task, threads); });
   }
 }
 
