@@ -11,7 +11,7 @@ import torch
 CSRC = Path(__file__).parents[1] / "csrc"
 TORCH = Path(torch.__file__).parent / "include"
 PUBLIC = sorted((Path(attn_mask.utils.include_path) / "attn_mask").glob("*.h"))
-INTERNAL = sorted([*CSRC.glob("rule/*.h"), *CSRC.glob("format/*.h")])
+INTERNAL = sorted([*CSRC.glob("rule/**/*.h"), *CSRC.glob("format/*.h")])
 
 compilers = pytest.mark.parametrize("compiler", ["g++", "clang++"])
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "rule/hull.h"
 #include "rule/spans.h"
 
 namespace attn_mask {
@@ -106,7 +107,11 @@ struct VisibleKeys {
   VisibleKeys(const BlockMaskTask& task, int64_t batch, uint32_t nodes) {
     const Query query = task.query(batch * task.heads, 0);
     std::array<uint8_t, kAnswers> shown;
-    const Interval known = known_keys(task, batch, nodes);
+    // Padding may be short beside the mask.
+    const int64_t shift = task.kv_positions.at(batch, 0);
+    const Interval positions = Hull(task.rule).known;
+    const Interval known =
+        intersect({positions.begin - shift, positions.end - shift}, {0, task.kv_length});
     for (int64_t begin = known.begin; begin < known.end; begin += kAnswers) {
       const int64_t n = std::min(kAnswers, known.end - begin);
       cpu_kernels().answer(task, query, nodes, {begin, begin + n}, shown.data());
@@ -134,19 +139,6 @@ struct VisibleKeys {
   }
 
  private:
-  /// The keys for which every padding has a value: they may be few beside those of the mask.
-  static Interval known_keys(const BlockMaskTask& task, int64_t batch, uint32_t nodes) {
-    const int64_t shift = task.kv_positions.at(batch, 0);
-    Interval known{0, task.kv_length};
-    for (int32_t i = 0; i < task.rule.size; ++i) {
-      const Padding& padding = task.rule.nodes[i].padding;
-      if (((nodes >> i) & 1U) != 0 && !padding.by_column) {
-        known = intersect(known, {-shift, padding.length - shift});
-      }
-    }
-    return known;
-  }
-
   void add(Interval run) {
     if (!runs.empty() && runs.back().end == run.begin) {
       runs.back().end = run.end;
@@ -163,43 +155,23 @@ uint32_t nodes_of_keys(const BlockMaskTask& task) {
   for (int32_t i = 0; i < task.rule.size; ++i) {
     const Rule::Node& node = task.rule.nodes[i];
     if (node.kind == Rule::Kind::kPadding && node.conjunct && node.step_begin == node.step_end &&
-        node.padding.q_stride == 0 && node.padding.head_stride == 0) {
+        node.padding.is_of_keys()) {
       nodes |= uint32_t{1} << i;
     }
   }
   return task.kv_positions.listed ? 0 : nodes;
 }
 
-/// Whether rows are likely to need answers for each element.
-bool asks_elements(const BlockMaskTask& task, uint32_t of_keys) {
-  const auto unprepared = [](const Table& table) {
-    return table.exists() && table.runs.starts == nullptr;
-  };
-  const auto node_asks = [&](const Rule::Node& node, uint32_t bit) {
-    switch (node.kind) {
-      case Rule::Kind::kAll:
-      case Rule::Kind::kNothing:
-      case Rule::Kind::kCausal:
-      case Rule::Kind::kSlidingWindow:
-      case Rule::Kind::kChunk:
-      case Rule::Kind::kAnd:
-      case Rule::Kind::kOr:
-        return false;
-      case Rule::Kind::kSameId:
-        return unprepared(node.same_id.ids) || node.same_id.ids.runs.is_once[0] == 0;
-      case Rule::Kind::kPadding:
-        return (of_keys & bit) == 0;
+/// Whether some rows are not their spans, so that their keys are evaluated one by one.
+bool needs_elements(const BlockMaskTask& task, uint32_t of_keys) {
+  for (const int64_t row : {int64_t{0}, task.q_length / 2, task.q_length - 1}) {
+    const RowSpans spans =
+        row_spans(task.rule, task.query(0, row), task.kv_positions, task.kv_length);
+    if ((spans.unresolved & ~of_keys) != 0) {
+      return true;
     }
-    return true;
-  };
-  bool asks = task.kv_positions.listed;
-  for (int32_t i = 0; i < task.rule.size; ++i) {
-    asks = asks || node_asks(task.rule.nodes[i], uint32_t{1} << i);
   }
-  for (int32_t i = 0; i < task.rule.steps_size; ++i) {
-    asks = asks || unprepared(task.rule.steps[i].table);
-  }
-  return asks;
+  return false;
 }
 
 /// What the blocks of keys hold for one block of queries.
@@ -612,7 +584,7 @@ void for_each_line(const BlockMaskTask& task, const Visits& visits) {
   }
   const uint32_t of_keys = nodes_of_keys(task);
   const std::vector<VisibleKeys> visible = visible_keys(task, of_keys);
-  const int64_t elements = asks_elements(task, of_keys) ? 4 * task.q_block * task.kv_length : 0;
+  const int64_t elements = needs_elements(task, of_keys) ? 4 * task.q_block * task.kv_length : 0;
   run(elements, [&] { return LineFinder(task, of_keys, visible); });
 }
 

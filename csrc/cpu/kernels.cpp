@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "bits.h"
+#include "rule/hull.h"
 #include "rule/spans.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
@@ -265,81 +266,47 @@ struct TileRow {
 /// Finds the spans of rows; most rules need no more than their hull, which is cheaper.
 class SpanFinder {
  public:
-  explicit SpanFinder(const Question& task) : task_(task) {
-    for (int32_t i = 0; i < task.rule.size; ++i) {
-      const Rule::Node& node = task.rule.nodes[i];
-      hull_is_all_ = hull_is_all_ && node.conjunct && node.step_begin == node.step_end &&
-                     add_to_hull(node, uint32_t{1} << i);
-    }
-    hull_is_all_ = hull_is_all_ && !task.kv_positions.listed;
-  }
+  explicit SpanFinder(const Question& task)
+      : task_(task), hull_(task.rule), hull_is_all_(hull_.is_all && !task.kv_positions.listed) {}
 
   RowSpans operator()(const Query& query) const {
     if (!hull_is_all_) {
       return row_spans(task_.rule, query, task_.kv_positions, task_.kv_length);
     }
-    const Interval keys = hull(query);
+    const Interval columns = hull(query);
     RowSpans row{};
-    if (!keys.empty()) {
-      row.spans.at[row.spans.size++] = keys;
-      row.unresolved = unresolved_;
+    if (!columns.empty()) {
+      row.spans.at[row.spans.size++] = columns;
+      row.unresolved = hull_.unresolved;
     }
     return row;
   }
 
   /// Whether rows are their hull, and within it what one padding leaf or none says.
-  bool hull_is_all() const { return hull_is_all_ && (unresolved_ & (unresolved_ - 1)) == 0; }
-  int32_t padding() const { return unresolved_ == 0 ? -1 : __builtin_ctz(unresolved_); }
+  bool is_simple() const { return hull_is_all_ && (hull_.unresolved == 0 || padding() != nullptr); }
+
+  /// The only leaf that has yet to be evaluated within hulls, if it is padding.
+  int32_t padding_node() const {
+    const uint32_t nodes = hull_.unresolved;
+    const int32_t node = nodes == 0 ? -1 : __builtin_ctz(nodes);
+    const bool is_only = node >= 0 && (nodes & (nodes - 1)) == 0;
+    return is_only && task_.rule.nodes[node].kind == Rule::Kind::kPadding ? node : -1;
+  }
+  const Padding* padding() const {
+    return padding_node() < 0 ? nullptr : &task_.rule.nodes[padding_node()].padding;
+  }
 
   /// The columns of a row's hull.
   Interval hull(const Query& query) const {
     const int64_t shift = task_.kv_positions.at(query.batch, 0);
-    Interval keys = has_chunks_ ? row_hull(task_.rule, query).positions
-                                : Interval{query.position - before_, query.position + after_ + 1};
-    keys = intersect(keys, known_);
+    const Interval keys = hull_.keys(task_.rule, query);
     return intersect({keys.begin - shift, keys.end - shift}, {0, task_.kv_length});
   }
 
  private:
-  /// Whether rows stay their hull under node `bit`, too.
-  bool add_to_hull(const Rule::Node& node, uint32_t bit) {
-    switch (node.kind) {
-      case Rule::Kind::kAll:
-      case Rule::Kind::kAnd:
-        return true;
-      case Rule::Kind::kCausal:
-        after_ = after_ < 0 ? after_ : 0;
-        return true;
-      case Rule::Kind::kSlidingWindow: {
-        const SlidingWindow& window = node.sliding_window;
-        before_ = before_ < window.left ? before_ : window.left;
-        after_ = after_ < window.right ? after_ : window.right;
-        return true;
-      }
-      case Rule::Kind::kChunk:
-        has_chunks_ = true;
-        return true;
-      case Rule::Kind::kPadding:
-        unresolved_ |= bit;
-        if (!node.padding.by_column) {
-          known_ = intersect(known_, {0, node.padding.length});
-        }
-        return true;
-      case Rule::Kind::kNothing:
-      case Rule::Kind::kSameId:
-      case Rule::Kind::kOr:
-        break;
-    }
-    return false;
-  }
-
   const Question& task_;
-  bool hull_is_all_ = true;
-  bool has_chunks_ = false;
-  int64_t before_ = kOpen;  // the hull of causality and windows
-  int64_t after_ = kOpen;
-  uint32_t unresolved_ = 0;
-  Interval known_ = {-kOpen, kOpen};  // positions that every padding leaf knows of
+  Hull hull_;
+  bool hull_is_all_;
 };
 
 template <typename Out>
@@ -353,9 +320,9 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
   // Where keys are not neighbours in memory, a tile's row is written beside it and then stored.
   const bool scattered = task.out_strides[3] != 1;
   alignas(64) Out scratch[kTileBytes / sizeof(Out)];
-  const bool is_simple =
-      !scattered && task.q_length > 1 && find_spans.hull_is_all() && task.bias.data == nullptr &&
-      (find_spans.padding() < 0 || task.rule.nodes[find_spans.padding()].padding.q_stride == 0);
+  const bool is_simple = !scattered && task.q_length > 1 && find_spans.is_simple() &&
+                         task.bias.data == nullptr &&
+                         (find_spans.padding() == nullptr || find_spans.padding()->q_stride == 0);
   for (int64_t tile = begin; tile < end;) {
     // Divisions take longer than short rows do: none for each row.
     const int64_t column = tile / task.q_length;
@@ -368,7 +335,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       // The most frequent rules: nothing to find out for each row but where its hull ends.
       const TileRow<Out> any_row{task,    query,  column, {first, last},
                                  nullptr, attend, masked, answers};
-      const int32_t padding = find_spans.padding();
+      const int32_t padding = find_spans.padding_node();
       const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
       for (; query.row < task.q_length && tile < end; ++query.row, ++tile) {
         query.position = task.q_positions.at(query.batch, query.row);
@@ -535,9 +502,8 @@ struct KnownKeys {
 
 void find_masked_rows(const Question& question, int64_t begin, int64_t end, uint8_t* rows) {
   const SpanFinder find_spans(question);
-  const bool is_alike = find_spans.hull_is_all() && find_spans.padding() >= 0 &&
-                        question.rule.nodes[find_spans.padding()].padding.q_stride == 0 &&
-                        question.rule.nodes[find_spans.padding()].padding.head_stride == 0;
+  const bool is_alike = find_spans.is_simple() && find_spans.padding() != nullptr &&
+                        find_spans.padding()->is_of_keys();
   RowAnswers answers;
   KnownKeys known;
   for (int64_t index = begin; index < end; ++index) {

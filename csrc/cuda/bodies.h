@@ -7,6 +7,7 @@
 #include "cuda/grid.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
+#include "rule/hull.h"
 
 // Before a loop over elements: many copies of a rule's evaluation would spill registers.
 #if defined(__CUDA_ARCH__)
@@ -84,7 +85,7 @@ ATTN_MASK_INLINE Pack mask_pack(const MaskTask& task, const Query& query, bool u
   if (unmasked && task.bias.data == nullptr) {
     return pack_of<T>(task.unmasking.value);
   }
-  const RowHull row = unmasked ? RowHull{{-kOpen, kOpen}, true} : row_hull(task.rule, query);
+  const RowHull row = unmasked ? RowHull{kEverywhere, true} : row_hull(task.rule, query);
   if (!unmasked && !task.kv_positions.listed) {
     // Most packs lie on one side of the hull's border.
     const int64_t shift = task.kv_positions.at(query.batch, 0);

@@ -9,6 +9,7 @@
 
 #include "ops/block_mask.h"
 #include "ops/operators.h"
+#include "rule/hull.h"
 
 namespace attn_mask {
 namespace {
@@ -24,28 +25,13 @@ std::optional<LongestLines> declared(const BlockMaskTask& task) {
   if (task.q_positions.listed || task.kv_positions.listed) {
     return std::nullopt;
   }
-  int64_t before = kOpen;
-  int64_t after = kOpen;
-  int64_t chunk = kOpen;
-  for (int32_t i = 0; i < task.rule.size; ++i) {
-    const Rule::Node& node = task.rule.nodes[i];
-    if (!node.conjunct || node.step_begin != node.step_end) {
-      continue;
-    }
-    if (node.kind == Rule::Kind::kCausal) {
-      after = std::min<int64_t>(after, 0);
-    } else if (node.kind == Rule::Kind::kSlidingWindow) {
-      before = std::min(before, node.sliding_window.left);
-      after = std::min(after, node.sliding_window.right);
-    } else if (node.kind == Rule::Kind::kChunk) {
-      chunk = std::min(chunk, node.chunk.size);
-    }
-  }
+  const Hull hull(task.rule);
+  const int64_t chunk = hull.chunk < 0 ? kOpen : task.rule.nodes[hull.chunk].chunk.size;
   int64_t kv = kOpen;  // the furthest apart that keys of a block of queries are, and one
   int64_t q = kOpen;
-  if (before < kFar && after < kFar) {
-    kv = before + after + task.q_block;
-    q = before + after + task.kv_block;
+  if (hull.before < kFar && hull.after < kFar) {
+    kv = hull.before + hull.after + task.q_block;
+    q = hull.before + hull.after + task.kv_block;
   }
   if (chunk < kFar) {
     // Neighbours lie in chunks that touch.

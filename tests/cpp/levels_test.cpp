@@ -12,6 +12,7 @@
 #include "cuda/block_mask_bodies.h"
 #include "format/boolean.h"
 #include "reference.h"
+#include "rule/hull.h"
 #include "rule/prepare.h"
 #include "rule/spans.h"
 

@@ -197,9 +197,9 @@ struct RandomRule {
     const auto upto = [&](uint32_t most) { return static_cast<int64_t>(random() % (most + 1)); };
     switch (kind) {  // no default: a new kind does not compile until there is a sample of it
       case Rule::Kind::kAll:
-        return make_rule();
+        return make_rule(All{});
       case Rule::Kind::kNothing:
-        return make_nothing();
+        return make_rule(Nothing{});
       case Rule::Kind::kCausal:
         return make_rule(Causal{});
       case Rule::Kind::kSlidingWindow:

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "reference.h"
+#include "rule/hull.h"
 #include "rule/prepare.h"
 #include "rule/spans.h"
 
@@ -104,10 +105,10 @@ TEST(Chunk, GoesOnBelowItsPadding) {
 }
 
 TEST(Rule, AllAndNothing) {
-  EXPECT_TRUE(attends_at(make_rule(), 3, 100));
-  EXPECT_FALSE(attends_at(make_nothing(), 3, 3));
-  EXPECT_TRUE(attends_at(make_nothing() | make_rule(), 3, 3));
-  EXPECT_FALSE(attends_at(make_nothing() & make_rule(), 3, 3));
+  EXPECT_TRUE(attends_at(make_rule(All{}), 3, 100));
+  EXPECT_FALSE(attends_at(make_rule(Nothing{}), 3, 3));
+  EXPECT_TRUE(attends_at(make_rule(Nothing{}) | make_rule(All{}), 3, 3));
+  EXPECT_FALSE(attends_at(make_rule(Nothing{}) & make_rule(All{}), 3, 3));
 }
 
 TEST(Rule, SpanLevelAgreesWithElementLevel) {

@@ -28,6 +28,7 @@
 #include "ops/rule_question.h"
 #include "problem.h"
 #include "reference.h"
+#include "rule/hull.h"
 #include "rule/prepare.h"
 #include "rule/spans.h"
 
