@@ -5,7 +5,7 @@
 #include <array>
 
 #include "cpu/block_mask.h"
-#include "cpu/parallel.h"
+#include "cpu/dispatch.h"
 
 namespace attn_mask {
 namespace {

@@ -91,8 +91,8 @@ Elements by_hulls(const Question& question) {
 /// By the CPU kernels' loops over the leaves of a row.
 Elements by_answers(const Question& question) {
   return each_row(question, [&](const Query& query, uint8_t* out) {
-    isa_default::kKernels.answer(question, query, uint32_t{1} << (question.rule.size - 1),
-                                 {0, question.kv_length}, out);
+    isa_default::kKernels.evaluate(question, query, uint32_t{1} << (question.rule.size - 1),
+                                   {0, question.kv_length}, out);
   });
 }
 

@@ -290,7 +290,7 @@ class Check {
 
   Interval some_columns() {
     const int64_t begin = random_.between(0, problem_.kv_length - 1);
-    return {begin, random_.between(begin + 1, std::min(problem_.kv_length, begin + kAnswers))};
+    return {begin, random_.between(begin + 1, std::min(problem_.kv_length, begin + kColumnsAtOnce))};
   }
 
   void check_leaves(const Question& question) {
