@@ -65,10 +65,10 @@ std::vector<int64_t> block_mask_widths(
                                  q_block_size,
                                  kv_block_size,
                                  separate_full_blocks};
-  const BlockQuestion question = check_blocks(kOp, arguments);
-  TORCH_CHECK_NOT_IMPLEMENTED(!question.device.is_meta(), kOp,
+  BlockMaskTask task{};
+  const CheckedBlocks checked = check_blocks(kOp, arguments, task);
+  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kOp,
                               ": expected tensors with values, but got device meta");
-  BlockMaskTask task = block_mask_task(arguments, question);
   if (task.empty()) {
     return {0, 0};
   }
@@ -79,7 +79,7 @@ std::vector<int64_t> block_mask_widths(
   const int64_t kinds = separate_full_blocks ? 2 : 1;
   const auto counts = [&](int64_t lines) {
     return at::empty({kinds, task.planes() * lines},
-                     at::TensorOptions().dtype(at::kInt).device(question.device));
+                     at::TensorOptions().dtype(at::kInt).device(checked.device));
   };
   task.kv_width = task.kv_blocks();
   task.q_width = task.q_blocks();
@@ -89,7 +89,7 @@ std::vector<int64_t> block_mask_widths(
     task.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
     task.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
   }
-  if (const auto longest = write_block_mask(kOp, arguments, question, task)) {
+  if (const auto longest = write_block_mask(kOp, arguments, checked, task)) {
     return {longest->kv, longest->q};
   }
   if (of_kv.numel() == 0 || of_q.numel() == 0) {

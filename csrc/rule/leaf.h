@@ -46,6 +46,7 @@ struct Leaf {
   };
 
   Leaf() = default;
+  explicit Leaf(Kind of) : kind(of) {}
   Leaf(All) : kind(Kind::kAll) {}
   Leaf(Nothing) : kind(Kind::kNothing) {}
   Leaf(Causal) : kind(Kind::kCausal) {}

@@ -76,61 +76,13 @@ ATTN_MASK_INLINE bool attends(const Rule& rule, const Query& query, const Key& k
   return attends(rule, rule.size - 1, query, key);
 }
 
-/// A rule of one leaf.
-inline Rule make_rule(const Leaf& leaf) {
-  Rule rule{};
-  static_cast<Leaf&>(rule.nodes[0]) = leaf;
-  rule.nodes[0].conjunct = true;
-  rule.size = 1;
-  return rule;
+/// Narrows a rule by one more leaf; one without nodes becomes it.
+inline void narrow(Rule& rule, const Leaf& leaf) {
+  Rule::Node& node = rule.nodes[rule.size];
+  node = {leaf, /*first=*/rule.size, /*step_begin=*/0, /*step_end=*/0, /*conjunct=*/true};
+  if (rule.size++ > 0) {
+    rule.nodes[rule.size++] = {Leaf(Rule::Kind::kAnd), 0, 0, 0, /*conjunct=*/true};
+  }
 }
-
-/// Writes `from` over `to` but for the nodes and steps that it has no use for: most of a rule is
-/// room, and to copy it takes as long as to write a small mask.
-inline void copy_used(const Rule& from, Rule& to) {
-  for (int32_t i = 0; i < from.size; ++i) {
-    to.nodes[i] = from.nodes[i];
-  }
-  for (int32_t i = 0; i < from.steps_size; ++i) {
-    to.steps[i] = from.steps[i];
-  }
-  to.size = from.size;
-  to.steps_size = from.steps_size;
-}
-
-/// Whether two rules fit into one.
-inline bool fit_together(const Rule& a, const Rule& b) {
-  return a.size + b.size + 1 <= Rule::kMaxNodes && a.steps_size + b.steps_size <= Rule::kMaxSteps;
-}
-
-/// `a` and `b`, or `a` or `b`; they must fit together.
-inline Rule join(Rule a, const Rule& b, Rule::Kind kind) {
-  const int32_t nodes_before = a.size;
-  const int32_t steps_before = a.steps_size;
-  for (int32_t i = 0; i < b.size; ++i) {
-    Rule::Node node = b.nodes[i];
-    node.first += nodes_before;
-    node.step_begin += steps_before;
-    node.step_end += steps_before;
-    a.nodes[a.size++] = node;
-  }
-  for (int32_t i = 0; i < b.steps_size; ++i) {
-    a.steps[a.steps_size++] = b.steps[i];
-  }
-  if (kind == Rule::Kind::kOr) {
-    for (int32_t i = 0; i < a.size; ++i) {
-      a.nodes[i].conjunct = false;
-    }
-  }
-  Rule::Node& node = a.nodes[a.size++];
-  node = Rule::Node{};
-  node.kind = kind;
-  node.first = 0;
-  node.conjunct = kind == Rule::Kind::kAnd;
-  return a;
-}
-
-inline Rule operator&(const Rule& a, const Rule& b) { return join(a, b, Rule::Kind::kAnd); }
-inline Rule operator|(const Rule& a, const Rule& b) { return join(a, b, Rule::Kind::kOr); }
 
 }  // namespace attn_mask

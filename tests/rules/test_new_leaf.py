@@ -37,7 +37,8 @@ int main() {
   uint8_t on_cpu[2][6];
   uint8_t on_cuda[2][6];
   MaskTask task{};
-  task.rule = make_rule(EvenKeys{}) & make_rule(SlidingWindow{0, 2});
+  narrow(task.rule, EvenKeys{});
+  narrow(task.rule, SlidingWindow{0, 2});
   task.batch_size = task.heads = 1;
   task.q_length = 2;
   task.kv_length = 6;
