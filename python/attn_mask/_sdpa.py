@@ -7,6 +7,7 @@ import torch
 
 from attn_mask import _skipping, masking_utils, rules
 from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._engine import Sizes, Spelling, check_padding, write_mask
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
@@ -75,7 +76,7 @@ def sdpa_arguments(
         raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
     check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
     masked_value = checked_masked_value("sdpa_arguments", masked_value)
-    masking_utils._check_padding("sdpa_arguments", attention_mask)
+    check_padding("sdpa_arguments", attention_mask)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if key.shape[0] not in (1, batch_size):
         raise ValueError(
@@ -115,18 +116,15 @@ def sdpa_arguments(
         )
         if not is_needed and _hides_nothing(attention_mask, kv_length, kv_offset):
             return SdpaArguments(None, shown is rules.Shown.CAUSAL)
-    mask = masking_utils._materialize(
+    mask = write_mask(
+        "sdpa_arguments",
         rule,
-        batch_size,
-        q_length,
-        kv_length,
+        Sizes(batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
-        False,
         query.device,
-        name="sdpa_arguments",
-        spelling=masking_utils.Spelling(dtype, None, unmask_unattended, masked_value),
+        Spelling(dtype, None, unmask_unattended, masked_value),
     )
     return SdpaArguments(mask, False)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _install_options, _process, _skipping, masking_utils, rules
+from attn_mask._engine import Axis, Sizes, Spelling, write_mask
 from attn_mask._upstream_source import Module
 
 __all__ = [
@@ -145,16 +146,10 @@ def _unknown(name: str) -> NotImplementedError:
     )
 
 
-def _spelling(dtype: torch.dtype | None) -> masking_utils.Spelling | None:
-    """What the options of install() say; None where that is nothing."""
+def _spelling(dtype: torch.dtype | None) -> Spelling:
+    """As the options of install() say."""
     masked_value, unmask_unattended, _ = state.options
-    if dtype is None:
-        masked_value = None
-    if masked_value is None and not unmask_unattended:
-        return None
-    return masking_utils.Spelling(
-        dtype, unmask_unattended=unmask_unattended, masked_value=masked_value
-    )
+    return Spelling(dtype, None, unmask_unattended, None if dtype is None else masked_value)
 
 
 def sdpa_mask(
@@ -182,17 +177,16 @@ def sdpa_mask(
         attention_mask, kv_length, kv_offset, local_size
     ):
         return None
-    return masking_utils._materialize(
+    return write_mask(
+        "sdpa_mask",
         mask_function,
-        batch_size,
-        q_length,
-        kv_length,
+        Sizes(batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
-        use_vmap,
         device,
-        spelling=_spelling(None),
+        _spelling(None),
+        use_vmap,
     )
 
 
@@ -216,18 +210,16 @@ def eager_mask(
         attention_mask, kv_length, kv_offset, local_size
     ):
         return None
-    return masking_utils._materialize(
+    return write_mask(
+        "eager_mask",
         mask_function,
-        batch_size,
-        q_length,
-        kv_length,
+        Sizes(batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
-        use_vmap,
         device,
-        dtype,
-        spelling=_spelling(dtype),
+        _spelling(dtype),
+        use_vmap,
     )
 
 
@@ -253,7 +245,7 @@ def sdpa_mask_at(
         batch_size,
         q_length,
         kv_length,
-        masking_utils._Axis(q_length, 0, cache_position),
+        Axis(q_length, 0, cache_position),
         kv_offset,
         mask_function,
         attention_mask,
@@ -284,7 +276,7 @@ def eager_mask_at(
         batch_size,
         q_length,
         kv_length,
-        masking_utils._Axis(q_length, 0, cache_position),
+        Axis(q_length, 0, cache_position),
         kv_offset,
         mask_function,
         attention_mask,

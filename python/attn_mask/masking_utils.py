@@ -21,7 +21,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,12 @@ import torch.nn.functional as F
 from attn_mask import _skipping, rules
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_flag, check_strided, checked_masked_value
+from attn_mask._engine import BOOLEAN, Offset, Sizes, Spelling, check_padding, padded, write_mask
 from attn_mask._library import _C
 from attn_mask._named_once import is_named, name_once
-from attn_mask._tracing import default_device, is_jit_tracing, is_opaque, is_recording, is_tracing
-from attn_mask.rules import MaskFunction, Program
+from attn_mask._tracing import is_opaque, is_recording
+from attn_mask.block_mask import create_block_mask
+from attn_mask.rules import MaskFunction
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -77,15 +79,6 @@ __all__ = [
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_Offset = int | torch.Tensor
-
-_ops = torch.ops.attn_mask
-
-_CPU = torch.device("cpu")
-
-# How much of a mask a function of the user's is asked about at once. A function that calculates
-# with positions holds a few int64 for each element: some ten MB.
-_TILE = 2**20
 
 
 # Mask functions
@@ -94,7 +87,7 @@ _TILE = 2**20
 # Tables as upstream's closures take them.
 _CHUNKS = rules.Source("chunked_overlay", "left_padding", is_upstream=True)
 _BLOCKS = rules.Source("blockwise_overlay", "block_sequence_ids", is_upstream=True)
-_PADDING = rules.Source("padding_mask_function", "padding_mask", is_upstream=True)
+_PADDING = rules.UPSTREAM_PADDING
 _PACKED = rules.Source("packed_sequence_mask_function", "packed_sequence_mask", is_upstream=True)
 _REMAPPED = rules.Source("remap_positions_for_packed_sequence", "position_ids", is_upstream=True)
 
@@ -205,7 +198,7 @@ def packed_sequence_compatibility_function(
 
 
 def add_offsets_to_mask_function(
-    mask_function: Callable[..., Any], q_offset: _Offset, kv_offset: _Offset
+    mask_function: Callable[..., Any], q_offset: Offset, kv_offset: Offset
 ) -> MaskFunction:
     """The mask function, asked about positions from ``q_offset`` and ``kv_offset`` on."""
     return rules.shift(mask_function, q_offset, kv_offset)
@@ -227,8 +220,7 @@ def prepare_padding_mask(
     """
     if attention_mask is None:
         return None
-    missing = kv_length + kv_offset - attention_mask.shape[-1]
-    return F.pad(attention_mask, (0, missing)) if missing > 0 else attention_mask
+    return padded(attention_mask, kv_length + kv_offset, 0)
 
 
 def maybe_pad_block_sequence_ids(
@@ -399,7 +391,7 @@ def _can_skip_causal_mask(
     padding_mask: torch.Tensor | None,
     q_length: int,
     kv_length: int,
-    q_offset: _Offset,
+    q_offset: Offset,
     kv_offset: int,
     local_size: int | None,
 ) -> bool:
@@ -444,7 +436,7 @@ def _skips_causal(
     attention_mask: torch.Tensor | None,
     q_length: int,
     kv_length: int,
-    q_offset: _Offset,
+    q_offset: Offset,
     kv_offset: int,
     local_size: int | None,
 ) -> bool:
@@ -513,7 +505,7 @@ def sdpa_mask(
     """
     check_flag("sdpa_mask", "unmask_unattended", unmask_unattended)
     if allow_is_causal_skip or allow_is_bidirectional_skip:
-        _check_padding("sdpa_mask", attention_mask)
+        check_padding("sdpa_mask", attention_mask)
         if allow_is_causal_skip and _skips_causal(
             attention_mask, q_length, kv_length, q_offset, kv_offset, local_size
         ):
@@ -522,17 +514,16 @@ def sdpa_mask(
             attention_mask, kv_length, kv_offset, local_size
         ):
             return None
-    return _materialize(
+    return write_mask(
+        "sdpa_mask",
         mask_function,
-        batch_size,
-        q_length,
-        kv_length,
+        Sizes(batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
-        use_vmap,
         device,
-        spelling=Spelling(unmask_unattended=unmask_unattended) if unmask_unattended else None,
+        Spelling(unmask_unattended=unmask_unattended) if unmask_unattended else BOOLEAN,
+        use_vmap,
     )
 
 
@@ -564,20 +555,19 @@ def eager_mask(
     check_flag("eager_mask", "unmask_unattended", unmask_unattended)
     masked_value = checked_masked_value("eager_mask", masked_value)
     if allow_is_bidirectional_skip:
-        _check_padding("eager_mask", attention_mask)
+        check_padding("eager_mask", attention_mask)
         if _skips_bidirectional(attention_mask, kv_length, kv_offset, kwargs.get("local_size")):
             return None
-    return _materialize(
+    return write_mask(
+        "eager_mask",
         mask_function,
-        batch_size,
-        q_length,
-        kv_length,
+        Sizes(batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
-        use_vmap,
         device,
-        spelling=Spelling(dtype, None, unmask_unattended, masked_value),
+        Spelling(dtype, None, unmask_unattended, masked_value),
+        use_vmap,
     )
 
 
@@ -624,7 +614,7 @@ def flex_attention_mask(
 
     Mirrors ``transformers.masking_utils.flex_attention_mask``.
     """
-    _check_padding("flex_attention_mask", attention_mask)
+    check_padding("flex_attention_mask", attention_mask)
     if attention_mask is not None and not fast_all(attention_mask):
         if attention_mask.dtype != torch.bool and attention_mask.dtype not in rules.ID_DTYPES:
             raise TypeError(
@@ -633,9 +623,6 @@ def flex_attention_mask(
             )
         padding_mask = prepare_padding_mask(attention_mask, kv_length, kv_offset)
         mask_function = and_masks(mask_function, padding_mask_function(padding_mask))
-    # That module writes masks with the help of this one.
-    from attn_mask.block_mask import create_block_mask
-
     return create_block_mask(
         rules.function(mask_function),
         batch_size,
@@ -700,18 +687,7 @@ class AttentionMaskInterface(_GeneralInterface):
 ALL_MASK_ATTENTION_FUNCTIONS: AttentionMaskInterface = AttentionMaskInterface()
 
 
-# Writing a mask
-
-
-def _check_padding(name: str, attention_mask: torch.Tensor | None) -> None:
-    if attention_mask is None:
-        return
-    check_strided(name, "attention_mask", attention_mask)
-    if attention_mask.dim() != 2:
-        raise ValueError(
-            f"{name}: expected attention_mask to be 2-D [batch_size, length], "
-            f"but got {attention_mask.dim()}-D {list(attention_mask.shape)}"
-        )
+# Masks of a model's layers
 
 
 def name_numbers(attention_mask: torch.Tensor, q_length: int) -> None:
@@ -736,490 +712,6 @@ def name_numbers(attention_mask: torch.Tensor, q_length: int) -> None:
             "each other. To keep them apart, give the create functions of attn_mask.masking_utils "
             "document_ids, or a rule attn_mask.rules.documents(ids)",
         )
-
-
-class Spelling(NamedTuple):
-    """How a mask is written: as booleans, or added to scores."""
-
-    dtype: torch.dtype | None = None  # of an additive mask; None: boolean
-    bias: torch.Tensor | None = None
-    unmask_unattended: bool = False
-    masked_value: float | None = None
-    out: torch.Tensor | None = None
-
-    def of_rows(self, rows: "_Axis") -> "Spelling":
-        return self._replace(bias=rows.of_mask(self.bias), out=rows.of_mask(self.out))
-
-
-_BOOLEAN = Spelling()
-
-
-class _Axis(NamedTuple):
-    """Where the queries (or the keys) stand: ``start`` + i, on top of the tensor's positions."""
-
-    length: int
-    start: int
-    positions: torch.Tensor | None  # [] or [b, 1] for offsets; [length] or [b, length] for each
-    first: int = 0  # which row (or column) of the mask the first is
-    of: int | None = None  # how many the mask has, where these are a part of them
-
-    def rows(self, first: int, end: int) -> "_Axis":
-        """A part of them."""
-        of = self.length if self.of is None else self.of
-        positions = self.positions
-        if positions is not None and positions.dim() > 0 and positions.shape[-1] != 1:
-            part = positions[..., first:end]
-            return _Axis(end - first, self.start, part, self.first + first, of)
-        return _Axis(end - first, self.start + first, positions, self.first + first, of)
-
-    def of_mask(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        """What a tensor with a row for each of the mask's, [b, h, q, kv], holds for these."""
-        if tensor is None or self.of is None:
-            return tensor
-        return tensor[:, :, self.first : self.first + self.length]
-
-    def indices(self, device: torch.device) -> torch.Tensor:
-        """All the positions: [length] or [b, length]."""
-        indices = torch.arange(self.length, device=device)
-        if self.positions is None:
-            return indices + self.start
-        # `start` may be too large for the dtype of the tensor.
-        positions = self.positions.to(torch.int64) + self.start
-        if positions.dim() > 0 and positions.shape[-1] == self.length:
-            return positions
-        return indices + positions
-
-
-def check_position_dtype(name: str, argument: str, positions: torch.Tensor) -> None:
-    if positions.dtype not in rules.ID_DTYPES:
-        raise TypeError(
-            f"{name}: expected {argument} to be uint8 or a signed integer, "
-            f"but got {positions.dtype}"
-        )
-
-
-def _axis(
-    name: str, argument: str, length: int, offset: "_Offset | _Axis", device: torch.device
-) -> _Axis:
-    if isinstance(offset, _Axis):
-        return offset
-    if not isinstance(offset, torch.Tensor):
-        return _Axis(length, offset, None)
-    offset = offset.to(device)
-    if offset.dim() == 1 and offset.shape[0] == 1:
-        offset = offset[0]
-    # What the sum of the two means upstream.
-    is_listed = offset.dim() == 1 and offset.shape[0] == length
-    if not is_listed and offset.dim() != 0 and (offset.dim() != 2 or offset.shape[1] != 1):
-        raise ValueError(
-            f"{name}: expected {argument} to be an int, or a tensor [] or [batch_size, 1], "
-            f"but got {list(offset.shape)}"
-        )
-    check_position_dtype(name, argument, offset)
-    if is_listed:
-        offset = torch.arange(length, device=device) + offset
-    return _Axis(length, 0, offset)
-
-
-def _check_positions(name: str, axis: str, line: _Axis, batch_size: int) -> None:
-    """Operators check this themselves."""
-    shape = () if line.positions is None else tuple(line.positions.shape)
-    if len(shape) > 2 or any(
-        size not in (1, most)
-        for size, most in zip(reversed(shape), (line.length, batch_size), strict=False)
-    ):
-        raise ValueError(
-            f"{name}: expected {axis}_offset and {axis}_positions to be for [batch_size, length] = "
-            f"{[batch_size, line.length]}, but got {list(shape)}"
-        )
-
-
-def _materialize(
-    mask_function: Callable[..., Any],
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: "_Offset | _Axis",
-    kv_offset: "_Offset | _Axis",
-    padding_mask: torch.Tensor | None,
-    use_vmap: bool,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None = None,
-    heads: int = 1,
-    name: str | None = None,
-    spelling: Spelling | None = None,
-) -> torch.Tensor:
-    """The mask [b, 1, q, kv], boolean or additive of a dtype; the arguments are sdpa_mask's.
-
-    ``spelling`` says more about how it is written than ``dtype``, in place of that. Offsets may
-    also say where each query or key stands. Callables of the user's are asked about
-    ``heads``, and what they say may differ: the mask has 1 of them, or all. ``name``: for errors.
-
-    Rules are written by one call of an operator. Callables of the user's within them are asked
-    first, in eager code tile by tile; while tracing, the whole tree is one broadcast expression.
-    """
-    # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
-    device = default_device() if device is None else torch.device(device)
-    if device.type == "cpu":
-        device = _CPU  # "cpu:0" is another device to torch
-    if spelling is None:
-        spelling = _BOOLEAN if dtype is None else Spelling(dtype)
-    name = name or ("sdpa_mask" if spelling.dtype is None else "eager_mask")
-    rule = rules.rule_of(name, "mask_function", mask_function)
-    # What most calls ask for, where all that is seen to below is as it should be.
-    if (
-        type(q_offset) is int
-        and type(kv_offset) is int
-        and (padding_mask is None or _is_beside(padding_mask, batch_size, device))
-        and operators() is None
-        and spelling.out is None
-        and (program := rule.known_program).is_written(
-            batch_size,
-            q_offset,
-            q_offset + q_length,
-            kv_offset,
-            kv_offset + kv_length,
-            device,
-        )
-    ):
-        return _C.rule_mask(
-            program.code if padding_mask is None else program.padded_code,
-            program.operands if padding_mask is None else [*program.operands, padding_mask],
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            None,
-            None,
-            device,
-            spelling.dtype,
-            spelling.bias,
-            spelling.unmask_unattended,
-            spelling.masked_value,
-        )
-    if not is_recording():
-        for argument, size in (
-            ("batch_size", batch_size),
-            ("q_length", q_length),
-            ("kv_length", kv_length),
-        ):
-            if size < 0:
-                raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
-    _check_padding(name, padding_mask)
-    program = rule.program
-    queries = _axis(name, "q_offset", q_length, q_offset, device)
-    keys = _axis(name, "kv_offset", kv_length, kv_offset, device)
-    code, operands = program.code, program.operands
-    if padding_mask is not None:
-        code, operands = program.padded_code, [*operands, padding_mask]
-    counts = padding_mask is not None and padding_mask.dtype != torch.bool
-    # Upstream's conjunction with integers is of integers, which an additive mask can't be made of.
-    if counts and (spelling.dtype is not None or operands[-1].dtype not in rules.ID_DTYPES):
-        raise TypeError(f"{name}: expected attention_mask to be bool, but got {operands[-1].dtype}")
-    by_call = (
-        is_jit_tracing()  # it would fix an operator's sizes
-        or not program.is_boolean
-        or counts
-        or (len(program.questions) > 0 and is_tracing(padding_mask))
-    )
-    for axis, line in enumerate((queries, keys)):
-        if line.positions is None and (is_recording() or line.length > 0):
-            program.check_positions(name, axis, line.start, line.start + line.length)
-    # While a graph is recorded, it must not come to depend on comparisons of sizes.
-    if not is_recording():
-        by_call = by_call or any(
-            line.positions is None and line.length > 0 and line.start < program.lowest[axis]
-            for axis, line in enumerate((queries, keys))
-        )
-        operands = _beside(name, operands, program, batch_size, device)
-    if program.bits:
-        operands = list(operands)
-        for index in program.bits:
-            _check_rows_of_bits(operands[index], queries)
-            operands[index] = queries.of_mask(operands[index])
-    if by_call:
-        if program.bits:
-            rule = _with_bits_at(name, rule, queries, keys)
-        if padding_mask is not None:
-            mask = prepare_padding_mask(padding_mask, kv_length, cast(int, kv_offset))
-            rule = and_masks(rule, padding_mask_function(mask))
-        mask = _ask(name, rule, batch_size, queries, keys, use_vmap, device, heads)
-        if not use_vmap:
-            mask = mask.expand(batch_size, -1, q_length, kv_length)
-        return _spelled(name, mask, spelling, device)
-    if not program.questions:
-        return _write(code, operands, batch_size, queries, keys, device, spelling)
-    is_root = padding_mask is None and isinstance(rule, rules.Function)
-
-    def write_rows(rows: _Axis) -> torch.Tensor:
-        answered = list(operands)
-        for index in program.bits:
-            answered[index] = rows.of_mask(answered[index])
-        for operand, question in program.questions:
-            answer = _ask(name, question, batch_size, rows, keys, use_vmap, device, heads)
-            answered[operand] = _as_bits(
-                name, answer, (batch_size, rows.length, kv_length), at_least=4 if is_root else 0
-            )
-        return _write(code, answered, batch_size, rows, keys, device, spelling.of_rows(rows))
-
-    return _write_in_tiles(write_rows, batch_size * heads, queries, kv_length, spelling.out)
-
-
-def _check_rows_of_bits(bits: torch.Tensor, queries: _Axis) -> None:
-    """Before a part of them is taken; of a whole mask, the operator sees."""
-    if queries.of is not None and bits.shape[2] != queries.of:
-        raise ValueError(
-            f"bits: expected attends to have {queries.of} rows, one for each query, "
-            f"but got {list(bits.shape)}"
-        )
-
-
-def _with_bits_at(name: str, rule: MaskFunction, queries: _Axis, keys: _Axis) -> MaskFunction:
-    """The rule, called with positions, with bits for the rows and columns that stand there."""
-    for argument, line in (("queries", queries), ("keys", keys)):
-        if line.positions is not None:
-            raise NotImplementedError(
-                f"{name}: expected {argument} whose positions are ints, beside bits in a mask "
-                "function that must be called, but got a tensor"
-            )
-    return rules.with_bits_moved(rule, queries.first - queries.start, keys.first - keys.start)
-
-
-def _spelled(
-    name: str, attends: torch.Tensor, spelling: Spelling, device: torch.device
-) -> torch.Tensor:
-    """A mask of booleans in this spelling."""
-    dtype = spelling.dtype
-    if dtype is not None or spelling.unmask_unattended:
-        _check_boolean(name, attends)
-    if not is_recording() and (dtype is not None or spelling.out is not None):
-        # The operator checks the value, the bias and `out`.
-        batch_size, _, q_length, kv_length = attends.shape
-        program = rules.bits(attends).program
-        lines = (_Axis(q_length, 0, None), _Axis(kv_length, 0, None))
-        return _write(program.code, [attends], batch_size, *lines, device, spelling)
-    if spelling.unmask_unattended:
-        attends = attends | ~attends.any(-1, keepdim=True)
-    mask = attends
-    if dtype is not None:
-        # One element by the operator, which checks the value.
-        one = _Axis(1, 0, None)
-        masked = _write(
-            [rules.NOTHING],
-            [],
-            1,
-            one,
-            one,
-            device,
-            spelling._replace(bias=None, unmask_unattended=False, out=None),
-        )
-        zero = torch.zeros((), dtype=dtype, device=device)
-        mask = torch.where(attends, zero if spelling.bias is None else spelling.bias, masked)
-    if spelling.out is None:
-        return mask
-    if spelling.out.shape != mask.shape or spelling.out.dtype != mask.dtype:
-        raise ValueError(
-            f"{name}: expected out to be {list(mask.shape)} of {mask.dtype}, "
-            f"but got {list(spelling.out.shape)} of {spelling.out.dtype}"
-        )
-    return spelling.out.copy_(mask)
-
-
-def _is_beside(padding_mask: torch.Tensor, batch_size: int, device: torch.device) -> bool:
-    return (
-        padding_mask.dtype == torch.bool
-        and padding_mask.dim() == 2
-        and padding_mask.shape[0] == batch_size
-        and padding_mask.device == device
-    )
-
-
-def _beside(
-    name: str, operands: list[Any], program: Program, batch_size: int, device: torch.device
-) -> list[Any]:
-    """The operands (and the padding mask after them) on the device of the mask, with its rows.
-
-    Raises ValueError for operands with other rows.
-    """
-    fitting = operands
-    for index, operand in enumerate(operands):
-        if operand is None or (operand.shape[0] == batch_size and operand.device == device):
-            continue
-        if index < len(program.operands):
-            rows = program.rows(index, batch_size)
-        elif operand.shape[0] < batch_size:
-            raise ValueError(
-                f"{name}: expected attention_mask to have {batch_size} rows, "
-                f"but got {list(operand.shape)}"
-            )
-        else:  # a mask function leaves rows beyond the batch alone
-            rows = operand[:batch_size]
-        if fitting is operands:
-            fitting = list(operands)
-        fitting[index] = rows.to(device)
-    return fitting
-
-
-def _ask(
-    name: str,
-    mask_function: Callable[..., Any],
-    batch_size: int,
-    queries: _Axis,
-    keys: _Axis,
-    use_vmap: bool,
-    device: torch.device,
-    heads: int = 1,
-) -> torch.Tensor:
-    """What a mask function says: broadcast over [b, h, q, kv] or, by vmap, of that very shape."""
-    batch_idx, head_idx = (
-        torch.arange(batch_size, device=device),
-        torch.arange(heads, device=device),
-    )
-    if not is_recording():
-        for axis, line in (("q", queries), ("kv", keys)):
-            _check_positions(name, axis, line, batch_size)
-    q_idx, kv_idx = queries.indices(device), keys.indices(device)
-    if use_vmap:
-        of_batch = (0, None, *(0 if idx.dim() == 2 else None for idx in (q_idx, kv_idx)))
-        of_one = ((None, None, None, 0), (None, None, 0, None), (None, 0, None, None), of_batch)
-        for in_dims in of_one:
-            mask_function = torch.vmap(mask_function, in_dims=in_dims)
-        # vmap can't index by a tensor of one element without this; it takes seconds to import.
-        from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
-
-        with TransformGetItemToIndex():
-            answer = mask_function(batch_idx, head_idx, q_idx, kv_idx)
-    else:
-        if q_idx.dim() == 1:
-            q_idx = q_idx[None]
-        if kv_idx.dim() == 1:
-            kv_idx = kv_idx[None]
-        answer = mask_function(
-            batch_idx[:, None, None, None],
-            head_idx[None, :, None, None],
-            q_idx[:, None, :, None],
-            kv_idx[:, None, None, :],
-        )
-    if not isinstance(answer, torch.Tensor):
-        raise TypeError(
-            f"{name}: expected mask_function to return a bool tensor, "
-            f"but got {type(answer).__name__}"
-        )
-    return answer
-
-
-def _check_boolean(name: str, answer: torch.Tensor) -> None:
-    if answer.dtype != torch.bool:
-        raise TypeError(
-            f"{name}: expected mask_function to return a bool tensor, but got {answer.dtype}"
-        )
-
-
-def _as_bits(
-    name: str, answer: torch.Tensor, shape: tuple[int, int, int], at_least: int
-) -> torch.Tensor:
-    """The answer of a mask function as [b or 1, h or 1, q, kv], shape being (b, q, kv)."""
-    _check_boolean(name, answer)
-    batch_size, q_length, kv_length = shape
-    limits = (kv_length, q_length, None, batch_size)
-    fits = at_least <= answer.dim() <= 4 and all(
-        limit is None or size in (1, limit)
-        for size, limit in zip(reversed(answer.shape), limits, strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"{name}: expected mask_function to return a tensor that can be expanded to "
-            f"[{batch_size}, 1, {q_length}, {kv_length}], but got {list(answer.shape)}"
-        )
-    answer = answer[(None,) * (4 - answer.dim())]
-    return answer.expand(-1, -1, q_length, kv_length)
-
-
-def _write(
-    code: list[int],
-    operands: list[Any],
-    batch_size: int,
-    queries: _Axis,
-    keys: _Axis,
-    device: torch.device,
-    spelling: Spelling,
-) -> torch.Tensor:
-    """The mask of an encoded rule, by the operators."""
-    ops = operators()
-    if ops is None and spelling.out is None:
-        return _C.rule_mask(
-            code,
-            operands,
-            batch_size,
-            queries.length,
-            keys.length,
-            queries.start,
-            keys.start,
-            queries.positions,
-            keys.positions,
-            device,
-            spelling.dtype,
-            spelling.bias,
-            spelling.unmask_unattended,
-            spelling.masked_value,
-        )
-    arguments: dict[str, Any] = {
-        "q_offset": queries.start,
-        "kv_offset": keys.start,
-        "q_positions": queries.positions,
-        "kv_positions": keys.positions,
-        "device": device,
-        "unmask_unattended": spelling.unmask_unattended,
-    }
-    if spelling.dtype is not None:
-        arguments |= {
-            "dtype": spelling.dtype,
-            "bias": spelling.bias,
-            "masked_value": spelling.masked_value,
-        }
-    name = "boolean" if spelling.dtype is None else "additive"
-    sizes = batch_size, queries.length, keys.length
-    if spelling.out is not None:
-        getattr(ops or _ops, name).out(code, operands, *sizes, **arguments, out=spelling.out)
-        return spelling.out
-    mask: torch.Tensor = getattr(ops, name)(code, operands, *sizes, **arguments)
-    return mask
-
-
-def _write_in_tiles(
-    write_rows: Callable[[_Axis], torch.Tensor],
-    batch_size: int,
-    queries: _Axis,
-    kv_length: int,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    """A mask, so many rows at a time that what lies beside it stays small."""
-    q_length = queries.length
-    height = max(1, _TILE // max(1, batch_size * kv_length))
-    if height >= q_length:
-        return write_rows(queries)
-    try:
-        tile = write_rows(queries.rows(0, height))
-    except (RuntimeError, ValueError, IndexError):
-        tile = None
-    if tile is None:
-        # A function that holds something of the whole mask's size answers about the whole only;
-        # what is wrong with any other, it will say again.
-        return write_rows(queries)
-    mask = out
-    if mask is None:
-        mask = tile.new_empty((*tile.shape[:2], q_length, kv_length))
-        mask[:, :, :height] = tile
-    for first in range(height, q_length, height):
-        end = min(first + height, q_length)
-        tile = write_rows(queries.rows(first, end))
-        if out is None:
-            mask[:, :, first:end] = tile
-    return mask
-
-
-# Masks of a model's layers
 
 
 @_understands_positions

@@ -107,6 +107,8 @@ _OF_BLOCKS = Source("blockwise", "ids")
 _OF_CHUNKS = Source("chunked", "left_padding")
 _OF_POSITIONS = Source("reindex", "positions")
 
+UPSTREAM_PADDING = Source("padding_mask_function", "padding_mask", is_upstream=True)
+
 
 class _Place(NamedTuple):
     """Where in a tree a rule stands."""
