@@ -24,7 +24,7 @@ import oracle_loader
 import pytest
 import torch
 from attn_mask import masking_utils as ours
-from attn_mask._releases import UPSTREAM
+from attn_mask._upstream import UPSTREAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import OUT_DTYPES, assert_same_mask, describe, lowest

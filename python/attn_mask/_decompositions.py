@@ -20,7 +20,7 @@ from attn_mask._library import UNMASKED_DEVICES
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
 
-__all__ = ["decompositions"]
+__all__ = ["TABLE", "decompositions"]
 
 _ops = torch.ops.attn_mask
 
@@ -912,13 +912,13 @@ def _into_out(decomposition: Any) -> Callable[..., None]:
     return write
 
 
-_TABLE: dict[Any, Callable[..., Any]] = {}
+TABLE: dict[Any, Callable[..., Any]] = {}
 for _decomposition in (*_OF_MASKS, *_OF_BLOCKS):
-    _TABLE[getattr(_ops, _decomposition.__name__).default] = _decomposition.__wrapped__  # type: ignore[attr-defined]
+    TABLE[getattr(_ops, _decomposition.__name__).default] = _decomposition.__wrapped__  # type: ignore[attr-defined]
 for _decomposition in _OF_MASKS:
     _func, _write = getattr(_ops, _decomposition.__name__).out, _into_out(_decomposition)
     _decomposition.out = _checked(_func, _write)  # type: ignore[attr-defined]
-    _TABLE[_func] = _write
+    TABLE[_func] = _write
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -931,7 +931,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
             {**torch.export.default_decompositions(), **attn_mask.decompositions()}
         )
     """
-    return dict(_TABLE)
+    return dict(TABLE)
 
 
 _OTHER_DEVICES = ("MPS", "XPU", "HPU", "PrivateUse1")
@@ -964,7 +964,7 @@ def _register(operator: Any, kernel: Callable[..., Any], device: str) -> None:
 
 
 for _device in _OTHER_DEVICES:
-    for _func, _written in _TABLE.items():
+    for _func, _written in TABLE.items():
         _register(_func, _kernel(_func, _written), _device)
     for _decision in _HOST_DECISIONS:
         _register(_decision.__name__, _decision, _device)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attn_mask import _process
 from attn_mask._aten_only import is_aten_only
-from attn_mask._decompositions import _TABLE
+from attn_mask._decompositions import TABLE
 from attn_mask._library import UNMASKED_DEVICES
 
 _ops = torch.ops.attn_mask
@@ -116,7 +116,7 @@ def _is_decomposed(func: Any, recording: ProxyTorchDispatchMode | None) -> bool:
     table = getattr(proxy_tensor, "CURRENT_DECOMPOSITION_TABLE", None)
     if table is None:
         table = getattr(recording, "decomposition_table", {})
-    return func in table and table[func] is _TABLE[func]
+    return func in table and table[func] is TABLE[func]
 
 
 def _in_aten(
@@ -135,7 +135,7 @@ def _in_aten(
             return None
         kwargs = {**kwargs, "is_needed": True}
     with mode:
-        return _TABLE[func](*args, **kwargs)
+        return TABLE[func](*args, **kwargs)
 
 
 def _without_effect(
@@ -149,7 +149,7 @@ def _without_effect(
     if not _is_decomposed(func, get_proxy_mode()):
         return mode.__torch_dispatch__(func, types, args, kwargs)
     with mode:
-        return _TABLE[func](*args, **kwargs)
+        return TABLE[func](*args, **kwargs)
 
 
 _RULES = ("boolean", "additive", "block_mask", "_block_states")
@@ -174,7 +174,7 @@ def _register(func: Any, mode: type, rule: Callable[..., Any]) -> None:
 
 for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
     _register(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
-for _func in _TABLE:
+for _func in TABLE:
     _name = _func._schema.name.partition("::")[2]
     _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
     if _func._overloadname == "out":

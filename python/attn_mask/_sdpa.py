@@ -5,12 +5,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attn_mask import _skipping, masking_utils, rules
+from attn_mask import _skipping, rules
 from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
 from attn_mask._engine import Sizes, Spelling, check_padding, write_mask
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
+from attn_mask._upstream.documents import name_numbers
+from attn_mask._upstream.skip_rules import shows_all
 
 __all__ = ["SdpaArguments", "sdpa_arguments"]
+
+
+_CAUSAL = rules.causal()
 
 
 class SdpaArguments(NamedTuple):
@@ -23,7 +28,7 @@ class SdpaArguments(NamedTuple):
 def sdpa_arguments(
     query: torch.Tensor,
     key: torch.Tensor,
-    mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
+    mask_function: Callable[..., Any] = _CAUSAL,
     attention_mask: torch.Tensor | None = None,
     *,
     q_offset: int | torch.Tensor | None = None,
@@ -101,7 +106,7 @@ def sdpa_arguments(
             f"but got {q_offset} and {kv_offset}"
         )
     if attention_mask is not None:
-        masking_utils.name_numbers(attention_mask, q_length)
+        name_numbers(attention_mask, q_length)
         attention_mask = attention_mask.to(device=query.device, dtype=torch.bool)
     rule = rules.rule_of("sdpa_arguments", "mask_function", mask_function)
     if not is_recording():
@@ -110,7 +115,7 @@ def sdpa_arguments(
             if operand is not None:
                 program.rows(index, batch_size)  # also where no mask is made
     if not isinstance(q_offset, torch.Tensor) and q_length > 0 and kv_length > 0:
-        shown = rule._over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
+        shown = rule.shown_over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
         is_needed = shown is rules.Shown.OTHER or (
             shown is rules.Shown.CAUSAL and q_offset != kv_offset
         )
@@ -141,4 +146,4 @@ def _hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offse
         return True
     if is_opaque(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
         return False
-    return masking_utils._shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])
+    return shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])

@@ -294,7 +294,7 @@ class MaskFunction:
     def _encode(self, program: Program, place: _Place) -> None:
         raise NotImplementedError
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         """What it shows to the queries at q_start to q_end - 1, of such keys; one each at least."""
         return Shown.OTHER
 
@@ -463,7 +463,7 @@ class _Causal(MaskFunction):
     def _encode(self, program: Program, place: _Place) -> None:
         program.code += (CAUSAL,)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         return Shown.ALL if kv_end - 1 <= q_start else Shown.CAUSAL
 
     def _repr(self) -> str:
@@ -479,7 +479,7 @@ class _Bidirectional(MaskFunction):
         program.code += (ALL,)
         program.add_limits(place, None)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         return Shown.ALL if q_start >= 0 else Shown.OTHER
 
     def _repr(self) -> str:
@@ -558,7 +558,7 @@ class Window(MaskFunction):
         else:
             program.code += (WINDOW, *(-1 if side is None else side for side in (left, right)))
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         if self.left is not None and q_end - 1 - kv_start > self.left:
             return Shown.OTHER
         if self.right is None or kv_end - 1 - q_start <= self.right:
@@ -601,7 +601,7 @@ class Chunked(MaskFunction):
             operand = program.add_operand(self.source, start)
         program.code += (CHUNK, self.size, operand)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         if self.left_padding is not None:
             return Shown.OTHER
         first = min(q_start, kv_start) // self.size
@@ -752,8 +752,8 @@ class _Intersection(MaskFunction):
     def _encode(self, program: Program, place: _Place) -> None:
         _encode_all(self.rules, AND, ALL, program, place)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        shown = {rule._over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
         if Shown.OTHER in shown:
             return Shown.OTHER
         return Shown.CAUSAL if Shown.CAUSAL in shown else Shown.ALL
@@ -781,8 +781,8 @@ class _Union(MaskFunction):
     def _encode(self, program: Program, place: _Place) -> None:
         _encode_all(self.rules, OR, NOTHING, program, place)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        shown = {rule._over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
         if Shown.ALL in shown:
             return Shown.ALL
         return Shown.CAUSAL if shown == {Shown.CAUSAL} else Shown.OTHER
