@@ -87,6 +87,30 @@ def test_each_module_can_be_the_first():
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+WAITING = """
+import sys
+import attn_mask
+
+for name in attn_mask._LOADED_WHEN_USED:
+    assert f"attn_mask.{name}" not in sys.modules
+    assert name in dir(attn_mask) and name in attn_mask.__all__
+    assert getattr(attn_mask, name) is sys.modules[f"attn_mask.{name}"]
+    print(name)
+assert not hasattr(attn_mask, "no_such_module")
+"""
+
+
+def test_modules_that_few_need_are_loaded_when_they_are_used():
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "block_sparse" in done.stdout.split()
+
+
 def test_no_import_is_a_circle():
     graph = {name: {module for module, _ in imports(name)} - {name} for name in MODULES}
     assert sum(map(len, graph.values())) > 50

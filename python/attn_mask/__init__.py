@@ -1,14 +1,16 @@
 """Attention masks as native PyTorch operators.
 
-Importing this package registers the operators ``torch.ops.attn_mask.*``.
+Importing this package registers the operators ``torch.ops.attn_mask.*``. Modules that few need are
+loaded when they are first used.
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 from attn_mask import _graphs as _graphs
 from attn_mask import _library
 from attn_mask import _vmap as _vmap
-from attn_mask import block_sparse as block_sparse
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
@@ -74,3 +76,17 @@ __all__ = [
 
 __version__ = _version("attn-mask")
 build_info = _library.build_info
+
+_LOADED_WHEN_USED = ("block_sparse",)
+
+if TYPE_CHECKING:
+    from attn_mask import block_sparse as block_sparse
+else:
+
+    def __getattr__(name: str) -> object:
+        if name in _LOADED_WHEN_USED:
+            return _import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LOADED_WHEN_USED})

@@ -7,8 +7,6 @@ import torch
 
 from attn_mask._tracing import is_recording
 
-__all__ = ["check_flag", "check_integer", "check_strided", "checked_masked_value"]
-
 
 def check_strided(function: str, argument: str, tensor: Any) -> None:
     """Raises TypeError for what is no tensor, and for nested and sparse tensors.

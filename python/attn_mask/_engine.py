@@ -19,21 +19,6 @@ from attn_mask._library import _C
 from attn_mask._tracing import default_device, is_jit_tracing, is_recording, is_tracing
 from attn_mask.rules import MaskFunction, Program
 
-__all__ = [
-    "BOOLEAN",
-    "Axis",
-    "Offset",
-    "Sizes",
-    "Spelling",
-    "axis",
-    "check_boolean",
-    "check_padding",
-    "check_position_dtype",
-    "fitting",
-    "padded",
-    "write_mask",
-]
-
 Offset = int | torch.Tensor
 
 _ops = torch.ops.attn_mask

@@ -12,9 +12,6 @@ from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recor
 from attn_mask._upstream.documents import name_numbers
 from attn_mask._upstream.skip_rules import shows_all
 
-__all__ = ["SdpaArguments", "sdpa_arguments"]
-
-
 _CAUSAL = rules.causal()
 
 

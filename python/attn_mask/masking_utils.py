@@ -375,11 +375,8 @@ ALL_MASK_ATTENTION_FUNCTIONS: AttentionMaskInterface = AttentionMaskInterface()
 
 # Masks of a model's layers
 
-_Preprocessed = tuple[bool, Any, Any, Any, Any, Any, Any]
 
-
-@understands_positions
-def _preprocess_mask_arguments(
+def _preprocess(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: Any,
@@ -387,8 +384,10 @@ def _preprocess_mask_arguments(
     position_ids: torch.Tensor | None,
     layer_idx: int | None,
     encoder_hidden_states: torch.Tensor | None = None,
-) -> _Preprocessed:
-    """What all the create functions need to know.
+    *,
+    name: str = "_preprocess_mask_arguments",
+) -> tuple[bool, Any, Any, Any, Any, Any, Any]:
+    """What all the create functions, of which ``name`` is one, need to know.
 
     Returns (early_exit, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset,
     kv_offset): with early_exit, attention_mask is the result (a 4D mask as it came, or None for an
@@ -398,29 +397,6 @@ def _preprocess_mask_arguments(
 
     Raises ValueError or TypeError for a cache that reports sizes that can't be.
     """
-    keys = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
-    return _preprocess(
-        "_preprocess_mask_arguments",
-        config,
-        inputs_embeds,
-        keys,
-        attention_mask,
-        cache,
-        position_ids,
-        layer_idx,
-    )
-
-
-def _preprocess(
-    name: str,
-    config: Any,
-    inputs_embeds: torch.Tensor,
-    keys: torch.Tensor,
-    attention_mask: Any,
-    cache: Any,
-    position_ids: torch.Tensor | None,
-    layer_idx: int | None,
-) -> _Preprocessed:
     if len(getattr(attention_mask, "shape", ())) == 4:  # a tensor, or a BlockMask
         return True, attention_mask, None, None, None, None, None
     if is_paged(cache):
@@ -440,6 +416,7 @@ def _preprocess(
     elif attention_mask is not None:
         kv_length = attention_mask.shape[-1]  # prefix tuning: longer than the queries
     else:
+        keys = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
         kv_length = keys.shape[1]
     packed_sequence_mask = None
     if position_ids is not None and attention_mask is None and cache is None:
@@ -456,6 +433,9 @@ def _preprocess(
                 f"but got {list(position_ids.shape)}"
             )
     return False, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset, kv_offset
+
+
+_preprocess_mask_arguments = understands_positions(_preprocess)
 
 
 class _Layers(NamedTuple):
@@ -509,14 +489,14 @@ def _create_mask(
         )
     embeds = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
     early_exit, attention_mask, sequences, q_length, kv_length, q_offset, kv_offset = _preprocess(
-        name,
         config,
         inputs_embeds,
-        embeds,
         attention_mask,
         cache,
         None if has_documents else position_ids,
         layers.first(cache) if layer_idx is None else layer_idx,
+        encoder_hidden_states,
+        name=name,
     )
     if early_exit:
         return attention_mask

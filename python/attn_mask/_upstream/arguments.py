@@ -9,15 +9,6 @@ import torch
 
 from attn_mask._tracing import is_recording
 
-__all__ = [
-    "ask_cache",
-    "is_paged",
-    "rows_of",
-    "understands_cache_position",
-    "understands_names",
-    "understands_positions",
-]
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

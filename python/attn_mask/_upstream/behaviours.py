@@ -5,8 +5,6 @@ Nothing about a release is decided anywhere but in the table here.
 
 from dataclasses import dataclass, replace
 
-__all__ = ["BEHAVIOURS", "Behaviour"]
-
 
 @dataclass(frozen=True)
 class Behaviour:

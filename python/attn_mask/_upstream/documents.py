@@ -9,16 +9,6 @@ from attn_mask import _skipping, rules
 from attn_mask._named_once import is_named, name_once
 from attn_mask._tracing import is_opaque, is_recording
 
-__all__ = [
-    "count_sequences",
-    "find_packed_sequence_indices",
-    "ids_of_documents",
-    "left_padding_of",
-    "name_numbers",
-    "number_of_tokens",
-    "positions_in_runs",
-]
-
 
 def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | None:
     """Which of several packed sequences each query belongs to.

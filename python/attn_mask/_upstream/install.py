@@ -25,8 +25,6 @@ from attn_mask._upstream.releases import for_transformers, release_numbers
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions
 from attn_mask._upstream.source import DECISIONS, FACTORIES, SKIPPING, Module, hashes, known
 
-__all__ = ["install", "installed", "is_installed", "uninstall"]
-
 _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
 _PREPROCESS = "_preprocess_mask_arguments"

@@ -15,31 +15,6 @@ from attn_mask._tracing import is_recording
 from attn_mask._upstream.documents import left_padding_of
 from attn_mask.rules import MaskFunction
 
-__all__ = [
-    "Pattern",
-    "add_offsets_to_mask_function",
-    "and_masks",
-    "bidirectional_mask_function",
-    "bidirectional_sliding_pattern",
-    "blockwise_overlay",
-    "causal_mask_function",
-    "chunked_causal_mask_function",
-    "chunked_overlay",
-    "chunked_pattern",
-    "maybe_pad_block_sequence_ids",
-    "or_masks",
-    "packed_sequence_compatibility_function",
-    "packed_sequence_mask_function",
-    "padding_mask_function",
-    "prepare_padding_mask",
-    "remap_positions_for_packed_sequence",
-    "sliding_pattern",
-    "sliding_window_bidirectional_mask_function",
-    "sliding_window_bidirectional_overlay",
-    "sliding_window_causal_mask_function",
-    "sliding_window_overlay",
-]
-
 _CHUNKS = rules.Source("chunked_overlay", "left_padding", is_upstream=True)
 _BLOCKS = rules.Source("blockwise_overlay", "block_sequence_ids", is_upstream=True)
 _PADDING = rules.UPSTREAM_PADDING

@@ -26,23 +26,6 @@ from attn_mask._upstream.skip_rules import (
     skips_causal,
 )
 
-__all__ = [
-    "Options",
-    "Release",
-    "checked_options",
-    "chunked_causal_mask_function",
-    "chunked_overlay",
-    "eager_mask",
-    "eager_mask_at",
-    "find_packed_sequence_indices",
-    "no_sequences",
-    "preprocess_mask_arguments",
-    "sdpa_mask",
-    "sdpa_mask_at",
-    "state",
-]
-
-
 _CAUSAL = rules.causal()
 
 

@@ -16,8 +16,6 @@ from types import ModuleType
 from attn_mask import modeling_attn_mask_utils
 from attn_mask._upstream.behaviours import BEHAVIOURS, Behaviour
 
-__all__ = ["TransformersRelease", "for_transformers", "release_numbers"]
-
 
 @dataclass(frozen=True)
 class TransformersRelease:

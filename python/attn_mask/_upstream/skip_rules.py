@@ -11,16 +11,6 @@ from attn_mask._engine import Offset, padded
 from attn_mask._library import _C
 from attn_mask._tracing import is_opaque
 
-__all__ = [
-    "OWN_DECISIONS",
-    "Decisions",
-    "fast_all",
-    "is_all_visible",
-    "shows_all",
-    "skips_bidirectional",
-    "skips_causal",
-]
-
 
 def fast_all(tensor: torch.Tensor) -> torch.Tensor:
     """Whether all of a boolean tensor is True, as a 0-d boolean tensor."""

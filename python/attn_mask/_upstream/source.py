@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["DECISIONS", "FACTORIES", "SKIPPING", "Module", "Source", "hashes", "known"]
-
 # Mask functions whose results depend on their arguments alone. Those that prepare the arguments
 # stay the release's.
 FACTORIES = (

@@ -19,8 +19,6 @@ from attn_mask._library import _C
 from attn_mask._tracing import default_device, holds, is_jit_tracing, is_recording
 from attn_mask._upstream.behaviours import Behaviour
 
-__all__ = ["fill"]
-
 _Present = present.AttentionMaskConverter
 
 
