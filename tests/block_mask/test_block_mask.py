@@ -263,20 +263,20 @@ def test_dq_write_order_of_an_older_torch(monkeypatch):
 # Memory
 
 
-def test_a_function_of_the_users_is_asked_about_some_rows_at_a_time(monkeypatch):
+def test_a_function_of_the_users_is_called_for_some_rows_at_a_time(monkeypatch):
     monkeypatch.setattr(attn_mask.block_mask, "_HELD", 128 * 1500)
     monkeypatch.setattr(masking_utils, "_TILE", 64 * 1500)
-    asked = []
+    calls_seen = []
 
     def by_distance(b, h, q, k):
         return (q - k) % 300 < 200 + h
 
     def watched(b, h, q, k):
-        asked.append(1)
+        calls_seen.append(1)
         return by_distance(b, h, q, k)
 
     got = attn_mask.create_block_mask(watched, 1, 2, 1100, 1500, "cpu")
-    assert len(asked) > 10
+    assert len(calls_seen) > 10
     assert_same_block_mask(got, flex.create_block_mask(by_distance, 1, 2, 1100, 1500, "cpu"))
 
 

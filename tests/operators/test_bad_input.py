@@ -375,7 +375,7 @@ def test_layouts_elsewhere(layout):
 
 
 def test_jagged_tensors():
-    """A Python subclass, whose own dispatch answers before any kernel is asked."""
+    """A Python subclass, whose __torch_dispatch__ runs before any kernel."""
     odd = quietly(lambda: nested(torch.jagged))
     for call in MASK_TAKERS.values():
         with pytest.raises((TypeError, NotImplementedError)):
@@ -412,7 +412,7 @@ def test_python_types(call):
         call()
 
 
-# What looks odd and is right
+# Unusual, but valid
 
 
 @pytest.mark.parametrize("dtype", OUT_DTYPES, ids=str)

@@ -171,7 +171,7 @@ def test_errors_under_vmap_name_the_operator():
 
 
 def test_warnings_as_errors_free_results_once():
-    """A warning that becomes an exception behind a result; g++ may destroy that twice."""
+    """A warning that becomes an exception after a result; g++ may destroy the result twice."""
     run_python(
         """
         import gc, importlib.util, pathlib, torch
@@ -242,10 +242,10 @@ def test_functionalized(name):
 
 @every_call
 def test_meta(name):
-    """Shapes and strides; where values are to be looked at, an error, as in transformers."""
+    """Shapes and strides; an error where values are needed, as in transformers."""
     mask, queries = inputs(2, 4, 7)
     want = CALLS[name](mask, queries)
-    with torch.device("meta"):  # where no argument tells
+    with torch.device("meta"):  # where no argument decides
         if name == "_prepare_4d_attention_mask_for_sdpa":
             with pytest.raises(ValueError, match="expected mask to have values to look at"):
                 CALLS[name](mask.to("meta"), queries.to("meta"))
@@ -282,7 +282,7 @@ AROUND = {
 @pytest.mark.parametrize("around", AROUND)
 @every_call
 def test_nothing_around_changes_a_mask(name, around):
-    """Tensors and arguments tell all; what is filled for determinism is written over."""
+    """All is decided by tensors and arguments; memory filled for determinism is overwritten."""
     mask, queries = inputs(2, 4, 7)
     want = CALLS[name](mask, queries)
     with AROUND[around]():

@@ -31,7 +31,7 @@ every_mask = pytest.mark.parametrize(("name", "args", "kwargs"), MASKS)
 
 
 def on_cuda(name, args, kwargs):
-    """The call there, as a function, and what the CPU says."""
+    """The call on the GPU, as a function, and its result on the CPU."""
 
     def to_cuda(arguments):
         return map_tensors(lambda tensor: tensor.to("cuda"), arguments)
@@ -90,12 +90,12 @@ def kernels_of(call):
     return [event.name for event in events if not event.name.startswith(("Memset", "Memcpy"))]
 
 
-@pytest.mark.parametrize(("opens", "at_most"), [(False, 1), (True, 2)])
-def test_launches_of_a_padded_mask(opens, at_most):
+@pytest.mark.parametrize(("unmasks", "at_most"), [(False, 1), (True, 2)])
+def test_launches_of_a_padded_mask(unmasks, at_most):
     mask = torch.randint(0, 2, (4, 300), device="cuda")
     kernels = kernels_of(
         lambda: operator("to_4d")(
-            mask, 300, dtype=torch.float16, key_value_length=300, unmask_unattended=opens
+            mask, 300, dtype=torch.float16, key_value_length=300, unmask_unattended=unmasks
         )
     )
     assert 1 <= len(kernels) <= at_most, kernels
@@ -108,7 +108,7 @@ def test_launches_without_padding():
     assert len(kernels) == 1, kernels
 
 
-def test_rows_are_opened_as_by_the_function_for_it():
+def test_rows_are_unmasked_as_by_the_function_for_it():
     mask = torch.randint(0, 2, (4, 301), generator=torch.Generator().manual_seed(0))
     mask[0] = 0
     mask[1, :200] = 0

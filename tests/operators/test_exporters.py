@@ -84,7 +84,7 @@ def test_helpers(tmp_path, release, dynamo):
 
 @exporters
 def test_rules(tmp_path, dynamo):
-    without = {"create_block_mask", "additive, out"}  # TorchScript knows no copy into a tensor
+    without = {"create_block_mask", "additive, out"}  # TorchScript has no copy into a tensor
     functions = {name: call for name, call in OF_RULES.items() if name not in without}
     check(functions, tmp_path / "rules.onnx", dynamo)
 

@@ -36,7 +36,7 @@ every_mask = pytest.mark.parametrize(
 
 
 def moved(name, args, kwargs, device):
-    """The same call on another device; a factory is told where."""
+    """The same call on another device, given to factories by `device`."""
     leaves = torch.utils._pytree.tree_leaves((args, kwargs))
     has_tensor = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
     args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
@@ -135,7 +135,7 @@ def test_dispatch_keys(name):
 
 
 def has_kernel(name, key):
-    """A factory's kernel sits behind BackendSelect, which picks the device's own."""
+    """A factory dispatches through BackendSelect, which picks the device's kernel."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(
         f"attn_mask::{name}", key
     ) or torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"attn_mask::{name}", key)

@@ -14,7 +14,7 @@ ROUNDS = 4
 
 
 def larger_calls():
-    """Large enough for an operator to share its rows out; every one with another answer."""
+    """Large enough for an operator to divide its rows among threads; no two results are alike."""
     generator = torch.Generator().manual_seed(0)
     calls = []
     for seed, dtype in enumerate(OUT_DTYPES):
@@ -99,7 +99,7 @@ PARALLEL = {
 
 @pytest.mark.parametrize("name", PARALLEL)
 def test_threads_share_the_work(name, keep_num_threads):
-    """Compiled without OpenMP, parallel regions would run on one thread and say nothing."""
+    """Compiled without OpenMP, parallel regions would run on one thread without a warning."""
 
     def spent_by(threads):
         """Nanoseconds of each thread, the longest first."""

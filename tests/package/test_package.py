@@ -1,4 +1,4 @@
-"""The installed package: what it says about itself, where its files are, what it needs."""
+"""The installed package: its metadata, where its files are, what it needs."""
 
 import json
 import os
@@ -148,8 +148,8 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
     for window in (None, 77):
         got = torch.ops.attn_mask.to_4d(
             mask, 500, dtype=dtype, key_value_length=1003, sliding_window=window)
-        opened = torch.ops.attn_mask._unmask_unattended(got, torch.finfo(dtype).min)
-        for result in (got, opened):
+        unmasked = torch.ops.attn_mask._unmask_unattended(got, torch.finfo(dtype).min)
+        for result in (got, unmasked):
             digest.update(result.view(torch.uint8).numpy().tobytes())
 print(torch.backends.cpu.get_cpu_capability(), attn_mask.build_info()["cpu_capability"])
 print(digest.hexdigest())
@@ -172,7 +172,7 @@ NEEDED_FLAGS = {"avx2": {"avx2"}, "avx512": {"avx512f", "avx512bw", "avx512dq", 
 
 
 def flags_of_the_processor():
-    """Whatever is asked for, ATen uses: what the processor lacks ends the process."""
+    """ATen uses whatever capability is set: what the processor lacks ends the process."""
     info = Path("/proc/cpuinfo")
     return set(info.read_text().split()) if info.exists() else set()
 
@@ -185,7 +185,7 @@ def test_every_cpu_capability_gives_the_same_mask(capability, plain_digest, tmp_
 
 
 def renamed_library(folder):
-    """A copy of the library whose own name is another, too: auditwheel makes such."""
+    """A copy of the library with another soname, as auditwheel makes."""
     name, other = b"libattn_mask.so\0", b"libattn_mast.so\0"
     data = library().read_bytes()
     assert data.count(name) == 1
@@ -195,7 +195,7 @@ def renamed_library(folder):
 
 
 def test_a_renamed_copy_of_the_library_in_the_process(tmp_path):
-    """Its operators are the ones that are called: a second copy could not register its own."""
+    """Its operators are called: a second copy could not register the same names."""
     code = f"""
 import torch
 torch.ops.load_library({str(renamed_library(tmp_path))!r})

@@ -1,4 +1,4 @@
-"""A new leaf compiles once every level that must know it does, and then they all agree."""
+"""A new leaf does not compile until every level handles it, and then all levels agree."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ struct EvenKeys {
   ATTN_MASK_INLINE bool attends(int64_t k) const { return k % 2 == 0; }
 };
 """
-# The least that each switch over kinds can say of the leaf; it defines it in the first.
+# The least that a case of each switch over kinds can return; the first one defines the leaf.
 CASES = {
     "rule/rule.h": "return EvenKeys{}.attends(k);",
     "rule/spans.cpp": "return unresolved(index, seen);",
@@ -78,7 +78,7 @@ def replace(path, old, new):
 
 
 def flags():
-    """The C++ flags of every build, also of those that do not ask for -Werror."""
+    """The C++ flags of every build, also of those without -Werror."""
     text = (ROOT / "CMakeLists.txt").read_text()
     of_everybody = text[: text.index("if(ATTN_MASK_WERROR)")]
     (listed,) = re.findall(r"COMPILE_LANGUAGE:CXX>:([^>]+)>", of_everybody)

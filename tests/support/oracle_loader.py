@@ -8,7 +8,7 @@
     config = oracle_loader.Config(attn="sdpa", sliding_window=3)   # stands for a PreTrainedConfig
     cache = oracle_loader.FakeCache(seen=4)                        # stands for a DynamicCache
     new._tracing = True / False / None     # forces is_tracing() and is_torchdynamo_compiling();
-                                           # None asks torch. 4.45 and later only: older files ask
+                                           # None leaves it to torch. From 4.45 on: older files call
                                            # torch themselves, so trace those for real
     new._exporting = ...                   # the same for is_torchdynamo_exporting()
     oracle_loader.versions("modeling_attn_mask_utils.py")          # what is on disk

@@ -1,4 +1,4 @@
-"""Encoded mask rules, decoded and asked one cell at a time; and random ones to ask.
+"""Encoded mask rules, decoded and evaluated one cell at a time; and random ones.
 
 A rule is a program of ints in prefix order, see `parse`; the tensors that it names by index are its
 operands. Slow on purpose: nothing here broadcasts, so that a cell's value can be read off the few
@@ -23,8 +23,8 @@ DOCUMENTS = 6  # operand [b or 1, n]: the ids of q and k are the same
 BITS = 7  # operand [b or 1, h or 1, q, kv]: set at the row and column, wherever those stand
 AND = 8  # n, then n rules
 OR = 9  # n, then n rules
-REINDEX = 10  # operand [b or 1, n], rule: asked at operand[q] and operand[k]
-SHIFT = 11  # q_add, kv_add, rule: asked at q + q_add and k + kv_add
+REINDEX = 10  # operand [b or 1, n], rule: evaluated at operand[q] and operand[k]
+SHIFT = 11  # q_add, kv_add, rule: evaluated at q + q_add and k + kv_add
 NOTHING = 12  # no key
 
 OPCODES = tuple(range(13))
@@ -114,7 +114,7 @@ def attends(tree, tables, b, head, row, column, q, k):
     """Whether the query `row`, which stands at q, sees the key `column`, which stands at k."""
     opcode, parameters, children = tree
 
-    def ask(child, q=q, k=k):
+    def child_attends(child, q=q, k=k):
         return attends(child, tables, b, head, row, column, q, k)
 
     if opcode == ALL:
@@ -143,14 +143,14 @@ def attends(tree, tables, b, head, row, column, q, k):
         plane = _of_batch(_of_batch(tables[parameters[0]], b), head)
         return plane[row][column]
     if opcode == AND:
-        return all([ask(child) for child in children])
+        return all([child_attends(child) for child in children])
     if opcode == OR:
-        return any([ask(child) for child in children])
+        return any([child_attends(child) for child in children])
     if opcode == REINDEX:
         new_q, new_k = (_at(tables[parameters[0]], b, position) for position in (q, k))
-        return new_q is not None and new_k is not None and ask(children[0], new_q, new_k)
+        return new_q is not None and new_k is not None and child_attends(children[0], new_q, new_k)
     assert opcode == SHIFT
-    return ask(children[0], q + parameters[0], k + parameters[1])
+    return child_attends(children[0], q + parameters[0], k + parameters[1])
 
 
 def positions_of(length, offset, positions, b):
@@ -374,7 +374,7 @@ class _Grower:
 
 
 def _draw_positions(draw, rng, axis, batch_size, length, offsets):
-    """The keyword arguments that say where the queries (or the keys) stand."""
+    """The keyword arguments that give the positions of the queries (or the keys)."""
     kind = draw(
         st.sampled_from(["none", "offset", "0-d", "per row", "[n]", "[1, n]", "[b, n]", "both"])
     )
@@ -438,7 +438,7 @@ def calls(draw, *, depth=3, leaves=ANY_LEAF, min_size=0, max_kv=12, layouts=tupl
 # Random mask functions, as a module of the names of masking_utils makes them: a builder is given
 # the module.
 
-TABLE = 64  # longer than any position that is asked for
+TABLE = 64  # longer than any position that is looked up
 
 
 def some_table(seed, low, high, batch_size=3):

@@ -71,7 +71,7 @@ def legacy_module(request, monkeypatch):
 
 @pytest.fixture
 def as_it_was():
-    """Whatever a test leaves behind is a failure, and does not reach the next one."""
+    """A test that leaves something installed fails, and does not affect the next one."""
     before = state()
     yield
     after = state()
@@ -359,12 +359,12 @@ def test_upstream_functions_under_other_names(registration):
     assert upstream.ALL_MASK_ATTENTION_FUNCTIONS["since"] is stock
 
 
-# Transformers' own functions, known by their source
+# Transformers' own functions, recognised by their source
 
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    """Texts that were logged, as if nothing had been said before."""
+    """Texts that were logged, as if nothing had been logged before."""
     monkeypatch.setattr(_named_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
@@ -496,7 +496,7 @@ HELPERS = [
 @needs_masking_utils
 @pytest.mark.parametrize("name", those_here(HELPERS))
 def test_patched_helpers_are_called(monkeypatch, warned, name):
-    """With what sdpa_mask of the release calls, it is no longer known."""
+    """A patch of what the release's sdpa_mask calls: it is no longer recognised."""
     before = getattr(upstream, name)
     calls = []
 
@@ -1012,7 +1012,7 @@ def test_functions_of_others_are_not_kept_alive(warned, monkeypatch, registratio
     assert is_gone() is None
 
 
-# Asking, and decorating
+# is_installed, and decorators
 
 
 def test_is_installed():
@@ -1436,7 +1436,7 @@ def test_legacy_module_that_the_release_no_longer_has(monkeypatch):
 
 
 def test_package_that_is_made_anew(monkeypatch):
-    """What it looks up while ours are installed, it does not keep."""
+    """It does not keep what it looks up while ours are installed."""
     again = types.ModuleType("transformers")
     vars(again).update(vars(package()))
     vars(again).pop("modeling_attn_mask_utils", None)
@@ -1647,7 +1647,7 @@ def test_policy_errors(arguments, text):
 
 @needs_masking_utils
 def test_numbers_in_a_padding_mask_are_named_once(monkeypatch, caplog):
-    """Document numbers, say: the release makes booleans of them."""
+    """Document numbers, for example: the release makes booleans of them."""
     monkeypatch.setattr(_named_once, "_named", set())
     numbers = torch.tensor([[1, 1, 2, 2, 2], [1, 1, 1, 1, 2]])
     want = create(mask=numbers.bool())
