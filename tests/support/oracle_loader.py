@@ -2,7 +2,7 @@
 
     import oracle_loader
     old = oracle_loader.load_attn("4.38.2")        # $TFW_ROOT/<version>/modeling_attn_mask_utils.py
-    new = oracle_loader.load_masking("5.24.0")     # $TFW_ROOT/<version>/masking_utils.py
+    new = oracle_loader.load_masking("5.23.0")     # $TFW_ROOT/<version>/masking_utils.py
     any_file = oracle_loader.load_attn("some/dir/modeling_attn_mask_utils.py", version="5.23.0")
     gated = oracle_loader.load_masking("5.0.0", torch_version="2.5.1", xpu=False, flex=False)
     config = oracle_loader.Config(attn="sdpa", sliding_window=3)   # stands for a PreTrainedConfig
