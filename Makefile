@@ -14,12 +14,13 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python test-releases fuzz lint format demo cpp-demo bench bench-cpp gpu clean
+.PHONY: setup build test test-all test-cpp test-python test-releases fuzz lint format demo cpp-demo bench bench-cpp gpu \
+        clean distclean
 
 setup: $(VENV)/.requirements
 
 # Debian packages that pip can't give: installed when we may, named when we may not.
-$(VENV)/.debian:
+$(VENV)/.debian: scripts/debian-packages
 	@scripts/debian-packages
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@touch $@
@@ -111,16 +112,18 @@ bench-cpp: build
 	cmake --build $(TREE) --target bench_api
 	$(TREE)/bench/cpp/bench_api
 
-# On a machine with a GPU, without a network: for $(PYTHON), which must have torch, pytest and hypothesis.
-# The tests that need a GPU, compute-sanitizer over some of them, and the benchmark.
+# On a machine with a GPU, without a network: its tests, compute-sanitizer and the benchmark (scripts/gpu).
 gpu:
-	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}" \
-	  $(PYTHON) -m pip install -q --no-index --no-build-isolation --no-deps --force-reinstall .
-	ATTN_MASK_REQUIRE_CUDA=1 $(PYTHON) -m pytest -q -m cuda
-	ATTN_MASK_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 180 \
-	  compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q -m cuda tests/test_operators.py
-	$(PYTHON) bench/bench_gpu.py --json bench/results/gpu.json
+	PYTHON=$(PYTHON) scripts/gpu
+	cp build/gpu/gpu.json bench/results/gpu.json
 	$(PYTHON) bench/write_benchmarks.py
 
+# What was built. Environments stay; their copies of the package are made anew by the next build.
 clean:
-	rm -rf build dist .venv*
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .venv*/.installed
+	rm -rf python/*.egg-info $(addprefix python/attn_mask/,*.so include lib share _built_for.py)
+	find bench examples python scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Environments, too, and the releases of transformers that were installed for tests.
+distclean: clean
+	rm -rf .venv* .cache

@@ -175,13 +175,13 @@ MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
                     "window: expected left and right to leave a key visible (an open side is "
                     "nothing, not -1), but got ",
                     *left, " and ", *right);
-  const bool is_behind = left && first < 0;  // the window lies behind the query
+  const bool is_after = left && first < 0;  // the window lies after the query
   const bool is_before = right && last < 0;
-  if (left && right && (is_behind || is_before)) {
+  if (left && right && (is_after || is_before)) {
     return window(left, std::nullopt) & window(std::nullopt, right);
   }
   // -1 would be an open side.
-  if (is_behind) {
+  if (is_after) {
     return shift(window_leaf(0, kOpenSide), -first, 0);
   }
   if (is_before) {

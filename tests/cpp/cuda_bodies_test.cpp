@@ -27,7 +27,7 @@ void emulate(int64_t blocks, int64_t threads, Body body) {
   }
 }
 
-/// Memory aligned as the caching allocator's, with a guard behind it.
+/// Memory aligned as the caching allocator's, with a guard after it.
 struct DeviceMemory {
   explicit DeviceMemory(size_t size) : size(size), packs(size / 16 + 2) {
     std::memset(packs.data(), 0xA5, packs.size() * 16);
@@ -63,7 +63,7 @@ void expect_mask(MaskTask task, int64_t blocks, int64_t threads) {
     ASSERT_EQ(test::Bytes(all.begin() + offset * static_cast<int64_t>(sizeof(T)), all.end()), want)
         << "b=" << task.batch_size << " q=" << task.q_length << " kv=" << task.kv_length
         << " element " << sizeof(T);
-    ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+    ASSERT_TRUE(got.guard_intact()) << "written beyond the mask";
   }
 }
 
@@ -187,7 +187,7 @@ void expect_unmask(UnmaskTask task, int64_t threads) {
     }
     const test::Bytes all = got.contents();
     ASSERT_EQ(test::Bytes(all.begin() + static_cast<int64_t>(before), all.end()), want);
-    ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
+    ASSERT_TRUE(got.guard_intact()) << "written beyond the mask";
   }
 }
 

@@ -26,7 +26,9 @@ import types
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the references of the tests
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1] / "support")
+)  # the references of the tests
 
 SECONDS_OF_CASE = 60
 MEMORY_OF_CASE = 4 << 30
@@ -54,7 +56,7 @@ UPSTREAM = re.compile(
             r"^All inputs should be callable mask_functions: ",
             r"^Sliding window is currently only implemented for causal masking",
             r"^~ \(operator\.invert\) is only implemented on",
-            # Of mask functions that look positions up in tables that end too early.
+            # Of mask functions that index tables that end too early.
             r"^index (-?\d+ )?is out of bounds for dimension|^too many indices for tensor",
         ]
     )
@@ -383,7 +385,7 @@ def depth_of(tree):
 
 
 def compared_case(rng):
-    """An operator on a rule, whose result the reference knows."""
+    """An operator on a rule, compared with the reference."""
     given = random_program(rng)
     names = ("rule", "operands", "batch_size", "q_length", "kv_length")
     args = [given[name] for name in names]
@@ -874,7 +876,7 @@ def work(first):
 
 
 class Worker:
-    """A process that works through cases, and what it said last."""
+    """A process that works through cases, and the last line that it printed."""
 
     def __init__(self, first):
         command = [sys.executable, __file__, "--worker", str(first)]
@@ -883,7 +885,7 @@ class Worker:
         self.buffer = b""
 
     def lines(self, seconds):
-        """What it says, as soon as it says something; None where it says nothing for so long."""
+        """The next line that it prints; None if it prints nothing for so long."""
         fd = self.process.stdout.fileno()
         if not select.select([fd], [], [], seconds)[0]:
             return None

@@ -1,4 +1,4 @@
-// Compares everything that evaluates rules on a CPU with what their programs say of each element:
+// Compares everything that evaluates rules on a CPU with their programs, element by element:
 // the decoder, spans, runs of rows, dense kernels of every instruction set, block masks, operators.
 // Built with AddressSanitizer and UBSan; each input lies in memory of exactly its size.
 //
@@ -773,7 +773,7 @@ class Check {
   Mask mask_;
 };
 
-/// A program that may be none: refused with an error of the caller's, or what it says.
+/// A program that may be invalid: an error of the caller's, or the mask that it describes.
 void check_decoder(Random& random, Drawer& drawer) {
   Problem problem = drawer.problem();
   if (random.one_in(3)) {
@@ -926,14 +926,14 @@ void check_padding_operators(Random& random) {
   if (causal && random.one_in(2)) {
     window = random.one_in(8) ? kMost : random.between(1, 20);
   }
-  const bool opens = random.one_in(2);
+  const bool unmasks = random.one_in(2);
   at::Tensor got;
   if (random.one_in(2)) {
-    got = ops::to_4d(mask, q_length, dtype, kv_length, causal, window, opens,
+    got = ops::to_4d(mask, q_length, dtype, kv_length, causal, window, unmasks,
                      random.pick<int64_t>({1, 8}));
   } else {
     got = random_layout(random, {batch_size, 1, q_length, kv_length}, dtype, /*repeats=*/false);
-    ops::to_4d_out(mask, q_length, dtype, kv_length, causal, window, opens, got);
+    ops::to_4d_out(mask, q_length, dtype, kv_length, causal, window, unmasks, got);
   }
   const DenseFormat format = additive_format(dtype);
   // One query without a window attends to all keys.
@@ -946,10 +946,10 @@ void check_padding_operators(Random& random) {
         const bool near = !window || q - k <= window->expect_int();
         attended.push_back(get(mask, {batch, k}) == 1 && (!is_bounded || (k <= q && near)));
       }
-      const bool opened =
-          opens && std::none_of(attended.begin(), attended.end(), [](bool one) { return one; });
+      const bool unmasked =
+          unmasks && std::none_of(attended.begin(), attended.end(), [](bool one) { return one; });
       for (int64_t k = 0; k < kv_length; ++k) {
-        const uint64_t want = opened                             ? sign_bit(dtype)
+        const uint64_t want = unmasked                           ? sign_bit(dtype)
                               : attended[static_cast<size_t>(k)] ? format.attend
                                                                  : format.masked;
         if (get(got, {batch, 0, row, k}) != want) {
@@ -992,7 +992,7 @@ void check_mask_operators(Random& random) {
     for (int64_t i = row; i < row + length; ++i) {
       const bool is_visible = get(mask, index_of(i)) == 0;
       any = any || is_visible;
-      all = all && !is_visible;  // its zeros are what is_all_visible looks for
+      all = all && !is_visible;  // its zeros are what is_all_visible finds
     }
     for (int64_t i = row; i < row + length; ++i) {
       if (get(got, index_of(i)) != (any ? get(mask, index_of(i)) : sign_bit(dtype))) {

@@ -1,0 +1,174 @@
+"""A few calls of every operator, which the tests of operators, threads and devices share."""
+
+import contextlib
+import warnings
+
+import torch
+
+PADDING = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+ONES = torch.ones(2, 5, dtype=torch.int64)
+MASK_4D = PADDING[:, None, None, :].expand(3, 1, 2, 5).to(torch.float32)
+HALF = torch.float16
+FLOAT = torch.float32
+DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2]])
+POSITIONS = torch.tensor([[0, 1, 0, 1, 2, 0]])
+
+
+def _embeds(batch_size, q_length, dtype=FLOAT):
+    return torch.zeros(batch_size, q_length, 4, dtype=dtype)
+
+
+def _additive():
+    low = torch.finfo(FLOAT).min
+    return torch.tensor([[[[low, low, low], [0.0, low, low], [-0.0, 0.0, low]]]])
+
+
+SAMPLES = {
+    "to_causal_4d": [
+        ((2, 4, 4), {"dtype": FLOAT}),
+        ((3, 2, 5), {"dtype": HALF, "sliding_window": 2}),
+        ((1, 1, 7), {"dtype": torch.bfloat16}),
+        ((2, 0, 3), {"dtype": torch.float64, "sliding_window": 1}),
+    ],
+    "to_4d": [
+        ((PADDING, 5), {"dtype": FLOAT, "key_value_length": 5}),
+        ((PADDING.bool(), 2), {"dtype": HALF, "key_value_length": 5, "sliding_window": 1}),
+        ((PADDING.t().contiguous().t(), 3), {"dtype": torch.bfloat16, "is_causal": False}),
+        ((PADDING.to(torch.uint16), 1), {"dtype": torch.float64}),
+        (
+            (PADDING, 4),
+            {"dtype": HALF, "key_value_length": 5, "sliding_window": 1, "unmask_unattended": True},
+        ),
+    ],
+    "_make_causal_mask": [
+        (((2, 4),), {"dtype": FLOAT}),
+        (((1, 3), 4, 2), {"dtype": torch.float64}),
+        (((0, 3), 1), {"dtype": HALF}),
+    ],
+    "_expand_mask": [
+        ((PADDING,), {"dtype": FLOAT}),
+        ((PADDING.float()[:, ::2], 2), {"dtype": HALF}),
+        ((PADDING.to(torch.uint8), 1), {"dtype": torch.bfloat16}),
+        ((PADDING[:0], 4), {"dtype": torch.float64}),
+    ],
+    "_unmask_unattended": [
+        ((_additive(), torch.finfo(FLOAT).min), {}),
+        ((_additive().transpose(-1, -2), torch.finfo(FLOAT).min), {}),
+        ((torch.tensor([7, 7]), 7), {}),
+        ((_additive().expand(2, 1, 2, 3, 3, 3).transpose(0, 3), torch.finfo(FLOAT).min), {}),
+    ],
+    "_ignore_causal_mask_sdpa": [
+        ((None, _embeds(2, 5), 0), {}),
+        ((ONES, _embeds(2, 5), 0, 6), {}),
+        ((PADDING, _embeds(3, 1), 4, None, True), {}),
+    ],
+    "_is_all_visible": [
+        ((PADDING,), {}),
+        ((ONES.bool(),), {}),
+        ((torch.full((3, 4), -0.5).t(),), {}),
+    ],
+    "_prepare_4d_causal_attention_mask": [
+        ((PADDING, (3, 2), _embeds(3, 2), 3), {}),
+        ((None, (2, 4), _embeds(2, 4, HALF), 1, 2), {}),
+        ((MASK_4D, (3, 2), _embeds(3, 2), 3), {}),
+        ((None, (2, 1), _embeds(2, 1), 5), {}),
+    ],
+    "_prepare_4d_causal_attention_mask_for_sdpa": [
+        ((PADDING, (3, 2), _embeds(3, 2), 3), {"allow_skip": False}),
+        ((ONES, (2, 5), _embeds(2, 5, HALF), 0), {"allow_skip": False}),
+        (
+            (PADDING, (3, 2), _embeds(3, 2), 3),
+            {"allow_skip": False, "unmask_unattended": True},
+        ),
+        ((None, (2, 5), _embeds(2, 5), 0, 3), {"allow_skip": False}),
+        ((MASK_4D, (3, 2), _embeds(3, 2), 3), {"allow_skip": False}),
+    ],
+    "_prepare_4d_attention_mask": [
+        ((PADDING, 2), {"dtype": FLOAT}),
+        ((PADDING.double(),), {"dtype": torch.bfloat16}),
+    ],
+    "_prepare_4d_attention_mask_for_sdpa": [
+        ((PADDING, 2), {"dtype": FLOAT, "allow_skip": False}),
+        ((ONES,), {"dtype": HALF, "allow_skip": False}),
+    ],
+    "_create_4d_causal_attention_mask": [
+        (((2, 4),), {"dtype": FLOAT}),
+        (((2, 4), 3, 2), {"dtype": torch.bfloat16}),
+        (((2, 1), 3), {"dtype": FLOAT}),
+    ],
+    # Programs of rules, see csrc/ops/rule_program.h.
+    "boolean": [
+        (([1], [], 2, 4, 4), {}),
+        (([8, 2, 1, 5, 0], [PADDING], 3, 2, 5), {"q_offset": 3}),
+        (([8, 2, 6, 0, 10, 1, 8, 2, 2, 2, -1, 1], [DOCUMENTS, POSITIONS], 1, 6, 6), {}),
+        (([9, 2, 8, 2, 3, 2, -1, 1, 4, 0], [DOCUMENTS], 2, 6, 6), {}),
+        (([1], [], 3, 2, 5), {"q_positions": torch.tensor(3)}),
+        (([9, 30, *[11, 0, 1, 1, 5, 0] * 15], [PADDING], 3, 2, 5), {}),
+    ],
+    "additive": [
+        (([8, 2, 1, 5, 0], [PADDING], 3, 5, 5), {"dtype": HALF}),
+        (([1], [], 2, 4, 4), {"dtype": FLOAT, "bias": torch.arange(32.0).view(1, 2, 4, 4)}),
+        (([11, 1, 0, 2, 2, 0], [], 1, 3, 7), {"dtype": torch.float64, "kv_offset": 1}),
+    ],
+}
+
+# Operators of several tensors, or of none that is a mask; test_block_mask.py calls them.
+BLOCK_SAMPLES = {
+    "block_mask": [
+        (([1], [], 2, 2, 40, 50, 16, 16), {}),
+        (([8, 2, 1, 5, 0], [PADDING], 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
+        (([6, 0], [DOCUMENTS], 2, 3, 6, 6, 4, 2), {"separate_full_blocks": False}),
+        (([8, 2, 2, 3, -1, 1], [], 1, 1, 90, 90, 8, 16), {"kv_width": 3, "q_width": 4}),
+        (([9, 30, *[11, 0, 1, 1, 5, 0] * 15], [PADDING], 3, 1, 2, 5, 2, 2), {}),
+        (([1], [], 3, 1, 2, 5, 2, 2), {"q_positions": torch.tensor([[3], [1], [0]])}),
+    ],
+    "_block_states": [
+        (([1], [], 2, 2, 40, 50, 16, 16), {}),
+        (([8, 2, 1, 5, 0], [PADDING], 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
+    ],
+    "_block_mask_widths": [(([1], [], 2, 2, 40, 50, 16, 16), {})],
+}
+BLOCK_OPERATORS = tuple(BLOCK_SAMPLES)
+
+# A bool is decided on the host and cannot stand in a graph.
+HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
+
+OPERATORS = tuple(SAMPLES)
+
+# Those that take a program; test_rules.py compares and fuzzes them with a reference of their own.
+RULE_OPERATORS = ("boolean", "additive")
+LEGACY_OPERATORS = tuple(name for name in OPERATORS if name not in RULE_OPERATORS)
+
+CALLS = [(name, args, kwargs) for name in SAMPLES for args, kwargs in SAMPLES[name]]
+
+CALL_IDS = [f"{name}-{i}" for name in SAMPLES for i in range(len(SAMPLES[name]))]
+
+
+def operator(name):
+    return getattr(torch.ops.attn_mask, name)
+
+
+def map_tensors(function, arguments):
+    """``arguments`` (args or kwargs) with every tensor replaced, those in lists included."""
+    return torch.utils._pytree.tree_map_only(torch.Tensor, function, arguments)
+
+
+def as_on_cuda(name, kwargs):
+    """``kwargs`` with which the CPU unmasks fully masked rows where CUDA does by itself."""
+    arguments = operator(name).default._schema.arguments
+    by_device = [
+        a.name for a in arguments if a.name == "unmask_unattended" and a.default_value is None
+    ]
+    return dict.fromkeys(by_device, True) | kwargs
+
+
+@contextlib.contextmanager
+def nothing_waits():
+    """An error where something in the block waits for the GPU."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
