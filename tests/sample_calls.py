@@ -1,6 +1,7 @@
 """A few calls of every operator, which the tests of operators, threads and devices share."""
 
 import torch
+from attn_mask._library import operators_that
 
 PADDING = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
 ONES = torch.ones(2, 5, dtype=torch.int64)
@@ -125,16 +126,16 @@ BLOCK_SAMPLES = {
     ],
     "_block_mask_widths": [(([1], [], 2, 2, 40, 50, 16, 16), {})],
 }
-BLOCK_OPERATORS = tuple(BLOCK_SAMPLES)
+
+BLOCK_OPERATORS = operators_that(takes_rule=True, writes_mask=False)
+OPERATORS = [name for name in operators_that() if name not in BLOCK_OPERATORS]
 
 # A bool is decided on the host and cannot stand in a graph.
-HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
+HOST_DECISIONS = operators_that(is_host_decision=True, takes_rule=False)
 
-OPERATORS = tuple(SAMPLES)
-
-# Those that take a program; test_rules.py compares and fuzzes them with a reference of their own.
-RULE_OPERATORS = ("boolean", "additive")
-LEGACY_OPERATORS = tuple(name for name in OPERATORS if name not in RULE_OPERATORS)
+# All that take no program; test_rules.py compares and fuzzes the others with a reference of their
+# own.
+LEGACY_OPERATORS = operators_that(takes_rule=False)
 
 CALLS = [(name, args, kwargs) for name in SAMPLES for args, kwargs in SAMPLES[name]]
 

@@ -185,7 +185,7 @@ def test_warnings_as_errors_free_results_once():
         masks, failed = torch.ones(3, 2, 7), 0
         for _ in range(100):
             try:
-                torch.vmap(lambda mask: direct.expand_mask(mask, 4, torch.half))(masks)
+                torch.vmap(lambda mask: direct._expand_mask(mask, 4, torch.half))(masks)
             except UserWarning:
                 failed += 1
             kept = [bytearray(size) for size in range(0, 3000, 8)]

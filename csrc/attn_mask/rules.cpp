@@ -255,31 +255,31 @@ at::Tensor additive(const MaskRule& rule, int64_t batch_size, int64_t q_length, 
   const Encoded& encoded = Encoded::of(rule);
   const auto masked_value =
       options.masked_value ? std::optional<c10::Scalar>(*options.masked_value) : std::nullopt;
-  return call::additive(encoded.code, encoded.operands, batch_size, q_length, kv_length,
-                        options.dtype, options.q_offset, options.kv_offset, options.q_positions,
-                        options.kv_positions, options.bias, options.device,
-                        options.unmask_unattended, masked_value, options.stride_multiple);
+  return ops::call<ops::Additive>(
+      encoded.code, encoded.operands, batch_size, q_length, kv_length, options.dtype,
+      options.q_offset, options.kv_offset, options.q_positions, options.kv_positions, options.bias,
+      options.device, options.unmask_unattended, masked_value, options.stride_multiple);
 }
 
 at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
                    const BooleanOptions& options) {
   check_positions("boolean", options);
   const Encoded& encoded = Encoded::of(rule);
-  return call::boolean(encoded.code, encoded.operands, batch_size, q_length, kv_length,
-                       options.q_offset, options.kv_offset, options.q_positions,
-                       options.kv_positions, options.device, options.unmask_unattended,
-                       options.stride_multiple);
+  return ops::call<ops::Boolean>(encoded.code, encoded.operands, batch_size, q_length, kv_length,
+                                 options.q_offset, options.kv_offset, options.q_positions,
+                                 options.kv_positions, options.device, options.unmask_unattended,
+                                 options.stride_multiple);
 }
 
 BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
                      const BlockMaskOptions& options) {
   check_positions("block_mask", options);
   const Encoded& encoded = Encoded::of(rule);
-  const std::vector<at::Tensor> tensors =
-      call::block_mask(encoded.code, encoded.operands, batch_size, options.heads, q_length,
-                       kv_length, options.q_block_size, options.kv_block_size, options.q_offset,
-                       options.kv_offset, options.q_positions, options.kv_positions, options.device,
-                       /*separate_full_blocks=*/true, std::nullopt, std::nullopt);
+  const std::vector<at::Tensor> tensors = ops::call<ops::BlockMask>(
+      encoded.code, encoded.operands, batch_size, options.heads, q_length, kv_length,
+      options.q_block_size, options.kv_block_size, options.q_offset, options.kv_offset,
+      options.q_positions, options.kv_positions, options.device,
+      /*separate_full_blocks=*/true, std::nullopt, std::nullopt);
   return {tensors[0], tensors[1], tensors[2], tensors[3],           tensors[4],
           tensors[5], tensors[6], tensors[7], options.q_block_size, options.kv_block_size};
 }

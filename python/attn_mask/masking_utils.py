@@ -264,7 +264,7 @@ def _shows_all(mask: torch.Tensor) -> bool:
 
 def _is_all_visible(mask: torch.Tensor) -> bool:
     ops = operators()
-    return _C.is_all_visible(mask) if ops is None else bool(ops._is_all_visible(mask))
+    return _C._is_all_visible(mask) if ops is None else bool(ops._is_all_visible(mask))
 
 
 def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | None:
