@@ -264,6 +264,12 @@ def test_argument_names(name, arguments):
     assert argument_names(name) == arguments.split()
 
 
+def test_opcodes_stay():
+    """Graphs that were exported hold them."""
+    names = "ALL CAUSAL WINDOW CHUNK BLOCKS PADDING DOCUMENTS BITS AND OR REINDEX SHIFT NOTHING"
+    assert {name: number for number, name in enumerate(names.split())} == attn_mask._C.OPCODES
+
+
 def test_default_device_is_the_cpu():
     assert torch.ops.attn_mask.to_causal_4d(1, 2, 2, dtype=torch.float32).device.type == "cpu"
 

@@ -13,12 +13,13 @@
 
 #include "ops/call.h"
 #include "ops/checks.h"
-#include "ops/rule_program.h"
+#include "ops/table.h"
 #include "rule/limits.h"
+#include "rule/program.h"
 
 namespace attn_mask {
 
-/// A rule as operators take it (see rule_program.h). Room for most rules, since models make them in
+/// A rule as operators take it (see rule/program.h). Room for most rules, since models make them in
 /// each step.
 struct MaskRule::Encoded {
   c10::SmallVector<c10::SymInt, 16> code;
@@ -161,12 +162,11 @@ MaskRule sliding_window(int64_t size) {
 }
 
 MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
-  constexpr int64_t kOpenSide = -1;
   if (!left && !right) {
     return bidirectional();
   }
-  const int64_t first = left ? std::min(*left, kOpen) : kOpenSide;
-  const int64_t last = right ? std::min(*right, kOpen) : kOpenSide;
+  const int64_t first = left ? std::min(*left, kOpen) : kAbsent;
+  const int64_t last = right ? std::min(*right, kOpen) : kAbsent;
   for (const auto& [name, side] : {std::pair("left", left), std::pair("right", right)}) {
     TORCH_CHECK_VALUE(!side || *side > -kFar, "window: expected ", name,
                       " to be more than -2^59, or nothing for an open side, but got ", *side);
@@ -180,12 +180,12 @@ MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
   if (left && right && (is_behind || is_before)) {
     return window(left, std::nullopt) & window(std::nullopt, right);
   }
-  // -1 would be an open side.
+  // It would be taken for an open side.
   if (is_behind) {
-    return shift(window_leaf(0, kOpenSide), -first, 0);
+    return shift(window_leaf(0, kAbsent), -first, 0);
   }
   if (is_before) {
-    return shift(window_leaf(kOpenSide, 0), last, 0);
+    return shift(window_leaf(kAbsent, 0), last, 0);
   }
   return window_leaf(first, last);
 }
@@ -204,7 +204,7 @@ MaskRule chunked(int64_t size, const std::optional<at::Tensor>& left_padding) {
   if (left_padding) {
     append(encoded, *left_padding);
   } else {
-    encoded.code.emplace_back(-1);
+    encoded.code.emplace_back(kAbsent);
   }
   return Encoded::rule(std::move(encoded));
 }

@@ -156,8 +156,8 @@ BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
   check_block_size(op, "kv_block_size", arguments.kv_block_size);
   for (const c10::SymInt* length : {&arguments.program.q_length, &arguments.program.kv_length}) {
     const auto known = length->maybe_as_int();
-    TORCH_CHECK_VALUE(!known || *known <= kOpen, op,
-                      ": expected lengths of at most 2^62, but got ", *length);
+    TORCH_CHECK_VALUE(!known || *known <= kOpen, op, ": expected lengths of at most 2^62, but got ",
+                      *length);
   }
   const at::Device device = device_of(op, arguments);
   BlockQuestion question{device, decode_question(op, arguments, device),

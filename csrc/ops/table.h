@@ -96,7 +96,7 @@ struct Create4dCausalAttentionMask
   static Run run;
 };
 
-/// Any rule (rule_program.h says how `rule` spells it) as a boolean mask. With `unmask_unattended`,
+/// Any rule (rule/program.h says how `rule` spells it) as a boolean mask. With `unmask_unattended`,
 /// rows in which no key is visible become true throughout.
 struct Boolean : Operator<
                      "boolean(SymInt[] rule, Tensor[] operands, SymInt batch_size, "

@@ -9,9 +9,12 @@
 #include <utility>
 
 #include "build_info.h"
+#include "format/block_mask.h"
 #include "ops/call.h"
 #include "ops/sdpa_decision.h"
 #include "rule/limits.h"
+#include "rule/program.h"
+#include "rule/rule.h"
 
 namespace attn_mask {
 namespace {
@@ -106,6 +109,24 @@ pybind11::tuple unmasked_devices() {
   return pybind11::tuple(names);
 }
 
+pybind11::dict opcodes() {
+  pybind11::dict numbers;
+  for (size_t number = 0; number < std::size(kOpcodeNames); ++number) {
+    numbers[kOpcodeNames[number]] = number;
+  }
+  return numbers;
+}
+
+pybind11::dict block_states() {
+  pybind11::dict numbers;
+  for (const auto& [name, state] : {std::pair("EMPTY", BlockState::kEmpty),
+                                    {"PARTIAL", BlockState::kPartial},
+                                    {"FULL", BlockState::kFull}}) {
+    numbers[name] = static_cast<int>(state);
+  }
+  return numbers;
+}
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = kVersion;
@@ -119,7 +140,13 @@ pybind11::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  m.attr("OPCODES") = opcodes();
+  m.attr("BLOCK_STATES") = block_states();
+  m.attr("ABSENT") = kAbsent;
   m.attr("FAR") = kFar;
+  m.attr("OPEN") = kOpen;
+  m.attr("MAX_DEPTH") = kMaxDepth;
+  m.attr("MAX_STEPS") = int32_t{Rule::kMaxSteps};
   m.attr("UNMASKED_DEVICES") = unmasked_devices();
   m.def("check_operators", &check_operators);
   m.def("operators", &operators);

@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 
+OPCODES: dict[str, int]
+BLOCK_STATES: dict[str, int]
+ABSENT: int
 FAR: int
+OPEN: int
+MAX_DEPTH: int
+MAX_STEPS: int
 UNMASKED_DEVICES: tuple[str, ...]
 
 def check_operators() -> None: ...

@@ -1,7 +1,7 @@
 """The operators in ATen's, for graphs that leave PyTorch and for devices without kernels of ours.
 
 Each function here has the name, the arguments and the result of an operator. A program of numbers
-(csrc/ops/rule_program.h) is decoded into the rule of ``attn_mask.rules`` that it spells, whose call
+(csrc/rule/program.h) is decoded into the rule of ``attn_mask.rules`` that it spells, whose call
 is the definition of each leaf in ATen operators. The other operators are rules from the start.
 """
 
@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from attn_mask import _process, rules
-from attn_mask._library import UNMASKED_DEVICES, operators_that
+from attn_mask._library import _C, UNMASKED_DEVICES, operators_that
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
 
 __all__ = ["decompositions"]
 
 _ops = torch.ops.attn_mask
-
-_OPEN = 2**62  # kOpen of csrc/rule/limits.h
 
 # Tables have a row for each row of the batch.
 _TABLE_OF_ROWS = rules.Source("", "", is_upstream=True)
@@ -109,7 +107,7 @@ class _Decoder:
         if opcode == rules.CHUNK:
             size = self._number()
             if type(size) is int:
-                size = min(size, _OPEN)
+                size = min(size, rules.OPEN)
             return rules.Chunked(size, self._positions(optional=True), _TABLE_OF_ROWS)
         if opcode == rules.BLOCKS:
             ids = self._operand()
@@ -148,7 +146,7 @@ class _Decoder:
         side = self._number()
         if type(side) is not int:
             return side  # a size that a graph is recorded for
-        return None if side < 0 else min(side, _OPEN)
+        return None if side == _C.ABSENT else min(side, rules.OPEN)
 
     def _operand(self) -> Any:
         """The next operand, one row of it for each of the batch."""
@@ -160,7 +158,7 @@ class _Decoder:
         return operand
 
     def _positions(self, optional: bool = False) -> Any:
-        if optional and self._code[self._next] == -1:
+        if optional and self._code[self._next] == _C.ABSENT:
             self._next += 1
             return None
         return _far(self._operand())
@@ -698,9 +696,9 @@ def _is_all_visible(mask: torch.Tensor) -> bool:
 
 # Lists of blocks
 
-# BlockState of csrc/format/block_mask.h.
-_PARTIAL = 1
-_FULL = 2
+_EMPTY = _C.BLOCK_STATES["EMPTY"]
+_PARTIAL = _C.BLOCK_STATES["PARTIAL"]
+_FULL = _C.BLOCK_STATES["FULL"]
 
 
 @_operator
@@ -721,8 +719,9 @@ def _block_states(
         attends.shape[0], attends.shape[1], q_blocks, q_block_size, kv_blocks, kv_block_size
     )
     attended = blocks.sum((3, 5))
-    is_full: torch.Tensor = attended == q_block_size * kv_block_size
-    return (attended > 0).to(torch.uint8) + is_full.to(torch.uint8)
+    states = torch.full_like(attended, _PARTIAL, dtype=torch.uint8)
+    states = states.masked_fill(attended == 0, _EMPTY)
+    return states.masked_fill(attended == q_block_size * kv_block_size, _FULL)
 
 
 @_operator
@@ -738,7 +737,7 @@ def block_mask(
     of_states = _TABLE[_ops._block_states.default]
     states = of_states(batch_size=batch_size, heads=heads, **where)
     states = states.expand(batch_size, heads, -1, -1)
-    kinds = [states == _PARTIAL, states == _FULL] if separate_full_blocks else [states != 0]
+    kinds = [states == _PARTIAL, states == _FULL] if separate_full_blocks else [states != _EMPTY]
     lists: list[torch.Tensor] = []
     for width, of_lines in ((kv_width, kinds), (q_width, [kind.mT.contiguous() for kind in kinds])):
         for blocks in of_lines:

@@ -1,6 +1,6 @@
 #pragma once
 
-// Random problems for the fuzzer: programs of rules (see ops/rule_program.h) over tensors in memory
+// Random problems for the fuzzer: programs of rules (see rule/program.h) over tensors in memory
 // of exactly their size, so that AddressSanitizer sees each read beside them; and what each
 // program says of each element, worked out from the program itself and from nothing that the
 // library does with it.
