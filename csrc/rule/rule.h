@@ -15,12 +15,12 @@ namespace attn_mask {
 /// Plain data of fixed size, handed to kernels by value, so that nothing has to be uploaded (a CUDA
 /// graph being captured forbids it). It does not own the memory that its leaves point into.
 ///
-/// A new leaf is a struct in a file of its own, a member of Node, a Kind, a make_rule, an opcode in
-/// ops/rule_program.cpp, and a case in each switch over kinds: leaf_attends (its definition),
-/// spans.cpp (`unresolved` where it has no spans), SpanFinder in cpu/kernels.cpp, asks_elements in
-/// cpu/block_mask.cpp. No such switch has a default, and -Werror=switch is always on, so that
-/// nothing compiles while a case is missing. Code that tests for a kind by `if` (row_hull, say)
-/// must be right, if slower, for every other.
+/// A new leaf is a struct in a file of its own, a member of Node, a Kind, a make_rule, an opcode
+/// in program.h, how ops/rule_program.cpp reads it, and a case in each switch over kinds:
+/// leaf_attends (its definition), spans.cpp (`unresolved` where it has no spans), SpanFinder in
+/// cpu/kernels.cpp, asks_elements in cpu/block_mask.cpp. No such switch has a default, and
+/// -Werror=switch is always on, so that nothing compiles while a case is missing. Code that tests
+/// for a kind by `if` (row_hull, say) must be right, if slower, for every other.
 struct Rule {
   enum class Kind : int32_t {
     kAll,

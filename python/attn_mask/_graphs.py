@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from attn_mask import _process
 from attn_mask._aten_only import is_aten_only
 from attn_mask._decompositions import TABLE
-from attn_mask._library import UNMASKED_DEVICES
+from attn_mask._library import UNMASKED_DEVICES, operators_that
 
 _ops = torch.ops.attn_mask
 
@@ -152,15 +152,9 @@ def _without_effect(
         return TABLE[func](*args, **kwargs)
 
 
-_RULES = ("boolean", "additive", "block_mask", "_block_states")
-
 _RECORDED = {
-    "to_causal_4d": _certain,
-    "_create_4d_causal_attention_mask": _certain,
-    "_prepare_4d_causal_attention_mask": _certain,
-    "_prepare_4d_causal_attention_mask_for_sdpa": _certain,
-    "_prepare_4d_attention_mask_for_sdpa": _certain,
-    **dict.fromkeys(_RULES, _with_operand),
+    **dict.fromkeys(operators_that(may_give_none=True), _certain),
+    **dict.fromkeys(operators_that(takes_rule=True), _with_operand),
 }
 
 
@@ -172,7 +166,7 @@ def _register(func: Any, mode: type, rule: Callable[..., Any]) -> None:
     )
 
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
+for _name in operators_that(is_factory=True, is_host_decision=False):
     _register(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
 for _func in TABLE:
     _name = _func._schema.name.partition("::")[2]

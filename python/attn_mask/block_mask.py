@@ -42,8 +42,9 @@ _TENSORS = (
 )
 
 # What a byte of torch.ops.attn_mask._block_states says.
-_PARTIAL = 1
-_FULL = 2
+_EMPTY = _C.BLOCK_STATES["EMPTY"]
+_PARTIAL = _C.BLOCK_STATES["PARTIAL"]
+_FULL = _C.BLOCK_STATES["FULL"]
 
 
 class _Blocks(NamedTuple):
@@ -351,7 +352,7 @@ class _Writer:
         if self.separate_full_blocks:
             kinds = [states == _PARTIAL, states == _FULL]
         else:
-            kinds = [states != 0]
+            kinds = [states != _EMPTY]
         blocks = self.blocks
         elements = _Blocks(blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1)
         of_kind = _Writer(elements, self.device, False, False)

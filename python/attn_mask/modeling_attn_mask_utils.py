@@ -142,8 +142,9 @@ class AttentionMaskConverter:
         ops = operators()
         if ops is not None:
             result: torch.Tensor = ops._expand_mask(mask, tgt_len, dtype=dtype)
-            return result
-        return _C.expand_mask(mask, tgt_len, dtype)
+        else:
+            result = _C._expand_mask(mask, tgt_len, dtype)
+        return result
 
     @staticmethod
     def _unmask_unattended(expanded_mask: torch.Tensor, min_dtype: float) -> torch.Tensor:
@@ -193,13 +194,14 @@ class AttentionMaskConverter:
         if attention_mask.dim() == 4 or is_opaque(attention_mask):
             return False
         ops = operators()
-        ignores = _C.ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
+        ignores = _C._ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
         return bool(
             ignores(
                 attention_mask,
                 _beside(attention_mask, inputs_embeds),
                 max(past_key_values_length, 0),
                 None,
+                False,
             )
         )
 
@@ -286,16 +288,17 @@ def _padding_mask_4d(
             sliding_window=sliding_window,
             unmask_unattended=unmask_unattended,
         )
-        return result
-    return _C.to_4d(
-        attention_mask_2d,
-        query_length,
-        dtype,
-        key_value_length,
-        is_causal,
-        sliding_window,
-        unmask_unattended,
-    )
+    else:
+        result = _C.to_4d(
+            attention_mask_2d,
+            query_length,
+            dtype,
+            key_value_length,
+            is_causal,
+            sliding_window,
+            unmask_unattended,
+        )
+    return result
 
 
 def _beside(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -420,8 +423,9 @@ def _prepare_4d_attention_mask_for_sdpa(
         result: torch.Tensor | None = ops._prepare_4d_attention_mask_for_sdpa(
             mask, tgt_len, dtype=dtype
         )
-        return result
-    return _C.prepare_4d_attention_mask_for_sdpa(mask, tgt_len, dtype)
+    else:
+        result = _C._prepare_4d_attention_mask_for_sdpa(mask, tgt_len, dtype, True)
+    return result
 
 
 def _create_4d_causal_attention_mask(

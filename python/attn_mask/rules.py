@@ -49,31 +49,28 @@ __all__ = [
     "window",
 ]
 
-# The rules of a program; csrc/ops/rule_program.h defines them.
-ALL = 0
-CAUSAL = 1
-WINDOW = 2
-CHUNK = 3
-BLOCKS = 4
-PADDING = 5
-DOCUMENTS = 6
-BITS = 7
-AND = 8
-OR = 9
-REINDEX = 10
-SHIFT = 11
-NOTHING = 12
-# How often positions may change above a rule: one less than Rule::kMaxSteps of csrc/rule/rule.h, as
-# a window may add a shift.
-_MAX_CHANGES = 7
+# The rules of a program; csrc/rule/program.h defines them.
+ALL = _C.OPCODES["ALL"]
+CAUSAL = _C.OPCODES["CAUSAL"]
+WINDOW = _C.OPCODES["WINDOW"]
+CHUNK = _C.OPCODES["CHUNK"]
+BLOCKS = _C.OPCODES["BLOCKS"]
+PADDING = _C.OPCODES["PADDING"]
+DOCUMENTS = _C.OPCODES["DOCUMENTS"]
+BITS = _C.OPCODES["BITS"]
+AND = _C.OPCODES["AND"]
+OR = _C.OPCODES["OR"]
+REINDEX = _C.OPCODES["REINDEX"]
+SHIFT = _C.OPCODES["SHIFT"]
+NOTHING = _C.OPCODES["NOTHING"]
+
+# How often positions may change above a rule: a window may add a shift of its own.
+_MAX_CHANGES = _C.MAX_STEPS - 1
 
 # Offsets and shifts are within this distance of 0. Sizes may be larger, as configs spell "no
 # window" by numbers that fit into no 64 bits; they are cut to what no two positions are apart.
-FAR: int = _C.FAR
-_LARGEST = 8 * FAR
-
-# How deep trees may be nested (kMaxDepth of csrc/ops/rule_program.cpp).
-_MAX_DEPTH = 256
+FAR = _C.FAR
+OPEN = _C.OPEN
 
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -545,18 +542,21 @@ class Window(MaskFunction):
         return (kv_idx >= q_idx - self.left) & (kv_idx - self.right <= q_idx)
 
     def _encode(self, program: Program, place: _Place) -> None:
-        # A negative side shifts the window away: -1 would mean an open side.
+        # A negative side shifts the window away: in a program it would mean an open one.
         left, right = self.left, self.right
         if left is not None and right is not None and (left < 0 or right < 0):
             program.code += (AND, 2)
             Window(left, None)._encode(program, place)
             Window(None, right)._encode(program, place)
         elif left is not None and left < 0:
-            program.code += (SHIFT, -left, 0, WINDOW, 0, -1)
+            program.code += (SHIFT, -left, 0, WINDOW, 0, _C.ABSENT)
         elif right is not None and right < 0:
-            program.code += (SHIFT, right, 0, WINDOW, -1, 0)
+            program.code += (SHIFT, right, 0, WINDOW, _C.ABSENT, 0)
         else:
-            program.code += (WINDOW, *(-1 if side is None else side for side in (left, right)))
+            program.code += (
+                WINDOW,
+                *(_C.ABSENT if side is None else side for side in (left, right)),
+            )
 
     def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         if self.left is not None and q_end - 1 - kv_start > self.left:
@@ -591,7 +591,7 @@ class Chunked(MaskFunction):
         if self.size < 0 or (start is not None and start.dtype not in ID_DTYPES):
             program.ask(self, place)
             return
-        operand = -1
+        operand = _C.ABSENT
         if start is not None:
             if start.dim() != 1:
                 raise ValueError(
@@ -860,11 +860,11 @@ def whole(name: str, argument: str, value: Any) -> int:
     if isinstance(value, torch.SymInt) or (isinstance(value, int) and is_recording()):
         return value  # type: ignore[return-value]  # it does all that an int does
     if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
-        value = int(min(max(value, -_LARGEST), _LARGEST))
+        value = int(min(max(value, -OPEN), OPEN))
     # A tensor has an index, too, but it would have to be read.
     if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected {argument} to be an int, but got {type(value).__name__}")
-    return min(operator.index(value), _LARGEST)
+    return min(operator.index(value), OPEN)
 
 
 def _side(name: str, argument: str, value: Any, rounding: Callable[[float], int]) -> int:
@@ -1080,9 +1080,9 @@ def _flat(
 def _depth_over(name: str, rules: tuple[MaskFunction, ...]) -> int:
     """The depth of a tree with these branches. Raises ValueError for what is too deep."""
     depth = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
-    if depth > _MAX_DEPTH:
+    if depth > _C.MAX_DEPTH:
         raise ValueError(
-            f"{name}: expected rules to be nested at most {_MAX_DEPTH} deep, but got {depth}"
+            f"{name}: expected rules to be nested at most {_C.MAX_DEPTH} deep, but got {depth}"
         )
     return depth
 

@@ -24,7 +24,7 @@ def shows_all(mask: torch.Tensor) -> bool:
 
 def is_all_visible(mask: torch.Tensor) -> bool:
     ops = operators()
-    return _C.is_all_visible(mask) if ops is None else bool(ops._is_all_visible(mask))
+    return _C._is_all_visible(mask) if ops is None else bool(ops._is_all_visible(mask))
 
 
 def skips_causal(

@@ -516,8 +516,8 @@ def _is_all_ones(mask: torch.Tensor) -> bool:
         return bool(torch.all(mask == 1))
     one_query = mask.new_empty((1, 1), dtype=torch.float32)
     ops = operators()
-    ignores = _C.ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
-    return bool(ignores(mask, one_query, 0, None))
+    ignores = _C._ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
+    return bool(ignores(mask, one_query, 0, None, False))
 
 
 def _first_attended(attention_mask: torch.Tensor) -> torch.Tensor:
