@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 
 from attn_mask import _process, rules
 from attn_mask._library import _C, UNMASKED_DEVICES, operators_that
+from attn_mask._program import Source
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
 
@@ -23,7 +24,7 @@ __all__ = ["TABLE", "decompositions"]
 _ops = torch.ops.attn_mask
 
 # Tables have a row for each row of the batch.
-_TABLE_OF_ROWS = rules.Source("", "", is_upstream=True)
+_TABLE_OF_ROWS = Source("", "", is_upstream=True)
 
 # Unlike rules.bidirectional, also where positions are negative.
 _EVERYTHING = rules.intersection()

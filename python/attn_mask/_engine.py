@@ -16,8 +16,9 @@ from attn_mask import rules
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
 from attn_mask._library import _C
+from attn_mask._program import Program
 from attn_mask._tracing import default_device, is_jit_tracing, is_recording, is_tracing
-from attn_mask.rules import MaskFunction, Program
+from attn_mask.rules import MaskFunction
 
 Offset = int | torch.Tensor
 

@@ -11,15 +11,16 @@ import torch
 from attn_mask import rules
 from attn_mask._checks import check_strided
 from attn_mask._engine import Offset, padded
+from attn_mask._program import Source
 from attn_mask._tracing import is_recording
 from attn_mask._upstream.documents import left_padding_of
 from attn_mask.rules import MaskFunction
 
-_CHUNKS = rules.Source("chunked_overlay", "left_padding", is_upstream=True)
-_BLOCKS = rules.Source("blockwise_overlay", "block_sequence_ids", is_upstream=True)
+_CHUNKS = Source("chunked_overlay", "left_padding", is_upstream=True)
+_BLOCKS = Source("blockwise_overlay", "block_sequence_ids", is_upstream=True)
 _PADDING = rules.UPSTREAM_PADDING
-_PACKED = rules.Source("packed_sequence_mask_function", "packed_sequence_mask", is_upstream=True)
-_REMAPPED = rules.Source("remap_positions_for_packed_sequence", "position_ids", is_upstream=True)
+_PACKED = Source("packed_sequence_mask_function", "packed_sequence_mask", is_upstream=True)
+_REMAPPED = Source("remap_positions_for_packed_sequence", "position_ids", is_upstream=True)
 
 causal_mask_function = rules.causal()
 bidirectional_mask_function = rules.bidirectional()
