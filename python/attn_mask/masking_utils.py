@@ -1,10 +1,10 @@
 """Drop-in for ``transformers.masking_utils``, on native rules.
 
-Names, signatures, defaults, results and errors are those of transformers 5.24; transformers itself
-is not needed: configs and caches are asked for the attributes that upstream's have. Mask functions
-are objects that carry their rule (``attn_mask.rules``), so that a mask is written at once by
-``torch.ops.attn_mask.boolean`` or ``.additive``. Only what a callable of the user's says is asked
-of it, over a few rows at a time.
+Names, signatures, defaults, results and errors are those of the release of transformers that
+``attn_mask._upstream.UPSTREAM`` names; transformers itself is not needed: configs and caches are
+asked for the attributes that upstream's have. Mask functions are objects that carry their rule
+(``attn_mask.rules``), so that a mask is written at once by ``torch.ops.attn_mask.boolean`` or
+``.additive``. Only callables of the user's are called, for some rows at a time.
 
 Argument names of all releases since 4.53 are understood: ``input_embeds`` is ``inputs_embeds``,
 ``past_key_values`` is ``cache``, and ``cache_position`` is taken where it was taken once. Beyond
