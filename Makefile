@@ -19,7 +19,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
 setup: $(VENV)/.requirements
 
 # Debian packages that pip can't give: installed when we may, named when we may not.
-$(VENV)/.debian:
+$(VENV)/.debian: scripts/debian-packages
 	@scripts/debian-packages
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@touch $@
@@ -111,15 +111,10 @@ bench-cpp: build
 	cmake --build $(TREE) --target bench_api
 	$(TREE)/bench/cpp/bench_api
 
-# On a machine with a GPU, without a network: for $(PYTHON), which must have torch, pytest and hypothesis.
-# The tests that need a GPU, compute-sanitizer over some of them, and the benchmark.
+# On a machine with a GPU, without a network: its tests, compute-sanitizer and the benchmark (scripts/gpu).
 gpu:
-	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}" \
-	  $(PYTHON) -m pip install -q --no-index --no-build-isolation --no-deps --force-reinstall .
-	ATTN_MASK_REQUIRE_CUDA=1 $(PYTHON) -m pytest -q -m cuda
-	ATTN_MASK_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 180 \
-	  compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q -m cuda tests/test_operators.py
-	$(PYTHON) bench/bench_gpu.py --json bench/results/gpu.json
+	PYTHON=$(PYTHON) scripts/gpu
+	cp build/gpu/gpu.json bench/results/gpu.json
 	$(PYTHON) bench/write_benchmarks.py
 
 clean:

@@ -1,8 +1,13 @@
-"""Times what the CUDA kernels write, beside a copy in device memory, and counts their launches."""
+"""Times the CUDA kernels: dense masks beside a copy in device memory, `fill_` and transformers;
+decode steps beside `torch.empty` and as graph replays; block masks beside torch's compiled ones.
+
+Every result is compared with the CPU's or the peer's before it is timed.
+"""
 
 import argparse
 import json
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +17,14 @@ from typing import Any
 
 import attn_mask
 import torch
-from attn_mask import rules
-from bench_legacy import commit
+import transformers
+from attn_mask import masking_utils, rules
+from bench_legacy import commit, time_text
 from legacy_cases import padding_mask, verdict, wide_console
+from rich.console import Console
 from rich.table import Table
+from torch.nn.attention import flex_attention
+from transformers import masking_utils as upstream
 
 ops = torch.ops.attn_mask
 
@@ -88,7 +97,7 @@ def cases(device: torch.device, size: int) -> list[Case]:
             1,
         )
         add(
-            "to_4d, rows opened",
+            "to_4d, masked rows unmasked",
             lambda mask, out: ops.to_4d.out(
                 mask, size, key_value_length=size, unmask_unattended=True, out=out
             ),
@@ -149,6 +158,44 @@ def seconds_of(call: Callable[[], Any], rounds: int) -> float:
     return median(times)
 
 
+def host_seconds_of(call: Callable[[], Any], rounds: int) -> float:
+    """The median time until the call returns; the device has caught up before each round."""
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(20):
+            call()
+        times.append((time.perf_counter() - start) / 20)
+    torch.cuda.synchronize()
+    return median(times)
+
+
+def in_turn(
+    calls: dict[str, Callable[[], Any]], rounds: int, timer: Callable[..., float] = seconds_of
+) -> dict[str, float]:
+    times: dict[str, list[float]] = {side: [] for side in calls}
+    for _ in range(3):
+        for side, call in calls.items():
+            times[side].append(timer(call, rounds))
+    return {side: median(values) for side, values in times.items()}
+
+
+def without_waiting(call: Callable[[], Any]) -> Any:
+    """What the call gives; an error where it waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def check(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
+    got, want = (tensor.contiguous().cpu() for tensor in (got, want))
+    if got.dtype != want.dtype or not torch.equal(got.view(torch.uint8), want.view(torch.uint8)):
+        raise SystemExit(f"{name}: the peer's mask is another")
+
+
 def copy_bandwidth(device: torch.device, rounds: int) -> float:
     """GB/s that a large copy in device memory reads and writes."""
     source = torch.zeros(2**30, dtype=torch.uint8, device=device)
@@ -165,47 +212,25 @@ def launches_of(call: Callable[[], Any]) -> int:
     return sum(not event.name.startswith(("Memset", "Memcpy")) for event in events)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--size", type=int, default=8192, help="queries and keys")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    options = parser.parse_args()
-    device = torch.device("cuda")
-    about: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": "not used",
-        "attn_mask": attn_mask.build_info(),
-        "commit": commit(),
-    }
-    console = wide_console()
-    for key, value in about.items():
-        console.print(f"{key}: {value}", highlight=False)
-    bandwidth = copy_bandwidth(device, options.rounds)
+def dense(device: torch.device, size: int, rounds: int, console: Console) -> list[dict[str, Any]]:
+    """Bandwidth beside that of a copy."""
+    bandwidth = copy_bandwidth(device, rounds)
     console.print(f"a copy moves {bandwidth:.0f} GB/s", highlight=False)
     table = Table("case")
-    for column in ("time", "GB/s", f"of copy (≥ {WANTED})", "launches", "target"):
+    for column in ("time", "fill_", "GB/s", f"of copy (≥ {WANTED})", "launches", "target"):
         table.add_column(column, justify="right")
     report = []
-    for case in cases(device, options.size):
-        with torch.cuda.device(device):
-            torch.cuda.set_sync_debug_mode("error")  # nothing on the way may wait for the device
-            got = case.call()
-            torch.cuda.set_sync_debug_mode("default")
-        want = case.on_cpu()
+    for case in cases(device, size):
+        got, want = without_waiting(case.call), case.on_cpu()
         assert got is not None and want is not None
-        if not torch.equal(got.cpu().view(torch.uint8), want.view(torch.uint8)):
-            raise SystemExit(f"{case.name}: the CPU's mask is another")
-        seconds = seconds_of(case.call, options.rounds)
+        check(case.name, got, want)
+        seconds = in_turn({"attn_mask": case.call, "fill_": partial(got.fill_, 0)}, rounds)
         launches = launches_of(case.call)
-        gb_per_s = case.bytes / seconds / 1e9
+        gb_per_s = case.bytes / seconds["attn_mask"] / 1e9
         passed = gb_per_s >= WANTED * bandwidth and launches <= case.launches
         table.add_row(
             case.name,
-            f"{seconds * 1e6:.1f} µs",
+            *(time_text(value) for value in seconds.values()),
             f"{gb_per_s:.0f}",
             f"{gb_per_s / bandwidth:.2f}",
             f"{launches} (≤ {case.launches})",
@@ -215,7 +240,8 @@ def main() -> None:
             {
                 "name": case.name,
                 "bytes": case.bytes,
-                "seconds": seconds,
+                "seconds": seconds["attn_mask"],
+                "fill_seconds": seconds["fill_"],
                 "gb_per_s": gb_per_s,
                 "copy_gb_per_s": bandwidth,
                 "of_copy_bandwidth": gb_per_s / bandwidth,
@@ -224,9 +250,240 @@ def main() -> None:
             }
         )
     console.print(table)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(about | {"cases": report}, indent=1) + "\n")
+    return report
+
+
+def peers(device: torch.device, size: int, rounds: int, console: Console) -> list[dict[str, Any]]:
+    """Fresh masks beside transformers' functions of the same names, eager and compiled."""
+    batch = 4
+    padding = padding_mask(batch, size).to(device, torch.bool)
+    ids = (torch.arange(size, device=device) // 300).expand(batch, -1).contiguous()
+    modules = {"attn_mask": masking_utils, "transformers": upstream}
+
+    def documents(module: Any) -> Any:
+        return module.and_masks(
+            module.causal_mask_function, module.packed_sequence_mask_function(ids)
+        )
+
+    patterns: dict[str, tuple[Callable[[Any], Any], torch.Tensor | None]] = {
+        "causal": (lambda module: module.causal_mask_function, None),
+        "causal + padding": (lambda module: module.causal_mask_function, padding),
+        "window 1024 + padding": (
+            lambda module: module.sliding_window_causal_mask_function(1024),
+            padding,
+        ),
+        "documents": (documents, None),
+    }
+    report = []
+    table = Table("case", "attn_mask", "transformers", "compiled", "x transformers", "x compiled")
+    for name, (rule_in, mask) in patterns.items():
+        for function, options in (
+            ("sdpa_mask", {"allow_is_causal_skip": False}),
+            ("eager_mask", {"dtype": torch.bfloat16}),
+        ):
+            title = f"{function}, {name}, {batch} x {size} x {size}"
+
+            def make(
+                module: Any,
+                function: str = function,
+                options: dict[str, Any] = options,
+                rule_in: Callable[[Any], Any] = rule_in,
+                mask: torch.Tensor | None = mask,
+            ) -> torch.Tensor:
+                return getattr(module, function)(
+                    batch_size=batch,
+                    q_length=size,
+                    kv_length=size,
+                    mask_function=rule_in(module),
+                    attention_mask=mask,
+                    device=device,
+                    **options,
+                )
+
+            calls = {side: partial(make, module) for side, module in modules.items()}
+            check(title, without_waiting(calls["attn_mask"]), calls["transformers"]())
+            torch._dynamo.reset()
+            calls["compiled"] = torch.compile(partial(make, upstream))
+            try:
+                check(title, calls["attn_mask"](), calls["compiled"]())
+            except Exception as error:  # whatever a compiler raises
+                console.print(f"{title}: compiled: {type(error).__name__}: {error}"[:300])
+                del calls["compiled"]
+            seconds = in_turn(calls, max(3, rounds // 3))
+            ours = seconds["attn_mask"]
+            times = {side: seconds[side] / ours for side in seconds if side != "attn_mask"}
+            table.add_row(
+                title,
+                *(time_text(value) for value in seconds.values()),
+                *(f"{value:.1f}" for value in times.values()),
+            )
+            report.append({"name": title, "seconds": seconds, "times_as_fast": times})
+    console.print(table)
+    return report
+
+
+def decode(device: torch.device, rounds: int, console: Console) -> list[dict[str, Any]]:
+    """Host time of a step's mask, and the time of a graph's replay."""
+    padding = padding_mask(4, 4096).to(device)
+    one = padding[:1]
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+    )
+    embeds = torch.zeros(1, 1, 64, dtype=torch.bfloat16, device=device)
+    states = torch.zeros(1, 1, 4095, 64, dtype=torch.bfloat16, device=device)
+    cache = transformers.DynamicCache(config=config)
+    cache.update(states, states, 0)
+    positions = torch.tensor([[4095]], device=device)
+    rule = rules.causal() & rules.padding(one)
+
+    def create(module: Any, implementation: str) -> torch.Tensor | None:
+        config._attn_implementation = implementation
+        result: torch.Tensor | None = module.create_causal_mask(
+            config, embeds, one, cache, position_ids=positions
+        )
+        return result
+
+    calls: dict[str, Callable[[], Any]] = {
+        "torch.empty": lambda: torch.empty(1, 1, 1, 4096, dtype=torch.bfloat16, device=device),
+        "torch.ops.attn_mask.to_causal_4d": lambda: ops.to_causal_4d(
+            1, 1, 4096, dtype=torch.bfloat16, device=device
+        ),
+        "torch.ops.attn_mask.to_4d": lambda: ops.to_4d(
+            one, 1, dtype=torch.bfloat16, key_value_length=4096
+        ),
+        "attn_mask.additive": lambda: attn_mask.additive(
+            rule, 1, 1, 4096, q_offset=4095, dtype=torch.bfloat16, device=device
+        ),
+    }
+    for implementation in ("eager", "sdpa"):
+        for module, name in ((masking_utils, "attn_mask"), (upstream, "transformers")):
+            calls[f"{name}, create_causal_mask, {implementation}"] = partial(
+                create, module, implementation
+            )
+    report = []
+    table = Table("decode step, 1 x 4096", "host time", "x torch.empty", "graph replay")
+    seconds = in_turn(calls, rounds, host_seconds_of)
+    for name, call in calls.items():
+        replay = None
+        if "transformers" not in name and "sdpa" not in name:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                call()
+            replay = seconds_of(graph.replay, rounds)
+        times = seconds[name] / seconds["torch.empty"]
+        table.add_row(
+            name,
+            time_text(seconds[name]),
+            f"{times:.1f}",
+            "" if replay is None else time_text(replay),
+        )
+        report.append({"name": name, "host_seconds": seconds[name], "replay_seconds": replay})
+    console.print(table)
+    return report
+
+
+def block_masks(device: torch.device, rounds: int, console: Console) -> list[dict[str, Any]]:
+    """BlockMasks beside those of torch's compiled create_block_mask."""
+    report = []
+    table = Table("block mask", "attn_mask", "host", "torch compiled", "x")
+    slow = set()  # where the length before took long, this one may take minutes
+    for length in (2**13, 2**15, 2**17, 2**20):
+        ids = torch.arange(length, device=device) * 64 // length
+        patterns: dict[str, tuple[Any, Callable[..., Any]]] = {
+            "causal": (rules.causal(), lambda b, h, q, k: k <= q),
+            "window 1024": (
+                rules.causal() & rules.sliding_window(1024),
+                lambda b, h, q, k: (k <= q) & (k > q - 1024),
+            ),
+            "64 documents": (
+                rules.causal() & rules.documents(ids[None]),
+                lambda b, h, q, k, ids=ids: (k <= q) & (ids[q] == ids[k]),
+            ),
+        }
+        compact = length > 2**17
+        for name, (rule, mask_mod) in patterns.items():
+            title = f"{name}, {length // 1024}k" + (", compact" if compact else "")
+            if name in slow:
+                table.add_row(title, "left out")
+                continue
+            make = partial(
+                attn_mask.create_block_mask,
+                *(rule, 1, 1, length, length),
+                device=device,
+                compact=compact,
+            )
+            start = time.perf_counter()
+            make()
+            torch.cuda.synchronize()
+            few = time.perf_counter() - start > 0.1
+            if few:
+                slow.add(name)
+            calls: dict[str, Callable[[], Any]] = {"attn_mask": make}
+            if not compact and length <= 2**16:
+                torch._dynamo.reset()
+                compiled = torch.compile(flex_attention.create_block_mask)
+                calls["torch compiled"] = partial(
+                    compiled, mask_mod, 1, 1, length, length, device=device
+                )
+                for tensor in flex_attention.BlockMask._TENSOR_ATTRS:
+                    got, want = (getattr(call(), tensor, None) for call in calls.values())
+                    if want is not None:
+                        check(f"{title}, {tensor}", got, want)
+            seconds = in_turn(calls, 1 if few else max(3, rounds // 3))
+            host = 0.0 if few else host_seconds_of(make, 3)
+            ratio = [value / seconds["attn_mask"] for value in list(seconds.values())[1:]]
+            table.add_row(
+                title,
+                time_text(seconds["attn_mask"]),
+                time_text(host),
+                *(time_text(value) for value in list(seconds.values())[1:]),
+                *(f"{value:.1f}" for value in ratio),
+            )
+            report.append({"name": title, "seconds": seconds, "host_seconds": host})
+    console.print(table)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--size", type=int, default=8192, help="queries and keys")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--parts", nargs="*", help="by default all")
+    options = parser.parse_args()
+    device = torch.device("cuda")
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "attn_mask": attn_mask.build_info(),
+        "commit": commit(),
+    }
+    console = wide_console()
+    for key, value in report.items():
+        console.print(f"{key}: {value}", highlight=False)
+
+    failed = []
+    for part, measure in {
+        "cases": partial(dense, size=options.size),
+        "decode": decode,
+        "peers": partial(peers, size=options.size),
+        "block_masks": block_masks,
+    }.items():
+        if options.parts and part not in options.parts:
+            continue
+        try:
+            report[part] = measure(device=device, rounds=options.rounds, console=console)
+        except Exception:  # the other parts are of use all the same
+            console.print_exception()
+            failed.append(part)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def legacy_module(side: str) -> ModuleType:
     """Ours; or the file of the last transformers that had it, which is fetched the first time."""
     if side == OURS:
         return importlib.import_module("attn_mask.modeling_attn_mask_utils")
-    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
     return importlib.import_module("oracle_loader").load_last_attn()
 
 

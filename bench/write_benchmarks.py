@@ -126,19 +126,59 @@ def compiling(report: dict[str, Any]) -> str:
 
 
 def gpu(report: dict[str, Any]) -> str:
-    cells = [
+    def text(row: dict[str, Any], side: str) -> str:
+        return time_text(row["seconds"][side]) if side in row["seconds"] else ""
+
+    def ratio(row: dict[str, Any], side: str) -> str:
+        seconds = row["seconds"]
+        return f"{seconds[side] / seconds['attn_mask']:.1f}" if side in seconds else ""
+
+    dense = [
         [
             row["name"],
             f"{row['bytes'] / 2**20:.0f} MiB",
             time_text(row["seconds"]),
+            time_text(row["fill_seconds"]),
             f"{row['gb_per_s']:.0f}",
             f"{row['of_copy_bandwidth']:.2f}",
             verdict(row),
         ]
         for row in report["cases"]
     ]
-    columns = ["case", "moved", "time", "GB/s", "of copy bandwidth (≥ 0.85)", "met"]
-    return table(columns, cells)
+    sides = ("transformers", "compiled")
+    peers = [
+        [row["name"], text(row, "attn_mask")]
+        + [text(row, side) for side in sides]
+        + [ratio(row, side) for side in sides]
+        for row in report["peers"]
+    ]
+    blocks = [
+        [row["name"], *(text(row, side) for side in ("attn_mask", "torch compiled"))]
+        + [ratio(row, side) for side in ("torch compiled",)]
+        for row in report["block_masks"]
+    ]
+    steps = [
+        [
+            row["name"],
+            *(
+                time_text(row[key]) if row[key] else ""
+                for key in ("host_seconds", "replay_seconds")
+            ),
+        ]
+        for row in report["decode"]
+    ]
+    columns = ["case", "moved", "time", "fill_", "GB/s", "of copy bandwidth (≥ 0.85)", "met"]
+    times = ["case", "ours", "transformers", "compiled", "times as fast", "than compiled"]
+    parts = (
+        table(columns, dense),
+        "Fresh masks, beside transformers' functions of these names (compiled: by torch.compile):",
+        table(times, peers),
+        "A decode step's mask: how long the host is busy with a call, and a CUDA graph of it.",
+        table(["call", "host", "replay"], steps),
+        "Block masks, beside torch's compiled create_block_mask:",
+        table(["block mask", "ours", "torch compiled", "times as fast"], blocks),
+    )
+    return "\n\n".join(parts)
 
 
 # File name without its suffix, how it was made, how it is shown.

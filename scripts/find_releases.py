@@ -4,8 +4,8 @@
 
 Asks pip which releases there are (yanked ones and release candidates, too), downloads one wheel
 after the other, hashes the file in it and deletes the wheel: some 130 wheels of 10 MB the first
-time. What it finds, which releases hold which file, becomes tests/releases.json. Releases that are
-there already are not downloaded again.
+time. What it finds, which releases hold which file, becomes tests/support/releases.json. Releases
+that are there already are not downloaded again.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from packaging.version import Version
 
 FILE = "transformers/modeling_attn_mask_utils.py"
 FIRST = Version("4.35.0")
-DATA = Path(__file__).resolve().parent.parent / "tests" / "releases.json"
+DATA = Path(__file__).resolve().parent.parent / "tests" / "support" / "releases.json"
 
 
 def pip(*arguments: str) -> str:

@@ -3,7 +3,7 @@
     python scripts/hash_upstream.py
 
 Fetches transformers' masking_utils.py of each release (some 70 wheels of 10 MB the first time; they
-are kept in tests/oracle_loader.py's folder) and writes python/attn_mask/_upstream_known.py.
+are kept in tests/support/oracle_loader.py's folder) and writes python/attn_mask/_upstream_known.py.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 from attn_mask._upstream_source import Source, hashes  # noqa: E402
 from find_releases import released  # noqa: E402

@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 RELEASES = ("4.57.6", "5.0.0", "5.9.0", "5.17.0", "5.23.0", "5.24.0")
-TESTS = ("tests/test_install.py", "tests/test_models.py")
+TESTS = ("tests/upstream/test_install.py", "tests/upstream/test_models.py")
 
 
 def found(folder: Path) -> dict[str, Distribution]:

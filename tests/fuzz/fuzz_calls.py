@@ -26,7 +26,9 @@ import types
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the references of the tests
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1] / "support")
+)  # the references of the tests
 
 SECONDS_OF_CASE = 60
 MEMORY_OF_CASE = 4 << 30

@@ -8,7 +8,7 @@ import attn_mask
 import pytest
 import torch
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 TORCH = Path(torch.__file__).parent / "include"
 PUBLIC = sorted((Path(attn_mask.utils.include_path) / "attn_mask").glob("*.h"))
 INTERNAL = sorted([*CSRC.glob("rule/*.h"), *CSRC.glob("format/*.h")])

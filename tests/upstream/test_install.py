@@ -729,7 +729,7 @@ def test_another_function_at_the_same_place_is_no_own_one(decorated_module):
         assert module.own(decorated_module.g) == expected
 
 
-@pytest.mark.skipif(not hasattr(upstream, "_preprocess_mask_arguments"), reason="not there yet")
+@pytest.mark.applies(hasattr(upstream, "_preprocess_mask_arguments"))
 def test_a_patch_of_what_prepares_arguments_is_named(monkeypatch, warned):
     before = upstream._preprocess_mask_arguments
 
@@ -1319,7 +1319,7 @@ def test_a_release_before_both():
 
 @needs_masking_utils
 def test_before_models_are_imported():
-    """Those of tests/test_models.py are imported before."""
+    """Those of tests/upstream/test_models.py are imported before."""
     said = run_python(
         """
         import attn_mask, torch

@@ -1,5 +1,8 @@
 """A few calls of every operator, which the tests of operators, threads and devices share."""
 
+import contextlib
+import warnings
+
 import torch
 from attn_mask._library import operators_that
 from attn_mask.rules import (
@@ -169,3 +172,24 @@ def operator(name):
 def map_tensors(function, arguments):
     """``arguments`` (args or kwargs) with every tensor replaced, those in lists included."""
     return torch.utils._pytree.tree_map_only(torch.Tensor, function, arguments)
+
+
+def as_on_cuda(name, kwargs):
+    """``kwargs`` with which the CPU unmasks fully masked rows where CUDA does by itself."""
+    arguments = operator(name).default._schema.arguments
+    by_device = [
+        a.name for a in arguments if a.name == "unmask_unattended" and a.default_value is None
+    ]
+    return dict.fromkeys(by_device, True) | kwargs
+
+
+@contextlib.contextmanager
+def nothing_waits():
+    """An error where something in the block waits for the GPU."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

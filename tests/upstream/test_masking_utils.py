@@ -831,7 +831,7 @@ def test_packed_sequence_compatibility_function():
 
 
 def test_the_release_is_the_same_in_all_places():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     assert f"transformers=={UPSTREAM}\n" in (root / "requirements" / "dev.txt").read_text()
     minor = UPSTREAM.rpartition(".")[0]
     assert f"those of transformers {minor};" in ours.__doc__

@@ -1,9 +1,19 @@
 """What only a GPU can show: nothing waits for it, graphs capture everything, launches are few."""
 
+import attn_mask
 import pytest
 import torch
 from masks import assert_same_mask
-from sample_calls import BLOCK_SAMPLES, CALL_IDS, CALLS, HOST_DECISIONS, map_tensors, operator
+from sample_calls import (
+    BLOCK_SAMPLES,
+    CALL_IDS,
+    CALLS,
+    HOST_DECISIONS,
+    as_on_cuda,
+    map_tensors,
+    nothing_waits,
+    operator,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -26,7 +36,7 @@ def on_cuda(name, args, kwargs):
     def to_cuda(arguments):
         return map_tensors(lambda tensor: tensor.to("cuda"), arguments)
 
-    want = operator(name)(*args, **kwargs)
+    want = operator(name)(*args, **as_on_cuda(name, kwargs))
     args, kwargs = to_cuda(args), to_cuda(kwargs)
     arguments = {a.name for a in operator(name).default._schema.arguments}
     if "device" in arguments:
@@ -47,14 +57,13 @@ def assert_same(got, want):
 @every_mask
 def test_nothing_waits_for_the_device(name, args, kwargs):
     call, want = on_cuda(name, args, kwargs)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         got = call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert_same(got, want)
 
 
+# What is empty, or a constant that is there already, takes no kernel.
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 @every_mask
 def test_graph_capture(name, args, kwargs):
     call, want = on_cuda(name, args, kwargs)
@@ -74,7 +83,7 @@ def kernels_of(call):
     """Names of the kernels that run; copies and fills of memory are none."""
     call()
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         call()
         torch.cuda.synchronize()
     events = (event for event in profile.events() if event.device_type.name == "CUDA")
@@ -114,3 +123,41 @@ def test_rows_are_opened_as_by_the_function_for_it():
             mask.cuda(), (4, 100), embeds, 201, window
         )
         assert_same(got, want)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_models_give_the_same_under_install(implementation):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=99,
+        sliding_window=5,
+        pad_token_id=0,
+        attn_implementation=implementation,
+    )
+    model = transformers.MistralForCausalLM(config).eval().to("cuda", torch.bfloat16)
+    tokens = torch.randint(1, 99, (2, 12), device="cuda")
+    padding = torch.ones_like(tokens)
+    padding[1, :4] = 0
+
+    def results():
+        with torch.no_grad():
+            logits = model(tokens, attention_mask=padding).logits
+            written = model.generate(
+                tokens, attention_mask=padding, max_new_tokens=6, do_sample=False
+            )
+        return logits, written
+
+    want = results()
+    attn_mask.install()
+    try:
+        got = results()
+    finally:
+        attn_mask.uninstall()
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)

@@ -9,7 +9,7 @@ from attn_mask import masking_utils, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_reference import TABLE, builders, calls
-from sample_calls import BLOCK_SAMPLES, map_tensors, operator
+from sample_calls import BLOCK_SAMPLES, map_tensors, nothing_waits, operator
 from torch._subclasses import FakeTensorMode
 from torch.nn.attention import flex_attention as flex
 from torch.nn.functional import scaled_dot_product_attention
@@ -496,11 +496,8 @@ def test_meta_and_fake_agree_with_cpu(name, args, kwargs):
 def test_cuda_agrees_with_cpu(name, args, kwargs):
     want = operator(name)(*args, **kwargs)
     args, kwargs = map_tensors(lambda t: t.cuda(), (args, kwargs))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         got = operator(name)(*args, **{**kwargs, "device": torch.device("cuda")})
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for a, b in zip(tensors(got), tensors(want), strict=True):
         assert torch.equal(a.cpu(), b)
 

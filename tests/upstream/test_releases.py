@@ -51,7 +51,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 EAGER, SDPA, PADDING, PADDING_SDPA, CREATE = FUNCTIONS
 
-FILES = json.loads(Path(__file__).with_name("releases.json").read_text())
+FILES = json.loads((Path(__file__).parents[1] / "support" / "releases.json").read_text())
 EVERY_RELEASE = [version for file in FILES for version in file["versions"]]
 
 
@@ -468,7 +468,7 @@ def check_4d(release, call):
     if mask.dtype != torch.bool or not release.since("4.37"):
         release(EAGER, mask, shape, queries, past, window)
     is_valid = mask.shape == (batch_size, 1, q_length, q_length + past)
-    if not is_valid or not is_4_40(release):
+    if not is_valid or not at_4_40(release.version):
         got = release.same(SDPA, mask, shape, queries, past, window)
         if release.since("4.41") and got is not None:
             assert got is mask
@@ -479,8 +479,8 @@ def check_4d(release, call):
     assert_same_mask(mask, before)
 
 
-def is_4_40(release):
-    return release.since("4.40") and not release.since("4.41")
+def at_4_40(version):
+    return at_least(version, "4.40") and not at_least(version, "4.41")
 
 
 def check_unmask(release, call):
@@ -572,7 +572,7 @@ def test_masks_of_other_ranks(release, rank):
     for value, (q_length, past) in itertools.product((0.0, 1.0), ((3, 0), (1, 2), (2, 1))):
         mask = torch.full([2] * rank, value)
         for name in (EAGER, SDPA):
-            if rank < 4 or not is_4_40(release):
+            if rank < 4 or not at_4_40(release.version):
                 release.same(name, mask, (2, q_length), embeds(2, q_length), past)
     for name in (PADDING, PADDING_SDPA):
         release.same(name, mask, FLOAT)
@@ -656,7 +656,7 @@ def test_errors(release):
             release(EAGER, wrong, (2, 3), embeds(2, 3), 1, window)
             release.same(SDPA, wrong, (2, 3), embeds(2, 3), 1, window)
             release.same("_ignore_causal_mask_sdpa", wrong, embeds(2, 3), 1, window)
-    if not is_4_40(release):
+    if not at_4_40(release.version):
         release.same(SDPA, torch.ones(2, 1, 3, 4), (2, 3), embeds(2, 3), 1, 2)
     if release.since("4.39"):
         release("_unmask_unattended", torch.ones(2, 3, dtype=torch.bool), 0.0)
@@ -718,7 +718,7 @@ def test_what_the_history_says():
 
 
 def test_example_of_the_readme():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     # Every other part is code.
     (example,) = (code for code in readme.split("```")[1::2] if "for_transformers(" in code)
     names = {}
@@ -870,9 +870,22 @@ TRACED = {
 }
 
 
-def in_release(case, release):
-    return release.since("4.36" if "sdpa" in case else "4.35") and not (
-        case == "sdpa, 4D" and (is_4_40(release) or not release.since("4.37"))
+def cases_of(version):
+    """Those that a release has."""
+    return [
+        case
+        for case in TRACED
+        if at_least(version, "4.36" if "sdpa" in case else "4.35")
+        and not (case == "sdpa, 4D" and (at_4_40(version) or not at_least(version, "4.37")))
+    ]
+
+
+def each_case(versions=DISTINCT, cases=TRACED):
+    """(release, case) for the cases that each release has."""
+    return pytest.mark.parametrize(
+        ("release", "case"),
+        [(v, case) for v in versions for case in cases_of(v) if case in cases],
+        indirect=["release"],
     )
 
 
@@ -899,8 +912,6 @@ UNMASKED = ("sdpa", "sdpa, window", "sdpa, past")
 
 def check_jit_traced(release, case):
     """What is decided while tracing stays, whatever comes later."""
-    if not in_release(case, release):
-        return
     for example, later in itertools.product((ONES, LEFT), repeat=2):
 
         def trace_and_run(module, example=example, later=later):
@@ -920,24 +931,21 @@ def check_jit_traced(release, case):
         release.call(trace_and_run)
 
 
-@pytest.mark.parametrize("case", TRACED)
-@pytest.mark.parametrize("release", FIRST_OF_EACH, indirect=True)
+@each_case(FIRST_OF_EACH)
 def test_jit_traced(release, case):
     check_jit_traced(release, case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", TRACED)
+@each_case()
 def test_jit_traced_at_length(release, case):
     check_jit_traced(release, case)
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("case", TRACED)
+@each_case()
 def test_as_if_compiling(release, case):
     """torch.compile decides by torch.compiler.is_compiling, which says yes here."""
-    if not in_release(case, release):
-        return
     with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
         for mask in (ONES, LEFT):
             release.call(lambda module, mask=mask: TRACED[case](module, mask, embeds(2, 3)))
@@ -955,8 +963,6 @@ def test_skip_decisions_as_if_compiling(release):
 
 def compiled(release, cases, fullgraph):
     for case, mask in itertools.product(cases, (ONES, LEFT)):
-        if not in_release(case, release):
-            continue
 
         def compile_and_run(module, case=case, mask=mask):
             torch._dynamo.reset()
@@ -990,14 +996,14 @@ def test_compiled_at_length(release):
     looking = ("sdpa, 4D",) if not release.since("4.45") else ()
     early = ("padding, sdpa", "padding, sdpa, other") if not release.since("4.41") else ()
     breaking = (*looking, *early)
-    compiled(release, [case for case in TRACED if case not in breaking], fullgraph)
-    compiled(release, [case for case in TRACED if case in breaking], fullgraph=False)
+    cases = cases_of(release.version)
+    compiled(release, [case for case in cases if case not in breaking], fullgraph)
+    compiled(release, [case for case in cases if case in breaking], fullgraph=False)
 
 
+@pytest.mark.parametrize("release", [v for v in DISTINCT if at_least(v, "4.36")], indirect=True)
 def test_symbolically_traced(release):
     """With an fx.Proxy for the embeddings, which tracing knows since 4.37."""
-    if not release.since("4.36"):
-        return
     decisions = []
 
     def deciding(module):
@@ -1021,12 +1027,13 @@ def test_symbolically_traced(release):
     assert decisions[0] == decisions[1]
 
 
-@pytest.mark.parametrize("case", ["sdpa", "padding, sdpa", "eager", "sdpa, no mask", "padding"])
+@each_case(
+    [v for v in DISTINCT if not Version(v).is_prerelease],
+    ("sdpa", "padding, sdpa", "eager", "sdpa, no mask", "padding"),
+)
 def test_fake_tensors(release, case):
     """They have no values: looking at them fails, and was avoided since 5.0, which pre-releases
     count as."""
-    if not in_release(case, release) or Version(release.version).is_prerelease:
-        return
     with FakeTensorMode() as mode, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mask, queries = mode.from_tensor(ONES), mode.from_tensor(embeds(2, 3))

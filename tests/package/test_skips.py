@@ -44,7 +44,7 @@ MODULE = """
 def outcomes(folder, code, required):
     """How many tests had which outcome, and what pytest said."""
     (folder / "test_cases.py").write_text(textwrap.dedent(code))
-    path = [str(Path(__file__).parent), *filter(None, sys.path)]
+    path = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
     marks = "markers=applies(condition): see pyproject.toml"
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "--rootdir", folder]
     done = subprocess.run(

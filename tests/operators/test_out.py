@@ -29,7 +29,15 @@ from rule_reference import (
     WINDOW,
 )
 from rule_reference import PADDING as PADDED
-from sample_calls import CALL_IDS, CALLS, HOST_DECISIONS, OPERATORS, map_tensors, operator
+from sample_calls import (
+    CALL_IDS,
+    CALLS,
+    HOST_DECISIONS,
+    OPERATORS,
+    as_on_cuda,
+    map_tensors,
+    operator,
+)
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -624,18 +632,19 @@ def test_shape_of_out(name, shape):
     refused(ValueError, rf"expected out .*\[2, 1, 3, 5\], but got {got}", name, out)
 
 
-@every_writer
 @pytest.mark.parametrize(
-    "dtype",
-    (torch.bool, torch.float64, HALF, torch.int64, torch.uint8, torch.complex64),
-    ids=str,
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, id=f"{name}-{dtype}")
+        for name in WRITERS
+        for dtype in (torch.bool, torch.float64, HALF, torch.int64, torch.uint8, torch.complex64)
+        if dtype != dtype_of(name)
+    ],
 )
 def test_dtype_of_out(name, dtype):
     """Of operators that are told no dtype any float will do."""
     out = torch.full(SHAPE, 3).to(dtype)
     args, kwargs = GOOD[name]
-    if dtype == dtype_of(name):
-        return  # the right one
     refused(TypeError, r"expected out .*but got ", name, out, args, kwargs)
     takes_any_float = has_argument(name, "dtype") and "bias" not in kwargs
     if not (takes_any_float and dtype.is_floating_point):
@@ -662,15 +671,17 @@ def test_device_that_disagrees(name, device):
     operator(name).out(*args, **kwargs, device="cpu", out=a_place(name))
 
 
-@every_writer
-def test_out_on_another_device(name):
+@pytest.mark.parametrize("name", TOLD_A_DEVICE)
+def test_out_on_another_device_than_said(name):
     args, kwargs = GOOD[name]
-    if has_argument(name, "device"):
-        on_cpu = {**kwargs, "device": "cpu"}
-        text = r"expected out to be on cpu, but got meta"
-        refused(ValueError, text, name, a_place(name).to("meta"), args, on_cpu)
-    if not tensors_of(name):
-        return
+    on_cpu = {**kwargs, "device": "cpu"}
+    text = r"expected out to be on cpu, but got meta"
+    refused(ValueError, text, name, a_place(name).to("meta"), args, on_cpu)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if tensors_of(name)])
+def test_out_on_another_device_than_the_inputs(name):
+    args, kwargs = GOOD[name]
     refused(ValueError, r"expected \w+ .*\bmeta\b", name, a_place(name).to("meta"))
     args, kwargs = map_tensors(lambda tensor: tensor.to("meta"), (args, kwargs))
     refused(
@@ -916,7 +927,7 @@ def test_dispatch_keys(name):
 @every_sample
 @pytest.mark.parametrize("layout", PLACES)
 def test_cuda(name, args, kwargs, layout):
-    want = meaning(name, args, kwargs)
+    want = meaning(name, args, as_on_cuda(name, kwargs))
     where = PLACES[layout](want.shape, want.dtype)
     everything = where.everything.cuda()
     out = everything.as_strided(where.out.shape, where.out.stride(), where.out.storage_offset())

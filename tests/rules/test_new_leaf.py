@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent / "include"
 STRUCT = """
 struct EvenKeys {

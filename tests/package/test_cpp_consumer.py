@@ -15,7 +15,7 @@ import attn_mask
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONSUMER = ROOT / "tests" / "cpp" / "consumer"
 TAG = f"{sys.implementation.cache_tag}-torch{torch.__version__.split('+')[0]}"
 BUILD_TREE = Path(os.environ.get("ATTN_MASK_BUILD_TREE", ROOT / "build" / f"cmake-{TAG}"))

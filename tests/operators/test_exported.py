@@ -139,7 +139,7 @@ class Everything(torch.nn.Module):
 def run_exported():
     """The program of tests/cpp for the torch that is running."""
     tag = f"cmake-{sys.implementation.cache_tag}-torch{torch.__version__.split('+')[0]}"
-    path = Path(__file__).parents[1] / "build" / tag / "tests" / "cpp" / "run_exported"
+    path = Path(__file__).parents[2] / "build" / tag / "tests" / "cpp" / "run_exported"
     if not path.exists():
         pytest.skip(f"{path} was not built")
     return path

@@ -13,6 +13,7 @@ from sample_calls import (
     HOST_DECISIONS,
     OPERATORS,
     SAMPLES,
+    as_on_cuda,
     map_tensors,
     operator,
 )
@@ -277,7 +278,7 @@ def test_default_device_is_the_cpu():
 @pytest.mark.cuda
 @every_mask
 def test_cuda_agrees_with_cpu(name, args, kwargs):
-    want = operator(name)(*args, **kwargs)
+    want = operator(name)(*args, **as_on_cuda(name, kwargs))
     got = moved(name, args, kwargs, "cuda")
     assert layout(got) == layout(want)
     if got is not None:
