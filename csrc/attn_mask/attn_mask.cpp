@@ -86,8 +86,7 @@ std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
   check_defined(ops::Prepare4dCausalAttentionMaskForSdpa::kName, "attention_mask", attention_mask);
   check_defined(ops::Prepare4dCausalAttentionMaskForSdpa::kName, "inputs_embeds", inputs_embeds);
   // An operator must not return its argument; this function may.
-  if (attention_mask && attention_mask->dim() == 4 &&
-      !unmask_unattended.value_or(needs_unmasking(attention_mask->device()))) {
+  if (is_result(attention_mask, unmask_unattended)) {
     return attention_mask;
   }
   return ops::call<ops::Prepare4dCausalAttentionMaskForSdpa>(

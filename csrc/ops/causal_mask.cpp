@@ -4,13 +4,10 @@
 
 #include "ops/checks.h"
 #include "ops/dtypes.h"
+#include "ops/sdpa_decision.h"
 #include "ops/write_mask.h"
 
 namespace attn_mask::ops {
-
-bool needs_causal_mask(const c10::SymInt& q_length, const OptionalSymInt& sliding_window) {
-  return sliding_window.has_value() || q_length > 1;
-}
 
 at::Tensor causal_mask(const Output& output, const c10::SymInt& batch_size,
                        const c10::SymInt& q_length, const c10::SymInt& kv_length,

@@ -5,9 +5,6 @@
 
 namespace attn_mask::ops {
 
-/// One query without a window attends to every key, which needs no mask.
-bool needs_causal_mask(const c10::SymInt& q_length, const OptionalSymInt& sliding_window);
-
 /// The additive mask of causality (and window) alone. Of a new tensor one plane is written, and the
 /// batch is a stride-0 expand of it, as upstream's.
 at::Tensor causal_mask(const Output& output, const c10::SymInt& batch_size,

@@ -8,6 +8,7 @@
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
+#include "ops/sdpa_decision.h"
 #include "ops/table.h"
 #include "ops/write_mask.h"
 

@@ -18,7 +18,4 @@ at::Tensor padding_mask_4d(const Output& output, const char* argument, const at:
                            const std::optional<c10::SymInt>& sliding_window,
                            bool unmask_unattended);
 
-/// Whether every element equals 1, whatever the device; reads the mask on the host.
-bool is_all_ones(const char* op, const char* argument, const at::Tensor& mask);
-
 }  // namespace attn_mask

@@ -113,8 +113,8 @@ std::optional<at::Tensor> Prepare4dCausalAttentionMaskForSdpa::run(
   const c10::SymInt kv_length = check_arguments(output.op(), attention_mask, shape, inputs_embeds,
                                                 past_key_values_length, sliding_window);
   if (!output.is_given() && allow_skip &&
-      IgnoreCausalMaskSdpa::run(attention_mask, inputs_embeds, past_key_values_length,
-                                sliding_window, /*is_training=*/false)) {
+      is_causal_enough(output.op(), attention_mask, inputs_embeds, past_key_values_length,
+                       sliding_window)) {
     return std::nullopt;
   }
   const at::ScalarType dtype = inputs_embeds.scalar_type();
@@ -122,17 +122,17 @@ std::optional<at::Tensor> Prepare4dCausalAttentionMaskForSdpa::run(
     return causal_mask_if_needed(output, shape.batch_size, shape.q_length, kv_length, dtype,
                                  inputs_embeds.device(), sliding_window);
   }
-  const bool unmasks = unmask_unattended.value_or(needs_unmasking(attention_mask->device()));
-  if (attention_mask->dim() == 2) {
-    return padding_mask_4d(output, "attention_mask", *attention_mask, shape.q_length, dtype,
-                           kv_length, /*is_causal=*/true, sliding_window, unmasks);
+  if (is_result(attention_mask, unmask_unattended)) {
+    at::Tensor copy = output.like(*attention_mask);
+    copy.copy_(attention_mask->detach());
+    return copy;
   }
-  if (unmasks) {
+  if (attention_mask->dim() == 4) {
     return unmask(output, *attention_mask, lowest(dtype));
   }
-  at::Tensor copy = output.like(*attention_mask);
-  copy.copy_(attention_mask->detach());
-  return copy;
+  return padding_mask_4d(
+      output, "attention_mask", *attention_mask, shape.q_length, dtype, kv_length,
+      /*is_causal=*/true, sliding_window, is_unmasked(*attention_mask, unmask_unattended));
 }
 
 }  // namespace attn_mask::ops

@@ -64,7 +64,7 @@ struct Prepare4dCausalAttentionMask
   static Run run;
 };
 
-/// `unmask_unattended` (see to_4d): else as the mask's device needs it (needs_unmasking).
+/// `unmask_unattended` (see to_4d): else as the mask's device needs it (sdpa_decision.h).
 struct Prepare4dCausalAttentionMaskForSdpa
     : Operator<
           "_prepare_4d_causal_attention_mask_for_sdpa(Tensor? attention_mask, "

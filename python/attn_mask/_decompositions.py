@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from attn_mask import _process, rules
-from attn_mask._library import _C, UNMASKED_DEVICES, operators_that
+from attn_mask._library import _C, operators_that
 from attn_mask._program import Source
+from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
 
@@ -627,8 +628,12 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     is_skipped = (
         allow_skip
         and not is_needed
-        and _ignore_causal_mask_sdpa(
-            attention_mask, inputs_embeds, past_key_values_length, given["sliding_window"]
+        and is_causal_enough(
+            attention_mask,
+            inputs_embeds,
+            past_key_values_length,
+            given["sliding_window"],
+            _is_all_ones,
         )
     )
     if is_skipped:
@@ -637,21 +642,19 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
         return _without_padding(
             input_shape, inputs_embeds, past_key_values_length, is_needed, **given
         )
-    if unmask_unattended is None:
-        unmask_unattended = attention_mask.device.type in UNMASKED_DEVICES
-    if attention_mask.dim() == 2:
-        return _padding_mask(
-            attention_mask,
-            input_shape[1],
-            dtype=dtype,
-            is_causal=True,
-            unmask_unattended=unmask_unattended,
-            **given,
-        )
-    if unmask_unattended:
+    if is_result(attention_mask, unmask_unattended):
+        copied = attention_mask.clone(memory_format=torch.contiguous_format)
+        return _padded(copied, given["stride_multiple"])
+    if attention_mask.dim() == 4:
         return _unmask(attention_mask, torch.finfo(dtype).min, given["stride_multiple"])
-    copied = attention_mask.clone(memory_format=torch.contiguous_format)
-    return _padded(copied, given["stride_multiple"])
+    return _padding_mask(
+        attention_mask,
+        input_shape[1],
+        dtype=dtype,
+        is_causal=True,
+        unmask_unattended=is_unmasked(attention_mask, unmask_unattended),
+        **given,
+    )
 
 
 def _without_padding(
@@ -680,14 +683,9 @@ def _ignore_causal_mask_sdpa(
     sliding_window: Any = None,
     is_training: bool = False,
 ) -> bool:
-    q_length = inputs_embeds.shape[1]
-    kv_length = q_length + past_key_values_length
-    shapes_allow = (q_length == 1 or kv_length == q_length) and (
-        sliding_window is None or kv_length < sliding_window
+    return is_causal_enough(
+        attention_mask, inputs_embeds, past_key_values_length, sliding_window, _is_all_ones
     )
-    if attention_mask is None or not shapes_allow:
-        return bool(shapes_allow)
-    return attention_mask.dim() != 4 and _is_all_ones(attention_mask)
 
 
 def _is_all_visible(mask: torch.Tensor) -> bool:

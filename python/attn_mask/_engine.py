@@ -349,7 +349,9 @@ def write_mask(
     device = default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
-    rule = rules.rule_of(name, "mask_function", mask_function)
+    rule = mask_function
+    if not isinstance(rule, MaskFunction):
+        rule = rules.rule_of(name, "mask_function", mask_function)
     batch_size, q_length, kv_length = sizes
     # What most calls ask for, where all that is seen to below is as it should be.
     if (

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from attn_mask import _process
 from attn_mask._aten_only import is_aten_only
 from attn_mask._decompositions import TABLE
-from attn_mask._library import UNMASKED_DEVICES, operators_that
+from attn_mask._library import operators_that
+from attn_mask._sdpa_decision import is_unmasked
 
 _ops = torch.ops.attn_mask
 
@@ -72,24 +73,22 @@ def _certain(
                 device=result.device,
                 **options,
             )
-        lowest = torch.finfo(given["inputs_embeds"].dtype).min
-        is_for_sdpa = func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default
-        unmasks = is_for_sdpa and given.get("unmask_unattended")
-        if unmasks is None:
-            unmasks = is_for_sdpa and mask.device.type in UNMASKED_DEVICES
+        unmask = False
+        if func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default:
+            unmask = is_unmasked(mask, given.get("unmask_unattended"))
         if mask.dim() == 2:
             return _ops.to_4d(
                 mask,
                 q_length,
                 key_value_length=kv_length,
                 sliding_window=window,
-                unmask_unattended=unmasks,
+                unmask_unattended=unmask,
                 **options,
             )
-        if is_for_sdpa:
-            return _ops._unmask_unattended(mask, lowest) if unmasks else mask.clone()
-        attends = mask if mask.dtype == torch.bool else mask.to(dtype) == 1
-        return torch.where(attends, torch.zeros((), dtype=dtype, device=mask.device), lowest)
+        if unmask:
+            lowest = torch.finfo(given["inputs_embeds"].dtype).min
+            return _ops._unmask_unattended(mask, lowest, stride_multiple=options["stride_multiple"])
+        return TABLE[func](**given, is_needed=True)
 
 
 def _with_operand(

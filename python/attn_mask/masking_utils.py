@@ -66,12 +66,7 @@ from attn_mask._upstream.mask_functions import (
     sliding_window_causal_mask_function,
     sliding_window_overlay,
 )
-from attn_mask._upstream.skip_rules import (
-    OWN_DECISIONS,
-    fast_all,
-    skips_bidirectional,
-    skips_causal,
-)
+from attn_mask._upstream.skip_rules import OWN_DECISIONS, Skip, fast_all
 from attn_mask.block_mask import create_block_mask
 from attn_mask.rules import MaskFunction
 
@@ -181,26 +176,16 @@ def sdpa_mask(
     Mirrors ``transformers.masking_utils.sdpa_mask``.
     """
     check_flag("sdpa_mask", "unmask_unattended", unmask_unattended)
+    sizes = Sizes(batch_size, q_length, kv_length)
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         check_padding("sdpa_mask", attention_mask)
-        if allow_is_causal_skip and skips_causal(
-            OWN_DECISIONS.causal,
-            attention_mask,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            local_size,
-        ):
-            return None
-        if allow_is_bidirectional_skip and skips_bidirectional(
-            OWN_DECISIONS.bidirectional, attention_mask, kv_length, kv_offset, local_size
-        ):
+        skip = Skip(OWN_DECISIONS, allow_is_causal_skip, allow_is_bidirectional_skip, local_size)
+        if skip.holds(sizes, q_offset, kv_offset, attention_mask):
             return None
     return write_mask(
         "sdpa_mask",
         mask_function,
-        Sizes(batch_size, q_length, kv_length),
+        sizes,
         q_offset,
         kv_offset,
         attention_mask,
@@ -237,17 +222,16 @@ def eager_mask(
     """
     check_flag("eager_mask", "unmask_unattended", unmask_unattended)
     masked_value = checked_masked_value("eager_mask", masked_value)
+    sizes = Sizes(batch_size, q_length, kv_length)
     if allow_is_bidirectional_skip:
         check_padding("eager_mask", attention_mask)
-        local_size = kwargs.get("local_size")
-        if skips_bidirectional(
-            OWN_DECISIONS.bidirectional, attention_mask, kv_length, kv_offset, local_size
-        ):
+        skip = Skip(OWN_DECISIONS, False, True, kwargs.get("local_size"))
+        if skip.holds(sizes, q_offset, kv_offset, attention_mask):
             return None
     return write_mask(
         "eager_mask",
         mask_function,
-        Sizes(batch_size, q_length, kv_length),
+        sizes,
         q_offset,
         kv_offset,
         attention_mask,

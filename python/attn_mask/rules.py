@@ -530,7 +530,8 @@ class _Join(MaskFunction):
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         join, result = type(self).join, self.of_none[0]
         if isinstance(q_idx, torch.Tensor):
-            result = q_idx.new_full((), result, dtype=torch.bool)
+            # Not new_full, which torch.jit.trace can't record.
+            result = (q_idx.new_ones if result else q_idx.new_zeros)((), dtype=torch.bool)
         for rule in self.rules:
             result = join(result, _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result))
         return result

@@ -19,12 +19,7 @@ from attn_mask._upstream.documents import (
 from attn_mask._upstream.documents import (
     find_packed_sequence_indices as own_find_packed_sequence_indices,
 )
-from attn_mask._upstream.skip_rules import (
-    OWN_DECISIONS,
-    Decisions,
-    skips_bidirectional,
-    skips_causal,
-)
+from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, Skip
 
 _CAUSAL = rules.causal()
 
@@ -87,24 +82,17 @@ def sdpa_mask(
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv], or None where the release skips it."""
     release = state.release
-    if allow_is_causal_skip and skips_causal(
-        release.decisions.causal,
-        attention_mask,
-        q_length,
-        kv_length,
-        q_offset,
-        kv_offset,
-        local_size,
-    ):
-        return None
-    if allow_is_bidirectional_skip and skips_bidirectional(
-        release.decisions.bidirectional, attention_mask, kv_length, kv_offset, local_size
-    ):
-        return None
+    sizes = Sizes(batch_size, q_length, kv_length)
+    if allow_is_causal_skip or allow_is_bidirectional_skip:
+        skip = Skip(
+            release.decisions, allow_is_causal_skip, allow_is_bidirectional_skip, local_size
+        )
+        if skip.holds(sizes, q_offset, kv_offset, attention_mask):
+            return None
     return write_mask(
         "sdpa_mask",
         mask_function,
-        Sizes(batch_size, q_length, kv_length),
+        sizes,
         q_offset,
         kv_offset,
         attention_mask,
@@ -131,14 +119,15 @@ def eager_mask(
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv], or None where the release skips it."""
     release, options = state.release, state.options
-    if allow_is_bidirectional_skip and skips_bidirectional(
-        release.decisions.bidirectional, attention_mask, kv_length, kv_offset, local_size
+    sizes = Sizes(batch_size, q_length, kv_length)
+    if allow_is_bidirectional_skip and Skip(release.decisions, False, True, local_size).holds(
+        sizes, q_offset, kv_offset, attention_mask
     ):
         return None
     return write_mask(
         "eager_mask",
         mask_function,
-        Sizes(batch_size, q_length, kv_length),
+        sizes,
         q_offset,
         kv_offset,
         attention_mask,

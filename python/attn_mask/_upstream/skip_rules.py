@@ -7,9 +7,49 @@ import torch
 
 from attn_mask import _skipping
 from attn_mask._aten_only import operators
-from attn_mask._engine import Offset, padded
+from attn_mask._engine import Offset, Sizes, padded
 from attn_mask._library import _C
 from attn_mask._tracing import is_opaque
+
+
+class Decisions(NamedTuple):
+    """How a release decides that attention can do without a mask. Reads tensors, if not tracing.
+
+    A SkipPolicy decides by functions of the same names.
+    """
+
+    skips_causal: Callable[..., bool]
+    """(attention_mask, q_length, kv_length, q_offset, kv_offset, local_size)"""
+    skips_bidirectional: Callable[..., bool]
+    """(attention_mask, kv_length, kv_offset, local_size)"""
+
+
+class Skip(NamedTuple):
+    """Where there may be no mask."""
+
+    decisions: Decisions
+    """Of skip_policy "upstream"."""
+    causal: bool
+    """Where ``is_causal`` of scaled_dot_product_attention stands for it."""
+    bidirectional: bool
+    """Where nothing is masked."""
+    local_size: int | None
+
+    def holds(
+        self, sizes: Sizes, q_offset: Any, kv_offset: Any, attention_mask: torch.Tensor | None
+    ) -> bool:
+        policy = _skipping.current()
+        decisions = self.decisions if policy.name == "upstream" else policy
+        _, q_length, kv_length = sizes
+        return (
+            self.causal
+            and decisions.skips_causal(
+                attention_mask, q_length, kv_length, q_offset, kv_offset, self.local_size
+            )
+        ) or (
+            self.bidirectional
+            and decisions.skips_bidirectional(attention_mask, kv_length, kv_offset, self.local_size)
+        )
 
 
 def fast_all(tensor: torch.Tensor) -> torch.Tensor:
@@ -25,45 +65,6 @@ def shows_all(mask: torch.Tensor) -> bool:
 def is_all_visible(mask: torch.Tensor) -> bool:
     ops = operators()
     return _C._is_all_visible(mask) if ops is None else bool(ops._is_all_visible(mask))
-
-
-def skips_causal(
-    decide: Callable[..., bool],
-    attention_mask: torch.Tensor | None,
-    q_length: int,
-    kv_length: int,
-    q_offset: Any,
-    kv_offset: Any,
-    local_size: int | None,
-) -> bool:
-    """Whether ``is_causal`` of scaled_dot_product_attention stands for the mask, by skip_policy."""
-    policy = _skipping.current()
-    if policy.name == "upstream":
-        return decide(attention_mask, q_length, kv_length, q_offset, kv_offset, local_size)
-    return policy.skips_causal(attention_mask, q_length, kv_length, q_offset, kv_offset, local_size)
-
-
-def skips_bidirectional(
-    decide: Callable[..., bool],
-    attention_mask: torch.Tensor | None,
-    kv_length: int,
-    kv_offset: Any,
-    local_size: int | None,
-) -> bool:
-    """Whether nothing is masked, in the same way."""
-    policy = _skipping.current()
-    if policy.name == "upstream":
-        return decide(attention_mask, kv_length, kv_offset, local_size)
-    return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, local_size)
-
-
-class Decisions(NamedTuple):
-    """How a release decides that no mask is needed. Reads tensors, if not tracing."""
-
-    causal: Callable[..., bool]
-    """(attention_mask, q_length, kv_length, q_offset, kv_offset, local_size)"""
-    bidirectional: Callable[..., bool]
-    """(attention_mask, kv_length, kv_offset, local_size)"""
 
 
 def _causal(

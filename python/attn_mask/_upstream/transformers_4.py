@@ -14,8 +14,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from attn_mask import modeling_attn_mask_utils as present
-from attn_mask._aten_only import operators
-from attn_mask._library import _C
 from attn_mask._tracing import default_device, holds, is_jit_tracing, is_recording
 from attn_mask._upstream.behaviours import Behaviour
 
@@ -514,10 +512,7 @@ def _unmask_by_index(
 def _is_all_ones(mask: torch.Tensor) -> bool:
     if mask.dim() == 4 or is_recording() or isinstance(mask, FakeTensor):
         return bool(torch.all(mask == 1))
-    one_query = mask.new_empty((1, 1), dtype=torch.float32)
-    ops = operators()
-    ignores = _C._ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
-    return bool(ignores(mask, one_query, 0, None, False))
+    return present.is_all_ones(mask)
 
 
 def _first_attended(attention_mask: torch.Tensor) -> torch.Tensor:
