@@ -58,26 +58,6 @@ template <typename Operator, typename Result, typename... Arguments>
 struct Direct<Operator, Result(const Output&, Arguments...)>
     : Direct<Operator, Result(Arguments...)> {};
 
-/// boolean without a dtype, additive with one.
-at::Tensor rule_mask(const std::vector<c10::SymInt>& rule, const std::vector<at::Tensor>& operands,
-                     c10::SymInt batch_size, c10::SymInt q_length, c10::SymInt kv_length,
-                     c10::SymInt q_offset, c10::SymInt kv_offset,
-                     const std::optional<at::Tensor>& q_positions,
-                     const std::optional<at::Tensor>& kv_positions,
-                     std::optional<at::Device> device, std::optional<at::ScalarType> dtype,
-                     const std::optional<at::Tensor>& bias, bool unmask_unattended,
-                     std::optional<double> masked_value) {
-  if (dtype) {
-    return Direct<ops::Additive>::call(rule, operands, std::move(batch_size), std::move(q_length),
-                                       std::move(kv_length), *dtype, std::move(q_offset),
-                                       std::move(kv_offset), q_positions, kv_positions, bias,
-                                       device, unmask_unattended, masked_value);
-  }
-  return Direct<ops::Boolean>::call(rule, operands, std::move(batch_size), std::move(q_length),
-                                    std::move(kv_length), std::move(q_offset), std::move(kv_offset),
-                                    q_positions, kv_positions, device, unmask_unattended);
-}
-
 /// The names of the operators, and the traits of each.
 pybind11::dict operators() {
   pybind11::dict table;
@@ -151,7 +131,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_operators", &check_operators);
   m.def("operators", &operators);
   m.def("build_info", &build_info);
-  m.def("rule_mask", &rule_mask);
   ops::Operators::for_each(
       [&]<typename Operator>() { m.def(Operator::kName, &Direct<Operator>::call); });
 }

@@ -137,6 +137,25 @@ def padded(tensor: torch.Tensor, length: int, value: int) -> torch.Tensor:
     return F.pad(tensor, (0, missing), value=value) if missing > 0 else tensor
 
 
+def _call(
+    code: list[int],
+    operands: list[Any],
+    sizes: tuple[int, int, int],
+    where: tuple[Any, Any, torch.Tensor | None, torch.Tensor | None],
+    device: torch.device,
+    spelling: Spelling,
+) -> torch.Tensor:
+    """The mask of an encoded rule in eager code; ``where`` are the offsets and the positions."""
+    unmasks = spelling.unmask_unattended
+    result: torch.Tensor
+    if spelling.dtype is None:
+        result = _C.boolean(code, operands, *sizes, *where, device, unmasks)
+    else:
+        of_additive = spelling.bias, device, unmasks, spelling.masked_value
+        result = _C.additive(code, operands, *sizes, spelling.dtype, *where, *of_additive)
+    return result
+
+
 class _Problem(NamedTuple):
     """Which elements of which mask are wanted."""
 
@@ -218,23 +237,10 @@ class _Problem(NamedTuple):
         """The mask of an encoded rule, by the operators."""
         queries, keys = self.queries, self.keys
         ops = operators()
+        sizes = self.batch_size, queries.length, keys.length
         if ops is None and spelling.out is None:
-            return _C.rule_mask(
-                code,
-                operands,
-                self.batch_size,
-                queries.length,
-                keys.length,
-                queries.start,
-                keys.start,
-                queries.positions,
-                keys.positions,
-                self.device,
-                spelling.dtype,
-                spelling.bias,
-                spelling.unmask_unattended,
-                spelling.masked_value,
-            )
+            where = queries.start, keys.start, queries.positions, keys.positions
+            return _call(code, operands, sizes, where, self.device, spelling)
         arguments: dict[str, Any] = {
             "q_offset": queries.start,
             "kv_offset": keys.start,
@@ -250,7 +256,6 @@ class _Problem(NamedTuple):
                 "masked_value": spelling.masked_value,
             }
         name = "boolean" if spelling.dtype is None else "additive"
-        sizes = self.batch_size, queries.length, keys.length
         if spelling.out is not None:
             getattr(ops or _ops, name).out(code, operands, *sizes, **arguments, out=spelling.out)
             return spelling.out
@@ -367,22 +372,42 @@ def write_mask(
             batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
         )
     ):
-        return _C.rule_mask(
-            program.code if padding_mask is None else program.padded_code,
-            program.operands if padding_mask is None else [*program.operands, padding_mask],
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            None,
-            None,
-            device,
-            spelling.dtype,
-            spelling.bias,
-            spelling.unmask_unattended,
-            spelling.masked_value,
-        )
+        code, operands = program.code, program.operands
+        if padding_mask is not None:
+            code, operands = program.padded_code, [*operands, padding_mask]
+        mask: torch.Tensor  # called directly, since it is asked for in every decode step
+        if spelling.dtype is None:
+            mask = _C.boolean(
+                code,
+                operands,
+                batch_size,
+                q_length,
+                kv_length,
+                q_offset,
+                kv_offset,
+                None,
+                None,
+                device,
+                spelling.unmask_unattended,
+            )
+        else:
+            mask = _C.additive(
+                code,
+                operands,
+                batch_size,
+                q_length,
+                kv_length,
+                spelling.dtype,
+                q_offset,
+                kv_offset,
+                None,
+                None,
+                spelling.bias,
+                device,
+                spelling.unmask_unattended,
+                spelling.masked_value,
+            )
+        return mask
     if not is_recording():
         for argument, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True):
             if size < 0:
