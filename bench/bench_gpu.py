@@ -449,6 +449,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--size", type=int, default=8192, help="queries and keys")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--parts", nargs="*", help="by default all")
     options = parser.parse_args()
     device = torch.device("cuda")
     report: dict[str, Any] = {
@@ -471,6 +472,8 @@ def main() -> None:
         "peers": partial(peers, size=options.size),
         "block_masks": block_masks,
     }.items():
+        if options.parts and part not in options.parts:
+            continue
         try:
             report[part] = measure(device=device, rounds=options.rounds, console=console)
         except Exception:  # the other parts are of use all the same

@@ -8,3 +8,10 @@
 #else
 #define ATTN_MASK_INLINE inline __attribute__((always_inline))
 #endif
+
+// Before a loop over elements: many copies of a rule's evaluation would spill registers.
+#if defined(__CUDA_ARCH__)
+#define ATTN_MASK_ONE_BY_ONE _Pragma("unroll 1")
+#else
+#define ATTN_MASK_ONE_BY_ONE
+#endif

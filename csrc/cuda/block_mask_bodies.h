@@ -2,80 +2,130 @@
 
 // What one thread of each kernel of block masks does; see bodies.h.
 
+#include <algorithm>
+
 #include "cuda/bodies.h"
 #include "format/block_mask.h"
+#include "rule/divisor.h"
+#include "rule/word.h"
 
 namespace attn_mask {
 
 /// What the hulls of a block's first and last row say of it.
 enum class BlockGuess : uint8_t { kEmpty, kFull, kAsk };
 
-/// Hulls of causality, windows and chunks go upwards with the query, so that those of the first and
-/// the last row tell where those between them lie.
-ATTN_MASK_INLINE BlockGuess guess_block(const BlockMaskTask& task, int64_t plane, Interval rows,
-                                        Interval columns) {
-  if (task.q_positions.listed || task.kv_positions.listed) {
-    return BlockGuess::kAsk;
-  }
-  const Query query = task.query(plane, rows.begin);
-  const RowHull first = row_hull(task.rule, query);
-  const RowHull last = row_hull(task.rule, task.query(plane, rows.end - 1));
-  const int64_t shift = task.kv_positions.at(query.batch, 0);
-  const Interval keys{columns.begin + shift, columns.end + shift};
-  if (intersect(keys, {first.positions.begin, last.positions.end}).empty()) {
-    return BlockGuess::kEmpty;
-  }
-  const bool is_whole =
-      rows.end - rows.begin == task.q_block && columns.end - columns.begin == task.kv_block;
-  const bool full = first.exact && is_whole && last.positions.begin <= keys.begin &&
-                    keys.end <= first.positions.end;
-  return full ? BlockGuess::kFull : BlockGuess::kAsk;
+/// Blocks of a line that one block of threads takes.
+inline constexpr int64_t kBlocksPerPart = 32;
+
+/// All that the kernel of states is given.
+struct BlockStatesParams {
+  BlockMaskTask task;
+  int64_t kv_blocks;
+  int64_t lines;
+  Divisor q_blocks;
+  Divisor heads;
+  Divisor row_words;  // words to a row of a block
+  WordPlan plan;
+};
+
+static_assert(sizeof(BlockStatesParams) <= 4096, "kernel parameters");
+
+inline BlockStatesParams block_states_params(const BlockMaskTask& task) {
+  return {task,
+          task.kv_blocks(),
+          task.planes() * task.q_blocks(),
+          Divisor(task.q_blocks()),
+          Divisor(task.heads),
+          Divisor((std::min(task.kv_block, task.kv_length) + kWordSize - 1) / kWordSize),
+          WordPlan(task.rule, task.kv_positions)};
 }
 
-/// Of one line of blocks, the states that hulls tell; for one thread of the line's.
-ATTN_MASK_INLINE void guess_line_body(const BlockMaskTask& task, int64_t line, int64_t thread,
-                                      int64_t threads) {
-  const int64_t q_blocks = task.q_blocks();
-  const int64_t kv_blocks = task.kv_blocks();
-  const int64_t plane = line / q_blocks;
-  const Interval rows = task.rows_of(line - plane * q_blocks);
-  ATTN_MASK_ONE_BY_ONE
-  for (int64_t block = thread; block < kv_blocks; block += threads) {
-    const BlockGuess guess = guess_block(task, plane, rows, task.columns_of(block));
-    task.states[line * kv_blocks + block] = guess == BlockGuess::kEmpty  ? BlockState::kEmpty
-                                            : guess == BlockGuess::kFull ? BlockState::kFull
-                                                                         : BlockState::kUnknown;
-  }
-}
-
-/// What the elements of a block say, as far as one thread asks them.
+/// What the elements of a block say, as far as one thread has looked.
 struct BlockAnswer {
   bool some;
   bool all;
 };
 
-ATTN_MASK_INLINE BlockAnswer ask_block_body(const BlockMaskTask& task, int64_t line, int64_t block,
-                                            int64_t thread, int64_t threads) {
-  const int64_t q_blocks = task.q_blocks();
-  const int64_t plane = line / q_blocks;
-  const Interval rows = task.rows_of(line - plane * q_blocks);
-  const Interval columns = task.columns_of(block);
-  const int64_t width = columns.end - columns.begin;
-  BlockAnswer answer{false, rows.end - rows.begin == task.q_block && width == task.kv_block};
-  ATTN_MASK_ONE_BY_ONE
-  for (int64_t i = thread; i < (rows.end - rows.begin) * width; i += threads) {
-    const int64_t row = i / width;
-    const Query query = task.query(plane, rows.begin + row);
-    const bool attended =
-        attends(task.rule, query, task.key(query.batch, columns.begin + (i - row * width)));
-    answer.some = answer.some || attended;
-    answer.all = answer.all && attended;
-    if (answer.some && !answer.all) {
-      break;
+/// The blocks of some queries of a plane.
+struct BlockLine {
+  const BlockStatesParams& params;
+  int64_t batch;
+  int64_t head;
+  Interval rows;
+  BlockState* states;
+
+  ATTN_MASK_INLINE BlockLine(const BlockStatesParams& of, int64_t index) : params(of) {
+    const int64_t plane = params.q_blocks.divide(index);
+    batch = params.heads.divide(plane);
+    head = plane - batch * params.task.heads;
+    rows = params.task.rows_of(index - plane * params.q_blocks.value());
+    states = params.task.states + index * params.kv_blocks;
+  }
+
+  ATTN_MASK_INLINE Query query(int64_t row) const {
+    return {batch, head, row, params.task.q_positions.at(batch, row)};
+  }
+
+  /// Hulls go upwards with the query, so that those of the first and the last row tell where those
+  /// between them lie.
+  ATTN_MASK_INLINE BlockGuess guess(int64_t block) const {
+    const BlockMaskTask& task = params.task;
+    if (task.q_positions.listed || task.kv_positions.listed) {
+      return BlockGuess::kAsk;
+    }
+    const Interval columns = task.columns_of(block);
+    const RowHull first = row_hull(task.rule, query(rows.begin));
+    const RowHull last = row_hull(task.rule, query(rows.end - 1));
+    const int64_t shift = task.kv_positions.at(batch, 0);
+    const Interval keys{columns.begin + shift, columns.end + shift};
+    if (intersect(keys, {first.positions.begin, last.positions.end}).empty()) {
+      return BlockGuess::kEmpty;
+    }
+    const bool is_whole =
+        rows.end - rows.begin == task.q_block && columns.end - columns.begin == task.kv_block;
+    const bool full = first.exact && is_whole && last.positions.begin <= keys.begin &&
+                      keys.end <= first.positions.end;
+    return full ? BlockGuess::kFull : BlockGuess::kAsk;
+  }
+
+  /// Of some blocks, the states that hulls tell; for one thread of the line's.
+  ATTN_MASK_INLINE void guess_body(Interval blocks, int64_t thread, int64_t threads) const {
+    ATTN_MASK_ONE_BY_ONE
+    for (int64_t block = blocks.begin + thread; block < blocks.end; block += threads) {
+      const BlockGuess guessed = guess(block);
+      states[block] = guessed == BlockGuess::kEmpty  ? BlockState::kEmpty
+                      : guessed == BlockGuess::kFull ? BlockState::kFull
+                                                     : BlockState::kUnknown;
     }
   }
-  return answer;
-}
+
+  /// What some words of a block say.
+  ATTN_MASK_INLINE BlockAnswer words_body(int64_t block, int64_t thread, int64_t threads,
+                                          const WordStack& stack) const {
+    const BlockMaskTask& task = params.task;
+    const Interval columns = task.columns_of(block);
+    BlockAnswer answer{false, rows.end - rows.begin == task.q_block &&
+                                  columns.end - columns.begin == task.kv_block};
+    ATTN_MASK_ONE_BY_ONE
+    for (int64_t i = thread; i < (rows.end - rows.begin) * params.row_words.value(); i += threads) {
+      const int64_t row = params.row_words.divide(i);
+      const int64_t first = columns.begin + (i - row * params.row_words.value()) * kWordSize;
+      const Interval of_word = intersect({first, first + kWordSize}, columns);
+      if (of_word.empty()) {
+        continue;
+      }
+      const WordRow of_row = WordRow::of(task.rule, query(rows.begin + row), task.kv_positions);
+      const uint64_t word =
+          row_word(task.rule, params.plan, of_row, task.kv_positions, of_word, stack);
+      answer.some = answer.some || word != 0;
+      answer.all = answer.all && word == low_bits(of_word.end - of_word.begin);
+      if (answer.some && !answer.all) {
+        break;
+      }
+    }
+    return answer;
+  }
+};
 
 ATTN_MASK_INLINE BlockState state_of(bool some, bool all) {
   return all ? BlockState::kFull : some ? BlockState::kPartial : BlockState::kEmpty;
@@ -125,11 +175,11 @@ struct ListedLine {
     if (lists.indices == nullptr) {
       return count <= width;
     }
-    int64_t place = before;                        // of the next block that is listed
-    int64_t behind = count + part.begin - before;  // of the next that is not
+    int64_t place = before;                       // of the next block that is listed
+    int64_t after = count + part.begin - before;  // of the next that is not
     ATTN_MASK_ONE_BY_ONE
     for (int64_t block = part.begin; block < part.end; ++block) {
-      const int64_t to = holds(block) ? place++ : behind++;
+      const int64_t to = holds(block) ? place++ : after++;
       if (to < width) {
         lists.indices[line * width + to] = static_cast<int32_t>(block);
       }
@@ -138,19 +188,40 @@ struct ListedLine {
   }
 };
 
-/// Lines of all kinds and both directions, one behind the other.
-ATTN_MASK_INLINE int64_t listed_lines(const BlockMaskTask& task) {
-  return task.planes() * (task.q_blocks() + task.kv_blocks()) * (task.separate_full ? 2 : 1);
+/// All that the kernel of lists is given. Lines are of all kinds and both directions, one after the
+/// other.
+struct BlockListsParams {
+  BlockMaskTask task;
+  int64_t q_blocks;
+  int64_t kv_blocks;
+  int64_t lines;
+  Divisor plane_lines;  // of one kind
+  Divisor heads;
+};
+
+static_assert(sizeof(BlockListsParams) <= 4096, "kernel parameters");
+
+inline BlockListsParams block_lists_params(const BlockMaskTask& task) {
+  const int64_t of_plane = task.q_blocks() + task.kv_blocks();
+  return {task,
+          task.q_blocks(),
+          task.kv_blocks(),
+          task.planes() * of_plane * (task.separate_full ? 2 : 1),
+          Divisor(of_plane),
+          Divisor(task.heads)};
 }
 
-ATTN_MASK_INLINE ListedLine listed_line(const BlockMaskTask& task, int64_t index) {
-  const int64_t q_blocks = task.q_blocks();
-  const int64_t kv_blocks = task.kv_blocks();
-  const int64_t of_kind = task.planes() * (q_blocks + kv_blocks);
+ATTN_MASK_INLINE ListedLine listed_line(const BlockListsParams& params, int64_t index) {
+  const BlockMaskTask& task = params.task;
+  const int64_t q_blocks = params.q_blocks;
+  const int64_t kv_blocks = params.kv_blocks;
+  const int64_t of_kind = task.planes() * params.plane_lines.value();
   const bool is_full = index >= of_kind;
   const int64_t in_kind = is_full ? index - of_kind : index;
-  const int64_t plane = in_kind / (q_blocks + kv_blocks);
-  const int64_t in_plane = in_kind - plane * (q_blocks + kv_blocks);
+  const int64_t plane = params.plane_lines.divide(in_kind);
+  const int64_t in_plane = in_kind - plane * params.plane_lines.value();
+  const int64_t batch = params.heads.divide(plane);
+  const int64_t stored = batch * task.stored_heads + plane - batch * task.heads;
   const BlockState* const states = task.states + plane * q_blocks * kv_blocks;
   if (in_plane < q_blocks) {
     return {states + in_plane * kv_blocks,
@@ -158,7 +229,7 @@ ATTN_MASK_INLINE ListedLine listed_line(const BlockMaskTask& task, int64_t index
             kv_blocks,
             task.kv_width,
             task.kv[is_full ? 1 : 0],
-            task.stored(plane) * q_blocks + in_plane,
+            stored * q_blocks + in_plane,
             is_full,
             !task.separate_full};
   }
@@ -168,7 +239,7 @@ ATTN_MASK_INLINE ListedLine listed_line(const BlockMaskTask& task, int64_t index
           q_blocks,
           task.q_width,
           task.q[is_full ? 1 : 0],
-          task.stored(plane) * kv_blocks + column,
+          stored * kv_blocks + column,
           is_full,
           !task.separate_full};
 }

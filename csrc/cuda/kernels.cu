@@ -3,27 +3,76 @@
 #include "cuda/block_mask_bodies.h"
 #include "cuda/bodies.h"
 #include "cuda/launch.h"
+#include "cuda/mask_bodies.h"
+#include "cuda/prepare_bodies.h"
 
 namespace attn_mask {
 namespace {
 
-__device__ GridPosition grid_position() { return {blockIdx.x, threadIdx.x, gridDim.x, blockDim.x}; }
-
+// A warp takes rows, block y a part of each.
 template <typename T>
-__global__ void __launch_bounds__(kThreadsPerBlock, 3)  // more at once, and registers would spill
-    write_mask_kernel(const MaskTask task, int64_t packs_per_row) {
-  write_mask_body<T>(task, packs_per_row, grid_position());
+__global__ void __launch_bounds__(kThreadsPerBlock, 3)
+    write_mask_kernel(const __grid_constant__ MaskParams params) {
+  extern __shared__ uint64_t shared[];
+  const int64_t warps = blockDim.x / kLanes;
+  const int64_t warp = threadIdx.x / kLanes;
+  const int64_t lane = threadIdx.x % kLanes;
+  uint64_t* const words = shared + warp * kLanes;
+  const WordStack stack{shared + blockDim.x + threadIdx.x, blockDim.x};
+  const Interval part = intersect(
+      {blockIdx.y * params.per_part, (blockIdx.y + 1) * params.per_part}, {0, params.groups});
+  const int64_t rows = params.task.rows();
+  for (int64_t row = blockIdx.x * warps + warp; row < rows; row += gridDim.x * warps) {
+    RowWriter<T> writer(params, row);
+    if (params.task.unmasking.wanted) {
+      bool visible = false;
+      for (int64_t group = 0; group < params.groups && !visible; ++group) {
+        visible = __any_sync(~0U, writer.word(group, lane, stack) != 0) != 0;
+      }
+      if (!visible) {
+        writer.unmask();
+      }
+    }
+    for (int64_t group = part.begin; group < part.end; ++group) {
+      const uint64_t word = writer.word(group, lane, stack);
+      if (params.by_words) {
+        words[lane] = word;
+        __syncwarp();
+        writer.write_packs(group, lane, words);
+        __syncwarp();
+      } else {
+        writer.write_pack(group * kLanes + lane, static_cast<uint32_t>(word));
+      }
+    }
+  }
 }
 
-// One block to a row of the mask.
+// Block y has a table, block x rows of it, block z a part of the words of a padding.
 __global__ void __launch_bounds__(kThreadsPerBlock)
-    find_masked_rows_kernel(const Question question, uint8_t* masked) {
-  const int64_t rows = question.rows();
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const bool visible =
-        __syncthreads_or(any_visible_body(question, row, threadIdx.x, blockDim.x)) != 0;
-    if (threadIdx.x == 0) {
-      masked[row] = visible ? 0 : 1;
+    prepare_kernel(const __grid_constant__ DeviceTables tables) {
+  __shared__ RunsOfPart found[kThreadsPerBlock];
+  const TableJob& job = tables.jobs[blockIdx.y];
+  const int64_t thread = threadIdx.x;
+  for (int64_t row = blockIdx.x; row < job.rows; row += gridDim.x) {
+    if (job.kind == TableJob::Kind::kVisible) {
+      const int64_t words = (job.length + kWordSize - 1) / kWordSize;
+      const int64_t step = kThreadsPerBlock / kLanes * gridDim.z;
+      for (int64_t word = blockIdx.z * (kThreadsPerBlock / kLanes) + thread / kLanes; word < words;
+           word += step) {
+        const int64_t key = word * kWordSize + thread % kLanes;
+        const uint32_t low = __ballot_sync(~0U, visible_body(job, row, key));
+        const uint32_t high = __ballot_sync(~0U, visible_body(job, row, key + kLanes));
+        if (thread % kLanes == 0) {
+          job.bits[row * words + word] = low | static_cast<uint64_t>(high) << 32;
+        }
+      }
+    } else if (blockIdx.z == 0) {
+      const Interval part = part_of(job.length, thread, kThreadsPerBlock);
+      const RowRuns runs{job, row};
+      __syncthreads();  // the row before is done
+      found[thread] = runs.find(part);
+      __syncthreads();
+      runs.write(part, found, thread, kThreadsPerBlock);
     }
   }
 }
@@ -39,26 +88,28 @@ __global__ void __launch_bounds__(kThreadsPerBlock) unmask_kernel(const UnmaskTa
   }
 }
 
-// One block of threads to a line of blocks.
+// One block of threads to a part of a line of blocks.
 __global__ void __launch_bounds__(kThreadsPerBlock, 3)
-    find_block_states_kernel(const BlockMaskTask task) {
-  const int64_t kv_blocks = task.kv_blocks();
-  const int64_t lines = task.planes() * task.q_blocks();
-  for (int64_t line = blockIdx.x; line < lines; line += gridDim.x) {
-    guess_line_body(task, line, threadIdx.x, blockDim.x);
+    write_block_states_kernel(const __grid_constant__ BlockStatesParams params) {
+  extern __shared__ uint64_t shared[];
+  const WordStack stack{shared + threadIdx.x, kThreadsPerBlock};
+  const Interval blocks = intersect(
+      {blockIdx.y * kBlocksPerPart, (blockIdx.y + 1) * kBlocksPerPart}, {0, params.kv_blocks});
+  for (int64_t index = blockIdx.x; index < params.lines; index += gridDim.x) {
+    const BlockLine line(params, index);
+    line.guess_body(blocks, threadIdx.x, kThreadsPerBlock);
     __syncthreads();
-    for (int64_t block = 0; block < kv_blocks; ++block) {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       // Known ones stay as they are: of an unknown one all threads have read that before the
       // barrier.
-      const int64_t index = line * kv_blocks + block;
-      if (task.states[index] != BlockState::kUnknown) {
+      if (line.states[block] != BlockState::kUnknown) {
         continue;
       }
-      const BlockAnswer answer = ask_block_body(task, line, block, threadIdx.x, blockDim.x);
+      const BlockAnswer answer = line.words_body(block, threadIdx.x, kThreadsPerBlock, stack);
       const bool some = __syncthreads_or(answer.some) != 0;
       const bool all = __syncthreads_and(answer.all) != 0;
       if (threadIdx.x == 0) {
-        task.states[index] = state_of(some, all);
+        line.states[block] = state_of(some, all);
       }
     }
   }
@@ -66,12 +117,11 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
 
 // One block of threads to a line that is to be listed.
 __global__ void __launch_bounds__(kThreadsPerBlock, 3)
-    write_block_mask_kernel(const BlockMaskTask task) {
+    write_block_mask_kernel(const __grid_constant__ BlockListsParams params) {
   __shared__ int64_t counts[kThreadsPerBlock];
   const int64_t thread = threadIdx.x;
-  const int64_t lines = listed_lines(task);
-  for (int64_t index = blockIdx.x; index < lines; index += gridDim.x) {
-    const ListedLine line = listed_line(task, index);
+  for (int64_t index = blockIdx.x; index < params.lines; index += gridDim.x) {
+    const ListedLine line = listed_line(params, index);
     const Interval part = part_of(line.total, thread, kThreadsPerBlock);
     counts[thread] = line.count_body(part);
     __syncthreads();
@@ -88,9 +138,16 @@ unsigned int blocks_for_lines(int64_t lines) {
 
 template <typename T>
 void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
-  const int64_t per_row = packs_per_row<T>(task);
-  const auto blocks = static_cast<unsigned int>(blocks_for(task.rows() * per_row));
-  write_mask_kernel<T><<<blocks, kThreadsPerBlock, 0, stream>>>(task, per_row);
+  const MaskParams params = mask_params<T>(task);
+  const int64_t rows = task.rows();
+  const int64_t threads = threads_for_row(rows * kLanes);
+  const int64_t warps = threads / kLanes;
+  const dim3 blocks(
+      blocks_for_lines((rows + warps - 1) / warps),
+      static_cast<unsigned int>((params.groups + params.per_part - 1) / params.per_part));
+  const size_t words = static_cast<size_t>(threads * (1 + params.plan.depth));
+  write_mask_kernel<T>
+      <<<blocks, static_cast<unsigned int>(threads), words * sizeof(uint64_t), stream>>>(params);
 }
 
 template <typename T>
@@ -117,20 +174,28 @@ void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
   }
 }
 
-void launch_find_masked_rows(const Question& question, uint8_t* rows, cudaStream_t stream) {
-  const auto threads = static_cast<unsigned int>(threads_for_row(question.kv_length));
-  find_masked_rows_kernel<<<blocks_for_lines(question.rows()), threads, 0, stream>>>(question,
-                                                                                     rows);
+void launch_prepare(const DeviceTables& tables, cudaStream_t stream) {
+  constexpr int64_t kLongest = 8192;  // keys of a row to one block
+  const int64_t parts = (tables.longest() + kLongest - 1) / kLongest;
+  const dim3 blocks(blocks_for_lines(tables.most_rows()), static_cast<unsigned int>(tables.size),
+                    static_cast<unsigned int>(parts < 1    ? 1
+                                              : parts > 64 ? 64
+                                                           : parts));
+  prepare_kernel<<<blocks, kThreadsPerBlock, 0, stream>>>(tables);
 }
 
 void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream) {
-  find_block_states_kernel<<<blocks_for_lines(task.planes() * task.q_blocks()), kThreadsPerBlock, 0,
-                             stream>>>(task);
+  const BlockStatesParams params = block_states_params(task);
+  const dim3 blocks(
+      blocks_for_lines(params.lines),
+      static_cast<unsigned int>((params.kv_blocks + kBlocksPerPart - 1) / kBlocksPerPart));
+  const size_t words = static_cast<size_t>(kThreadsPerBlock * params.plan.depth);
+  write_block_states_kernel<<<blocks, kThreadsPerBlock, words * sizeof(uint64_t), stream>>>(params);
 }
 
 void launch_write_block_mask(const BlockMaskTask& task, cudaStream_t stream) {
-  write_block_mask_kernel<<<blocks_for_lines(listed_lines(task)), kThreadsPerBlock, 0, stream>>>(
-      task);
+  const BlockListsParams params = block_lists_params(task);
+  write_block_mask_kernel<<<blocks_for_lines(params.lines), kThreadsPerBlock, 0, stream>>>(params);
 }
 
 void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {

@@ -5,13 +5,14 @@
 #include "format/block_mask.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
+#include "rule/device_tables.h"
 
 namespace attn_mask {
 
 /// Launches on `stream`; the task's pointers are device memory. Check cudaGetLastError after each.
 void launch_write_mask(const MaskTask& task, cudaStream_t stream);
 
-void launch_find_masked_rows(const Question& question, uint8_t* rows, cudaStream_t stream);
+void launch_prepare(const DeviceTables& tables, cudaStream_t stream);
 
 void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream);
 

@@ -16,8 +16,8 @@ void write_mask_cuda(const MaskTask& task) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void find_masked_rows_cuda(const Question& question, uint8_t* rows) {
-  launch_find_masked_rows(question, rows, c10::cuda::getCurrentCUDAStream());
+void prepare_cuda(const DeviceTables& tables) {
+  launch_prepare(tables, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -41,10 +41,13 @@ std::optional<LongestLines> write_block_mask_cuda(const BlockMaskTask& task) {
 }
 
 const bool kRegistered = [] {
-  register_device_kernels(c10::DeviceType::CUDA,
-                          {&write_mask_cuda, &find_masked_rows_cuda, &unmask_cuda,
-                           &find_block_states_cuda, &write_block_mask_cuda,
-                           /*needs_block_states=*/true});
+  register_device_kernels(c10::DeviceType::CUDA, {.write_mask = &write_mask_cuda,
+                                                  .prepare = &prepare_cuda,
+                                                  .find_masked_rows = nullptr,
+                                                  .unmask = &unmask_cuda,
+                                                  .find_block_states = &find_block_states_cuda,
+                                                  .write_block_mask = &write_block_mask_cuda,
+                                                  .needs_block_states = true});
   return true;
 }();
 

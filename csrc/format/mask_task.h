@@ -14,8 +14,10 @@ struct Bias {
 /// Fully masked rows that are unmasked, for attention that would give NaN for them: every element
 /// of such a row becomes `value`, or its bias.
 struct Unmasking {
-  const uint8_t* rows;  // [batch_size, heads, q_length]: 1 where no key is visible; null: none
+  const uint8_t* rows;  // [batch_size, heads, q_length]: 1 where no key is visible; null: none, or
+                        // the kernel finds that out by itself
   uint64_t value;       // the bits of an element; with a bias, those of `attend`
+  bool wanted;
 };
 
 /// All that a kernel needs to write one dense mask: what is asked, and where and how to write the

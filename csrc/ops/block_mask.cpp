@@ -10,6 +10,7 @@
 
 #include "ops/checks.h"
 #include "ops/kernels.h"
+#include "ops/write_mask.h"
 #include "ops/operators.h"
 #include "rule/prepare.h"
 
@@ -124,10 +125,7 @@ at::Tensor find_states(const char* op, const BlockArguments& arguments,
   };
   const auto states_of = [&](BlockMaskTask part) {
     const at::Tensor states = empty_states(part);
-    std::optional<PreparedTables> prepared;
-    if (device.is_cpu()) {
-      prepared.emplace(part);
-    }
+    const PreparedQuestion prepared(part, device);
     part.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
     const c10::OptionalDeviceGuard guard(device);
     device_kernels(device.type()).find_block_states(part);

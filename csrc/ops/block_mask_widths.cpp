@@ -38,7 +38,7 @@ std::optional<LongestLines> declared(const BlockMaskTask& task) {
       before = std::min(before, node.sliding_window.left);
       after = std::min(after, node.sliding_window.right);
     } else if (node.kind == Rule::Kind::kChunk) {
-      chunk = std::min(chunk, node.chunk.size);
+      chunk = std::min(chunk, node.chunk.size.value());
     }
   }
   int64_t kv = kOpen;  // the furthest apart that keys of a block of queries are, and one

@@ -16,8 +16,13 @@ std::array<DeviceKernels, kDevices>& table() {
   static std::array<DeviceKernels, kDevices> kernels = [] {
     std::array<DeviceKernels, kDevices> initial{};
     initial[static_cast<size_t>(c10::DeviceType::CPU)] = {
-        &write_mask_cpu,        &find_masked_rows_cpu, &unmask_cpu,
-        &find_block_states_cpu, &write_block_mask_cpu, /*needs_block_states=*/false};
+        .write_mask = &write_mask_cpu,
+        .prepare = nullptr,
+        .find_masked_rows = &find_masked_rows_cpu,
+        .unmask = &unmask_cpu,
+        .find_block_states = &find_block_states_cpu,
+        .write_block_mask = &write_block_mask_cpu,
+        .needs_block_states = false};
     return initial;
   }();
   return kernels;

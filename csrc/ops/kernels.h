@@ -8,6 +8,7 @@
 #include "format/block_mask.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
+#include "rule/device_tables.h"
 
 namespace attn_mask {
 
@@ -15,7 +16,9 @@ namespace attn_mask {
 /// the same for all devices, Meta included, and is written once.
 struct DeviceKernels {
   void (*write_mask)(const MaskTask& task);
-  /// 1 for each row of the mask in which no key is visible, else 0.
+  /// Prepares a rule's tables on the device. Null: done on the host.
+  void (*prepare)(const DeviceTables& tables);
+  /// 1 for each row of the mask in which no key is visible, else 0. Null: write_mask finds them.
   void (*find_masked_rows)(const Question& question, uint8_t* rows);
   void (*unmask)(const UnmaskTask& task);
   void (*find_block_states)(const BlockMaskTask& task);

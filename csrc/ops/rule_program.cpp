@@ -381,13 +381,15 @@ class Decoder {
         const int64_t size = parameter("the size of a chunk", 1);
         TORCH_CHECK_VALUE(size > 0, op_, ": expected the size of a chunk at rule[", at,
                           "] to be positive, but got ", size);
-        Chunk chunk{std::min(size, kOpen), Table{}};
+        Chunk chunk{Divisor(std::min(size, kOpen)), {}, 0};
         if (program_.size() > next_ && program_[next_].maybe_as_int() == -1) {
           ++next_;
         } else {
           const at::Tensor& before = operand("the padding before chunks");
           check_rank(op_, "the padding before chunks", before, 1, "[batch_size]");
-          chunk.padding = table("the padding before chunks", before.unsqueeze(1));
+          const Table padding = table("the padding before chunks", before.unsqueeze(1));
+          chunk.padding = padding.numbers;
+          chunk.batch_stride = padding.batch_stride;
         }
         emit_leaf(Rule::Kind::kChunk, conjunct).chunk = chunk;
         return;

@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "ops/kernels.h"
-#include "rule/prepare.h"
 
 namespace attn_mask {
 
@@ -24,6 +23,23 @@ MaskTask mask_task(const at::Tensor& out, const DenseFormat& format) {
   return task;
 }
 
+PreparedQuestion::PreparedQuestion(Question& question, at::Device device) {
+  const auto prepare = device_kernels(device.type()).prepare;
+  if (prepare == nullptr) {
+    on_host_.emplace(question);
+    return;
+  }
+  const DeviceTables tables(question, [&](size_t bytes) {
+    on_device_ = at::empty({static_cast<int64_t>(bytes)},
+                           at::TensorOptions().dtype(at::kByte).device(device));
+    return on_device_.mutable_data_ptr();
+  });
+  if (tables.size > 0) {
+    const c10::OptionalDeviceGuard guard(device);
+    prepare(tables);
+  }
+}
+
 void run(const MaskTask& task, at::Device device) {
   if (task.empty()) {
     return;
@@ -36,17 +52,16 @@ void prepare_and_run(MaskTask& task, at::Device device, std::optional<uint64_t> 
   if (task.empty()) {
     return;
   }
-  std::optional<PreparedTables> prepared;
-  if (device.is_cpu()) {
-    prepared.emplace(task);
-  }
+  const PreparedQuestion prepared(task, device);
   at::Tensor masked_rows;
   if (unmasked) {
-    masked_rows = at::empty({task.rows()}, at::TensorOptions().dtype(at::kByte).device(device));
-    auto* const rows = masked_rows.mutable_data_ptr<uint8_t>();
-    const c10::OptionalDeviceGuard guard(device);
-    device_kernels(device.type()).find_masked_rows(task, rows);
-    task.unmasking = {rows, *unmasked};
+    task.unmasking = {nullptr, *unmasked, true};
+    if (const auto find = device_kernels(device.type()).find_masked_rows) {
+      masked_rows = at::empty({task.rows()}, at::TensorOptions().dtype(at::kByte).device(device));
+      auto* const rows = masked_rows.mutable_data_ptr<uint8_t>();
+      find(task, rows);
+      task.unmasking.rows = rows;
+    }
   }
   run(task, device);
 }

@@ -6,11 +6,23 @@
 #include <optional>
 
 #include "format/mask_task.h"
+#include "rule/prepare.h"
 
 namespace attn_mask {
 
 /// A task of `out`'s sizes that writes to it, and how; all else is yet to be said.
 MaskTask mask_task(const at::Tensor& out, const DenseFormat& format);
+
+/// The prepare step of a question that is not empty, on its device. Owns what the rule then points
+/// to.
+class PreparedQuestion {
+ public:
+  PreparedQuestion(Question& question, at::Device device);
+
+ private:
+  std::optional<PreparedTables> on_host_;
+  at::Tensor on_device_;
+};
 
 /// Runs the task on the device.
 void run(const MaskTask& task, at::Device device);

@@ -9,7 +9,8 @@ namespace {
 // Finding runs takes some twenty times as long as writing an element.
 constexpr int64_t kElementsPerEntry = 8;
 
-/// The position behind all that the first `steps` of the chain from `begin` ask a table at.
+}  // namespace
+
 int64_t end_of_positions(const Question& question, int32_t begin, int32_t end) {
   if (question.q_positions.numbers.data != nullptr ||
       question.kv_positions.numbers.data != nullptr) {
@@ -27,6 +28,14 @@ int64_t end_of_positions(const Question& question, int32_t begin, int32_t end) {
   }
   return q_end > key_end ? q_end : key_end;
 }
+
+bool is_worth_preparing(const Question& question, int64_t rows, int64_t length) {
+  const auto elements = static_cast<double>(question.rows()) *
+                        static_cast<double>(question.kv_length) / static_cast<double>(rows);
+  return static_cast<double>(length) <= elements / kElementsPerEntry;
+}
+
+namespace {
 
 /// A run goes on while numbers are equal.
 struct SameRuns {
@@ -151,9 +160,7 @@ void PreparedTables::prepare(Table& table, Kind kind, const Question& question, 
   if (end < table.length) {
     table.length = end > 0 ? end : 0;
   }
-  const auto elements = static_cast<double>(question.rows()) *
-                        static_cast<double>(question.kv_length) / static_cast<double>(rows);
-  if (static_cast<double>(table.length) > elements / kElementsPerEntry) {
+  if (!is_worth_preparing(question, rows, table.length)) {
     return;
   }
   Runs runs;

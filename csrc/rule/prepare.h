@@ -7,6 +7,12 @@
 
 namespace attn_mask {
 
+/// The first position after all at which a table is read by a leaf with the steps `[begin, end)`.
+int64_t end_of_positions(const Question& question, int32_t begin, int32_t end);
+
+/// Whether a table of `rows` rows is small enough beside the mask.
+bool is_worth_preparing(const Question& question, int64_t rows, int64_t length);
+
 /// The prepare step on the host: finds the runs in the tables of a question's rule, O(batch_size x
 /// length) for each, so that documents, blocks and packed positions have spans. Only where tables
 /// are asked, and not for one that is much larger than the mask. Owns what the rule then points to.

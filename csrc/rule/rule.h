@@ -130,7 +130,7 @@ struct RowHull {
   bool exact;          // and to every key within
 };
 
-/// The hull that causality, windows and chunks give, in O(nodes), from arithmetic alone.
+/// The hull that causality, windows, chunks, and ids with bounds give, in O(nodes).
 ATTN_MASK_INLINE RowHull row_hull(const Rule& rule, const Query& query) {
   RowHull row{{-kOpen, kOpen}, true};
   for (int32_t i = 0; i < rule.size; ++i) {
@@ -145,6 +145,8 @@ ATTN_MASK_INLINE RowHull row_hull(const Rule& rule, const Query& query) {
       row.positions = intersect(row.positions, node.sliding_window.span(query.position));
     } else if (plain && node.kind == Rule::Kind::kChunk) {
       row.positions = intersect(row.positions, node.chunk.span(query.batch, query.position));
+    } else if (plain && node.kind == Rule::Kind::kSameId && node.same_id.has_span(query.batch)) {
+      row.positions = intersect(row.positions, node.same_id.span(query.batch, query.position));
     } else if (!(plain && node.kind == Rule::Kind::kAll)) {
       row.exact = false;
     }

@@ -15,7 +15,7 @@ struct TableRuns {
   const int64_t* starts;   // of each row: the first positions of its runs, ascending, then `length`
   const int64_t* of_row;   // [rows]: where in `starts` a row's begin
   const int64_t* last;     // [rows]: where in `starts` its last run's begins
-  const uint8_t* is_once;  // [rows]: no id >= 0 has two runs
+  const uint8_t* is_once;  // [rows]: no id >= 0 has two runs (on a device: no id that counts)
 
   /// The run around a position that the table holds.
   Interval around(int64_t row, int64_t position) const {
@@ -33,6 +33,12 @@ struct TableRuns {
   }
 };
 
+/// The same as the prepare step on a device leaves it, for each position of each row.
+struct RunBounds {
+  const int32_t* begin;  // [rows, length]: where the position's run begins; null: not prepared
+  const int32_t* end;    // and ends; at its begin where the position belongs to no block
+};
+
 /// Integers for positions: ids of documents or blocks, or other positions. [batch_size or 1,
 /// length].
 struct Table {
@@ -41,11 +47,18 @@ struct Table {
   int64_t stride;
   int64_t length;
   TableRuns runs;  // null pointers where nothing was prepared
+  RunBounds bounds;
 
   ATTN_MASK_INLINE bool exists() const { return numbers.data != nullptr; }
 
   /// Which of the table's rows serves a batch row.
   ATTN_MASK_INLINE int64_t row(int64_t batch) const { return batch_stride == 0 ? 0 : batch; }
+
+  /// The run around a position that the table holds, whose bounds are prepared.
+  ATTN_MASK_INLINE Interval run(int64_t batch, int64_t position) const {
+    const int64_t index = row(batch) * length + position;
+    return {bounds.begin[index], bounds.end[index]};
+  }
 
   ATTN_MASK_INLINE bool holds(int64_t position) const { return 0 <= position && position < length; }
 

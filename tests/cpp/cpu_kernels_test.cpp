@@ -121,7 +121,7 @@ TEST(WriteTiles, UnmasksRowsWithoutAKey) {
       std::vector<uint8_t> rows(want.size(), 2);
       isa.kernels->find_masked_rows(task, 0, task.rows(), rows.data());
       ASSERT_EQ(rows, want) << isa.name;
-      task.unmasking = {rows.data(), 0x5A};
+      task.unmasking = {rows.data(), 0x5A, true};
       test::set_contiguous(task);
       expect_written(isa, task, 1 + static_cast<int64_t>(random() % 20), random());
     }

@@ -1,15 +1,13 @@
 // Runs what each CUDA thread does for every block and thread of a grid, on the host, and compares
 // with the CPU kernels bit for bit.
 
-#include "cuda/bodies.h"
-
 #include <gtest/gtest.h>
 
 #include <random>
 
 #include "cpu/block_mask.h"
 #include "cpu/kernels.h"
-#include "cuda/block_mask_bodies.h"
+#include "emulated_grid.h"
 #include "format/additive.h"
 #include "format/boolean.h"
 #include "reference.h"
@@ -17,15 +15,6 @@
 
 namespace attn_mask {
 namespace {
-
-template <typename Body>
-void emulate(int64_t blocks, int64_t threads, Body body) {
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t thread = 0; thread < threads; ++thread) {
-      body(GridPosition{block, thread, blocks, threads});
-    }
-  }
-}
 
 /// Memory aligned as the caching allocator's, with a guard after it.
 struct DeviceMemory {
@@ -48,7 +37,7 @@ struct DeviceMemory {
 };
 
 template <typename T>
-void expect_mask(MaskTask task, int64_t blocks, int64_t threads) {
+void expect_mask(MaskTask task, int64_t threads) {
   test::Bytes want(static_cast<size_t>(test::reach(task)) * sizeof(T), 0xA5);
   task.out = want.data();
   isa_default::kKernels.write_tiles(task, {task.kv_length, 1}, 0, task.rows());
@@ -56,27 +45,25 @@ void expect_mask(MaskTask task, int64_t blocks, int64_t threads) {
   for (const int64_t offset : {0, 1, 3}) {
     DeviceMemory got(want.size() + static_cast<size_t>(offset) * sizeof(T));
     task.out = got.data() + offset * static_cast<int64_t>(sizeof(T));
-    const int64_t per_row = packs_per_row<T>(task);
-    emulate(blocks, threads,
-            [&](const GridPosition& at) { write_mask_body<T>(task, per_row, at); });
+    test::emulate_write_mask<T>(test::DevicePrepared(task, threads).task);
     const test::Bytes all = got.contents();
     ASSERT_EQ(test::Bytes(all.begin() + offset * static_cast<int64_t>(sizeof(T)), all.end()), want)
         << "b=" << task.batch_size << " q=" << task.q_length << " kv=" << task.kv_length
         << " element " << sizeof(T);
-    ASSERT_TRUE(got.guard_intact()) << "written beyond the mask";
+    ASSERT_TRUE(got.guard_intact()) << "written after the mask";
   }
 }
 
-void expect_mask(const MaskTask& task, int64_t blocks, int64_t threads) {
+void expect_mask(const MaskTask& task, int64_t threads) {
   switch (task.format.element_size) {
     case 1:
-      return expect_mask<uint8_t>(task, blocks, threads);
+      return expect_mask<uint8_t>(task, threads);
     case 2:
-      return expect_mask<uint16_t>(task, blocks, threads);
+      return expect_mask<uint16_t>(task, threads);
     case 4:
-      return expect_mask<uint32_t>(task, blocks, threads);
+      return expect_mask<uint32_t>(task, threads);
     default:
-      return expect_mask<uint64_t>(task, blocks, threads);
+      return expect_mask<uint64_t>(task, threads);
   }
 }
 
@@ -90,11 +77,11 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
     const int64_t pack = 16 / format.element_size;
     // Row lengths around the pack's width, down to several rows in one pack.
     for (const int64_t kv_length : {int64_t{1}, int64_t{2}, int64_t{3}, pack - 1, pack, pack + 1,
-                                    3 * pack + 1, int64_t{70}}) {
+                                    3 * pack + 1, int64_t{70}, int64_t{2200}}) {
       if (kv_length == 0) {
         continue;
       }
-      for (int trial = 0; trial < 40; ++trial) {
+      for (int trial = 0; trial < (kv_length > 100 ? 12 : 40); ++trial) {
         MaskTask task{};
         task.batch_size = 1 + random() % 3;
         task.heads = 1 + random() % 2;
@@ -115,57 +102,18 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         std::vector<uint8_t> masked_rows;
         if (random() % 3 == 0) {
           masked_rows = test::reference_masked_rows(task);
-          task.unmasking = {masked_rows.data(), 0x5A};
+          task.unmasking = {masked_rows.data(), 0x5A, true};
           unmasked += std::count(masked_rows.begin(), masked_rows.end(), 1);
         }
         test::set_contiguous(task);
         if (random() % 2 == 0) {
           test::set_random_strides(task, random);
         }
-        expect_mask(task, 1 + random() % 4, 1 + random() % 8);
+        expect_mask(task, 1 + random() % 8);
       }
     }
   }
   EXPECT_GT(unmasked, 20);  // the trials do contain rows without a key
-}
-
-TEST(AnyVisibleBody, AgreesWithTheReference) {
-  std::mt19937 random(23);
-  int64_t masked = 0;
-  for (int trial = 0; trial < 600; ++trial) {
-    Question question{};
-    question.batch_size = 1 + random() % 3;
-    question.heads = 1 + random() % 2;
-    question.q_length = 1 + random() % 9;
-    question.kv_length = 1 + random() % 70;
-    question.q_positions.offset = random() % 20;
-    question.kv_positions.offset = random() % 9;
-    test::RandomPadding padding(random, 1 << random() % 4, question.batch_size, question.q_length,
-                                question.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
-    if (random() % 2 == 0) {  // much of it
-      padding.leaf.visible = bits_between(3, 3);
-    }
-    question.rule = make_rule(padding.leaf);
-    if (random() % 2 == 0) {
-      question.rule =
-          question.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 9), 0});
-    }
-    if (random() % 4 == 0) {
-      question.rule = make_rule(Causal{}) & make_rule(SlidingWindow{2, kOpen});
-    }
-    const int64_t threads = 1 + random() % 40;
-    std::vector<uint8_t> got;
-    for (int64_t row = 0; row < question.rows(); ++row) {
-      bool visible = false;
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        visible = any_visible_body(question, row, thread, threads) || visible;
-      }
-      got.push_back(visible ? 0 : 1);
-    }
-    ASSERT_EQ(got, test::reference_masked_rows(question)) << "trial " << trial;
-    masked += std::count(got.begin(), got.end(), 1);
-  }
-  EXPECT_GT(masked, 100);
 }
 
 template <typename T>
@@ -187,7 +135,7 @@ void expect_unmask(UnmaskTask task, int64_t threads) {
     }
     const test::Bytes all = got.contents();
     ASSERT_EQ(test::Bytes(all.begin() + static_cast<int64_t>(before), all.end()), want);
-    ASSERT_TRUE(got.guard_intact()) << "written beyond the mask";
+    ASSERT_TRUE(got.guard_intact()) << "written after the mask";
   }
 }
 
@@ -236,13 +184,6 @@ TEST(Grid, BlocksOfARowAreWholeWarps) {
   EXPECT_EQ(threads_for_row(100000), kThreadsPerBlock);
 }
 
-TEST(Grid, BlocksCoverAllItemsAndStayUnderTheCap) {
-  EXPECT_EQ(blocks_for(1), 1);
-  EXPECT_EQ(blocks_for(kThreadsPerBlock), 1);
-  EXPECT_EQ(blocks_for(kThreadsPerBlock + 1), 2);
-  EXPECT_EQ(blocks_for(int64_t{1} << 40), kMaxBlocks);
-}
-
 /// A block mask's numbers, in the order of the task's lists.
 struct BlockMaskNumbers {
   std::vector<int32_t> memory[2][2][2];  // keys or queries; partial or full; counts and indices
@@ -264,32 +205,11 @@ struct BlockMaskNumbers {
   }
 };
 
-void emulate_block_states(const BlockMaskTask& task, int64_t threads) {
-  for (int64_t line = 0; line < task.planes() * task.q_blocks(); ++line) {
-    for (int64_t thread = 0; thread < threads; ++thread) {
-      guess_line_body(task, line, thread, threads);
-    }
-    for (int64_t block = 0; block < task.kv_blocks(); ++block) {
-      BlockState& state = task.states[line * task.kv_blocks() + block];
-      if (state != BlockState::kUnknown) {
-        continue;
-      }
-      bool some = false;
-      bool all = true;
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        const BlockAnswer answer = ask_block_body(task, line, block, thread, threads);
-        some = some || answer.some;
-        all = all && answer.all;
-      }
-      state = state_of(some, all);
-    }
-  }
-}
-
 bool emulate_block_lists(const BlockMaskTask& task, int64_t threads) {
   bool fits = true;
-  for (int64_t index = 0; index < listed_lines(task); ++index) {
-    const ListedLine line = listed_line(task, index);
+  const BlockListsParams params = block_lists_params(task);
+  for (int64_t index = 0; index < params.lines; ++index) {
+    const ListedLine line = listed_line(params, index);
     std::vector<int64_t> counts;
     for (int64_t thread = 0; thread < threads; ++thread) {
       counts.push_back(line.count_body(part_of(line.total, thread, threads)));
@@ -324,8 +244,8 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     }
     const Rule leaves[] = {
         make_rule(Causal{}), make_rule(SlidingWindow{static_cast<int64_t>(random() % 20), 3}),
-        make_rule(Chunk{static_cast<int64_t>(1 + random() % 20), Table{}}),
-        make_rule(SameId{{{ids.data(), 8}, 0, 1, 80, {}}, false}), make_rule(padding.leaf)};
+        make_rule(Chunk{Divisor(static_cast<int64_t>(1 + random() % 20)), {}, 0}),
+        make_rule(SameId{{{ids.data(), 8}, 0, 1, 80, {}, {}}, false}), make_rule(padding.leaf)};
     task.rule = leaves[random() % 5];
     for (int more = random() % 3; more > 0; --more) {
       const Rule& leaf = leaves[random() % 5];
@@ -350,8 +270,11 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     task.states = states.data();
     BlockMaskNumbers got(task);
     const int64_t threads = 1 + random() % 70;
-    emulate_block_states(task, threads);
+    test::emulate_block_states(task, threads);
     ASSERT_EQ(states, host_states) << "trial " << trial;
+    states.assign(states.size(), BlockState::kUnknown);
+    test::emulate_block_states(test::DevicePrepared(task, threads).task, threads);
+    ASSERT_EQ(states, host_states) << "trial " << trial << ", prepared";
     const bool fits = emulate_block_lists(task, threads);
     EXPECT_EQ(fits, longest->kv <= task.kv_width && longest->q <= task.q_width);
     for (size_t direction = 0; direction < 2; ++direction) {

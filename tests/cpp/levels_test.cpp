@@ -9,7 +9,7 @@
 
 #include "cpu/block_mask.h"
 #include "cpu/kernels.h"
-#include "cuda/block_mask_bodies.h"
+#include "emulated_grid.h"
 #include "format/boolean.h"
 #include "reference.h"
 #include "rule/prepare.h"
@@ -95,6 +95,28 @@ Elements by_answers(const Question& question) {
   });
 }
 
+/// By words of random lengths.
+Elements by_words(const Question& question, std::mt19937& random) {
+  const WordPlan plan(question.rule, question.kv_positions);
+  test::Stacks stacks(1, plan.depth);
+  return each_row(question, [&](const Query& query, uint8_t* out) {
+    const WordRow row = WordRow::of(question.rule, query, question.kv_positions);
+    for (int64_t begin = 0; begin < question.kv_length;) {
+      const int64_t end = std::min<int64_t>(begin + 1 + random() % 64, question.kv_length);
+      const uint64_t word =
+          row_word(question.rule, plan, row, question.kv_positions, {begin, end}, stacks.of(0));
+      for (int64_t k = begin; k < begin + 64; ++k) {
+        if (k < end) {
+          out[k] = word >> (k - begin) & 1U;
+        } else {
+          ASSERT_EQ(word >> (k - begin) & 1U, 0U);
+        }
+      }
+      begin = end;
+    }
+  });
+}
+
 template <typename Write>
 Elements by_kernel(const Question& question, Write write) {
   Elements out(static_cast<size_t>(question.rows() * question.kv_length), 2);
@@ -114,9 +136,7 @@ Elements by_cpu_kernel(const Question& question) {
 }
 
 Elements by_cuda_kernel(const Question& question) {
-  return by_kernel(question, [](const MaskTask& task) {
-    write_mask_body<uint8_t>(task, packs_per_row<uint8_t>(task), GridPosition{0, 0, 1, 1});
-  });
+  return by_kernel(question, [](const MaskTask& task) { test::emulate_write_mask<uint8_t>(task); });
 }
 
 void expect_masked_rows(const Question& question) {
@@ -124,14 +144,10 @@ void expect_masked_rows(const Question& question) {
   std::vector<uint8_t> got(want.size(), 2);
   isa_default::kKernels.find_masked_rows(question, 0, question.rows(), got.data());
   ASSERT_EQ(got, want);
-  for (int64_t row = 0; row < question.rows(); ++row) {
-    ASSERT_EQ(any_visible_body(question, row, 0, 1), want[static_cast<size_t>(row)] == 0);
-  }
 }
 
-void expect_block_states(const BlockMaskTask& of, const Elements& elements) {
-  BlockMaskTask task = of;
-  std::vector<BlockState> want;
+std::vector<BlockState> states_of(const BlockMaskTask& task, const Elements& elements) {
+  std::vector<BlockState> states;
   for (int64_t line = 0; line < task.planes() * task.q_blocks(); ++line) {
     const Interval rows = task.rows_of(line % task.q_blocks());
     for (int64_t block = 0; block < task.kv_blocks(); ++block) {
@@ -142,16 +158,27 @@ void expect_block_states(const BlockMaskTask& of, const Elements& elements) {
             elements.begin() + (line / task.q_blocks() * task.q_length + row) * task.kv_length;
         visible += std::count(first + columns.begin, first + columns.end, 1);
       }
-      want.push_back(state_of(visible > 0, visible == task.q_block * task.kv_block));
-      const BlockGuess guess = guess_block(task, line / task.q_blocks(), rows, columns);
-      ASSERT_TRUE(guess == BlockGuess::kAsk ||
-                  want.back() ==
-                      (guess == BlockGuess::kFull ? BlockState::kFull : BlockState::kEmpty));
+      states.push_back(state_of(visible > 0, visible == task.q_block * task.kv_block));
     }
   }
+  return states;
+}
+
+void expect_block_states(const BlockMaskTask& of, const Elements& elements) {
+  BlockMaskTask task = of;
+  const std::vector<BlockState> want = states_of(task, elements);
   std::vector<BlockState> got(want.size(), BlockState::kUnknown);
   task.states = got.data();
   find_block_states_cpu(task);
+  ASSERT_EQ(got, want);
+}
+
+void expect_block_states_on_device(const BlockMaskTask& of, const Elements& elements) {
+  BlockMaskTask task = of;
+  const std::vector<BlockState> want = states_of(task, elements);
+  std::vector<BlockState> got(want.size(), BlockState::kUnknown);
+  task.states = got.data();
+  test::emulate_block_states(task, 3);
   ASSERT_EQ(got, want);
 }
 
@@ -164,9 +191,17 @@ void expect_same_at_all_levels(const Question& question, std::mt19937& random) {
   blocks.stored_heads = blocks.heads;
   // What is prepared is host memory, which CUDA kernels do not have.
   ASSERT_EQ(by_hulls(question), want);
+  ASSERT_EQ(by_words(question, random), want);
   ASSERT_EQ(by_cuda_kernel(question), want);
+  const test::DevicePrepared on_device(blocks, 1 + random() % 5);
+  ASSERT_EQ(by_definition(on_device.task), want);
+  ASSERT_EQ(by_hulls(on_device.task), want);
+  ASSERT_EQ(by_words(on_device.task, random), want);
+  ASSERT_EQ(by_cuda_kernel(on_device.task), want);
+  ASSERT_NO_FATAL_FAILURE(expect_block_states_on_device(on_device.task, want));
   ASSERT_NO_FATAL_FAILURE(expect_masked_rows(question));
   ASSERT_NO_FATAL_FAILURE(expect_block_states(blocks, want));
+  ASSERT_NO_FATAL_FAILURE(expect_block_states_on_device(blocks, want));
   const PreparedTables prepared(blocks);
   ASSERT_EQ(by_definition(blocks), want);
   ASSERT_EQ(by_spans(blocks), want);

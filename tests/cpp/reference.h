@@ -189,7 +189,7 @@ struct RandomRule {
       }
     }
     tables.push_back(std::move(values));
-    return {{tables.back().data(), 8}, length, 1, length, {}};
+    return {{tables.back().data(), 8}, length, 1, length, {}, {}};
   }
 
   /// A rule whose last node is of `kind`; none where there is no such kind.
@@ -205,7 +205,7 @@ struct RandomRule {
       case Rule::Kind::kSlidingWindow:
         return make_rule(SlidingWindow{upto(7), upto(7)});
       case Rule::Kind::kChunk:
-        return make_rule(Chunk{1 + upto(5), Table{}});
+        return make_rule(Chunk{Divisor(1 + upto(5)), {}, 0});
       case Rule::Kind::kSameId:
         return make_rule(SameId{table(random, 1 + upto(29)), random() % 2 == 0});
       case Rule::Kind::kPadding:

@@ -85,14 +85,14 @@ TEST(SlidingWindow, OpenSidesReachAsFarAsPositionsGo) {
     for (const int64_t k : {-furthest, int64_t{0}, furthest}) {
       EXPECT_TRUE(attends_at(make_rule(SlidingWindow{kOpen, kOpen}), q, k));
       EXPECT_EQ(attends_at(make_rule(SlidingWindow{kOpen, 0}), q, k), k <= q);
-      EXPECT_EQ(attends_at(make_rule(Chunk{kOpen, Table{}}), q, k), (k < 0) == (q < 0));
+      EXPECT_EQ(attends_at(make_rule(Chunk{Divisor(kOpen), {}, 0}), q, k), (k < 0) == (q < 0));
     }
   }
 }
 
 TEST(Chunk, GoesOnBelowItsPadding) {
   const int64_t before[] = {2};
-  const Chunk chunk{3, {{before, 8}, 0, 0, 1, {}}};
+  const Chunk chunk{Divisor(3), {before, 8}, 0};
   for (int64_t q = -7; q < 9; ++q) {
     for (int64_t k = -7; k < 9; ++k) {
       const auto number = [](int64_t position) {
@@ -239,8 +239,8 @@ TEST(Rule, ARowRunLastsAsLongAsItsRowsLookAlike) {
   // Its window begins at the first key up to row 9, and then moves to the end.
   EXPECT_EQ(row_run(window, {0, 0, 0, 0}, Positions{}, Positions{}, 1000, 1000).rows, 9);
   EXPECT_EQ(row_run(window, {0, 0, 10, 10}, Positions{}, Positions{}, 1000, 900).rows, 900);
-  const RowRun chunk =
-      row_run(make_rule(Chunk{100, Table{}}), {0, 0, 30, 130}, Positions{}, Positions{}, 1000, 900);
+  const RowRun chunk = row_run(make_rule(Chunk{Divisor(100), {}, 0}), {0, 0, 30, 130}, Positions{},
+                               Positions{}, 1000, 900);
   EXPECT_EQ(chunk.rows, 70);
   EXPECT_EQ(chunk.spans.at[0].begin.at, 100);
   EXPECT_EQ(chunk.spans.at[0].end.at, 200);
@@ -258,7 +258,7 @@ TEST(Prepare, RunsOfManyNumbers) {
         value += random() % 90 == 0 ? 2 : 0;
         test::put(memory, i, static_cast<int32_t>(size), static_cast<uint64_t>(value));
       }
-      const Table table{{memory.data(), width}, 0, stride, kLength, {}};
+      const Table table{{memory.data(), width}, 0, stride, kLength, {}, {}};
       Question question{};
       question.rule = make_rule(SameId{table, false});
       question.batch_size = question.heads = 1;
@@ -282,11 +282,11 @@ TEST(Prepare, PackedDocumentsWithPositionsOfTheirOwnHaveSpans) {
   const int64_t ids[] = {0, 0, 0, 1, 1, 2, 2, 2};
   const int64_t positions[] = {0, 1, 2, 0, 1, 0, 1, 2};
   Rule causal = make_rule(Causal{});
-  causal.steps[0].table = {{positions, 8}, 0, 1, 8, {}};
+  causal.steps[0].table = {{positions, 8}, 0, 1, 8, {}, {}};
   causal.steps_size = 1;
   causal.nodes[0].step_end = 1;
   MaskTask task{};
-  task.rule = make_rule(SameId{{{ids, 8}, 0, 1, 8, {}}, false}) & causal;
+  task.rule = make_rule(SameId{{{ids, 8}, 0, 1, 8, {}, {}}, false}) & causal;
   task.batch_size = task.heads = 1;
   task.q_length = 64;
   task.kv_length = 8;

@@ -358,7 +358,7 @@ class Check {
       kernels.find_masked_rows(task, middle, task.rows(), masked_rows.data());
       kernels.find_masked_rows(task, 0, middle, masked_rows.data());
       task.unmasking = {masked_rows.data(),
-                        task.bias.data == nullptr ? uint64_t{1} : task.format.attend};
+                        task.bias.data == nullptr ? uint64_t{1} : task.format.attend, true};
     }
     test::set_contiguous(task);
     if (random_.one_in(2)) {
@@ -834,7 +834,7 @@ void check_unmasked_rows(Random& random, const CpuKernels& kernels) {
   if (rows != want_rows) {
     fail("rows without a key");
   }
-  task.unmasking = {rows.data(), /*value=*/1};
+  task.unmasking = {rows.data(), /*value=*/1, true};
   test::set_contiguous(task);
   if (random.one_in(2)) {
     test::set_random_strides(task, random.generator);

@@ -1,0 +1,229 @@
+#pragma once
+
+// What one thread does to write dense masks; see bodies.h. A warp takes a row, or a part of a row.
+// Each lane works out the bits of its columns, then the warp stores packs of 16 bytes, one beside
+// the other.
+
+#include "cuda/bodies.h"
+#include "format/mask_task.h"
+#include "rule/divisor.h"
+#include "rule/word.h"
+
+namespace attn_mask {
+
+/// All that the kernel is given.
+struct MaskParams {
+  MaskTask task;
+  Divisor q_length;
+  Divisor heads;
+  bool by_words;     // each lane has 64 columns at a time; else those of one pack, key by key
+  int64_t groups;    // of columns that a warp takes at once, in a row
+  int64_t per_part;  // of these to one warp
+  WordPlan plan;
+};
+
+static_assert(sizeof(MaskParams) <= 4096, "kernel parameters");
+
+inline constexpr int64_t kLanes = 32;
+
+/// Columns of a lane at a time.
+template <typename T>
+ATTN_MASK_INLINE int64_t lane_width(bool by_words) {
+  return by_words ? kWordSize : kPackSize<T>;
+}
+
+template <typename T>
+inline MaskParams mask_params(const MaskTask& task) {
+  constexpr int64_t kWarps = 8192;  // enough to fill any present GPU
+  constexpr int64_t kSize = kPackSize<T>;
+  MaskParams params{task,
+                    Divisor(task.q_length),
+                    Divisor(task.heads),
+                    has_words(task.rule, task.kv_positions),
+                    0,
+                    0,
+                    WordPlan(task.rule, task.kv_positions)};
+  const bool aligned = reinterpret_cast<uintptr_t>(task.out) % sizeof(Pack) == 0 &&
+                       (task.batch_size == 1 || task.out_strides[0] % kSize == 0) &&
+                       (task.heads == 1 || task.out_strides[1] % kSize == 0) &&
+                       (task.q_length == 1 || task.out_strides[2] % kSize == 0);
+  const int64_t group = kLanes * lane_width<T>(params.by_words);
+  params.groups = (task.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
+  const int64_t parts = kWarps / task.rows() + 1;
+  params.per_part = (params.groups + parts - 1) / parts;
+  return params;
+}
+
+/// `bits`, one for each element, as elements of all or no bits.
+template <typename T>
+ATTN_MASK_INLINE Pack spread(uint32_t bits) {
+  if constexpr (sizeof(T) == 8) {
+    return {{uint64_t{0} - (bits & 1U), uint64_t{0} - (bits >> 1 & 1U)}};
+  } else {
+    constexpr uint32_t kSize = 8 * sizeof(T);
+    constexpr uint32_t kCount = 32 / kSize;  // elements in 32 bits
+    // Each copy of the bits puts another one at the begin of an element.
+    constexpr uint32_t kCopies = kCount == 4 ? 0x00204081U : kCount == 2 ? 0x00008001U : 1U;
+    constexpr uint32_t kFirst = kCount == 4 ? 0x01010101U : kCount == 2 ? 0x00010001U : 1U;
+    constexpr uint32_t kAll = kCount == 1 ? ~0U : (1U << (kSize % 32)) - 1;
+    uint32_t words[4];
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t of_word = bits >> (i * kCount) & ((1U << kCount) - 1);
+      words[i] = (of_word * kCopies & kFirst) * kAll;
+    }
+    return {{words[0] | static_cast<uint64_t>(words[1]) << 32,
+             words[2] | static_cast<uint64_t>(words[3]) << 32}};
+  }
+}
+
+/// One row, as one lane of its warp sees it.
+template <typename T>
+class RowWriter {
+ public:
+  static constexpr uint32_t kAllBits = (uint32_t{1} << kPackSize<T>)-1;
+
+  ATTN_MASK_INLINE RowWriter(const MaskParams& params, int64_t row_index)
+      : params_(params), width_(lane_width<T>(params.by_words)) {
+    const MaskTask& task = params.task;
+    const int64_t plane = params.q_length.divide(row_index);
+    const int64_t row = row_index - plane * task.q_length;
+    const int64_t batch = params.heads.divide(plane);
+    const Query query{batch, plane - batch * task.heads, row, task.q_positions.at(batch, row)};
+    row_ = WordRow::of(task.rule, query, task.kv_positions);
+    out_ = static_cast<T*>(task.out) + task.out_offset(query);
+    before_ =
+        task.out_strides[3] == 1
+            ? static_cast<int64_t>(reinterpret_cast<uintptr_t>(out_) % sizeof(Pack) / sizeof(T))
+            : 0;
+    attend_ = repeat<T>(task.format.attend);
+    masked_ = repeat<T>(task.format.masked);
+  }
+
+  /// The lane's bits in a group of columns: bit 0 is the first column, which the row may not have.
+  ATTN_MASK_INLINE uint64_t word(int64_t group, int64_t lane, const WordStack& stack) const {
+    if (unmasked_) {
+      return ~uint64_t{0};
+    }
+    const MaskTask& task = params_.task;
+    const int64_t first = (group * kLanes + lane) * width_ - before_;
+    const Interval columns = intersect({first, first + width_}, {0, task.kv_length});
+    if (columns.empty()) {
+      return 0;
+    }
+    const uint64_t word =
+        row_word(task.rule, params_.plan, row_, task.kv_positions, columns, stack);
+    return word << (columns.begin - first);
+  }
+
+  /// All columns are written as those of fully masked rows that are unmasked.
+  ATTN_MASK_INLINE void unmask() {
+    unmasked_ = true;
+    attend_ = repeat<T>(params_.task.unmasking.value);
+  }
+
+  /// Writes pack `index` of the row, of which `bits` says what is attended to.
+  ATTN_MASK_INLINE void write_pack(int64_t index, uint32_t bits) const {
+    const MaskTask& task = params_.task;
+    const int64_t first = index * kPackSize<T> - before_;
+    const int64_t stride = task.out_strides[3];
+    const Interval columns = intersect({first, first + kPackSize<T>}, {0, task.kv_length});
+    if (columns.end - columns.begin == kPackSize<T> && stride == 1) {
+      bits &= kAllBits;
+      *reinterpret_cast<Pack*>(out_ + first) =
+          bits == 0 ? Pack{{masked_, masked_}} : mix(visible_pack(first), bits);
+      return;
+    }
+    ATTN_MASK_ONE_BY_ONE
+    for (int64_t column = columns.begin; column < columns.end; ++column) {
+      const bool attended = (bits >> (column - first) & 1U) != 0;
+      out_[column * stride] = attended ? visible(column) : static_cast<T>(masked_);
+    }
+  }
+
+  /// The lane's packs of a group, from the words of all lanes.
+  ATTN_MASK_INLINE void write_packs(int64_t group, int64_t lane, const uint64_t* words) const {
+    constexpr int64_t kPerLane = kWordSize / kPackSize<T>;
+    const int64_t first = group * kLanes * kWordSize - before_;
+    const MaskTask& task = params_.task;
+    const bool whole = first >= 0 && first + kLanes * kWordSize <= task.kv_length;
+    if (whole && task.out_strides[3] == 1 && task.bias.data == nullptr) {
+      Pack* const out = reinterpret_cast<Pack*>(out_ + first) + lane;
+      for (int64_t i = 0; i < kPerLane; ++i) {
+        out[i * kLanes] = mix({{attend_, attend_}}, bits_at(words, i * kLanes + lane));
+      }
+      return;
+    }
+    ATTN_MASK_ONE_BY_ONE
+    for (int64_t i = lane; i < kLanes * kPerLane && first + i * kPackSize<T> < task.kv_length;
+         i += kLanes) {
+      write_pack(group * kLanes * kPerLane + i, bits_at(words, i));
+    }
+  }
+
+ private:
+  static ATTN_MASK_INLINE uint32_t bits_at(const uint64_t* words, int64_t pack) {
+    const auto* const bytes = reinterpret_cast<const uint8_t*>(words);
+    if constexpr (kPackSize<T> == 16) {
+      return bytes[2 * pack] | static_cast<uint32_t>(bytes[2 * pack + 1]) << 8;
+    } else {
+      constexpr int64_t kPacks = 8 / kPackSize<T>;  // in a byte
+      return bytes[pack / kPacks] >> (pack % kPacks * kPackSize<T>)&kAllBits;
+    }
+  }
+
+  ATTN_MASK_INLINE const T* bias(int64_t column) const {
+    const Bias& bias = params_.task.bias;
+    return static_cast<const T*>(bias.data) + row_.query.batch * bias.strides[0] +
+           row_.query.head * bias.strides[1] + row_.query.row * bias.strides[2] +
+           column * bias.strides[3];
+  }
+
+  /// An element that is attended to.
+  ATTN_MASK_INLINE T visible(int64_t column) const {
+    return params_.task.bias.data == nullptr ? static_cast<T>(attend_) : *bias(column);
+  }
+
+  ATTN_MASK_INLINE Pack visible_pack(int64_t first) const {
+    if (params_.task.bias.data == nullptr) {
+      return {{attend_, attend_}};
+    }
+    const T* const from = bias(first);
+    const int64_t stride = params_.task.bias.strides[3];
+    if (stride == 1 && reinterpret_cast<uintptr_t>(from) % sizeof(Pack) == 0) {
+      return *reinterpret_cast<const Pack*>(from);
+    }
+    Pack result{{0, 0}};
+    ATTN_MASK_ONE_BY_ONE
+    for (int64_t i = 0; i < kPackSize<T>; ++i) {
+      const int64_t bit = i * 8 * static_cast<int64_t>(sizeof(T));
+      const uint64_t value = static_cast<uint64_t>(from[i * stride]) << (bit % 64);
+      result.words[0] |= bit < 64 ? value : 0;
+      result.words[1] |= bit < 64 ? 0 : value;
+    }
+    return result;
+  }
+
+  /// The elements of `attended` where bits are 1, else masked ones.
+  ATTN_MASK_INLINE Pack mix(const Pack& attended, uint32_t bits) const {
+    if (bits == 0) {
+      return {{masked_, masked_}};
+    }
+    if (bits == kAllBits) {
+      return attended;
+    }
+    const Pack keep = spread<T>(bits);
+    return {{(attended.words[0] & keep.words[0]) | (masked_ & ~keep.words[0]),
+             (attended.words[1] & keep.words[1]) | (masked_ & ~keep.words[1])}};
+  }
+
+  const MaskParams& params_;
+  WordRow row_;
+  T* out_;
+  int64_t before_;   // elements of the row's first pack that are not the row's
+  int64_t width_;    // columns of a lane
+  uint64_t attend_;  // elements that are attended to
+  uint64_t masked_;
+  bool unmasked_ = false;
+};
+
+}  // namespace attn_mask

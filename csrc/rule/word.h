@@ -1,0 +1,270 @@
+#pragma once
+
+// Word level: which of up to 64 consecutive columns a row attends to, as bits. Everything that can
+// be told of an interval of keys at once is; a leaf whose table was not prepared is evaluated key
+// by key.
+
+#include "rule/rule.h"
+
+namespace attn_mask {
+
+/// Columns to a word.
+inline constexpr int64_t kWordSize = 64;
+
+/// The lowest `count` bits; none for a negative count, all from 64 on.
+ATTN_MASK_INLINE uint64_t low_bits(int64_t count) {
+  return count <= 0 ? 0 : count >= kWordSize ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+}
+
+/// Which of the keys from `first` on lie in `span`.
+ATTN_MASK_INLINE uint64_t word_of(Interval span, int64_t first) {
+  return low_bits(span.end - first) & ~low_bits(span.begin - first);
+}
+
+/// Columns that stand at consecutive positions, as one leaf sees them.
+struct KeyRun {
+  int64_t position;  // of the first
+  int64_t length;    // > 0
+  bool exists;       // the leaf's tables hold these positions
+};
+
+/// The run that begins at `column` and has at most `at_most` columns.
+ATTN_MASK_INLINE KeyRun key_run(const Rule& rule, const Rule::Node& leaf, int64_t batch,
+                                const Positions& kv_positions, int64_t column, int64_t at_most) {
+  KeyRun run{kv_positions.at(batch, column), kv_positions.listed ? 1 : at_most, true};
+  for (int32_t i = leaf.step_begin; i < leaf.step_end; ++i) {
+    const Rule::Step& step = rule.steps[i];
+    const Table& table = step.table;
+    if (!table.exists()) {
+      run.position += step.key_add;
+      continue;
+    }
+    int64_t length = 1;
+    if (!table.holds(run.position)) {
+      run.exists = false;
+      length = run.position < 0 ? -run.position : run.length;
+    } else if (table.bounds.begin != nullptr) {
+      length = table.run(batch, run.position).end - run.position;
+    }
+    run.length = length < run.length ? length : run.length;
+    if (!run.exists) {
+      break;
+    }
+    run.position = table.position_at(batch, run.position);
+  }
+  return run;
+}
+
+/// Where a leaf sees the query; false where its tables do not hold it.
+ATTN_MASK_INLINE bool find_query(const Rule& rule, const Rule::Node& leaf, int64_t batch,
+                                 int64_t& position) {
+  for (int32_t i = leaf.step_begin; i < leaf.step_end; ++i) {
+    const Rule::Step& step = rule.steps[i];
+    if (!step.table.exists()) {
+      position += step.q_add;
+    } else if (step.table.holds(position)) {
+      position = step.table.position_at(batch, position);
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// Which of the keys at positions `key`, `key + 1` ... a leaf lets the query at `q` attend to;
+/// those from `count` on may be anything. `column` is the first one's.
+ATTN_MASK_INLINE uint64_t run_word(const Rule::Node& leaf, const Query& query, int64_t q,
+                                   int64_t column, int64_t key, int64_t count) {
+  switch (leaf.kind) {
+    case Rule::Kind::kAll:
+      return ~uint64_t{0};
+    case Rule::Kind::kCausal:
+      return word_of(Causal{}.span(q), key);
+    case Rule::Kind::kSlidingWindow:
+      return word_of(leaf.sliding_window.span(q), key);
+    case Rule::Kind::kChunk:
+      return word_of(leaf.chunk.span(query.batch, q), key);
+    case Rule::Kind::kSameId: {
+      const SameId& same_id = leaf.same_id;
+      if (same_id.has_span(query.batch)) {
+        return word_of(same_id.span(query.batch, q), key);
+      }
+      uint64_t word = 0;
+      ATTN_MASK_ONE_BY_ONE
+      for (int64_t i = 0; i < count; ++i) {
+        word |= static_cast<uint64_t>(same_id.attends(query.batch, q, key + i)) << i;
+      }
+      return word;
+    }
+    case Rule::Kind::kPadding: {
+      const Padding& padding = leaf.padding;
+      const int64_t first = padding.by_column ? column : key;
+      if (padding.element_size == Padding::kBits) {
+        return padding.word(query, first);
+      }
+      uint64_t word = 0;
+      ATTN_MASK_ONE_BY_ONE
+      for (int64_t i = 0; i < count; ++i) {
+        word |= static_cast<uint64_t>(padding.attends(query, first + i)) << i;
+      }
+      return word;
+    }
+    case Rule::Kind::kNothing:
+    case Rule::Kind::kAnd:
+    case Rule::Kind::kOr:
+      break;
+  }
+  return 0;
+}
+
+/// Which of `columns`, at most 64 and at least one, a leaf lets the query attend to, where the leaf
+/// has positions of its own or columns are listed; bit 0 is the first. Bits beyond them may be
+/// anything.
+ATTN_MASK_INLINE uint64_t moved_leaf_word(const Rule& rule, const Rule::Node& leaf,
+                                          const Query& query, const Positions& kv_positions,
+                                          Interval columns) {
+  int64_t q = query.position;
+  if (!find_query(rule, leaf, query.batch, q)) {
+    return 0;
+  }
+  uint64_t word = 0;
+  ATTN_MASK_ONE_BY_ONE
+  for (int64_t column = columns.begin; column < columns.end;) {
+    const KeyRun run = key_run(rule, leaf, query.batch, kv_positions, column, columns.end - column);
+    if (run.exists) {
+      const uint64_t of_run = run_word(leaf, query, q, column, run.position, run.length);
+      word |= (of_run & low_bits(run.length)) << (column - columns.begin);
+    }
+    column += run.length;
+  }
+  return word;
+}
+
+/// Words that wait for their `and` or `or`, in memory of the thread's own: a register array that is
+/// indexed would be local memory on a GPU.
+struct WordStack {
+  uint64_t* words;  // [WordPlan::depth], `step` apart
+  int64_t step;
+};
+
+/// What of a rule is worked out for each word: all but the leaves that its rows' hulls cover. Made
+/// on the host.
+struct WordPlan {
+  enum Step : uint8_t { kAnd, kOr, kLeaf, kMovedLeaf };
+
+  uint8_t steps[Rule::kMaxNodes];  // a Step in the lowest two bits, then the leaf's node
+  int16_t size;
+  int16_t depth;  // how many words wait at once
+
+  WordPlan() = default;
+
+  WordPlan(const Rule& rule, const Positions& kv_positions) : size(0), depth(0) {
+    add(rule, rule.size - 1, kv_positions.listed);
+    int16_t waiting = -1;
+    for (int16_t i = 0; i < size; ++i) {
+      waiting = static_cast<int16_t>(waiting + ((steps[i] & 3) < kLeaf ? -1 : 1));
+      depth = waiting > depth ? waiting : depth;
+    }
+  }
+
+ private:
+  /// Adds the subtree that ends with node `last`; false where nothing of it is left.
+  bool add(const Rule& rule, int32_t last, bool listed) {
+    const Rule::Node& node = rule.nodes[last];
+    Step step = kLeaf;
+    if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
+      const bool left = add(rule, rule.nodes[last - 1].first - 1, listed);
+      const bool right = add(rule, last - 1, listed);
+      if (!left || !right) {
+        return left || right;  // the other one holds within the hull
+      }
+      step = node.kind == Rule::Kind::kAnd ? kAnd : kOr;
+    } else if (node.step_begin != node.step_end || listed) {
+      step = kMovedLeaf;
+    } else if (is_covered(node)) {
+      return false;
+    }
+    steps[size++] = static_cast<uint8_t>(step | last << 2);
+    return true;
+  }
+
+  /// Whether the leaf is nothing but an interval that row_hull takes in.
+  static bool is_covered(const Rule::Node& node) {
+    return node.conjunct &&
+           (node.kind == Rule::Kind::kAll || node.kind == Rule::Kind::kCausal ||
+            node.kind == Rule::Kind::kSlidingWindow || node.kind == Rule::Kind::kChunk);
+  }
+};
+
+/// What all words of a row share.
+struct WordRow {
+  Query query;
+  Interval hull;      // of positions; all where columns are listed
+  int64_t first_key;  // the position of column 0; 0 where they are listed
+
+  ATTN_MASK_INLINE static WordRow of(const Rule& rule, const Query& query,
+                                     const Positions& kv_positions) {
+    if (kv_positions.listed) {
+      return {query, {-kOpen, kOpen}, 0};
+    }
+    return {query, row_hull(rule, query).positions, kv_positions.at(query.batch, 0)};
+  }
+};
+
+/// Which of `columns`, at most 64 and at least one, the row's query attends to; bit 0 is the first.
+/// Bits beyond them are 0.
+ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const WordRow& row,
+                                   const Positions& kv_positions, Interval columns,
+                                   const WordStack& stack) {
+  const int64_t count = columns.end - columns.begin;
+  const int64_t key = row.first_key + columns.begin;
+  uint64_t hull = kv_positions.listed ? ~uint64_t{0} : word_of(row.hull, key);
+  if (count < kWordSize) {
+    hull &= low_bits(count);
+  }
+  if (hull == 0 || plan.size == 0) {
+    return hull;
+  }
+  uint64_t* waiting = stack.words;  // past the last
+  uint64_t top = ~uint64_t{0};
+  ATTN_MASK_ONE_BY_ONE
+  for (int32_t i = 0; i < plan.size; ++i) {
+    const uint32_t entry = plan.steps[i];
+    const uint32_t step = entry & 3;
+    if (step == WordPlan::kAnd) {
+      top &= *(waiting -= stack.step);
+      continue;
+    }
+    if (step == WordPlan::kOr) {
+      top |= *(waiting -= stack.step);
+      continue;
+    }
+    if (i > 0) {
+      *waiting = top;
+      waiting += stack.step;
+    }
+    const Rule::Node& leaf = rule.nodes[entry >> 2];
+    top = step == WordPlan::kLeaf
+              ? run_word(leaf, row.query, row.query.position, columns.begin, key, count)
+              : moved_leaf_word(rule, leaf, row.query, kv_positions, columns);
+  }
+  return hull & top;
+}
+
+/// Whether no leaf is evaluated key by key (but for ids of which the prepare step finds that one
+/// has several runs).
+inline bool has_words(const Rule& rule, const Positions& kv_positions) {
+  bool all = !kv_positions.listed;
+  for (int32_t i = 0; i < rule.size; ++i) {
+    const Rule::Node& node = rule.nodes[i];
+    all = all && (node.kind != Rule::Kind::kSameId || node.same_id.ids.bounds.begin != nullptr) &&
+          (node.kind != Rule::Kind::kPadding || node.padding.element_size == Padding::kBits);
+  }
+  for (int32_t i = 0; i < rule.steps_size; ++i) {
+    const Table& table = rule.steps[i].table;
+    all = all && (!table.exists() || table.bounds.begin != nullptr);
+  }
+  return all;
+}
+
+}  // namespace attn_mask
