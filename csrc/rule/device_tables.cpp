@@ -110,20 +110,4 @@ DeviceTables::DeviceTables(Question& question, const std::function<void*(size_t 
   }
 }
 
-int64_t DeviceTables::most_rows() const {
-  int64_t most = 0;
-  for (int32_t i = 0; i < size; ++i) {
-    most = std::max(most, jobs[i].rows);
-  }
-  return most;
-}
-
-int64_t DeviceTables::longest() const {
-  int64_t longest = 0;
-  for (int32_t i = 0; i < size; ++i) {
-    longest = std::max(longest, jobs[i].length);
-  }
-  return longest;
-}
-
 }  // namespace attn_mask

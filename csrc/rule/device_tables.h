@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 
@@ -41,8 +42,17 @@ struct DeviceTables {
   /// or the 17th and more, stay as they are.
   DeviceTables(Question& question, const std::function<void*(size_t bytes)>& allocate);
 
-  int64_t most_rows() const;
-  int64_t longest() const;
+  int64_t most_rows() const {
+    return std::max_element(jobs, jobs + size,
+                            [](const auto& a, const auto& b) { return a.rows < b.rows; })
+        ->rows;
+  }
+
+  int64_t longest() const {
+    return std::max_element(jobs, jobs + size,
+                            [](const auto& a, const auto& b) { return a.length < b.length; })
+        ->length;
+  }
 };
 
 static_assert(sizeof(DeviceTables) <= 4096, "kernel parameters");

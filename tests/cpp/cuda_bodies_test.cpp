@@ -50,7 +50,7 @@ void expect_mask(MaskTask task, int64_t threads) {
     ASSERT_EQ(test::Bytes(all.begin() + offset * static_cast<int64_t>(sizeof(T)), all.end()), want)
         << "b=" << task.batch_size << " q=" << task.q_length << " kv=" << task.kv_length
         << " element " << sizeof(T);
-    ASSERT_TRUE(got.guard_intact()) << "written beyond the mask";
+    ASSERT_TRUE(got.guard_intact()) << "written after the mask";
   }
 }
 
@@ -135,7 +135,7 @@ void expect_unmask(UnmaskTask task, int64_t threads) {
     }
     const test::Bytes all = got.contents();
     ASSERT_EQ(test::Bytes(all.begin() + static_cast<int64_t>(before), all.end()), want);
-    ASSERT_TRUE(got.guard_intact()) << "written beyond the mask";
+    ASSERT_TRUE(got.guard_intact()) << "written after the mask";
   }
 }
 
