@@ -14,7 +14,8 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
            $(shell find cmake csrc python tests/cpp -type f \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
-.PHONY: setup build test test-all test-cpp test-python test-releases fuzz lint format demo cpp-demo bench bench-cpp gpu clean
+.PHONY: setup build test test-all test-cpp test-python test-releases fuzz lint format demo cpp-demo bench bench-cpp gpu \
+        clean distclean
 
 setup: $(VENV)/.requirements
 
@@ -117,5 +118,12 @@ gpu:
 	cp build/gpu/gpu.json bench/results/gpu.json
 	$(PYTHON) bench/write_benchmarks.py
 
+# What was built. Environments stay; their copies of the package are made anew by the next build.
 clean:
-	rm -rf build dist .venv*
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .venv*/.installed
+	rm -rf python/*.egg-info $(addprefix python/attn_mask/,*.so include lib share _built_for.py)
+	find bench examples python scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Environments, too, and the releases of transformers that were installed for tests.
+distclean: clean
+	rm -rf .venv* .cache

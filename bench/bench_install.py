@@ -74,7 +74,7 @@ class Case:
         positions = torch.arange(seen, self.kv_length)[None]
         create = getattr(masking_utils, FUNCTIONS[self.function])
         padding = self.padding
-        # By place: 5.24 has another name for the cache.
+        # By place: the cache's name differs between releases.
         return lambda: create(of_model, embeds, padding, cache, position_ids=positions)
 
 

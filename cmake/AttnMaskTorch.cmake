@@ -64,7 +64,7 @@ if(NOT TARGET attn_mask_torch)
   function(attn_mask_import_torch target)
     add_library(${target} INTERFACE IMPORTED GLOBAL)
     foreach(_name IN LISTS ARGN)
-      # Not cached: another torch may be asked for the next time.
+      # Not cached: the next call may be for another torch.
       find_library(_library ${_name} PATHS "${_found}/lib" NO_DEFAULT_PATH NO_CACHE REQUIRED)
       target_link_libraries(${target} INTERFACE "${_library}")
       unset(_library)
@@ -83,7 +83,7 @@ if(NOT TARGET attn_mask_torch)
                                                    ATTN_MASK_CUDA_VERSION "${_cuda}")
 endif()
 
-# Asked for again, maybe in another folder of the same project, whose variables are others.
+# Called again, maybe in another folder of the same project, whose variables are others.
 get_target_property(ATTN_MASK_TORCH_VERSION attn_mask_torch ATTN_MASK_VERSION)
 get_target_property(ATTN_MASK_TORCH_CUDA_VERSION attn_mask_torch ATTN_MASK_CUDA_VERSION)
 get_target_property(ATTN_MASK_TORCH_FOUND_ROOT attn_mask_torch ATTN_MASK_ROOT)

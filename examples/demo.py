@@ -138,9 +138,9 @@ def sentences(encoder: Encoder) -> None:
     effect = (without - found).abs().max().item()
     check(effect > 1e-2, f"without padding mask the embeddings would be off by up to {effect:.2f}")
 
-    asked = encoder.tokens(list(QUERIES))
-    mask = ours._prepare_4d_attention_mask(asked["attention_mask"], encoder.model.dtype)
-    scores = encoder.embed(asked, mask) @ found.T
+    queries = encoder.tokens(list(QUERIES))
+    mask = ours._prepare_4d_attention_mask(queries["attention_mask"], encoder.model.dtype)
+    scores = encoder.embed(queries, mask) @ found.T
     for (query, author), row in zip(QUERIES.items(), scores, strict=True):
         (first, second), (nearest, _) = row.topk(2)
         hit, opening = list(OPENINGS.items())[nearest]
@@ -159,15 +159,15 @@ def causal(encoder: Encoder) -> None:
     embeds = torch.zeros(*padding.shape, 1)
     lowest = torch.finfo(embeds.dtype).min
     mask = ours._prepare_4d_causal_attention_mask(padding, padding.shape, embeds, 0, 3)
-    opened = ours.AttentionMaskConverter._unmask_unattended(mask, lowest)
+    unmasked = ours.AttentionMaskConverter._unmask_unattended(mask, lowest)
     panels = [
         Panel.fit(drawing(mask[0, 0], words[0]), title=SPOKEN[0]),
         Panel.fit(drawing(mask[1, 0], words[1]), title=SPOKEN[1]),
-        Panel.fit(drawing(opened[1, 0], words[1]), title="... unmasked"),
+        Panel.fit(drawing(unmasked[1, 0], words[1]), title="... unmasked"),
     ]
     console.print(Columns(panels))
     console.print(
-        "a row per query: ■ attended (0), · masked (finfo.min), □ a row without keys, opened (-0.0)"
+        "a row per query: ■ attended (0), · masked (finfo.min), □ unmasked row (-0.0)"
         "\nwindow 3: a token and the 3 before it, as in transformers since 4.39"
     )
 
@@ -190,7 +190,7 @@ def causal(encoder: Encoder) -> None:
 def masks_of(
     utils: ModuleType, padding: torch.Tensor, q: int, window: int | None, dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """The eager and sdpa masks of the last q queries, and the former with empty rows opened."""
+    """The eager and sdpa masks of the last q queries, and the former with empty rows unmasked."""
     embeds = torch.zeros(len(padding), q, 1, dtype=dtype)
     arguments = (padding, embeds.shape[:2], embeds, padding.shape[1] - q, window)
     eager = utils._prepare_4d_causal_attention_mask(*arguments)

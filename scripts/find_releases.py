@@ -2,7 +2,7 @@
 
     python scripts/find_releases.py
 
-Asks pip which releases there are (yanked ones and release candidates, too), downloads one wheel
+Gets the list of releases from pip (yanked ones and release candidates, too), downloads one wheel
 after the other, hashes the file in it and deletes the wheel: some 130 wheels of 10 MB the first
 time. What it finds, which releases hold which file, becomes tests/support/releases.json. Releases
 that are there already are not downloaded again.

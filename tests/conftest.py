@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "de
 
 
 def pytest_configure(config):
-    # Said once per process by whichever test is first to make a complex32 tensor.
+    # Torch warns once per process, in the first test that makes a complex32 tensor.
     config.addinivalue_line("filterwarnings", "ignore:ComplexHalf support is experimental")
 
 

@@ -39,7 +39,7 @@ ATTN_MASK_API at::Tensor expand_mask(const at::Tensor& mask, at::ScalarType dtyp
                                      std::optional<int64_t> tgt_len = std::nullopt);
 
 /// `AttentionMaskConverter._unmask_unattended`: a copy of [..., q, kv] in which the rows that hold
-/// `min_dtype` throughout are open: their elements become -0.0 (0 with the sign they had).
+/// `min_dtype` throughout are unmasked: their elements become -0.0 (0 with the sign they had).
 ATTN_MASK_API at::Tensor unmask_unattended(const at::Tensor& expanded_mask,
                                            const at::Scalar& min_dtype);
 
@@ -52,7 +52,7 @@ ATTN_MASK_API bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& atte
                                            std::optional<int64_t> sliding_window = std::nullopt,
                                            bool is_training = false);
 
-/// `AttentionMaskConverter`: a causal flag and a window, to be asked for masks.
+/// `AttentionMaskConverter`: a causal flag and a window, and the masks for them.
 class ATTN_MASK_API AttentionMaskConverter {
  public:
   explicit AttentionMaskConverter(bool is_causal,

@@ -8,9 +8,9 @@
 ///     at::Tensor bias = additive(rule, batch_size, q_length, kv_length, {.dtype = at::kBFloat16});
 ///
 /// They mirror `attn_mask.rules` of the Python package. Sizes: b batch_size, q q_length, kv
-/// kv_length; n is the length of a table, in which every position asked about should be: what lies
-/// outside attends to nothing. Ids and positions are uint8 or signed integers. A batch size of 1
-/// in a tensor stands for all rows, and so does [n] in place of [b, n].
+/// kv_length; n is the length of a table, in which every position that is looked up should be: what
+/// lies outside attends to nothing. Ids and positions are uint8 or signed integers. A batch size of
+/// 1 in a tensor stands for all rows, and so does [n] in place of [b, n].
 ///
 /// Errors: functions that make rules throw c10::TypeError for tensors that are undefined or of a
 /// wrong dtype or layout, and c10::ValueError for ranks and sizes; whether batch size and device
@@ -30,7 +30,7 @@ namespace attn_mask {
 
 /// Which keys each query attends to. An immutable value, cheap to copy, that any number of threads
 /// may use at once. It shares its tensors, so that it may outlive all their other owners, and masks
-/// show the elements that they have when it is asked.
+/// show the elements that they have when it is evaluated.
 class ATTN_MASK_API MaskRule {
  public:
   // Copies only: a move would leave a rule that is none.
@@ -55,7 +55,7 @@ ATTN_MASK_API MaskRule operator&(const MaskRule& a, const MaskRule& b);
 /// A query attends to the keys that it attends to by any of the two rules.
 ATTN_MASK_API MaskRule operator|(const MaskRule& a, const MaskRule& b);
 
-/// A query attends to no key behind its own position.
+/// k is visible to q iff k <= q.
 ATTN_MASK_API MaskRule causal();
 
 /// A query attends to every key.
@@ -90,10 +90,10 @@ ATTN_MASK_API MaskRule padding(const at::Tensor& mask);
 /// A query attends to the keys of the mask that a boolean tensor [b, heads or 1, q, kv] says.
 ATTN_MASK_API MaskRule bits(const at::Tensor& attends);
 
-/// The rule, asked about positions[b, q] and positions[b, k]; integers [b, n].
+/// The rule, evaluated at positions[b, q] and positions[b, k]; integers [b, n].
 ATTN_MASK_API MaskRule reindex(const MaskRule& rule, const at::Tensor& positions);
 
-/// The rule, asked about q + q_offset and k + kv_offset, both within 2^59 of 0.
+/// The rule, evaluated at q + q_offset and k + kv_offset, both within 2^59 of 0.
 ATTN_MASK_API MaskRule shift(const MaskRule& rule, int64_t q_offset, int64_t kv_offset);
 
 /// What `additive` may be told, in this order: `{.dtype = at::kHalf, .q_offset = past}`.

@@ -10,15 +10,12 @@
 
 #include "ops/checks.h"
 #include "ops/kernels.h"
-#include "ops/operators.h"
+#include "ops/table.h"
 #include "ops/write_mask.h"
 #include "rule/prepare.h"
 
 namespace attn_mask {
 namespace {
-
-constexpr auto kOp = "block_mask";
-constexpr auto kStatesOp = "_block_states";
 
 // More than any device can spare for where blocks lie, so that whoever asks for it does not know.
 constexpr int64_t kMostIndexBytes = int64_t{32} << 30;
@@ -92,7 +89,7 @@ c10::SymInt stored_width(const char* argument, const std::optional<c10::SymInt>&
   if (!width) {
     return total;
   }
-  ATTN_MASK_CHECK_SYM_VALUE(width->sym_ge(0), kOp, ": expected ", argument,
+  ATTN_MASK_CHECK_SYM_VALUE(width->sym_ge(0), ops::BlockMask::kName, ": expected ", argument,
                             " to be at least 0, but got ", *width);
   return width->min(total);
 }
@@ -206,15 +203,15 @@ std::optional<LongestLines> write_block_mask(const char* op, const BlockArgument
 
 namespace ops {
 
-std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList operands,
-                                   c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
-                                   c10::SymInt kv_length, c10::SymInt q_block_size,
-                                   c10::SymInt kv_block_size, c10::SymInt q_offset,
-                                   c10::SymInt kv_offset,
-                                   const std::optional<at::Tensor>& q_positions,
-                                   const std::optional<at::Tensor>& kv_positions,
-                                   std::optional<at::Device> device, bool separate_full_blocks,
-                                   OptionalSymInt kv_width, OptionalSymInt q_width) {
+std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                                       c10::SymInt batch_size, c10::SymInt heads,
+                                       c10::SymInt q_length, c10::SymInt kv_length,
+                                       c10::SymInt q_block_size, c10::SymInt kv_block_size,
+                                       c10::SymInt q_offset, c10::SymInt kv_offset,
+                                       const std::optional<at::Tensor>& q_positions,
+                                       const std::optional<at::Tensor>& kv_positions,
+                                       std::optional<at::Device> device, bool separate_full_blocks,
+                                       OptionalSymInt kv_width, OptionalSymInt q_width) {
   const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
                                   q_offset,
                                   kv_offset,
@@ -226,7 +223,7 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
                                  kv_block_size,
                                  separate_full_blocks};
   BlockMaskTask task{};
-  const CheckedBlocks checked = check_blocks(kOp, arguments, task);
+  const CheckedBlocks checked = check_blocks(kName, arguments, task);
   const c10::SymInt& q_blocks = checked.q_blocks;
   const c10::SymInt& kv_blocks = checked.kv_blocks;
   const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
@@ -236,7 +233,7 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
   const auto of_q_bytes = product({batch_size, heads, kv_blocks, of_q, 4 * kinds});
   TORCH_CHECK_VALUE(
       !of_kv_bytes || !of_q_bytes || std::max(*of_kv_bytes, *of_q_bytes) <= kMostIndexBytes / 2,
-      kOp, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
+      kName, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
       heads, ", ", q_blocks, ", ", kv_blocks, "] int32 (or, stored with kv_width and q_width, ",
       of_kv, " in each row and ", of_q,
       " in each column) take more; create_block_mask(compact=True) ",
@@ -273,11 +270,11 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
     task.kv[kind] = kv[kind].lists();
     task.q[kind] = q[kind].lists();
   }
-  const std::optional<LongestLines> longest = write_block_mask(kOp, arguments, checked, task);
-  TORCH_CHECK_VALUE(!longest || longest->kv <= task.kv_width, kOp, ": expected kv_width to be at ",
-                    "least ", longest->kv, ", the most blocks of keys that a row has, but got ",
-                    task.kv_width);
-  TORCH_CHECK_VALUE(!longest || longest->q <= task.q_width, kOp, ": expected q_width to be at ",
+  const std::optional<LongestLines> longest = write_block_mask(kName, arguments, checked, task);
+  TORCH_CHECK_VALUE(!longest || longest->kv <= task.kv_width, kName,
+                    ": expected kv_width to be at ", "least ", longest->kv,
+                    ", the most blocks of keys that a row has, but got ", task.kv_width);
+  TORCH_CHECK_VALUE(!longest || longest->q <= task.q_width, kName, ": expected q_width to be at ",
                     "least ", longest->q,
                     ", the most blocks of queries that a column has, but got ", task.q_width);
   for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
@@ -287,12 +284,13 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
   return result;
 }
 
-at::Tensor block_states(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
-                        c10::SymInt heads, c10::SymInt q_length, c10::SymInt kv_length,
-                        c10::SymInt q_block_size, c10::SymInt kv_block_size, c10::SymInt q_offset,
-                        c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
-                        const std::optional<at::Tensor>& kv_positions,
-                        std::optional<at::Device> device) {
+at::Tensor BlockStates::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                            c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
+                            c10::SymInt kv_length, c10::SymInt q_block_size,
+                            c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
+                            const std::optional<at::Tensor>& q_positions,
+                            const std::optional<at::Tensor>& kv_positions,
+                            std::optional<at::Device> device) {
   const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
                                   q_offset,
                                   kv_offset,
@@ -304,13 +302,13 @@ at::Tensor block_states(c10::SymIntArrayRef rule, at::TensorList operands, c10::
                                  kv_block_size,
                                  /*separate_full_blocks=*/true};
   BlockMaskTask task{};
-  const CheckedBlocks checked = check_blocks(kStatesOp, arguments, task);
+  const CheckedBlocks checked = check_blocks(kName, arguments, task);
   if (checked.device.is_meta()) {
     const c10::SymInt rows = checked.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
     return at::empty_symint({rows, checked.decoded.heads, checked.q_blocks, checked.kv_blocks},
                             at::TensorOptions().dtype(at::kByte).device(at::kMeta));
   }
-  return find_states(kStatesOp, arguments, checked, task);
+  return find_states(kName, arguments, checked, task);
 }
 
 }  // namespace ops

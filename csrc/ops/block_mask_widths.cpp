@@ -8,13 +8,11 @@
 #include <array>
 
 #include "ops/block_mask.h"
-#include "ops/operators.h"
+#include "ops/table.h"
 #include "rule/hull.h"
 
 namespace attn_mask {
 namespace {
-
-constexpr auto kOp = "_block_mask_widths";
 
 /// The blocks of `size` that so many neighbours can touch.
 int64_t touched(int64_t neighbours, int64_t size) { return (neighbours + size - 2) / size + 1; }
@@ -49,7 +47,7 @@ std::optional<LongestLines> declared(const BlockMaskTask& task) {
 
 namespace ops {
 
-std::vector<int64_t> block_mask_widths(
+std::vector<int64_t> BlockMaskWidths::run(
     c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt heads,
     c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_block_size,
     c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
@@ -66,8 +64,8 @@ std::vector<int64_t> block_mask_widths(
                                  kv_block_size,
                                  separate_full_blocks};
   BlockMaskTask task{};
-  const CheckedBlocks checked = check_blocks(kOp, arguments, task);
-  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kOp,
+  const CheckedBlocks checked = check_blocks(kName, arguments, task);
+  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kName,
                               ": expected tensors with values, but got device meta");
   if (task.empty()) {
     return {0, 0};
@@ -89,7 +87,7 @@ std::vector<int64_t> block_mask_widths(
     task.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
     task.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
   }
-  if (const auto longest = write_block_mask(kOp, arguments, checked, task)) {
+  if (const auto longest = write_block_mask(kName, arguments, checked, task)) {
     return {longest->kv, longest->q};
   }
   if (of_kv.numel() == 0 || of_q.numel() == 0) {

@@ -9,7 +9,7 @@
 
 namespace example {
 
-/// A dict; to ask for what it lacks is an error that says so.
+/// A dict; a key that it lacks is an error that names it.
 class Archive {
  public:
   explicit Archive(const c10::IValue& dict) : dict_(dict.toGenericDict()) {}

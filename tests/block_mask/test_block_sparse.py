@@ -261,7 +261,7 @@ def test_flex_attention_with_a_mask(sizes, shared, density, seed):
 
 
 def test_only_the_counted_indices_count():
-    """Behind them may be anything, as in masks that were not made here."""
+    """After them anything may follow, as in masks that were not made here."""
     given_states = states(3, 1, 1, 4, 6)
     mask = block_sparse._BlockSparseMask(
         torch.tensor([[[1, 2]]], dtype=torch.int32),
@@ -304,7 +304,7 @@ def test_the_empty_mask_masks_nothing():
 
 
 def test_gradients_on_a_cpu():
-    """Torch's flex attention has none there, and says so."""
+    """Torch's flex attention has none there and raises."""
     query, key, value = states(7, 1, 1, 4, 4)
     with pytest.raises(NotImplementedError, match="does not support backward on CPU"):
         block_sparse._flex_attention(query.requires_grad_(), key, value)
@@ -323,7 +323,7 @@ def attend(query, key, value, dense):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compiled(backend):
-    """Backends that know no blocks mask, too."""
+    """Backends without block sparsity mask elements, too."""
     if backend == "inductor":
         skip_without_avx2()
     length = 64

@@ -63,9 +63,9 @@ TEST(ExpandMask, RepeatsThePaddingForEachQuery) {
 }
 
 TEST(UnmaskUnattended, OpensRowsWithNegativeZero) {
-  const at::Tensor opened = unmask_unattended(additive({{0, 0, 0}, {0, 1, 0}}), at::Scalar(kMin));
-  EXPECT_TRUE(at::equal(opened, additive({{1, 1, 1}, {0, 1, 0}})));
-  EXPECT_TRUE(opened[0].signbit().all().item<bool>());
+  const at::Tensor unmasked = unmask_unattended(additive({{0, 0, 0}, {0, 1, 0}}), at::Scalar(kMin));
+  EXPECT_TRUE(at::equal(unmasked, additive({{1, 1, 1}, {0, 1, 0}})));
+  EXPECT_TRUE(unmasked[0].signbit().all().item<bool>());
 }
 
 TEST(Prepare, FollowsTheSkipRules) {
@@ -156,7 +156,7 @@ TEST(Reference, AllFunctionsAgainstLoops) {
     EXPECT_TRUE(same(*prepare_4d_causal_attention_mask_for_sdpa(mask, {b, q}, embeds, past, window,
                                                                 /*allow_skip=*/false),
                      padded));
-    // A 4-D mask of ones and zeros says all by itself.
+    // A 4-D mask of ones and zeros is used as it is.
     const at::Tensor attends = padded.eq(0);
     EXPECT_TRUE(same(*prepare_4d_causal_attention_mask(attends, {b, q}, embeds, past), padded));
     if (q > 1 || window) {
@@ -166,17 +166,17 @@ TEST(Reference, AllFunctionsAgainstLoops) {
       EXPECT_TRUE(same(
           *prepare_4d_causal_attention_mask(std::nullopt, {b, q}, embeds, past, window), causal));
     }
-    const at::Tensor opened =
+    const at::Tensor unmasked =
         at::where(padded.ne(0).all(3, true), at::full_like(padded, -0.0), padded);
-    EXPECT_TRUE(same(unmask_unattended(padded, test::lowest(dtype)), opened));
+    EXPECT_TRUE(same(unmask_unattended(padded, test::lowest(dtype)), unmasked));
     // Two switches; a 4-D mask that is not unmasked comes back itself.
     for (const bool unmasks : {false, true}) {
       EXPECT_TRUE(same(*prepare_4d_causal_attention_mask_for_sdpa(
                            mask, {b, q}, embeds, past, window, /*allow_skip=*/false, unmasks),
-                       unmasks ? opened : padded));
+                       unmasks ? unmasked : padded));
       const at::Tensor same_4d = *prepare_4d_causal_attention_mask_for_sdpa(
           padded, {b, q}, embeds, past, window, /*allow_skip=*/true, unmasks);
-      EXPECT_TRUE(same(same_4d, unmasks ? opened : padded));
+      EXPECT_TRUE(same(same_4d, unmasks ? unmasked : padded));
       EXPECT_EQ(same_4d.is_same(padded), !unmasks);
     }
   }

@@ -52,7 +52,7 @@ void expect_written(const Isa& isa, MaskTask task, int64_t keys, int64_t split) 
                        << " kv=" << task.kv_length << " size=" << task.format.element_size;
   for (size_t i = 0; i < kGuard; ++i) {
     ASSERT_EQ(memory[i], 0xA5) << "written before the mask";
-    ASSERT_EQ(memory[memory.size() - 1 - i], 0xA5) << "written behind the mask";
+    ASSERT_EQ(memory[memory.size() - 1 - i], 0xA5) << "written beyond the mask";
   }
 }
 
@@ -82,7 +82,7 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
       if (random() % 4 != 0) {
         task.rule = task.rule & make_rule(padding.leaf);
       }
-      if (random() % 4 == 0) {  // two leaves that need asking: key by key
+      if (random() % 4 == 0) {  // two leaves that are evaluated key by key
         task.rule = task.rule & make_rule(more.leaf);
       }
       test::set_contiguous(task);
@@ -183,7 +183,7 @@ UnmaskTask random_rows(std::mt19937& random, int32_t size, test::Bytes& memory) 
 
 TEST(UnmaskRows, AgreesWithTheReferenceOnEveryInstructionSet) {
   std::mt19937 random(13);
-  int opened = 0;
+  int unmasked = 0;
   for (const Isa& isa : isas()) {
     for (int trial = 0; trial < 400; ++trial) {
       test::Bytes memory;
@@ -196,14 +196,14 @@ TEST(UnmaskRows, AgreesWithTheReferenceOnEveryInstructionSet) {
       isa.kernels->unmask_rows(task, rows / 2, rows);
       isa.kernels->unmask_rows(task, 0, rows / 2);
       for (size_t i = want.size(); i < got.size(); ++i) {
-        ASSERT_EQ(got[i], 0xA5) << "written behind the rows";
+        ASSERT_EQ(got[i], 0xA5) << "written beyond the rows";
       }
       got.resize(want.size());
       ASSERT_EQ(got, want) << isa.name;
-      opened += isa.kernels->all(task.in, task.is_min, 0, 0, task.in.length) ? 1 : 0;
+      unmasked += isa.kernels->all(task.in, task.is_min, 0, 0, task.in.length) ? 1 : 0;
     }
   }
-  EXPECT_GT(opened, 50);  // the trials do contain rows to open
+  EXPECT_GT(unmasked, 50);  // the trials do contain rows to unmask
 }
 
 TEST(All, FindsAMissWhereverItIs) {

@@ -1,5 +1,5 @@
-// For every kind of node: whatever a level or a kernel makes of a rule, it is what the rule's
-// definition says of each element.
+// For every kind of node: each level and each kernel gives what the rule's definition gives for
+// each element.
 
 #include <gtest/gtest.h>
 
@@ -43,7 +43,7 @@ Elements by_definition(const Question& question) {
   });
 }
 
-/// What spans say, with the nodes that they leave unresolved evaluated by their definition.
+/// The spans' result, with the nodes that they leave unresolved evaluated by their definition.
 void write_spans(const Question& question, const Query& query, const RowSpans& row, uint8_t* out) {
   for (int64_t k = 0; k < question.kv_length; ++k) {
     out[k] = std::any_of(row.spans.at, row.spans.at + row.spans.size,

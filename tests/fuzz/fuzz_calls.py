@@ -56,7 +56,7 @@ UPSTREAM = re.compile(
             r"^All inputs should be callable mask_functions: ",
             r"^Sliding window is currently only implemented for causal masking",
             r"^~ \(operator\.invert\) is only implemented on",
-            # Of mask functions that look positions up in tables that end too early.
+            # Of mask functions that index tables that end too early.
             r"^index (-?\d+ )?is out of bounds for dimension|^too many indices for tensor",
         ]
     )
@@ -239,7 +239,7 @@ def operator_case(rng):
     if "rule" in names and rng.random() < 0.2:
         arguments["rule"] = mutated(rng, arguments["rule"])
     arguments = {key: value for key, value in arguments.items() if key in names}
-    host_decisions = (*sample_calls.HOST_DECISIONS, "_block_mask_widths")
+    host_decisions = attn_mask._library.operators_that(is_host_decision=True)
     if rng.random() < 0.4 and name not in host_decisions and is_plain(arguments):
         return as_on_meta, (overload, arguments), {}
     return overload, (), arguments
@@ -385,7 +385,7 @@ def depth_of(tree):
 
 
 def compared_case(rng):
-    """An operator on a rule, whose result the reference knows."""
+    """An operator on a rule, compared with the reference."""
     given = random_program(rng)
     names = ("rule", "operands", "batch_size", "q_length", "kv_length")
     args = [given[name] for name in names]
@@ -876,7 +876,7 @@ def work(first):
 
 
 class Worker:
-    """A process that works through cases, and what it said last."""
+    """A process that works through cases, and the last line that it printed."""
 
     def __init__(self, first):
         command = [sys.executable, __file__, "--worker", str(first)]
@@ -885,7 +885,7 @@ class Worker:
         self.buffer = b""
 
     def lines(self, seconds):
-        """What it says, as soon as it says something; None where it says nothing for so long."""
+        """The next line that it prints; None if it prints nothing for so long."""
         fd = self.process.stdout.fileno()
         if not select.select([fd], [], [], seconds)[0]:
             return None

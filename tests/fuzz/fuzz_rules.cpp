@@ -1,4 +1,4 @@
-// Compares everything that evaluates rules on a CPU with what their programs say of each element:
+// Compares everything that evaluates rules on a CPU with their programs, element by element:
 // the decoder, spans, runs of rows, dense kernels of every instruction set, block masks, operators.
 // Built with AddressSanitizer and UBSan; each input lies in memory of exactly its size.
 //
@@ -24,7 +24,7 @@
 #include "format/additive.h"
 #include "format/boolean.h"
 #include "ops/dtypes.h"
-#include "ops/operators.h"
+#include "ops/forms.h"
 #include "ops/rule_question.h"
 #include "problem.h"
 #include "reference.h"
@@ -567,13 +567,15 @@ class Check {
     const bool unmasks = random_.one_in(3);
     at::Tensor mask;
     if (random_.one_in(2)) {
-      mask = ops::boolean(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
-                          a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, unmasks,
-                          random_.pick<int64_t>({1, 2, 8, 16}));
+      mask = ops::Forms<ops::Boolean>::fresh(a.code, a.operands, a.batch_size, a.q_length,
+                                             a.kv_length, a.q_offset, a.kv_offset, a.q_positions,
+                                             a.kv_positions, std::nullopt, unmasks,
+                                             random_.pick<int64_t>({1, 2, 8, 16}));
     } else {
       mask = random_out(problem_.heads, at::kBool);
-      ops::boolean_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
-                       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, unmasks, mask);
+      ops::Forms<ops::Boolean>::out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length,
+                                    a.q_offset, a.kv_offset, a.q_positions, a.kv_positions,
+                                    std::nullopt, unmasks, mask);
     }
     expect_mask(
         mask, problem_.heads,
@@ -661,15 +663,15 @@ class Check {
     }
     at::Tensor mask;
     if (random_.one_in(2)) {
-      mask =
-          ops::additive(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
-                        a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias, std::nullopt,
-                        unmasks, masked_value, random_.pick<int64_t>({1, 2, 8, 16}));
+      mask = ops::Forms<ops::Additive>::fresh(
+          a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype, a.q_offset, a.kv_offset,
+          a.q_positions, a.kv_positions, bias, std::nullopt, unmasks, masked_value,
+          random_.pick<int64_t>({1, 2, 8, 16}));
     } else {
       mask = random_out(heads, dtype);
-      ops::additive_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
-                        a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias, std::nullopt,
-                        unmasks, masked_value, mask);
+      ops::Forms<ops::Additive>::out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length,
+                                     dtype, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions,
+                                     bias, std::nullopt, unmasks, masked_value, mask);
     }
     expect_mask(
         mask, heads,
@@ -690,7 +692,7 @@ class Check {
     const OperatorArguments& a = arguments_;
     BlockMaskTask task = block_task();
     const std::vector<BlockState> states = states_of(task);
-    const at::Tensor found = ops::block_states(
+    const at::Tensor found = ops::BlockStates::run(
         a.code, a.operands, a.batch_size, problem_.heads, a.q_length, a.kv_length, task.q_block,
         task.kv_block, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
     const at::Tensor all = found.expand({task.batch_size, task.heads, -1, -1}).contiguous();
@@ -711,9 +713,9 @@ class Check {
     const Lists kv = lists_of(task, of_heads, /*of_keys=*/true, task.kv_blocks());
     const Lists q = lists_of(task, of_heads, /*of_keys=*/false, task.q_blocks());
     const auto widths =
-        ops::block_mask_widths(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
-                               task.q_block, task.kv_block, a.q_offset, a.kv_offset, a.q_positions,
-                               a.kv_positions, std::nullopt, task.separate_full);
+        ops::BlockMaskWidths::run(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
+                                  task.q_block, task.kv_block, a.q_offset, a.kv_offset,
+                                  a.q_positions, a.kv_positions, std::nullopt, task.separate_full);
     expect(widths.size() == 2 && kv.longest <= widths[0] && widths[0] <= task.kv_blocks() &&
                q.longest <= widths[1] && widths[1] <= task.q_blocks(),
            "_block_mask_widths", problem_);
@@ -728,11 +730,11 @@ class Check {
         kv_width.value_or(kMost) >= kv.longest && q_width.value_or(kMost) >= q.longest;
     std::vector<at::Tensor> lists;
     try {
-      lists = ops::block_mask(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
-                              task.q_block, task.kv_block, a.q_offset, a.kv_offset, a.q_positions,
-                              a.kv_positions, std::nullopt, task.separate_full,
-                              kv_width ? std::optional<c10::SymInt>(*kv_width) : std::nullopt,
-                              q_width ? std::optional<c10::SymInt>(*q_width) : std::nullopt);
+      lists = ops::BlockMask::run(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
+                                  task.q_block, task.kv_block, a.q_offset, a.kv_offset,
+                                  a.q_positions, a.kv_positions, std::nullopt, task.separate_full,
+                                  kv_width ? std::optional<c10::SymInt>(*kv_width) : std::nullopt,
+                                  q_width ? std::optional<c10::SymInt>(*q_width) : std::nullopt);
     } catch (const c10::ValueError&) {
       expect(!fits, "block_mask refused widths", problem_);
       return;
@@ -778,7 +780,7 @@ class Check {
   Mask mask_;
 };
 
-/// A program that may be none: refused with an error of the caller's, or what it says.
+/// A program that may be invalid: an error of the caller's, or the mask that it describes.
 void check_decoder(Random& random, Drawer& drawer) {
   Problem problem = drawer.problem();
   if (random.one_in(3)) {
@@ -931,14 +933,14 @@ void check_padding_operators(Random& random) {
   if (causal && random.one_in(2)) {
     window = random.one_in(8) ? kMost : random.between(1, 20);
   }
-  const bool opens = random.one_in(2);
+  const bool unmasks = random.one_in(2);
   at::Tensor got;
   if (random.one_in(2)) {
-    got = ops::to_4d(mask, q_length, dtype, kv_length, causal, window, opens,
-                     random.pick<int64_t>({1, 8}));
+    got = ops::Forms<ops::To4d>::fresh(mask, q_length, dtype, kv_length, causal, window, unmasks,
+                                       random.pick<int64_t>({1, 8}));
   } else {
     got = random_layout(random, {batch_size, 1, q_length, kv_length}, dtype, /*repeats=*/false);
-    ops::to_4d_out(mask, q_length, dtype, kv_length, causal, window, opens, got);
+    ops::Forms<ops::To4d>::out(mask, q_length, dtype, kv_length, causal, window, unmasks, got);
   }
   const DenseFormat format = additive_format(dtype);
   // One query without a window attends to all keys.
@@ -951,10 +953,10 @@ void check_padding_operators(Random& random) {
         const bool near = !window || q - k <= window->expect_int();
         attended.push_back(get(mask, {batch, k}) == 1 && (!is_bounded || (k <= q && near)));
       }
-      const bool opened =
-          opens && std::none_of(attended.begin(), attended.end(), [](bool one) { return one; });
+      const bool unmasked =
+          unmasks && std::none_of(attended.begin(), attended.end(), [](bool one) { return one; });
       for (int64_t k = 0; k < kv_length; ++k) {
-        const uint64_t want = opened                             ? sign_bit(dtype)
+        const uint64_t want = unmasked                           ? sign_bit(dtype)
                               : attended[static_cast<size_t>(k)] ? format.attend
                                                                  : format.masked;
         if (get(got, {batch, 0, row, k}) != want) {
@@ -986,10 +988,10 @@ void check_mask_operators(Random& random) {
   for (int64_t i = 0; i < mask.numel(); ++i) {
     put(mask, index_of(i), random.one_in(visible) ? 0 : format.masked);
   }
-  at::Tensor got = ops::unmask_unattended(mask, lowest(dtype), 1);
+  at::Tensor got = ops::Forms<ops::UnmaskUnattended>::fresh(mask, lowest(dtype), 1);
   if (random.one_in(2)) {
     got = random_layout(random, sizes, dtype, /*repeats=*/false);
-    ops::unmask_unattended_out(mask, lowest(dtype), got);
+    ops::Forms<ops::UnmaskUnattended>::out(mask, lowest(dtype), got);
   }
   bool all = true;
   for (int64_t row = 0; row < mask.numel(); row += length) {
@@ -997,7 +999,7 @@ void check_mask_operators(Random& random) {
     for (int64_t i = row; i < row + length; ++i) {
       const bool is_visible = get(mask, index_of(i)) == 0;
       any = any || is_visible;
-      all = all && !is_visible;  // its zeros are what is_all_visible looks for
+      all = all && !is_visible;  // its zeros are what is_all_visible finds
     }
     for (int64_t i = row; i < row + length; ++i) {
       if (get(got, index_of(i)) != (any ? get(mask, index_of(i)) : sign_bit(dtype))) {
@@ -1005,7 +1007,7 @@ void check_mask_operators(Random& random) {
       }
     }
   }
-  if (ops::is_all_visible(mask) != all) {
+  if (ops::IsAllVisible::run(mask) != all) {
     fail("_is_all_visible");
   }
 }
@@ -1055,7 +1057,7 @@ void check_huge_block_masks(Random& random) {
   problem.q_offset = any_shift();
   problem.kv_offset = random.one_in(2) ? any_shift() : problem.q_offset;
   const OperatorArguments a(problem);
-  const at::Tensor states = ops::block_states(
+  const at::Tensor states = ops::BlockStates::run(
       a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
   int64_t longest = 0;
@@ -1080,7 +1082,7 @@ void check_huge_block_masks(Random& random) {
     }
     longest = std::max(longest, in_row);
   }
-  const auto widths = ops::block_mask_widths(
+  const auto widths = ops::BlockMaskWidths::run(
       a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, /*separate_full_blocks=*/false);
   expect(longest <= widths[0] && widths[0] <= kv_blocks, "widths of a band", problem);

@@ -1,9 +1,9 @@
 #pragma once
 
-// Random problems for the fuzzer: programs of rules (see ops/rule_program.h) over tensors in memory
+// Random problems for the fuzzer: programs of rules (see rule/program.h) over tensors in memory
 // of exactly their size, so that AddressSanitizer sees each read beside them; and what each
-// program says of each element, worked out from the program itself and from nothing that the
-// library does with it.
+// program gives for each element, worked out from the program alone, not from anything that the
+// library makes of it.
 
 #include <ATen/ATen.h>
 
@@ -509,7 +509,7 @@ class Drawer {
     return std::ssize(problem_.operands) - 1;
   }
 
-  /// [rows, length], each row by one of the ways that `value(kind, i, before)` knows.
+  /// [rows, length], each row by one of the kinds of `value(kind, i, before)`.
   template <typename Value>
   at::Tensor table(int64_t length, int64_t kinds, Value value) {
     const int64_t n = rows();

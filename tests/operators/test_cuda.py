@@ -31,7 +31,7 @@ every_mask = pytest.mark.parametrize(("name", "args", "kwargs"), MASKS)
 
 
 def on_cuda(name, args, kwargs):
-    """The call there, as a function, and what the CPU says."""
+    """The call on the GPU, as a function, and its result on the CPU."""
 
     def to_cuda(arguments):
         return map_tensors(lambda tensor: tensor.to("cuda"), arguments)
@@ -109,7 +109,7 @@ def test_launches_without_padding():
     assert len(kernels) == 1, kernels
 
 
-def test_rows_are_opened_as_by_the_function_for_it():
+def test_rows_are_unmasked_as_by_the_function_for_it():
     mask = torch.randint(0, 2, (4, 301), generator=torch.Generator().manual_seed(0))
     mask[0] = 0
     mask[1, :200] = 0

@@ -269,7 +269,7 @@ def block_tensors(mask, queries):
     return torch.cat([getattr(made, name).flatten() for name in block_mask._TENSORS])
 
 
-# f(mask [b, kv], queries [b, q, d]), which ask for a mask in some way.
+# f(mask [b, kv], queries [b, q, d]), each of which makes a mask in some way.
 OF_RULES = {
     "sdpa_mask": lambda mask, queries: masking_utils.sdpa_mask(
         mask.shape[0],
@@ -602,7 +602,7 @@ def test_helpers_of_releases_traced_for_any_sizes(release):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_nothing_is_fixed_silently():
-    """A warning of torch's says where a size decides; here none does."""
+    """Torch warns where a size becomes a constant; no mask here depends on one."""
     for name in ("to_4d", "to_4d window", "_expand_mask", "_make_causal_mask"):
         torch.jit.trace(HELPERS[name], inputs(2, 6, 6), check_trace=False)
 
@@ -652,7 +652,7 @@ def test_errors_on_other_devices_name_the_operator():
 
 
 def test_another_device():
-    """A backend in Python: whatever it is asked for, the CPU does."""
+    """A backend in Python, which runs everything on the CPU."""
     run_python(
         """
         import torch

@@ -59,11 +59,11 @@ def test_expand_mask(padding):
 
 
 def test_unmask_unattended():
-    """Closed rows on both sides of the 2^31st element open, the others stay."""
+    """Fully masked rows on both sides of element 2^31 are unmasked, the others stay."""
     mask = torch.full((1, 1, LENGTH, LENGTH), LOW, dtype=DTYPE)
     kept = sampled_rows()[::2]
     mask[0, 0, list(kept), 7] = 0.0
     got = torch.ops.attn_mask._unmask_unattended(mask, LOW)
     for row in sampled_rows():
-        opened = torch.full((LENGTH,), -0.0, dtype=DTYPE)
-        assert_same_mask(got[0, 0, row], mask[0, 0, row] if row in kept else opened)
+        unmasked = torch.full((LENGTH,), -0.0, dtype=DTYPE)
+        assert_same_mask(got[0, 0, row], mask[0, 0, row] if row in kept else unmasked)

@@ -76,7 +76,7 @@ def without_skip(name, args, kwargs):
 
 
 def meaning(name, args, kwargs):
-    """The functional form's mask; where it gives None, the mask that says the same."""
+    """The functional form's mask; where it gives None, the mask with the same meaning."""
     mask = operator(name)(*args, **kwargs)
     if mask is None:
         mask = operator(name)(*args, **without_skip(name, args, kwargs))
@@ -120,14 +120,14 @@ class Place:
 
 
 def place(
-    shape, dtype, *, order=None, steps=None, before=None, behind=None, offset=0, tail=0, guard=3
+    shape, dtype, *, order=None, steps=None, before=None, after=None, offset=0, tail=0, guard=3
 ):
-    """`order` from the outermost dimension in memory; `steps`, and elements `before` and `behind`,
+    """`order` from the outermost dimension in memory; `steps`, and elements `before` and `after`,
     of each dimension; `offset` and `tail` elements around everything."""
     rank = len(shape)
     order = order or range(rank)
-    steps, before, behind = steps or [1] * rank, before or [0] * rank, behind or [0] * rank
-    wide = [b + max(n * s, 1) + e for n, s, b, e in zip(shape, steps, before, behind, strict=True)]
+    steps, before, after = steps or [1] * rank, before or [0] * rank, after or [0] * rank
+    wide = [b + max(n * s, 1) + e for n, s, b, e in zip(shape, steps, before, after, strict=True)]
     flat = torch.full((offset + math.prod(wide) + tail,), guard).to(dtype)
     stored = flat[offset : offset + math.prod(wide)].view([wide[i] for i in order])
     view = stored.permute([list(order).index(i) for i in range(rank)])
@@ -149,7 +149,7 @@ PLACES = {
     "stepped everywhere": lambda shape, dtype: place(shape, dtype, steps=[2] * len(shape)),
     "offset": lambda shape, dtype: place(shape, dtype, offset=3, tail=2),
     "slice": lambda shape, dtype: place(
-        shape, dtype, before=[1] * len(shape), behind=[2] * len(shape)
+        shape, dtype, before=[1] * len(shape), after=[2] * len(shape)
     ),
 }
 
@@ -169,7 +169,7 @@ def places(draw, shape, dtype):
         order=draw(st.permutations(range(rank))) if "order" in kinds else None,
         steps=for_each_dimension(1, 3) if "steps" in kinds else None,
         before=for_each_dimension(0, 2) if "slice" in kinds else None,
-        behind=for_each_dimension(0, 2) if "slice" in kinds else None,
+        after=for_each_dimension(0, 2) if "slice" in kinds else None,
         offset=draw(st.integers(1, 70)) if "offset" in kinds else 0,
         tail=draw(st.integers(0, 70)),
         guard=draw(st.sampled_from([0, 1, 3])),
@@ -282,7 +282,7 @@ def legacy_calls(draw):
 
 @st.composite
 def expanded_masks(draw, max_rank=7):
-    """The arguments of _unmask_unattended: any rank, some rows closed, some all but closed."""
+    """The arguments of _unmask_unattended: any rank, rows masked fully or all but."""
     leading = draw(st.lists(st.integers(0, 3), max_size=max_rank - 1))
     length = draw(st.one_of(st.integers(0, 4), st.integers(0, 150)))
     shape = (*leading, length) if draw(st.integers(0, 9)) else ()
@@ -310,7 +310,7 @@ def test_any_mask_in_any_place(data, call):
 
 @st.composite
 def large_trees(draw):
-    """More leaves than kernels take, so that parts of the rule are answered first."""
+    """More leaves than kernels take, so that parts of the rule are evaluated first."""
     batch_size, q_length = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     kv_length = draw(st.one_of(st.integers(1, 12), st.integers(60, 140)))
     rng = random.Random(draw(st.integers(0, 2**32)))
@@ -399,7 +399,7 @@ def test_any_large_rule_in_any_place(data, call):
 
 @pytest.mark.parametrize("layout", ["contiguous", "keys outermost", "stepped", "slice"])
 def test_large_rule_in_many_parts(layout):
-    """Parts are answered some rows at a time: here for a few of the rows at once."""
+    """Parts are evaluated some rows at a time: here a few of the rows at once."""
     kv_length = 140_000
     windows = [number for i in range(30) for number in (SHIFT, i, 0, WINDOW, i % 3, i)]
     args = [OR, 30, *windows], [], 1, 17, kv_length
@@ -461,7 +461,7 @@ def test_one_query_attends_to_all(dtype):
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("padding", [None, torch.ones(2, 4)], ids=["none", "ones"])
 def test_several_queries_stay_causal(padding, window):
-    """There None says: call attention with is_causal."""
+    """There None means: call attention with is_causal."""
     queries = torch.zeros(2, 4, 3)
     assert operator(FOR_SDPA)(padding, (2, 4), queries, 0, window) is None
     out = torch.full((2, 1, 4, 4), 3.0)
@@ -483,7 +483,7 @@ def test_ones_in_both_directions(tgt_len):
 
 @settings(max_examples=150)
 @given(st.data(), expanded_masks())
-def test_rows_are_opened_where_they_lie(data, call):
+def test_rows_are_unmasked_where_they_lie(data, call):
     mask, min_dtype = call
     want = ops._unmask_unattended(mask, min_dtype)
     where = data.draw(places(mask.shape, mask.dtype))
@@ -542,7 +542,7 @@ def has_argument(name, argument):
     return argument in ARGUMENTS[name]
 
 
-# Those that may be told what out has already.
+# Those with arguments that repeat what `out` has already.
 TOLD_A_DTYPE = [name for name in WRITERS if has_argument(name, "dtype")]
 TOLD_A_DEVICE = [name for name in WRITERS if has_argument(name, "device")]
 
@@ -642,7 +642,7 @@ def test_shape_of_out(name, shape):
     ],
 )
 def test_dtype_of_out(name, dtype):
-    """Of operators that are told no dtype any float will do."""
+    """Operators without a dtype argument take any floating-point out."""
     out = torch.full(SHAPE, 3).to(dtype)
     args, kwargs = GOOD[name]
     refused(TypeError, r"expected out .*but got ", name, out, args, kwargs)
@@ -741,7 +741,7 @@ def test_out_that_shares_memory_with_an_input(name, i, kind):
             step *= max(n, 1)
         return memory.view(dtype)[first:].as_strided(sizes, strides)
 
-    # Behind out's first, or for _unmask_unattended it would be its input altogether.
+    # After out's first element, or for _unmask_unattended it would be its input altogether.
     first = 5 if given.shape == torch.Size(SHAPE) and given.dtype == dtype else 0
     shared = tensor_of(
         given.shape, given.dtype, 2 if "input" in kind or "both" in kind else 1, first
@@ -964,7 +964,7 @@ def test_fake(name, args, kwargs):
 
 @pytest.mark.parametrize("name", TOLD_A_DEVICE)
 def test_fake_with_a_device(name):
-    """Where fake tensors say they are, their kernels see meta."""
+    """Fake tensors report another device than their kernels see, which is meta."""
     with FakeTensorMode() as mode:
         args, kwargs = map_tensors(mode.from_tensor, GOOD[name])
         out = torch.empty(SHAPE, dtype=dtype_of(name))
@@ -1052,7 +1052,7 @@ def sizes_of(mask, queries):
     return mask.shape[0], queries.shape[1], mask.shape[1]
 
 
-# f(mask [b, kv], queries [b, q, d], options): the options say where to.
+# f(mask [b, kv], queries [b, q, d], options): the options hold `out`.
 IN_GRAPHS = {
     "to_causal_4d": lambda f, m, q, o: f(*sizes_of(m, q), **o),
     "to_4d": lambda f, m, q, o: f(m, q.shape[1], key_value_length=m.shape[1], **o),
@@ -1143,26 +1143,26 @@ def test_inductor(name):
         assert torch.equal(compiled(*inputs(*lengths)), want)
 
 
-def opens_its_input(mask):
+def unmasks_its_input(mask):
     ops._unmask_unattended.out(mask, lowest(FLOAT), out=mask)
     return mask + 1
 
 
-def opens_a_temporary(mask):
-    return opens_its_input(mask * 1)
+def unmasks_a_temporary(mask):
+    return unmasks_its_input(mask * 1)
 
 
-def opens_a_part(mask):
+def unmasks_a_part(mask):
     buffer = torch.zeros(4, *mask.shape)
     part = buffer[1]
     part.copy_(mask)
-    opens_its_input(part)
+    unmasks_its_input(part)
     return buffer + 1
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("function", [opens_its_input, opens_a_temporary, opens_a_part])
+@pytest.mark.parametrize("function", [unmasks_its_input, unmasks_a_temporary, unmasks_a_part])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_in_place_within_a_graph(function, backend):
     compiled = torch.compile(function, backend=backend, fullgraph=True)
@@ -1189,7 +1189,7 @@ def test_a_device_within_a_graph(name):
 
 @every_writer
 def test_functionalization(name):
-    """Into a strided out as well, which torch.compile itself refuses."""
+    """Into a strided out as well, where torch.compile itself raises."""
 
     def function(mask, queries, base):
         out = base.transpose(2, 3)[..., ::2]
@@ -1396,7 +1396,7 @@ def test_multiples_under_inductor():
         assert_same_mask(compiled(*inputs(*lengths)), function(*inputs(*lengths)))
 
 
-# Rows opened in the same pass
+# Rows unmasked in the same pass
 
 
 @settings(max_examples=250)
@@ -1423,7 +1423,7 @@ def test_unmask_unattended_cell_by_cell(window, dtype):
         closed = reference.to_4d(mask, q_length, **options)
         want = reference._unmask_unattended(closed, lowest(dtype))
         assert_same_mask(got, want)
-        # Opened, as -0.0.
+        # Unmasked, as -0.0.
         assert got[1].signbit().all() and got[1].eq(0).all()
 
 

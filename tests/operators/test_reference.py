@@ -175,7 +175,7 @@ def test_unmask_unattended(dtype, shape, layout, seed):
     assert has_distinct_memory(got)
 
 
-def test_unmask_unattended_opens_rows_as_minus_zero():
+def test_unmask_unattended_writes_minus_zero():
     low = lowest(FLOAT)
     mask = torch.tensor([[low, low], [0.0, low]])
     got = torch.ops.attn_mask._unmask_unattended(mask, low)

@@ -3,9 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import attn_mask  # noqa: F401 - registers the operators
 import pytest
 import torch
+from attn_mask.rules import causal, padding
 from masks import OUT_DTYPES, assert_same_mask, lowest
 from sample_calls import CALL_IDS, CALLS, operator
 
@@ -14,7 +14,7 @@ ROUNDS = 4
 
 
 def larger_calls():
-    """Large enough for an operator to share its rows out; every one with another answer."""
+    """Large enough for an operator to divide its rows among threads; no two results are alike."""
     generator = torch.Generator().manual_seed(0)
     calls = []
     for seed, dtype in enumerate(OUT_DTYPES):
@@ -89,7 +89,9 @@ CLOSED = torch.zeros(4, 1, LENGTH, LENGTH).fill_(torch.finfo(torch.float32).min)
 
 PARALLEL = {
     "to_4d": lambda: operator("to_4d")(LARGE, LENGTH, dtype=torch.float32, key_value_length=LENGTH),
-    "boolean": lambda: operator("boolean")([8, 2, 1, 5, 0], [LARGE], 4, LENGTH, LENGTH),
+    "boolean": lambda: operator("boolean")(
+        *(causal() & padding(LARGE)).encode(), 4, LENGTH, LENGTH
+    ),
     "_unmask_unattended": lambda: operator("_unmask_unattended")(
         CLOSED, torch.finfo(torch.float32).min
     ),
@@ -99,7 +101,7 @@ PARALLEL = {
 
 @pytest.mark.parametrize("name", PARALLEL)
 def test_threads_share_the_work(name, keep_num_threads):
-    """Compiled without OpenMP, parallel regions would run on one thread and say nothing."""
+    """Compiled without OpenMP, parallel regions would run on one thread without a warning."""
 
     def spent_by(threads):
         """Nanoseconds of each thread, the longest first."""

@@ -1,7 +1,7 @@
 """C++ projects that use the library: from a prefix, from the Python package, from the sources.
 
-The project is tests/cpp/consumer. It is built without what torch's own CMake package insists on: a
-CUDA toolkit.
+The project is tests/cpp/consumer. It is built without a CUDA toolkit, which torch's own CMake
+package requires.
 """
 
 import os
@@ -110,7 +110,7 @@ def module():
 
 for name in {order!r}:
     {{"plugin": plugin, "module": module}}[name]()
-    mask = torch.ops.attn_mask.boolean([1], [], 1, 3, 3)
+    mask = torch.ops.attn_mask.boolean([{causal}], [], 1, 3, 3)
     assert mask.equal(torch.ones(3, 3).tril().bool()[None, None])
 assert torch.ops.attn_mask_consumer.causal(3).equal(mask)
 """
@@ -119,12 +119,14 @@ assert torch.ops.attn_mask_consumer.causal(3).equal(mask)
 @pytest.mark.parametrize("order", [("plugin", "module"), ("module", "plugin")], ids="-".join)
 def test_beside_the_python_module(consumer, order):
     """There are two copies of the library, the prefix's and the package's: both use one of them."""
-    code = PLUGIN_AND_MODULE.format(plugin=str(consumer / "libplugin.so"), order=order)
+    code = PLUGIN_AND_MODULE.format(
+        plugin=str(consumer / "libplugin.so"), order=order, causal=attn_mask.rules.CAUSAL
+    )
     output_of(sys.executable, "-W", "error", "-c", code)
 
 
 def test_another_torch(prefix, tmp_path):
-    """One error says what was built for what; with the right torch the same tree is well."""
+    """One error names both versions of torch; with the right one the same tree works."""
     fake = tmp_path / "torch"
     for name in ("include/ATen/ATen.h", *(f"lib/lib{n}.so" for n in ("torch", "torch_cpu", "c10"))):
         (fake / name).parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,7 @@ def test_from_the_sources_a_parent_stays_as_it_is(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "parent: attn_mask_and_kernels, build type <>" in done.stdout
     installed = (tmp_path / "build" / "attn_mask" / "cmake_install.cmake").read_text()
-    assert "attn_mask.h" not in installed  # unless it is asked for, with ATTN_MASK_INSTALL
+    assert "attn_mask.h" not in installed  # unless ATTN_MASK_INSTALL is on
 
 
 @pytest.mark.slow

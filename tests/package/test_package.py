@@ -1,10 +1,11 @@
-"""The installed package: what it says about itself, where its files are, what it needs."""
+"""The installed package: its metadata, where its files are, what it needs."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +46,23 @@ def test_build_info_is_a_copy():
 
 def test_version_is_the_distributions():
     assert attn_mask.__version__ == metadata.version("attn-mask")
+
+
+def test_all_folders_and_tables_are_packaged():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    listed = project["tool"]["setuptools"]
+    root = Path(attn_mask.__file__).parent
+    folders = {path.parent for path in root.rglob("*.py")}
+    names = {".".join(("attn_mask", *folder.relative_to(root).parts)) for folder in folders}
+    assert names == set(listed["packages"])
+    data = {path for folder in folders for path in folder.iterdir() if path.suffix == ".json"}
+    assert data == {
+        root.joinpath(*package.split(".")[1:], name)
+        for package, of_package in listed["package-data"].items()
+        for name in of_package
+        if name.endswith(".json")
+    }
+    assert data
 
 
 def test_paths():
@@ -148,8 +166,8 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
     for window in (None, 77):
         got = torch.ops.attn_mask.to_4d(
             mask, 500, dtype=dtype, key_value_length=1003, sliding_window=window)
-        opened = torch.ops.attn_mask._unmask_unattended(got, torch.finfo(dtype).min)
-        for result in (got, opened):
+        unmasked = torch.ops.attn_mask._unmask_unattended(got, torch.finfo(dtype).min)
+        for result in (got, unmasked):
             digest.update(result.view(torch.uint8).numpy().tobytes())
 print(torch.backends.cpu.get_cpu_capability(), attn_mask.build_info()["cpu_capability"])
 print(digest.hexdigest())
@@ -172,7 +190,7 @@ NEEDED_FLAGS = {"avx2": {"avx2"}, "avx512": {"avx512f", "avx512bw", "avx512dq", 
 
 
 def flags_of_the_processor():
-    """Whatever is asked for, ATen uses: what the processor lacks ends the process."""
+    """ATen uses whatever capability is set: what the processor lacks ends the process."""
     info = Path("/proc/cpuinfo")
     return set(info.read_text().split()) if info.exists() else set()
 
@@ -185,7 +203,7 @@ def test_every_cpu_capability_gives_the_same_mask(capability, plain_digest, tmp_
 
 
 def renamed_library(folder):
-    """A copy of the library whose own name is another, too: auditwheel makes such."""
+    """A copy of the library with another soname, as auditwheel makes."""
     name, other = b"libattn_mask.so\0", b"libattn_mast.so\0"
     data = library().read_bytes()
     assert data.count(name) == 1
@@ -195,7 +213,7 @@ def renamed_library(folder):
 
 
 def test_a_renamed_copy_of_the_library_in_the_process(tmp_path):
-    """Its operators are the ones that are called: a second copy could not register its own."""
+    """Its operators are called: a second copy could not register the same names."""
     code = f"""
 import torch
 torch.ops.load_library({str(renamed_library(tmp_path))!r})

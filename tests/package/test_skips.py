@@ -1,4 +1,4 @@
-"""ATTN_MASK_REQUIRE=all: nothing is left out but for want of hardware."""
+"""ATTN_MASK_REQUIRE=all: a skip is a failure unless its reason is hardware."""
 
 import os
 import re
@@ -42,7 +42,7 @@ MODULE = """
 
 
 def outcomes(folder, code, required):
-    """How many tests had which outcome, and what pytest said."""
+    """How many tests had which outcome, and pytest's output."""
     (folder / "test_cases.py").write_text(textwrap.dedent(code))
     path = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
     marks = "markers=applies(condition): see pyproject.toml"

@@ -347,7 +347,7 @@ def test_bits():
     for part in (attends, attends[:1], attends[:, :1], attends[:1, :1]):
         want = part.expand(2, -1, -1, -1)
         assert_same_mask(attn_mask.boolean(rules.bits(part), 2, 4, 5), want)
-        # Rows and columns are what they say, wherever those stand.
+        # Rows and columns keep their places, whatever their positions.
         assert_same_mask(
             attn_mask.boolean(rules.bits(part), 2, 4, 5, q_offset=7, kv_offset=3), want
         )
@@ -611,7 +611,7 @@ def test_compiled(dynamic):
 
 
 def test_compiled_without_a_tensor():
-    """The default device is known to graphs, too."""
+    """Graphs use the default device, too."""
 
     def masks(q_length, kv_length):
         return (

@@ -1,4 +1,4 @@
-"""What users write by mistake, which would be quietly wrong without an error that says so."""
+"""What users write by mistake: an error, where the mask would be wrong without a warning."""
 
 import logging
 import operator as python_operators
@@ -62,7 +62,7 @@ def test_nobody_needs_the_truth_of_a_rule():
     assert torch.utils._pytree.tree_unflatten(leaves, spec) == {"mask": rule}
     query = torch.randn(1, 1, 5, 16)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is not compiled: said once in a process
+        warnings.simplefilter("ignore")  # that it is not compiled: logged once in a process
         out = flex_attention.flex_attention(query, query, query, block_mask=block_mask(rule, 1))
     want = torch.nn.functional.scaled_dot_product_attention(query, query, query, sdpa_mask(rule, 1))
     torch.testing.assert_close(out, want)

@@ -19,6 +19,9 @@ struct EvenKeys {
     return key.position % 2 == 0;
   }
   ATTN_MASK_INLINE LeafRow row(const Query&) const { return still_row(kEverywhere, false); }
+  ATTN_MASK_INLINE uint64_t word(const Query&, const Key& first, int64_t) const {
+    return first.position % 2 == 0 ? 0x5555555555555555U : 0xAAAAAAAAAAAAAAAAU;
+  }
 };
 
 """
@@ -27,7 +30,7 @@ PROGRAM = """
 #include <initializer_list>
 
 #include "cpu/kernels.h"
-#include "cuda/bodies.h"
+#include "emulated_grid.h"
 #include "format/boolean.h"
 #include "rule/spans.h"
 
@@ -48,7 +51,7 @@ int main() {
   task.out = on_cpu;
   isa_default::kKernels.write_tiles(task, {6, 1}, 0, 2);
   task.out = on_cuda;
-  write_mask_body<uint8_t>(task, packs_per_row<uint8_t>(task), GridPosition{0, 0, 1, 1});
+  test::emulate_write_mask<uint8_t>(task);
   for (int q = 0; q < 2; ++q) {
     const Query query = task.query(0, q);
     uint8_t elements[6];
@@ -78,7 +81,7 @@ def replace(path, old, new):
 
 
 def flags():
-    """The C++ flags of every build, also of those that do not ask for -Werror."""
+    """The C++ flags of every build, also of those without -Werror."""
     text = (ROOT / "CMakeLists.txt").read_text()
     of_everybody = text[: text.index("if(ATTN_MASK_WERROR)")]
     (listed,) = re.findall(r"COMPILE_LANGUAGE:CXX>:([^>]+)>", of_everybody)
@@ -87,7 +90,7 @@ def flags():
 
 def compile_with(compiler, csrc, *arguments):
     torch_headers = ["-isystem", TORCH, "-isystem", TORCH / "torch/csrc/api/include"]
-    command = [compiler, *flags(), f"-I{csrc}", *torch_headers, *arguments]
+    command = [compiler, *flags(), f"-I{csrc}", f"-I{ROOT}/tests/cpp", *torch_headers, *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 

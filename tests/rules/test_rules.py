@@ -92,7 +92,7 @@ def test_boolean(call):
     assert has_distinct_memory(got[:1])
 
 
-# Kernels take this many nodes; of larger trees parts are answered first.
+# Kernels take this many nodes; of larger trees parts are evaluated first.
 MAX_LEAVES = 12
 
 
@@ -206,7 +206,7 @@ def test_heads_of_bits():
 
 
 def test_bits_are_found_by_row_and_column():
-    """Wherever the row and the column stand, and whatever is asked of them elsewhere."""
+    """Whatever the positions of row and column, also those below `shift` and `reindex`."""
     bits = torch.tensor([[[[1, 0, 0], [0, 1, 1]]]], dtype=torch.bool)
     shifted = [SHIFT, 5, 1, BITS, 0]
     for rule in ([BITS, 0], shifted, [REINDEX, 1, *shifted]):
@@ -289,7 +289,7 @@ def test_positions_beyond_the_operands(kv_offset, length):
     check([PADDING, 0], [operand + 1], 2, 6, 6, **positions)
 
 
-FAR = 2**59
+FAR = rules.FAR
 
 
 @pytest.mark.parametrize("value", [-(2**63), -FAR, -1, FAR, 2**63 - 1])
@@ -438,7 +438,7 @@ def test_trees_of_chains_that_overlap():
 
 
 def test_open_sides_reach_far():
-    far = 2**59 - 1
+    far = FAR - 1
     for sides in ((-1, -1), (2**61, -1), (-1, 2**62), (2**63 - 1, 2**63 - 1)):
         got = check([WINDOW, *sides], [], 1, 4, 4, q_offset=far, kv_offset=-far)
         assert got.all()
@@ -447,7 +447,7 @@ def test_open_sides_reach_far():
 
 
 def test_long_tables_of_small_masks():
-    """Only what is asked for is looked at: a billion entries would take seconds."""
+    """Only the entries that are needed are read: a billion would take seconds."""
     ids = torch.zeros(1, 1, dtype=torch.int64).expand(1, 10**12)
     assert ops.boolean([DOCUMENTS, 0], [ids], 1, 4, 4).all()
     assert ops.boolean([REINDEX, 0, ALL], [ids], 1, 400, 4).all()
@@ -467,7 +467,7 @@ def test_too_deep_trees(name):
 
 
 def test_large_trees_over_many_rows():
-    """More than is answered about at once, with a mask given for each row in it and a bias."""
+    """More rows than are evaluated at once, with a padding mask for each and a bias."""
     q_length, kv_length = 3000, 7000
     queries, keys = torch.arange(q_length)[:, None], torch.arange(kv_length)
     bits = (queries * 31 + keys * 7) % 5 != 0
@@ -519,7 +519,7 @@ def test_offset_of_each_row():
 
 
 def test_zigzag_shards():
-    """What two ranks of context parallelism ask for, put together, is the whole mask."""
+    """The masks of two context-parallel ranks, put together, are the whole mask."""
     ids = torch.tensor([[0] * 5 + [1] * 11])
     rule = [AND, 2, CAUSAL, DOCUMENTS, 0]
     whole = check(rule, [ids], 1, 16, 16)
@@ -761,7 +761,7 @@ def raises(name, error, rule, operands=(), sizes=(2, 3, 4), match="", **position
 
 CORRUPT = {
     "empty": [],
-    "unknown opcode": [13],
+    "unknown opcode": [len(OPCODES)],
     "negative opcode": [-1],
     "huge opcode": [2**62],
     "smallest opcode": [-(2**63)],
@@ -976,7 +976,7 @@ def test_bias_on_another_device():
 @both
 @pytest.mark.parametrize("opening", [[AND, 1], [OR, 1], [SHIFT, 0, 0], [REINDEX, 0]], ids=str)
 def test_deep_nesting(opening, name):
-    """Answered or refused; a recursion would end the process."""
+    """A mask or an error; recursion would end the process."""
     operands = [torch.arange(4)[None]]
     want = OPERATORS[name]([CAUSAL], operands, 2, 3, 4)
     for depth in (10_000, 200_000):
@@ -989,7 +989,7 @@ def test_deep_nesting(opening, name):
         raises(name, ValueError, opening * depth, operands)
 
 
-STRAY = (-(2**63), -99, -1, *OPCODES, 13, 64, 2**31, 2**40, 2**63 - 1)
+STRAY = (-(2**63), -99, -1, *OPCODES.values(), len(OPCODES), 64, 2**31, 2**40, 2**63 - 1)
 
 
 @st.composite
@@ -1290,7 +1290,7 @@ def test_pickles_with_a_function_of_the_user():
 
 
 def test_pickles_after_a_use():
-    """What was prepared for the operators stays behind."""
+    """What was prepared for the operators is left out."""
     function = rules.documents(some_table(1, 0, 3)) & rules.causal()
     fresh = len(pickle.dumps(function))
     function.encode()
@@ -1403,11 +1403,11 @@ def test_one_compiled_graph_serves_every_object():
         graphs.append(graph)
         return graph.forward
 
-    def ask(function, indices):
+    def evaluate(function, indices):
         return function(*indices)
 
     torch._dynamo.reset()
-    compiled = torch.compile(ask, backend=backend, fullgraph=True)
+    compiled = torch.compile(evaluate, backend=backend, fullgraph=True)
     for seed in range(3):
         function = (
             rules.causal()

@@ -20,7 +20,7 @@ def states(q_length, kv_length, batch_size=2):
 
 
 def whole_mask(rule, batch_size, q_length, kv_length, q_offset, kv_offset, padding=None):
-    """Boolean [b, 1, q, kv], by asking the rule."""
+    """Boolean [b, 1, q, kv], by calling the rule."""
     answer = rule(*grid(batch_size, q_length, kv_length, q_offset, kv_offset))
     mask = answer.expand(batch_size, 1, q_length, kv_length)
     if padding is not None:
@@ -41,7 +41,7 @@ RULES = {
     "window, causal by itself": rules.window(9, 0),
     "chunks": rules.chunked(4) & rules.causal(),
     "one chunk": rules.chunked(50) & rules.causal(),
-    "chunks behind padding": rules.chunked(50, torch.tensor([1, 0])),
+    "chunks after padding": rules.chunked(50, torch.tensor([1, 0])),
     "documents": rules.causal() & rules.documents(torch.tensor([[0] * 5 + [1] * 20] * 2)),
     "causal or window": rules.causal() | rules.sliding_window(3),
     "causal or all": rules.causal() | rules.bidirectional(),
@@ -140,7 +140,7 @@ def test_what_rules_show_over_positions():
         rule = RULES[name]
         q_start, kv_start = generator.randrange(6), generator.randrange(6)
         q_length, kv_length = generator.randrange(1, 8), generator.randrange(1, 8)
-        shown = rule._over(q_start, q_start + q_length, kv_start, kv_start + kv_length)
+        shown = rule.shown_over(q_start, q_start + q_length, kv_start, kv_start + kv_length)
         mask = whole_mask(rule, 2, q_length, kv_length, q_start, kv_start)
         causal = whole_mask(rules.causal(), 2, q_length, kv_length, q_start, kv_start)
         if shown is rules.Shown.ALL:
@@ -161,7 +161,7 @@ def test_additive():
 
 
 def test_compiled():
-    """Without padding as in eager code; padding is not looked at."""
+    """Without padding as in eager code; values of padding are not read."""
 
     def attend(query, key, value, padding):
         mask, is_causal = attn_mask.sdpa_arguments(query, key, attention_mask=padding)

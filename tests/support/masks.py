@@ -30,17 +30,17 @@ MASK_DTYPES = (torch.bool, *INT_DTYPES, *OUT_DTYPES, *FLOAT8_DTYPES)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # A NaN is compared as a NaN, whatever its payload: this pattern is one, in every format of 2 bytes
-# and more, and no operator is asked to write it.
+# and more, and no operator writes it.
 _ANY_NAN = -1
 
 
 def lowest(dtype):
-    """What a closed cell holds."""
+    """What a masked cell holds."""
     return torch.finfo(dtype).min
 
 
 def bits(tensor):
-    """The cells as integers, which tell 0.0 from -0.0; every NaN becomes the same integer."""
+    """The cells as integers, different for 0.0 and -0.0; every NaN becomes the same integer."""
     cells = tensor.detach().contiguous().view(_BITS[tensor.element_size()])
     if tensor.dtype in OUT_DTYPES:
         cells = cells.masked_fill(tensor.isnan(), _ANY_NAN)
@@ -56,7 +56,7 @@ def _cell(value, closed):
 
 
 def draw(mask, rows=16, columns=48):
-    """0 open, ~ open as -0.0, - closed, ? NaN, * anything else; one block of rows per [b, h]."""
+    """0 visible, ~ visible as -0.0, - masked, ? NaN, * anything else; one block per [b, h]."""
     if mask.dim() == 0:
         mask = mask[None]
     closed = lowest(mask.dtype) if mask.dtype.is_floating_point else None
@@ -101,7 +101,7 @@ def visibility(mask):
     """Per batch row and query, a string with 0 for a key that is seen and - for one that is not."""
     closed = lowest(mask.dtype)
     for value in mask.unique().tolist():
-        assert value in (0.0, closed), f"{value} neither opens nor closes a cell"
+        assert value in (0.0, closed), f"{value} neither 0 nor the masked value"
     return [
         ["".join("0" if value == 0 else "-" for value in row) for row in plane]
         for plane in mask[:, 0].tolist()

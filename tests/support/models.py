@@ -22,7 +22,7 @@ LENGTH = 9
 WINDOW = 4
 IMAGE = 60  # the token that stands for a part of an image
 
-# What configurations call the same things; each takes what it knows.
+# Names of the same things in configurations; each takes those that it has.
 SMALL = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -49,11 +49,11 @@ class Model:
     changes: dict[str, Any] = field(default_factory=dict)
     inputs: str = "decoder"
     is_sliding: bool = False
-    # The first release whose model asks the create functions in each implementation; before, it
+    # The first release whose model calls the create functions in each implementation; before, it
     # writes masks itself.
-    asks_since: tuple[int, int] = (4, 53)
+    creates_since: tuple[int, int] = (4, 53)
     only_changes: bool = False
-    # The first release whose model knows scaled_dot_product_attention.
+    # The first release whose model has scaled_dot_product_attention.
     sdpa_since: tuple[int, int] = (4, 53)
 
 
@@ -84,7 +84,7 @@ FAST = {
         },
         is_sliding=True,
     ),
-    "BERT": Model("BertConfig", "BertModel", inputs="encoder", asks_since=(5, 0)),
+    "BERT": Model("BertConfig", "BertModel", inputs="encoder", creates_since=(5, 0)),
     "T5": Model(
         "T5Config",
         "T5ForConditionalGeneration",
@@ -101,7 +101,7 @@ FAST = {
             "tie_word_embeddings": False,
         },
         inputs="encoder and decoder",
-        asks_since=(5, 1),
+        creates_since=(5, 1),
         only_changes=True,
         sdpa_since=(5, 15),
     ),
@@ -158,13 +158,13 @@ SLOW = {
         "FalconConfig", "FalconForCausalLM", {**OF_FALCON, "alibi": True}, only_changes=True
     ),
     "OPT": Model("OPTConfig", "OPTForCausalLM", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
-    "RoBERTa": Model("RobertaConfig", "RobertaModel", inputs="encoder", asks_since=(5, 0)),
+    "RoBERTa": Model("RobertaConfig", "RobertaModel", inputs="encoder", creates_since=(5, 0)),
     "ModernBERT": Model(
         "ModernBertConfig",
         "ModernBertModel",
         {"local_attention": 2 * WINDOW, "cls_token_id": 1, "sep_token_id": 2},
         inputs="encoder",
-        asks_since=(5, 1),
+        creates_since=(5, 1),
     ),
     "BART": Model(
         "BartConfig",

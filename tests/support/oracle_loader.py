@@ -2,13 +2,13 @@
 
     import oracle_loader
     old = oracle_loader.load_attn("4.38.2")        # $TFW_ROOT/<version>/modeling_attn_mask_utils.py
-    new = oracle_loader.load_masking("5.24.0")     # $TFW_ROOT/<version>/masking_utils.py
+    new = oracle_loader.load_masking("5.23.0")     # $TFW_ROOT/<version>/masking_utils.py
     any_file = oracle_loader.load_attn("some/dir/modeling_attn_mask_utils.py", version="5.23.0")
     gated = oracle_loader.load_masking("5.0.0", torch_version="2.5.1", xpu=False, flex=False)
     config = oracle_loader.Config(attn="sdpa", sliding_window=3)   # stands for a PreTrainedConfig
     cache = oracle_loader.FakeCache(seen=4)                        # stands for a DynamicCache
     new._tracing = True / False / None     # forces is_tracing() and is_torchdynamo_compiling();
-                                           # None asks torch. 4.45 and later only: older files ask
+                                           # None leaves it to torch. From 4.45 on: older files call
                                            # torch themselves, so trace those for real
     new._exporting = ...                   # the same for is_torchdynamo_exporting()
     oracle_loader.versions("modeling_attn_mask_utils.py")          # what is on disk

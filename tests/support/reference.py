@@ -11,7 +11,7 @@ import torch
 
 
 def attends(row, key, past, window=None):
-    """Whether query `row`, which has `past` keys before the first query, may look at `key`."""
+    """Whether query `row`, with `past` keys before the first query, attends to `key`."""
     position = row + past
     return key <= position and (window is None or key >= position - window)
 
@@ -93,7 +93,7 @@ def _same_number(cell, min_dtype):
     return cell.item() == number.to(cell.dtype).item()
 
 
-def _opened(value):
+def _unmasked(value):
     return math.copysign(0.0, value) if isinstance(value, float) else 0
 
 
@@ -102,7 +102,7 @@ def _unmask_unattended(expanded_mask, min_dtype):
     cells = []
     for row in expanded_mask.reshape(-1, length) if expanded_mask.numel() else []:
         closed = all(_same_number(cell, min_dtype) for cell in row)
-        cells += [_opened(cell.item()) if closed else cell.item() for cell in row]
+        cells += [_unmasked(cell.item()) if closed else cell.item() for cell in row]
     return torch.tensor(cells, dtype=expanded_mask.dtype).reshape(expanded_mask.shape)
 
 

@@ -1,4 +1,4 @@
-"""Encoded mask rules, decoded and asked one cell at a time; and random ones to ask.
+"""Encoded mask rules, decoded and evaluated one cell at a time; and random ones.
 
 A rule is a program of ints in prefix order, see `parse`; the tensors that it names by index are its
 operands. Slow on purpose: nothing here broadcasts, so that a cell's value can be read off the few
@@ -9,25 +9,27 @@ import dataclasses
 import itertools
 import random
 
+import attn_mask
 import torch
 from hypothesis import strategies as st
 from masks import FLOAT8_DTYPES, INT_DTYPES, LAYOUTS, OUT_DTYPES
 
-ALL = 0  # every key
-CAUSAL = 1  # k <= q
-WINDOW = 2  # left, right: q - left <= k <= q + right, -1 for an open side
-CHUNK = 3  # size, operand or -1: the chunks, counted from the operand [b], are the same
-BLOCKS = 4  # operand [b or 1, n]: the ids of q and k are the same and not negative
-PADDING = 5  # operand [b or 1, n]: not zero at k
-DOCUMENTS = 6  # operand [b or 1, n]: the ids of q and k are the same
-BITS = 7  # operand [b or 1, h or 1, q, kv]: set at the row and column, wherever those stand
-AND = 8  # n, then n rules
-OR = 9  # n, then n rules
-REINDEX = 10  # operand [b or 1, n], rule: asked at operand[q] and operand[k]
-SHIFT = 11  # q_add, kv_add, rule: asked at q + q_add and k + kv_add
-NOTHING = 12  # no key
+# What follows each of them in a program:
+OPCODES = attn_mask._C.OPCODES
+ALL = OPCODES["ALL"]  # every key
+CAUSAL = OPCODES["CAUSAL"]  # k <= q
+WINDOW = OPCODES["WINDOW"]  # left, right: q - left <= k <= q + right, -1 for an open side
+CHUNK = OPCODES["CHUNK"]  # size, operand or -1: the same chunk, counted from the operand [b]
+BLOCKS = OPCODES["BLOCKS"]  # operand [b or 1, n]: ids of q and k are the same, not negative
+PADDING = OPCODES["PADDING"]  # operand [b or 1, n]: not zero at k
+DOCUMENTS = OPCODES["DOCUMENTS"]  # operand [b or 1, n]: the ids of q and k are the same
+BITS = OPCODES["BITS"]  # operand [b or 1, h or 1, q, kv]: set at the row and column
+AND = OPCODES["AND"]  # n, then n rules
+OR = OPCODES["OR"]  # n, then n rules
+REINDEX = OPCODES["REINDEX"]  # operand [b or 1, n], rule: evaluated at operand[q] and operand[k]
+SHIFT = OPCODES["SHIFT"]  # q_add, kv_add, rule: evaluated at q + q_add and k + kv_add
+NOTHING = OPCODES["NOTHING"]  # no key
 
-OPCODES = tuple(range(13))
 _PARAMETERS = {
     WINDOW: 2,
     CHUNK: 2,
@@ -65,7 +67,7 @@ def _parse_at(rule, at, number_of_operands):
         return rule[at - 1]
 
     opcode = take()
-    if opcode not in OPCODES:
+    if opcode not in OPCODES.values():
         raise CorruptRule(f"no rule is called {opcode}")
     number_of_children = 1 if opcode in (REINDEX, SHIFT) else 0
     if opcode in (AND, OR):
@@ -114,7 +116,7 @@ def attends(tree, tables, b, head, row, column, q, k):
     """Whether the query `row`, which stands at q, sees the key `column`, which stands at k."""
     opcode, parameters, children = tree
 
-    def ask(child, q=q, k=k):
+    def child_attends(child, q=q, k=k):
         return attends(child, tables, b, head, row, column, q, k)
 
     if opcode == ALL:
@@ -143,14 +145,14 @@ def attends(tree, tables, b, head, row, column, q, k):
         plane = _of_batch(_of_batch(tables[parameters[0]], b), head)
         return plane[row][column]
     if opcode == AND:
-        return all([ask(child) for child in children])
+        return all([child_attends(child) for child in children])
     if opcode == OR:
-        return any([ask(child) for child in children])
+        return any([child_attends(child) for child in children])
     if opcode == REINDEX:
         new_q, new_k = (_at(tables[parameters[0]], b, position) for position in (q, k))
-        return new_q is not None and new_k is not None and ask(children[0], new_q, new_k)
+        return new_q is not None and new_k is not None and child_attends(children[0], new_q, new_k)
     assert opcode == SHIFT
-    return ask(children[0], q + parameters[0], k + parameters[1])
+    return child_attends(children[0], q + parameters[0], k + parameters[1])
 
 
 def positions_of(length, offset, positions, b):
@@ -374,7 +376,7 @@ class _Grower:
 
 
 def _draw_positions(draw, rng, axis, batch_size, length, offsets):
-    """The keyword arguments that say where the queries (or the keys) stand."""
+    """The keyword arguments that give the positions of the queries (or the keys)."""
     kind = draw(
         st.sampled_from(["none", "offset", "0-d", "per row", "[n]", "[1, n]", "[b, n]", "both"])
     )
@@ -438,7 +440,7 @@ def calls(draw, *, depth=3, leaves=ANY_LEAF, min_size=0, max_kv=12, layouts=tupl
 # Random mask functions, as a module of the names of masking_utils makes them: a builder is given
 # the module.
 
-TABLE = 64  # longer than any position that is asked for
+TABLE = 64  # longer than any position that is looked up
 
 
 def some_table(seed, low, high, batch_size=3):

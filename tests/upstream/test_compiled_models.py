@@ -33,7 +33,7 @@ def fresh():
 
 
 class Graphs:
-    """A backend that keeps what it is asked to compile."""
+    """A backend that keeps the graphs that it compiles."""
 
     def __init__(self, backend="aot_eager"):
         self.compile = torch._dynamo.lookup_backend(backend)
@@ -102,7 +102,7 @@ def test_forward(name, implementation):
     combinations({("Llama", "eager"), ("Mistral", "sdpa")}, ("Llama", "Mistral")),
 )
 def test_static_cache(name, implementation):
-    """Decoding, where a tensor says how many tokens have been seen."""
+    """Decoding, where a tensor holds the number of tokens seen."""
     model = make(name, implementation)
 
     def step(ids, mask, cache):

@@ -44,7 +44,7 @@ def test_repr_of_document_002():
 
 
 def test_unmask_drawing_of_document_000():
-    """The drawing shows what is visible: 1, in a mask whose closed cells hold the lowest number."""
+    """The drawing shows 1 for visible cells of a mask whose masked ones hold the lowest number."""
     drawn = [
         [[0, 0, 0], [0, 0, 0], [0, 0, 1]],
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
@@ -157,7 +157,7 @@ def test_prepare_with_a_4d_mask_of_document_002():
 
 
 def test_unmask_unattended_of_document_002():
-    """The first row was all padding; it opens, and its zeros are negative ones."""
+    """The first row was all padding; it is unmasked, with zeros that are negative."""
     mask = _prepare_4d_causal_attention_mask(MASK_4D, [2, 4], torch.randn([2, 4]), 0, None)
     got = AttentionMaskConverter(True)._unmask_unattended(mask, lowest(FLOAT))
     want = mask.clone()

@@ -24,7 +24,7 @@ import oracle_loader
 import pytest
 import torch
 from attn_mask import masking_utils as ours
-from attn_mask._releases import UPSTREAM
+from attn_mask._upstream import UPSTREAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import OUT_DTYPES, assert_same_mask, describe, lowest
@@ -52,7 +52,7 @@ def upstream():
         "transformers.masking_utils",
         reason="transformers, which the results are compared with, is not installed",
     )
-    # Not a skip: nobody would see that nothing is compared.
+    # Not a skip, which would hide that nothing is compared.
     assert version("transformers") == UPSTREAM, f"results are compared with those of {UPSTREAM}"
     return module
 
@@ -276,7 +276,7 @@ def test_find_packed_sequence_indices_of_few(same, shape):
 
 
 def test_find_packed_sequence_indices_while_tracing(upstream):
-    """Nobody may look at the values, so that there is always an answer."""
+    """The values may not be read, so there is always a mask."""
     for module in (upstream, ours):
         with FakeTensorMode() as mode:
             got = module.find_packed_sequence_indices(mode.from_tensor(torch.arange(4)[None]))
@@ -451,7 +451,7 @@ def test_skip_decisions(same):
 
 
 def test_skip_of_a_slice(same):
-    """A sliding cache looks at the last keys of a longer mask only."""
+    """A sliding cache takes the last keys of a longer mask only."""
     for length, kv_offset, zero in itertools.product((4, 5, 7), range(4), range(7)):
         padding = torch.arange(length)[None] != zero
         arguments = (1, 1, 3, 5, kv_offset)
@@ -497,7 +497,7 @@ def uncompiled():
 
 
 def without_compiling(test):
-    # Said about the argument by which upstream asks for a compiled one.
+    # A warning about upstream's argument for a compiled one.
     ignore = pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask")
     return pytest.mark.usefixtures("uncompiled")(ignore(test))
 
@@ -567,7 +567,7 @@ def test_flex_attention_mask_compiled(same):
 
 
 def stack_any(b, h, q, k):
-    """Right for one cell at a time only: `any` would look at all of them."""
+    """Right for one cell at a time only: `any` would read all of them."""
     return torch.stack([q == k + 1, (k + q) % 3 == 0]).any()
 
 
@@ -834,7 +834,9 @@ def test_the_release_is_the_same_in_all_places():
     root = Path(__file__).parents[2]
     assert f"transformers=={UPSTREAM}\n" in (root / "requirements" / "dev.txt").read_text()
     minor = UPSTREAM.rpartition(".")[0]
-    assert f"those of transformers {minor};" in ours.__doc__
+    assert "``attn_mask._upstream.UPSTREAM``" in ours.__doc__
+    releases = json.loads((root / "tests" / "support" / "releases.json").read_text())
+    assert any(UPSTREAM in group["versions"] for group in releases)
     readme = (root / "README.md").read_text()
     assert f"(the behaviour of {minor}; argument" in readme
     assert f"Results are bitwise those of transformers {minor}, " in readme
@@ -1181,7 +1183,7 @@ def test_impossible_sizes_of_a_cache(same, implementation, sizes):
 
 @pytest.mark.parametrize("name", CREATE)
 def test_fake_tensors(upstream, name):
-    """Nobody may look at the values: the same decisions, and the same shapes."""
+    """The values may not be read: the same decisions, and the same shapes."""
     config = Config("sdpa", sliding_window=3, attention_chunk_size=3)
     positions = torch.tensor([[0, 1, 2, 0]])
     for mask, position_ids in itertools.product((None, torch.ones(2, 4).bool()), (None, positions)):
@@ -1423,7 +1425,7 @@ def test_document_ids(name, dtype):
         arguments = {"attention_mask": mask, "cache": None, "document_ids": ids}
         want = packed_mask(name, config, DOCUMENTS, mask)
         if name == "create_chunked_causal_mask" and mask is padding:
-            continue  # where the chunks of a padded document start is nobody's to say
+            continue  # it is not defined where the chunks of a padded document start
         assert_same_mask(getattr(ours, name)(config, embeds(4, 6), **arguments), want)
         config._attn_implementation = "eager"
         got = getattr(ours, name)(config, embeds(4, 6, torch.float16), **arguments)
@@ -1532,7 +1534,7 @@ class SeenCache:
 @pytest.mark.parametrize("slots", [None, 9])
 @pytest.mark.parametrize("ids", DOCUMENTS, ids=str)
 def test_documents_in_a_cache(ids, slots, number):
-    """Those of all tokens are told; empty slots belong to none, whatever numbers there are."""
+    """Ids are those of all tokens; empty slots belong to none, whatever numbers are there."""
     ids = [i - 1 for i in ids]
     seen, config = 4, Config("sdpa")
     cache = SeenCache(seen, slots, number)
@@ -1584,7 +1586,7 @@ def test_documents_of_other_keys(name):
 
 @pytest.mark.parametrize("name", CREATE)
 def test_documents_under_flash_attention(name):
-    """It takes no mask that could keep them apart, so nothing may look as if it did."""
+    """It takes no mask that could keep them apart, so None must not be read as if it did."""
     build = functools.partial(
         getattr(ours, name),
         Config("flash_attention_2", sliding_window=2, attention_chunk_size=8),
@@ -1603,7 +1605,7 @@ def test_documents_under_flash_attention(name):
 @pytest.mark.parametrize("size", ["batch_size", "q_length", "kv_length"])
 @pytest.mark.parametrize("mask", ["sdpa_mask", "eager_mask"])
 def test_negative_sizes(mask, size):
-    """Also of functions that are called, for which torch would be asked for the indices."""
+    """Also of functions that are called, for which torch would have to make the indices."""
     sizes = {"batch_size": 2, "q_length": 3, "kv_length": 4, size: -1}
     for function in (ours.causal_mask_function, lambda b, h, q, k: q >= k):
         with pytest.raises(ValueError, match=rf"^\w+: expected {size} .*but got -1"):
@@ -1725,7 +1727,7 @@ print(json.dumps([{{name: mask.int().tolist() for name, mask in masks.items()}},
 
 @pytest.mark.parametrize("hide", [True, False])
 def test_transformers_is_not_needed(tmp_path, hide):
-    """Nor a class of its: configs and caches are what they answer."""
+    """Nor a class of its: configs and caches are known by their attributes."""
     masks, loaded = json.loads(run_python(HIDDEN.format(hide=hide), tmp_path))
     assert masks == {
         "full_attention": [[[[0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1]]]],
@@ -1735,7 +1737,7 @@ def test_transformers_is_not_needed(tmp_path, hide):
     assert loaded == []
 
 
-# A user's function on a large mask, which is asked piece by piece
+# A user's function on a large mask, which is evaluated piece by piece
 
 
 @pytest.mark.parametrize("sizes", [(2, 1500, 2100), (1, 3, 1_000_003), (1, 70_001, 41)], ids=str)

@@ -368,8 +368,8 @@ def test_unmask_unattended_rows_of_every_kind(same, dtype):
     for min_dtype in (low, 0.0, -0.0, 3.0, 3):
         same("_unmask_unattended", rows, min_dtype)
         same("_unmask_unattended", rows[:, None, None], min_dtype)
-    opened = ours.AttentionMaskConverter._unmask_unattended(rows[:1], low)
-    assert (opened == 0).all() and opened.signbit().all()
+    unmasked = ours.AttentionMaskConverter._unmask_unattended(rows[:1], low)
+    assert (unmasked == 0).all() and unmasked.signbit().all()
 
 
 @pytest.mark.parametrize(
@@ -800,7 +800,7 @@ def test_difference_the_default_dtype_does_not_matter(dtype, default):
 
 
 def test_difference_a_default_device_does_not_matter():
-    """Tensors stay where they are, and 'cpu' says cpu."""
+    """Tensors stay where they are, and 'cpu' means the CPU."""
     mask, queries = torch.tensor([[0, 1, 1]]), embeds(1, 3)
     calls = [
         lambda: ours.AttentionMaskConverter(True, 1).to_4d(mask, 3, FLOAT, 3),
@@ -836,7 +836,7 @@ def test_no_device_means_the_default_device(same):
 
 @pytest.mark.parametrize("dtype", OUT_DTYPES, ids=str)
 def test_difference_boolean_4d_masks_say_which_keys_are_seen(dtype):
-    """Upstream subtracts them, which torch refuses; the result has the dtype of the embeds."""
+    """Upstream subtracts them, where torch raises; the result has the dtype of the embeds."""
     seen = torch.tensor([[True, False, True], [False, False, True]])[None, None]
     got = ours._prepare_4d_causal_attention_mask(seen, (1, 2), embeds(1, 2, dtype), 1)
     assert got.dtype == dtype
@@ -885,7 +885,7 @@ ALL_ONES = torch.ones(2, 3)
 
 
 def sdpa_calls(module):
-    """What eager code answers with None, because nothing is masked."""
+    """Where eager code returns None, because nothing is masked."""
     return [
         lambda mask, queries: module._prepare_4d_attention_mask_for_sdpa(mask, FLOAT),
         lambda mask, queries: module._prepare_4d_causal_attention_mask_for_sdpa(
@@ -964,7 +964,7 @@ def test_skip_decisions_while_symbolically_tracing(upstream):
 
 
 def test_training_still_skips_while_compiling():
-    """Only for a mask of None: what the model is then told does not depend on its input."""
+    """Only for a mask of None: there the result does not depend on the model's input."""
     torch._dynamo.reset()
 
     def decide(queries):

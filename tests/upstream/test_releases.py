@@ -278,7 +278,7 @@ def fetch(version):
     try:
         return Path(oracle_loader.fetch(version)), None
     except (OSError, subprocess.CalledProcessError):
-        # What pip has to say it has said.
+        # pip has printed why.
         return None, f"transformers {version} is not cached, and pip can't fetch it"
 
 
@@ -473,7 +473,7 @@ def check_4d(release, call):
         if release.since("4.41") and got is not None:
             assert got is mask
     if release.since("4.41"):
-        # As these want it: additive.
+        # Additive, as these releases take it.
         additive = torch.zeros(mask.shape, dtype=dtype).masked_fill(mask != 1, lowest(dtype))
         release(SDPA, additive, shape, queries, past, window)
     assert_same_mask(mask, before)
@@ -563,8 +563,9 @@ def test_unmasking_by_value(release):
         rows = torch.tensor(list(itertools.product([low, 0.0, -0.0, 3.0], repeat=3)), dtype=dtype)
         for mask in (rows, rows[:, None, None], rows == 0):
             release("_unmask_unattended", mask, low)
-    opened = release.ours.AttentionMaskConverter._unmask_unattended(torch.full((1, 2), -5.0), -5.0)
-    assert (opened == 0).all() and opened.signbit().all()
+    unmask = release.ours.AttentionMaskConverter._unmask_unattended
+    unmasked = unmask(torch.full((1, 2), -5.0), -5.0)
+    assert (unmasked == 0).all() and unmasked.signbit().all()
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3, 4, 5])
@@ -693,7 +694,7 @@ def test_texts_of_errors(version):
 
 
 def test_what_the_history_says():
-    """Worked by hand: window, sum, unmasking, and the sign of what is opened."""
+    """Worked by hand: window, sum, unmasking, and the sign of unmasked zeros."""
     by_version = {
         version: for_transformers(version).modeling_attn_mask_utils
         for version in ("4.35.0", "4.36.0", "4.38.2", "4.39.0")
@@ -708,9 +709,9 @@ def test_what_the_history_says():
     padding = torch.tensor([[0, 0, 1]])
     added = by_version["4.35.0"].AttentionMaskConverter(True).to_4d(padding, 3, 3, FLOAT)
     assert added.tolist() == [[[[low, -inf, low], [low, low, low], [low, low, 0.0]]]]
-    opened = getattr(by_version["4.38.2"], SDPA)(padding, (1, 3), embeds(1, 3), 0)
-    assert visibility(opened) == [["000", "000", "--0"]]
-    assert not opened.signbit()[0, 0, 0].any()
+    unmasked = getattr(by_version["4.38.2"], SDPA)(padding, (1, 3), embeds(1, 3), 0)
+    assert visibility(unmasked) == [["000", "000", "--0"]]
+    assert not unmasked.signbit()[0, 0, 0].any()
     closed = getattr(by_version["4.39.0"], SDPA)(padding, (1, 3), embeds(1, 3), 0)
     assert visibility(closed) == [["---", "---", "--0"]]
     with pytest.raises(IndexError, match="a row for each key before the first attended one"):
@@ -728,7 +729,7 @@ def test_example_of_the_readme():
 
 @pytest.mark.cuda
 def test_on_cuda(release):
-    """Rows without a key are opened: there since 4.39, everywhere before."""
+    """Rows without a key are unmasked: there since 4.39, everywhere before."""
     padding = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], device="cuda")
     for q_length, window, dtype in itertools.product((1, 2, 4), (None, 1, 2), OUT_DTYPES):
         queries, default = embeds(3, q_length, dtype).cuda(), needed_default(dtype)
@@ -901,7 +902,7 @@ def masked(function, module):
 
 
 def jit_trace(function, *examples):
-    """It warns of itself, and of every look at a value."""
+    """It warns about itself, and about every value that is read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.jit.trace(function, examples, check_trace=False)
@@ -945,7 +946,7 @@ def test_jit_traced_at_length(release, case):
 @pytest.mark.usefixtures("one_thread")
 @each_case()
 def test_as_if_compiling(release, case):
-    """torch.compile decides by torch.compiler.is_compiling, which says yes here."""
+    """torch.compile is recognised by torch.compiler.is_compiling, which returns True here."""
     with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
         for mask in (ONES, LEFT):
             release.call(lambda module, mask=mask: TRACED[case](module, mask, embeds(2, 3)))
@@ -985,13 +986,13 @@ def compiled(release, cases, fullgraph):
 
 @pytest.mark.parametrize("release", ["4.39.0", "4.46.0"], indirect=True)
 def test_compiled(release):
-    """4.39 was the first to know torch.compile."""
+    """4.39 was the first that works under torch.compile."""
     compiled(release, ("sdpa", "eager, window"), fullgraph=True)
 
 
 @pytest.mark.slow
 def test_compiled_at_length(release):
-    # Before 4.39 values are looked at, from 5.2 on upstream warns: graphs break.
+    # Before 4.39 values are read, from 5.2 on upstream warns: graphs break.
     fullgraph = release.since("4.39") and not release.since("5.2")
     looking = ("sdpa, 4D",) if not release.since("4.45") else ()
     early = ("padding, sdpa", "padding, sdpa, other") if not release.since("4.41") else ()
@@ -1003,7 +1004,7 @@ def test_compiled_at_length(release):
 
 @pytest.mark.parametrize("release", [v for v in DISTINCT if at_least(v, "4.36")], indirect=True)
 def test_symbolically_traced(release):
-    """With an fx.Proxy for the embeddings, which tracing knows since 4.37."""
+    """With an fx.Proxy for the embeddings, recognised as tracing since 4.37."""
     decisions = []
 
     def deciding(module):
@@ -1032,7 +1033,7 @@ def test_symbolically_traced(release):
     ("sdpa", "padding, sdpa", "eager", "sdpa, no mask", "padding"),
 )
 def test_fake_tensors(release, case):
-    """They have no values: looking at them fails, and was avoided since 5.0, which pre-releases
+    """They have no values: reading them fails, and is avoided since 5.0, which pre-releases
     count as."""
     with FakeTensorMode() as mode, warnings.catch_warnings():
         warnings.simplefilter("ignore")

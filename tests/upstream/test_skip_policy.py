@@ -34,7 +34,7 @@ def policy():
 
 
 def test_blocks_in_threads_that_overlap():
-    """The first to begin is the first to end: each has left its own behind."""
+    """The first to begin is the first to end: each has left its own block."""
     order = [threading.Event() for _ in range(3)]
     seen = {}
 

@@ -1,4 +1,4 @@
-// Calls what the library exports and loads it again; says what failed and exits with 1.
+// Calls what the library exports and loads it again; prints what failed and exits with 1.
 //
 //   consumer: prints for which devices there are kernels
 //   consumer LIBRARY: loads LIBRARY, the libattn_mask.so it is linked with, twice more
