@@ -8,73 +8,73 @@
 namespace attn_mask {
 
 /// What the hulls of a block's first and last row say of it.
-enum class BlockGuess : uint8_t { kEmpty, kFull, kAsk };
+enum class BlockGuess : uint8_t { kEmpty, kFull, kUnknown };
 
 /// Hulls of causality, windows and chunks go upwards with the query, so that those of the first and
 /// the last row tell where those between them lie.
-ATTN_MASK_INLINE BlockGuess guess_block(const BlockMaskTask& task, int64_t plane, Interval rows,
+ATTN_MASK_INLINE BlockGuess guess_block(const BlockMaskParams& params, int64_t plane, Interval rows,
                                         Interval columns) {
-  if (task.q_positions.listed || task.kv_positions.listed) {
-    return BlockGuess::kAsk;
+  if (params.q_positions.listed || params.kv_positions.listed) {
+    return BlockGuess::kUnknown;
   }
-  const Query query = task.query(plane, rows.begin);
-  const RowHull first = row_hull(task.rule, query);
-  const RowHull last = row_hull(task.rule, task.query(plane, rows.end - 1));
-  const int64_t shift = task.kv_positions.at(query.batch, 0);
+  const Query query = params.query(plane, rows.begin);
+  const RowHull first = row_hull(params.rule, query);
+  const RowHull last = row_hull(params.rule, params.query(plane, rows.end - 1));
+  const int64_t shift = params.kv_positions.at(query.batch, 0);
   const Interval keys{columns.begin + shift, columns.end + shift};
   if (intersect(keys, {first.positions.begin, last.positions.end}).empty()) {
     return BlockGuess::kEmpty;
   }
   const bool is_whole =
-      rows.end - rows.begin == task.q_block && columns.end - columns.begin == task.kv_block;
+      rows.end - rows.begin == params.q_block && columns.end - columns.begin == params.kv_block;
   const bool full = first.exact && is_whole && last.positions.begin <= keys.begin &&
                     keys.end <= first.positions.end;
-  return full ? BlockGuess::kFull : BlockGuess::kAsk;
+  return full ? BlockGuess::kFull : BlockGuess::kUnknown;
 }
 
 /// Of one line of blocks, the states that hulls tell; for one thread of the line's.
-ATTN_MASK_INLINE void guess_line_body(const BlockMaskTask& task, int64_t line, int64_t thread,
+ATTN_MASK_INLINE void guess_line_body(const BlockMaskParams& params, int64_t line, int64_t thread,
                                       int64_t threads) {
-  const int64_t q_blocks = task.q_blocks();
-  const int64_t kv_blocks = task.kv_blocks();
+  const int64_t q_blocks = params.q_blocks();
+  const int64_t kv_blocks = params.kv_blocks();
   const int64_t plane = line / q_blocks;
-  const Interval rows = task.rows_of(line - plane * q_blocks);
+  const Interval rows = params.rows_of(line - plane * q_blocks);
   ATTN_MASK_ONE_BY_ONE
   for (int64_t block = thread; block < kv_blocks; block += threads) {
-    const BlockGuess guess = guess_block(task, plane, rows, task.columns_of(block));
-    task.states[line * kv_blocks + block] = guess == BlockGuess::kEmpty  ? BlockState::kEmpty
-                                            : guess == BlockGuess::kFull ? BlockState::kFull
-                                                                         : BlockState::kUnknown;
+    const BlockGuess guess = guess_block(params, plane, rows, params.columns_of(block));
+    params.states[line * kv_blocks + block] = guess == BlockGuess::kEmpty  ? BlockState::kEmpty
+                                              : guess == BlockGuess::kFull ? BlockState::kFull
+                                                                           : BlockState::kUnknown;
   }
 }
 
-/// What the elements of a block say, as far as one thread asks them.
-struct BlockAnswer {
+/// What the elements of a block say, as far as one thread evaluates them.
+struct BlockContent {
   bool some;
   bool all;
 };
 
-ATTN_MASK_INLINE BlockAnswer ask_block_body(const BlockMaskTask& task, int64_t line, int64_t block,
-                                            int64_t thread, int64_t threads) {
-  const int64_t q_blocks = task.q_blocks();
+ATTN_MASK_INLINE BlockContent evaluate_block_body(const BlockMaskParams& params, int64_t line,
+                                                  int64_t block, int64_t thread, int64_t threads) {
+  const int64_t q_blocks = params.q_blocks();
   const int64_t plane = line / q_blocks;
-  const Interval rows = task.rows_of(line - plane * q_blocks);
-  const Interval columns = task.columns_of(block);
+  const Interval rows = params.rows_of(line - plane * q_blocks);
+  const Interval columns = params.columns_of(block);
   const int64_t width = columns.end - columns.begin;
-  BlockAnswer answer{false, rows.end - rows.begin == task.q_block && width == task.kv_block};
+  BlockContent found{false, rows.end - rows.begin == params.q_block && width == params.kv_block};
   ATTN_MASK_ONE_BY_ONE
   for (int64_t i = thread; i < (rows.end - rows.begin) * width; i += threads) {
     const int64_t row = i / width;
-    const Query query = task.query(plane, rows.begin + row);
+    const Query query = params.query(plane, rows.begin + row);
     const bool attended =
-        attends(task.rule, query, task.key(query.batch, columns.begin + (i - row * width)));
-    answer.some = answer.some || attended;
-    answer.all = answer.all && attended;
-    if (answer.some && !answer.all) {
+        attends(params.rule, query, params.key(query.batch, columns.begin + (i - row * width)));
+    found.some = found.some || attended;
+    found.all = found.all && attended;
+    if (found.some && !found.all) {
       break;
     }
   }
-  return answer;
+  return found;
 }
 
 ATTN_MASK_INLINE BlockState state_of(bool some, bool all) {
@@ -125,11 +125,11 @@ struct ListedLine {
     if (lists.indices == nullptr) {
       return count <= width;
     }
-    int64_t place = before;                        // of the next block that is listed
-    int64_t behind = count + part.begin - before;  // of the next that is not
+    int64_t place = before;                       // of the next block that is listed
+    int64_t after = count + part.begin - before;  // of the next that is not
     ATTN_MASK_ONE_BY_ONE
     for (int64_t block = part.begin; block < part.end; ++block) {
-      const int64_t to = holds(block) ? place++ : behind++;
+      const int64_t to = holds(block) ? place++ : after++;
       if (to < width) {
         lists.indices[line * width + to] = static_cast<int32_t>(block);
       }
@@ -138,39 +138,40 @@ struct ListedLine {
   }
 };
 
-/// Lines of all kinds and both directions, one behind the other.
-ATTN_MASK_INLINE int64_t listed_lines(const BlockMaskTask& task) {
-  return task.planes() * (task.q_blocks() + task.kv_blocks()) * (task.separate_full ? 2 : 1);
+/// Lines of all kinds and both directions, one after the other.
+ATTN_MASK_INLINE int64_t listed_lines(const BlockMaskParams& params) {
+  return params.planes() * (params.q_blocks() + params.kv_blocks()) *
+         (params.separate_full ? 2 : 1);
 }
 
-ATTN_MASK_INLINE ListedLine listed_line(const BlockMaskTask& task, int64_t index) {
-  const int64_t q_blocks = task.q_blocks();
-  const int64_t kv_blocks = task.kv_blocks();
-  const int64_t of_kind = task.planes() * (q_blocks + kv_blocks);
+ATTN_MASK_INLINE ListedLine listed_line(const BlockMaskParams& params, int64_t index) {
+  const int64_t q_blocks = params.q_blocks();
+  const int64_t kv_blocks = params.kv_blocks();
+  const int64_t of_kind = params.planes() * (q_blocks + kv_blocks);
   const bool is_full = index >= of_kind;
   const int64_t in_kind = is_full ? index - of_kind : index;
   const int64_t plane = in_kind / (q_blocks + kv_blocks);
   const int64_t in_plane = in_kind - plane * (q_blocks + kv_blocks);
-  const BlockState* const states = task.states + plane * q_blocks * kv_blocks;
+  const BlockState* const states = params.states + plane * q_blocks * kv_blocks;
   if (in_plane < q_blocks) {
     return {states + in_plane * kv_blocks,
             1,
             kv_blocks,
-            task.kv_width,
-            task.kv[is_full ? 1 : 0],
-            task.stored(plane) * q_blocks + in_plane,
+            params.kv_width,
+            params.kv[is_full ? 1 : 0],
+            params.stored(plane) * q_blocks + in_plane,
             is_full,
-            !task.separate_full};
+            !params.separate_full};
   }
   const int64_t column = in_plane - q_blocks;
   return {states + column,
           kv_blocks,
           q_blocks,
-          task.q_width,
-          task.q[is_full ? 1 : 0],
-          task.stored(plane) * kv_blocks + column,
+          params.q_width,
+          params.q[is_full ? 1 : 0],
+          params.stored(plane) * kv_blocks + column,
           is_full,
-          !task.separate_full};
+          !params.separate_full};
 }
 
 }  // namespace attn_mask

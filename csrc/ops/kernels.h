@@ -6,7 +6,7 @@
 
 #include "attn_mask/export.h"
 #include "format/block_mask.h"
-#include "format/mask_task.h"
+#include "format/mask_params.h"
 #include "format/strided_rows.h"
 
 namespace attn_mask {
@@ -14,14 +14,14 @@ namespace attn_mask {
 /// What a device must be able to do. Everything else in an operator (checks, shapes, allocation) is
 /// the same for all devices, Meta included, and is written once.
 struct DeviceKernels {
-  void (*write_mask)(const MaskTask& task);
+  void (*write_mask)(const MaskParams& params);
   /// 1 for each row of the mask in which no key is visible, else 0.
-  void (*find_masked_rows)(const Question& question, uint8_t* rows);
-  void (*unmask)(const UnmaskTask& task);
-  void (*find_block_states)(const BlockMaskTask& task);
-  /// Where `needs_block_states`, by the task's states. Host kernels say what they found; of others
-  /// it is not known without waiting for them.
-  std::optional<LongestLines> (*write_block_mask)(const BlockMaskTask& task);
+  void (*find_masked_rows)(const Problem& problem, uint8_t* rows);
+  void (*unmask)(const UnmaskParams& params);
+  void (*find_block_states)(const BlockMaskParams& params);
+  /// Where `needs_block_states`, by the states in `params`. Host kernels say what they found; of
+  /// others it is not known without waiting for them.
+  std::optional<LongestLines> (*write_block_mask)(const BlockMaskParams& params);
   bool needs_block_states;
 };
 

@@ -57,14 +57,14 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
   if (out.is_meta()) {
     return out;
   }
-  MaskTask task{};
-  set_output(task, out, additive_format(dtype));
+  MaskParams params{};
+  set_output(params, out, additive_format(dtype));
   if (causal) {
-    narrow_to_causal(task.rule, sliding_window);
-    task.q_positions.offset = task.kv_length - task.q_length;
+    narrow_to_causal(params.rule, sliding_window);
+    params.q_positions.offset = params.kv_length - params.q_length;
   }
-  narrow(task.rule, padding_of(mask, dtype));
-  prepare_and_run(task, out.device(),
+  narrow(params.rule, padding_of(mask, dtype));
+  prepare_and_run(params, out.device(),
                   unmask_unattended ? std::optional(sign_bit(dtype)) : std::nullopt);
   return out;
 }

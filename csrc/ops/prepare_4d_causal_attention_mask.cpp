@@ -76,10 +76,10 @@ at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& s
                         static_cast<int32_t>(mask.element_size()),
                         /*by_column=*/true,
                         is_one(mask_dtype, dtype)};
-    MaskTask task{};
-    set_output(task, out, additive_format(dtype, masked));
-    narrow(task.rule, given);
-    run(task, out.device());
+    MaskParams params{};
+    set_output(params, out, additive_format(dtype, masked));
+    narrow(params.rule, given);
+    run(params, out.device());
   }
   return out;
 }

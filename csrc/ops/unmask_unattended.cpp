@@ -20,18 +20,18 @@ namespace {
 constexpr auto kOp = "_unmask_unattended";
 
 /// Kernels know four dimensions; the outermost of more are gone through here.
-void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskTask& settings) {
+void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskParams& settings) {
   if (in.dim() > StridedRows::kLeading + 1) {
     for (int64_t i = 0; i < in.size(0); ++i) {
       run_unmask(in.select(0, i), out.select(0, i), settings);
     }
     return;
   }
-  UnmaskTask task = settings;
-  task.in = strided_rows(in);
-  task.out = strided_rows(out);
-  task.written = out.data_ptr();
-  device_kernels(out.device().type()).unmask(task);
+  UnmaskParams params = settings;
+  params.in = strided_rows(in);
+  params.out = strided_rows(out);
+  params.written = out.data_ptr();
+  device_kernels(out.device().type()).unmask(params);
 }
 
 }  // namespace
@@ -60,7 +60,7 @@ at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Sc
   if (out.is_meta() || out.numel() == 0) {
     return out;
   }
-  UnmaskTask settings{};
+  UnmaskParams settings{};
   settings.is_min = is_equal(dtype, min_dtype);
   settings.sign = sign_bit(dtype);
   const c10::OptionalDeviceGuard guard(out.device());
@@ -76,7 +76,7 @@ at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar&
 void unmask_unattended_out(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
                            const at::Tensor& out) {
   check_no_gradient(kOp, "expanded_mask", expanded_mask);
-  // A row is read before it is written, so that the mask may be opened where it lies.
+  // A row is read before it is written, so that the mask may be unmasked where it lies.
   const bool in_place = !out.is_meta() && out.scalar_type() == expanded_mask.scalar_type() &&
                         out.sizes() == expanded_mask.sizes() &&
                         out.strides() == expanded_mask.strides() &&
@@ -89,17 +89,17 @@ at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10
                                       c10::SymInt stride_multiple) {
   check_strided(kOp, "expanded_mask", expanded_mask);
   const bool differentiable = c10::GradMode::is_enabled() && expanded_mask.requires_grad();
-  at::Tensor opened;
+  at::Tensor unmasked;
   {
     const at::AutoDispatchBelowAutograd below;
-    opened = call::unmask_unattended(expanded_mask, min_dtype, stride_multiple);
+    unmasked = call::unmask_unattended(expanded_mask, min_dtype, stride_multiple);
   }
   if (!differentiable) {
-    return opened;
+    return unmasked;
   }
-  // A bias that is being learned: rows that stay pass their gradient on, opened ones have none.
+  // A bias that is being learned: rows that stay pass their gradient on, unmasked ones have none.
   const at::Tensor closed = expanded_mask.detach().eq(min_dtype).all(-1, /*keepdim=*/true);
-  return with_stride_multiple(at::where(closed, opened, expanded_mask), stride_multiple);
+  return with_stride_multiple(at::where(closed, unmasked, expanded_mask), stride_multiple);
 }
 
 }  // namespace attn_mask::ops

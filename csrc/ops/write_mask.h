@@ -5,20 +5,20 @@
 
 #include <optional>
 
-#include "format/mask_task.h"
+#include "format/mask_params.h"
 
 namespace attn_mask {
 
-/// Says that the task, of `out`'s sizes, writes to it, and how.
-void set_output(MaskTask& task, const at::Tensor& out, const DenseFormat& format);
+/// Says in `params` that a mask of `out`'s sizes is written to it, and how.
+void set_output(MaskParams& params, const at::Tensor& out, const DenseFormat& format);
 
-/// Runs the task on the device.
-void run(const MaskTask& task, at::Device device);
+/// Writes the mask on the device.
+void run(const MaskParams& params, at::Device device);
 
 /// The same for a rule whose tables have yet to be prepared; it points nowhere afterwards. With
 /// `unmasked`, the bits of an element, rows in which no key is visible hold that (or their bias)
 /// throughout.
-void prepare_and_run(MaskTask& task, at::Device device,
+void prepare_and_run(MaskParams& params, at::Device device,
                      std::optional<uint64_t> unmasked = std::nullopt);
 
 /// Narrows a rule to causal keys, within `sliding_window` before the query where there is a window.

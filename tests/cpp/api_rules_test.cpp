@@ -30,11 +30,11 @@ using test::text_of;
 constexpr int64_t kBatch = 2;
 constexpr int64_t kTable = 7;
 
-struct Question {
+struct Problem {
   int64_t batch, head, row, column;
   int64_t q, k;  // positions
 };
-using Attends = std::function<bool(const Question&)>;
+using Attends = std::function<bool(const Problem&)>;
 
 /// A rule, and the same in plain words.
 struct Pair {
@@ -71,17 +71,17 @@ class RandomRules {
       case 0: {
         const Pair a = tree(depth - 1);
         const Pair b = tree(depth - 1);
-        return {a.rule & b.rule, [=](const Question& x) { return a.attends(x) && b.attends(x); }};
+        return {a.rule & b.rule, [=](const Problem& x) { return a.attends(x) && b.attends(x); }};
       }
       case 1: {
         const Pair a = tree(depth - 1);
         const Pair b = tree(depth - 1);
-        return {a.rule | b.rule, [=](const Question& x) { return a.attends(x) || b.attends(x); }};
+        return {a.rule | b.rule, [=](const Problem& x) { return a.attends(x) || b.attends(x); }};
       }
       case 2: {
         const Pair below = tree(depth - 1);
         const at::Tensor positions = table(-2, kTable);
-        return {reindex(below.rule, positions), [=](Question x) {
+        return {reindex(below.rule, positions), [=](Problem x) {
                   const auto q = look_up(positions, x.batch, x.q);
                   const auto k = look_up(positions, x.batch, x.k);
                   x.q = q.value_or(0);
@@ -93,7 +93,7 @@ class RandomRules {
         const Pair below = tree(depth - 1);
         const int64_t q_add = number(-3, 3);
         const int64_t k_add = number(-3, 3);
-        return {shift(below.rule, q_add, k_add), [=](Question x) {
+        return {shift(below.rule, q_add, k_add), [=](Problem x) {
                   x.q += q_add;
                   x.k += k_add;
                   return below.attends(x);
@@ -120,14 +120,14 @@ class RandomRules {
   Pair leaf() {
     switch (number(0, 8)) {
       case 0:
-        return {causal(), [](const Question& x) { return x.k <= x.q; }};
+        return {causal(), [](const Problem& x) { return x.k <= x.q; }};
       case 1:
-        return {bidirectional(), [](const Question&) { return true; }};
+        return {bidirectional(), [](const Problem&) { return true; }};
       case 2:
-        return {nothing(), [](const Question&) { return false; }};
+        return {nothing(), [](const Problem&) { return false; }};
       case 3: {
         const int64_t size = number(1, 4);
-        return {sliding_window(size), [=](const Question& x) { return x.k > x.q - size; }};
+        return {sliding_window(size), [=](const Problem& x) { return x.k > x.q - size; }};
       }
       case 4: {
         const auto left = side();
@@ -135,7 +135,7 @@ class RandomRules {
         if (left && right && *left + *right < 0) {
           right = -*left;  // the one key that is left
         }
-        return {window(left, right), [=](const Question& x) {
+        return {window(left, right), [=](const Problem& x) {
                   return (!left || x.k >= x.q - *left) && (!right || x.k <= x.q + *right);
                 }};
       }
@@ -144,7 +144,7 @@ class RandomRules {
         const at::Tensor start = at::tensor({number(0, 3), number(0, 3)}, at::kLong);
         const bool padded = number(0, 1) == 0;
         return {
-            padded ? chunked(size, start) : chunked(size), [=](const Question& x) {
+            padded ? chunked(size, start) : chunked(size), [=](const Problem& x) {
               const int64_t from = padded ? start[x.batch].item<int64_t>() : 0;
               const auto chunk = [&](int64_t position) {
                 return std::floor(static_cast<double>(position - from) / static_cast<double>(size));
@@ -155,7 +155,7 @@ class RandomRules {
       case 6: {
         const at::Tensor ids = table(-1, 2);
         const bool blocks = number(0, 1) == 0;
-        return {blocks ? blockwise(ids) : documents(ids), [=](const Question& x) {
+        return {blocks ? blockwise(ids) : documents(ids), [=](const Problem& x) {
                   const auto q = look_up(ids, x.batch, x.q);
                   const auto k = look_up(ids, x.batch, x.k);
                   return q && k && *q == *k && (!blocks || *q >= 0);
@@ -164,16 +164,15 @@ class RandomRules {
       case 7: {
         const at::Tensor mask = table(0, 2);
         return {padding(mask),
-                [=](const Question& x) { return look_up(mask, x.batch, x.k).value_or(0) != 0; }};
+                [=](const Problem& x) { return look_up(mask, x.batch, x.k).value_or(0) != 0; }};
       }
       default: {
         const at::Tensor attends = at::empty({1, 2, q_length_, kv_length_}, at::kBool);
         for (int64_t i = 0; i < attends.numel(); ++i) {
           attends.data_ptr<bool>()[i] = number(0, 1) == 1;
         }
-        return {bits(attends), [=](const Question& x) {
-                  return attends[0][x.head][x.row][x.column].item<bool>();
-                }};
+        return {bits(attends),
+                [=](const Problem& x) { return attends[0][x.head][x.row][x.column].item<bool>(); }};
       }
     }
   }

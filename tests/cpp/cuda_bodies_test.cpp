@@ -14,7 +14,7 @@
 #include "format/additive.h"
 #include "format/boolean.h"
 #include "reference.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 
 namespace attn_mask {
 namespace {
@@ -49,28 +49,28 @@ struct DeviceMemory {
 };
 
 template <typename T>
-void expect_mask(MaskTask task, int64_t blocks, int64_t threads) {
-  test::Bytes want(static_cast<size_t>(test::reach(task)) * sizeof(T), 0xA5);
-  task.out = want.data();
-  isa_default::kKernels.write_tiles(task, {task.kv_length, 1}, 0, task.rows());
+void expect_mask(MaskParams params, int64_t blocks, int64_t threads) {
+  test::Bytes want(static_cast<size_t>(test::reach(params)) * sizeof(T), 0xA5);
+  params.out = want.data();
+  isa_default::kKernels.write_tiles(params, {params.kv_length, 1}, 0, params.rows());
   // Outputs of a user's may begin at any element.
   for (const int64_t offset : {0, 1, 3}) {
     DeviceMemory got(want.size() + static_cast<size_t>(offset) * sizeof(T));
-    task.out = got.data() + offset * static_cast<int64_t>(sizeof(T));
-    const int64_t per_row = packs_per_row<T>(task);
+    params.out = got.data() + offset * static_cast<int64_t>(sizeof(T));
+    const int64_t per_row = packs_per_row<T>(params);
     emulate(blocks, threads,
-            [&](const GridPosition& at) { write_mask_body<T>(task, per_row, at); });
+            [&](const GridPosition& at) { write_mask_body<T>(params, per_row, at); });
     const test::Bytes all = got.contents();
     ASSERT_EQ(test::Bytes(all.begin() + offset * static_cast<int64_t>(sizeof(T)), all.end()), want)
-        << "b=" << task.batch_size << " q=" << task.q_length << " kv=" << task.kv_length
+        << "b=" << params.batch_size << " q=" << params.q_length << " kv=" << params.kv_length
         << " element " << sizeof(T);
     ASSERT_TRUE(got.guard_intact()) << "written behind the mask";
   }
 }
 
-void expect_mask(const MaskTask& task, int64_t blocks, int64_t threads) {
-  with_bits(task.format.element_size,
-            [&](auto bits) { expect_mask<decltype(bits)>(task, blocks, threads); });
+void expect_mask(const MaskParams& params, int64_t blocks, int64_t threads) {
+  with_bits(params.format.element_size,
+            [&](auto bits) { expect_mask<decltype(bits)>(params, blocks, threads); });
 }
 
 constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat32,
@@ -88,34 +88,35 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         continue;
       }
       for (int trial = 0; trial < 40; ++trial) {
-        MaskTask task{};
-        task.batch_size = 1 + random() % 3;
-        task.heads = 1 + random() % 2;
-        task.q_length = 1 + random() % 5;
-        task.kv_length = kv_length;
-        task.q_positions.offset = random() % 40;
-        task.format = format;
-        const test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length,
-                                          kv_length, 1 + random() % 2, random() % 2 == 0);
-        task.rule = make_rule(Causal{});
+        MaskParams params{};
+        params.batch_size = 1 + random() % 3;
+        params.heads = 1 + random() % 2;
+        params.q_length = 1 + random() % 5;
+        params.kv_length = kv_length;
+        params.q_positions.offset = random() % 40;
+        params.format = format;
+        const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
+                                          params.q_length, kv_length, 1 + random() % 2,
+                                          random() % 2 == 0);
+        params.rule = make_rule(Causal{});
         if (random() % 2 == 0) {
-          task.rule =
-              task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 30), kOpen});
+          params.rule =
+              params.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 30), kOpen});
         }
         if (random() % 2 == 0) {
-          task.rule = task.rule & make_rule(padding.leaf);
+          params.rule = params.rule & make_rule(padding.leaf);
         }
         std::vector<uint8_t> masked_rows;
         if (random() % 3 == 0) {
-          masked_rows = test::reference_masked_rows(task);
-          task.unmasking = {masked_rows.data(), 0x5A};
+          masked_rows = test::reference_masked_rows(params);
+          params.unmasking = {masked_rows.data(), 0x5A};
           unmasked += std::count(masked_rows.begin(), masked_rows.end(), 1);
         }
-        test::set_contiguous(task);
+        test::set_contiguous(params);
         if (random() % 2 == 0) {
-          test::set_random_strides(task, random);
+          test::set_random_strides(params, random);
         }
-        expect_mask(task, 1 + random() % 4, 1 + random() % 8);
+        expect_mask(params, 1 + random() % 4, 1 + random() % 8);
       }
     }
   }
@@ -126,50 +127,49 @@ TEST(AnyVisibleBody, AgreesWithTheReference) {
   std::mt19937 random(23);
   int64_t masked = 0;
   for (int trial = 0; trial < 600; ++trial) {
-    Question question{};
-    question.batch_size = 1 + random() % 3;
-    question.heads = 1 + random() % 2;
-    question.q_length = 1 + random() % 9;
-    question.kv_length = 1 + random() % 70;
-    question.q_positions.offset = random() % 20;
-    question.kv_positions.offset = random() % 9;
-    test::RandomPadding padding(random, 1 << random() % 4, question.batch_size, question.q_length,
-                                question.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
+    Problem problem{};
+    problem.batch_size = 1 + random() % 3;
+    problem.heads = 1 + random() % 2;
+    problem.q_length = 1 + random() % 9;
+    problem.kv_length = 1 + random() % 70;
+    problem.q_positions.offset = random() % 20;
+    problem.kv_positions.offset = random() % 9;
+    test::RandomPadding padding(random, 1 << random() % 4, problem.batch_size, problem.q_length,
+                                problem.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
     if (random() % 2 == 0) {  // much of it
       padding.leaf.visible = bits_between(3, 3);
     }
-    question.rule = make_rule(padding.leaf);
+    problem.rule = make_rule(padding.leaf);
     if (random() % 2 == 0) {
-      question.rule =
-          question.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 9), 0});
+      problem.rule = problem.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 9), 0});
     }
     if (random() % 4 == 0) {
-      question.rule = make_rule(Causal{}) & make_rule(SlidingWindow{2, kOpen});
+      problem.rule = make_rule(Causal{}) & make_rule(SlidingWindow{2, kOpen});
     }
     const int64_t threads = 1 + random() % 40;
     std::vector<uint8_t> got;
-    for (int64_t row = 0; row < question.rows(); ++row) {
+    for (int64_t row = 0; row < problem.rows(); ++row) {
       bool visible = false;
       for (int64_t thread = 0; thread < threads; ++thread) {
-        visible = any_visible_body(question, row, thread, threads) || visible;
+        visible = any_visible_body(problem, row, thread, threads) || visible;
       }
       got.push_back(visible ? 0 : 1);
     }
-    ASSERT_EQ(got, test::reference_masked_rows(question)) << "trial " << trial;
+    ASSERT_EQ(got, test::reference_masked_rows(problem)) << "trial " << trial;
     masked += std::count(got.begin(), got.end(), 1);
   }
   EXPECT_GT(masked, 100);
 }
 
 template <typename T>
-void expect_unmask(UnmaskTask task, int64_t threads) {
-  const test::Bytes want = test::reference_unmask(task);
+void expect_unmask(UnmaskParams params, int64_t threads) {
+  const test::Bytes want = test::reference_unmask(params);
   for (const int64_t offset : {0, 1, 3}) {
     const auto before = static_cast<size_t>(offset) * sizeof(T);
     DeviceMemory got(want.size() + before);
-    task.written = got.data() + before;
-    for (int64_t index = 0; index < task.in.rows(); ++index) {
-      const UnmaskRow<T> row(task, index);
+    params.written = got.data() + before;
+    for (int64_t index = 0; index < params.in.rows(); ++index) {
+      const UnmaskRow<T> row(params, index);
       bool attended = false;
       for (int64_t thread = 0; thread < threads; ++thread) {
         attended = row.attended_body(thread, threads) || attended;
@@ -187,29 +187,29 @@ void expect_unmask(UnmaskTask task, int64_t threads) {
 TEST(UnmaskBodies, AgreeWithTheReference) {
   std::mt19937 random(22);
   for (int trial = 0; trial < 300; ++trial) {
-    UnmaskTask task{};
-    task.in.element_size = 2 << random() % 3;
-    task.in.length = 1 + random() % 30;
-    task.in.stride = 1 + random() % 2;
-    task.in.sizes[0] = 1 + random() % 2;
-    task.in.sizes[1] = 1 + random() % 2;
-    task.in.sizes[2] = 1 + random() % 4;
-    task.in.strides[2] = task.in.length * task.in.stride;
-    task.in.strides[1] = random() % 3 == 0 ? 0 : task.in.sizes[2] * task.in.strides[2];
-    task.in.strides[0] = task.in.sizes[1] * task.in.sizes[2] * task.in.strides[2];
-    const int64_t elements = task.in.sizes[0] * task.in.strides[0];
-    const uint64_t sign = uint64_t{1} << (8 * task.in.element_size - 1);
-    test::Bytes memory(static_cast<size_t>(elements * task.in.element_size));
+    UnmaskParams params{};
+    params.in.element_size = 2 << random() % 3;
+    params.in.length = 1 + random() % 30;
+    params.in.stride = 1 + random() % 2;
+    params.in.sizes[0] = 1 + random() % 2;
+    params.in.sizes[1] = 1 + random() % 2;
+    params.in.sizes[2] = 1 + random() % 4;
+    params.in.strides[2] = params.in.length * params.in.stride;
+    params.in.strides[1] = random() % 3 == 0 ? 0 : params.in.sizes[2] * params.in.strides[2];
+    params.in.strides[0] = params.in.sizes[1] * params.in.sizes[2] * params.in.strides[2];
+    const int64_t elements = params.in.sizes[0] * params.in.strides[0];
+    const uint64_t sign = uint64_t{1} << (8 * params.in.element_size - 1);
+    test::Bytes memory(static_cast<size_t>(elements * params.in.element_size));
     for (int64_t i = 0; i < elements; ++i) {
-      test::put(memory, i, task.in.element_size, random() % 20 != 0 ? sign | 0x7B : 0);
+      test::put(memory, i, params.in.element_size, random() % 20 != 0 ? sign | 0x7B : 0);
     }
-    task.in.data = memory.data();
-    task.is_min = bits_between(sign | 0x7B, sign | 0x7B);
-    task.sign = sign;
-    test::set_random_output(task, random);
+    params.in.data = memory.data();
+    params.is_min = bits_between(sign | 0x7B, sign | 0x7B);
+    params.sign = sign;
+    test::set_random_output(params, random);
     const int64_t threads = 1 + random() % 40;
-    with_bits(task.in.element_size,
-              [&](auto bits) { expect_unmask<decltype(bits)>(task, threads); });
+    with_bits(params.in.element_size,
+              [&](auto bits) { expect_unmask<decltype(bits)>(params, threads); });
   }
 }
 
@@ -227,15 +227,15 @@ TEST(Grid, BlocksCoverAllItemsAndStayUnderTheCap) {
   EXPECT_EQ(blocks_for(int64_t{1} << 40), kMaxBlocks);
 }
 
-/// A block mask's numbers, in the order of the task's lists.
+/// A block mask's numbers, in the order of its lists.
 struct BlockMaskNumbers {
   std::vector<int32_t> memory[2][2][2];  // keys or queries; partial or full; counts and indices
 
-  explicit BlockMaskNumbers(BlockMaskTask& task) {
-    const int64_t stored = task.batch_size * task.stored_heads;
+  explicit BlockMaskNumbers(BlockMaskParams& params) {
+    const int64_t stored = params.batch_size * params.stored_heads;
     for (size_t kind = 0; kind < 2; ++kind) {
-      task.kv[kind] = lists(0, kind, stored * task.q_blocks(), task.kv_width);
-      task.q[kind] = lists(1, kind, stored * task.kv_blocks(), task.q_width);
+      params.kv[kind] = lists(0, kind, stored * params.q_blocks(), params.kv_width);
+      params.q[kind] = lists(1, kind, stored * params.kv_blocks(), params.q_width);
     }
   }
 
@@ -248,32 +248,32 @@ struct BlockMaskNumbers {
   }
 };
 
-void emulate_block_states(const BlockMaskTask& task, int64_t threads) {
-  for (int64_t line = 0; line < task.planes() * task.q_blocks(); ++line) {
+void emulate_block_states(const BlockMaskParams& params, int64_t threads) {
+  for (int64_t line = 0; line < params.planes() * params.q_blocks(); ++line) {
     for (int64_t thread = 0; thread < threads; ++thread) {
-      guess_line_body(task, line, thread, threads);
+      guess_line_body(params, line, thread, threads);
     }
-    for (int64_t block = 0; block < task.kv_blocks(); ++block) {
-      BlockState& state = task.states[line * task.kv_blocks() + block];
+    for (int64_t block = 0; block < params.kv_blocks(); ++block) {
+      BlockState& state = params.states[line * params.kv_blocks() + block];
       if (state != BlockState::kUnknown) {
         continue;
       }
       bool some = false;
       bool all = true;
       for (int64_t thread = 0; thread < threads; ++thread) {
-        const BlockAnswer answer = ask_block_body(task, line, block, thread, threads);
-        some = some || answer.some;
-        all = all && answer.all;
+        const BlockContent found = evaluate_block_body(params, line, block, thread, threads);
+        some = some || found.some;
+        all = all && found.all;
       }
       state = state_of(some, all);
     }
   }
 }
 
-bool emulate_block_lists(const BlockMaskTask& task, int64_t threads) {
+bool emulate_block_lists(const BlockMaskParams& params, int64_t threads) {
   bool fits = true;
-  for (int64_t index = 0; index < listed_lines(task); ++index) {
-    const ListedLine line = listed_line(task, index);
+  for (int64_t index = 0; index < listed_lines(params); ++index) {
+    const ListedLine line = listed_line(params, index);
     std::vector<int64_t> counts;
     for (int64_t thread = 0; thread < threads; ++thread) {
       counts.push_back(line.count_body(part_of(line.total, thread, threads)));
@@ -289,19 +289,20 @@ bool emulate_block_lists(const BlockMaskTask& task, int64_t threads) {
 TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
   std::mt19937 random(31);
   for (int trial = 0; trial < 400; ++trial) {
-    BlockMaskTask task{};
-    task.batch_size = 1 + random() % 2;
-    task.heads = 1 + random() % 2;
-    task.stored_heads = task.heads + random() % 2;
-    task.q_length = 1 + random() % 39;
-    task.kv_length = 1 + random() % 39;
-    task.q_block = 1 + random() % 9;
-    task.kv_block = 1 + random() % 9;
-    task.separate_full = random() % 4 != 0;
-    task.q_positions.offset = random() % 20;
-    task.kv_positions.offset = random() % 9;
-    const test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length + 1,
-                                      task.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
+    BlockMaskParams params{};
+    params.batch_size = 1 + random() % 2;
+    params.heads = 1 + random() % 2;
+    params.stored_heads = params.heads + random() % 2;
+    params.q_length = 1 + random() % 39;
+    params.kv_length = 1 + random() % 39;
+    params.q_block = 1 + random() % 9;
+    params.kv_block = 1 + random() % 9;
+    params.separate_full = random() % 4 != 0;
+    params.q_positions.offset = random() % 20;
+    params.kv_positions.offset = random() % 9;
+    const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
+                                      params.q_length + 1, params.kv_length + 9, 1 + random() % 2,
+                                      random() % 2 == 0);
     std::vector<int64_t> ids(80);
     for (size_t i = 0; i < ids.size(); ++i) {
       ids[i] = i == 0 ? 0 : ids[i - 1] + (random() % 9 == 0 ? 1 : 0);
@@ -310,34 +311,34 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
         make_rule(Causal{}), make_rule(SlidingWindow{static_cast<int64_t>(random() % 20), 3}),
         make_rule(Chunk{static_cast<int64_t>(1 + random() % 20), Table{}}),
         make_rule(SameId{{{ids.data(), 8}, 0, 1, 80, {}}, false}), make_rule(padding.leaf)};
-    task.rule = leaves[random() % 5];
+    params.rule = leaves[random() % 5];
     for (int more = random() % 3; more > 0; --more) {
       const Rule& leaf = leaves[random() % 5];
-      task.rule = random() % 3 == 0 ? task.rule | leaf : task.rule & leaf;
+      params.rule = random() % 3 == 0 ? params.rule | leaf : params.rule & leaf;
     }
     const auto narrower = [&](int64_t blocks) {
       return random() % 3 == 0 ? static_cast<int64_t>(random() % (blocks + 1)) : blocks;
     };
-    task.kv_width = narrower(task.kv_blocks());
-    task.q_width = narrower(task.q_blocks());
+    params.kv_width = narrower(params.kv_blocks());
+    params.q_width = narrower(params.q_blocks());
 
-    BlockMaskTask on_host = task;
+    BlockMaskParams on_host = params;
     BlockMaskNumbers want(on_host);
-    const PreparedTables prepared(on_host);
+    const PreparedRuns prepared(on_host);
     const auto longest = write_block_mask_cpu(on_host);
     std::vector<BlockState> host_states(
-        static_cast<size_t>(task.planes() * task.q_blocks() * task.kv_blocks()));
+        static_cast<size_t>(params.planes() * params.q_blocks() * params.kv_blocks()));
     on_host.states = host_states.data();
     find_block_states_cpu(on_host);
 
     std::vector<BlockState> states(host_states.size(), BlockState::kUnknown);
-    task.states = states.data();
-    BlockMaskNumbers got(task);
+    params.states = states.data();
+    BlockMaskNumbers got(params);
     const int64_t threads = 1 + random() % 70;
-    emulate_block_states(task, threads);
+    emulate_block_states(params, threads);
     ASSERT_EQ(states, host_states) << "trial " << trial;
-    const bool fits = emulate_block_lists(task, threads);
-    EXPECT_EQ(fits, longest->kv <= task.kv_width && longest->q <= task.q_width);
+    const bool fits = emulate_block_lists(params, threads);
+    EXPECT_EQ(fits, longest->kv <= params.kv_width && longest->q <= params.q_width);
     for (size_t direction = 0; direction < 2; ++direction) {
       for (size_t kind = 0; kind < 2; ++kind) {
         for (size_t list = 0; list < 2; ++list) {

@@ -13,7 +13,7 @@
 #include "format/boolean.h"
 #include "reference.h"
 #include "rule/hull.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 #include "rule/spans.h"
 
 namespace attn_mask {
@@ -24,151 +24,151 @@ using Elements = std::vector<uint8_t>;
 
 /// `write(query, out)` writes one row.
 template <typename Write>
-Elements each_row(const Question& question, Write write) {
-  Elements out(static_cast<size_t>(question.rows() * question.kv_length), 2);
-  for (int64_t plane = 0; plane < question.batch_size * question.heads; ++plane) {
-    for (int64_t row = 0; row < question.q_length; ++row) {
-      write(question.query(plane, row),
-            out.data() + (plane * question.q_length + row) * question.kv_length);
+Elements each_row(const Problem& problem, Write write) {
+  Elements out(static_cast<size_t>(problem.rows() * problem.kv_length), 2);
+  for (int64_t plane = 0; plane < problem.batch_size * problem.heads; ++plane) {
+    for (int64_t row = 0; row < problem.q_length; ++row) {
+      write(problem.query(plane, row),
+            out.data() + (plane * problem.q_length + row) * problem.kv_length);
     }
   }
   return out;
 }
 
-Elements by_definition(const Question& question) {
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    for (int64_t k = 0; k < question.kv_length; ++k) {
-      out[k] = attends(question.rule, query, question.key(query.batch, k));
+Elements by_definition(const Problem& problem) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    for (int64_t k = 0; k < problem.kv_length; ++k) {
+      out[k] = attends(problem.rule, query, problem.key(query.batch, k));
     }
   });
 }
 
 /// What spans say, with the nodes that they leave unresolved evaluated by their definition.
-void write_spans(const Question& question, const Query& query, const RowSpans& row, uint8_t* out) {
-  for (int64_t k = 0; k < question.kv_length; ++k) {
+void write_spans(const Problem& problem, const Query& query, const RowSpans& row, uint8_t* out) {
+  for (int64_t k = 0; k < problem.kv_length; ++k) {
     out[k] = std::any_of(row.spans.at, row.spans.at + row.spans.size,
                          [&](Interval span) { return span.contains(k); });
-    for (int32_t node = 0; node < question.rule.size; ++node) {
+    for (int32_t node = 0; node < problem.rule.size; ++node) {
       if (((row.unresolved >> node) & 1U) != 0) {
-        out[k] &= attends(question.rule, node, query, question.key(query.batch, k));
+        out[k] &= attends(problem.rule, node, query, problem.key(query.batch, k));
       }
     }
   }
 }
 
-Elements by_spans(const Question& question) {
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    write_spans(question, query,
-                row_spans(question.rule, query, question.kv_positions, question.kv_length), out);
+Elements by_spans(const Problem& problem) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    write_spans(problem, query,
+                row_spans(problem.rule, query, problem.kv_positions, problem.kv_length), out);
   });
 }
 
-Elements by_runs(const Question& question) {
+Elements by_runs(const Problem& problem) {
   int64_t left = 0;
   RowRun run{};
-  return each_row(question, [&](const Query& query, uint8_t* out) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
     if (left == 0) {
-      run = row_run(question.rule, query, question.q_positions, question.kv_positions,
-                    question.kv_length, question.q_length - query.row);
+      run = row_run(problem.rule, query, problem.q_positions, problem.kv_positions,
+                    problem.kv_length, problem.q_length - query.row);
       left = run.rows;
     }
-    write_spans(question, query, run.row(run.rows - left--), out);
+    write_spans(problem, query, run.row(run.rows - left--), out);
   });
 }
 
 /// By its rows' hulls where they are exact, else by definition within them.
-Elements by_hulls(const Question& question) {
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    const RowHull hull = row_hull(question.rule, query);
-    for (int64_t k = 0; k < question.kv_length; ++k) {
-      const Key key = question.key(query.batch, k);
+Elements by_hulls(const Problem& problem) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    const RowHull hull = row_hull(problem.rule, query);
+    for (int64_t k = 0; k < problem.kv_length; ++k) {
+      const Key key = problem.key(query.batch, k);
       out[k] = hull.positions.contains(key.position) &&
-               (hull.exact || attends(question.rule, query, key));
+               (hull.exact || attends(problem.rule, query, key));
     }
   });
 }
 
 /// By the CPU kernels' loops over the leaves of a row.
-Elements by_answers(const Question& question) {
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    isa_default::kKernels.evaluate(question, query, uint32_t{1} << (question.rule.size - 1),
-                                   {0, question.kv_length}, out);
+Elements by_answers(const Problem& problem) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    isa_default::kKernels.evaluate(problem, query, uint32_t{1} << (problem.rule.size - 1),
+                                   {0, problem.kv_length}, out);
   });
 }
 
 template <typename Write>
-Elements by_kernel(const Question& question, Write write) {
-  Elements out(static_cast<size_t>(question.rows() * question.kv_length), 2);
-  MaskTask task{};
-  static_cast<Question&>(task) = question;
-  task.format = kBoolean;
-  task.out = out.data();
-  test::set_contiguous(task);
-  write(task);
+Elements by_kernel(const Problem& problem, Write write) {
+  Elements out(static_cast<size_t>(problem.rows() * problem.kv_length), 2);
+  MaskParams params{};
+  static_cast<Problem&>(params) = problem;
+  params.format = kBoolean;
+  params.out = out.data();
+  test::set_contiguous(params);
+  write(params);
   return out;
 }
 
-Elements by_cpu_kernel(const Question& question) {
-  return by_kernel(question, [](const MaskTask& task) {
-    isa_default::kKernels.write_tiles(task, {task.kv_length, 1}, 0, task.rows());
+Elements by_cpu_kernel(const Problem& problem) {
+  return by_kernel(problem, [](const MaskParams& params) {
+    isa_default::kKernels.write_tiles(params, {params.kv_length, 1}, 0, params.rows());
   });
 }
 
-Elements by_cuda_kernel(const Question& question) {
-  return by_kernel(question, [](const MaskTask& task) {
-    write_mask_body<uint8_t>(task, packs_per_row<uint8_t>(task), GridPosition{0, 0, 1, 1});
+Elements by_cuda_kernel(const Problem& problem) {
+  return by_kernel(problem, [](const MaskParams& params) {
+    write_mask_body<uint8_t>(params, packs_per_row<uint8_t>(params), GridPosition{0, 0, 1, 1});
   });
 }
 
-void expect_masked_rows(const Question& question) {
-  const std::vector<uint8_t> want = test::reference_masked_rows(question);
+void expect_masked_rows(const Problem& problem) {
+  const std::vector<uint8_t> want = test::reference_masked_rows(problem);
   std::vector<uint8_t> got(want.size(), 2);
-  isa_default::kKernels.find_masked_rows(question, 0, question.rows(), got.data());
+  isa_default::kKernels.find_masked_rows(problem, 0, problem.rows(), got.data());
   ASSERT_EQ(got, want);
-  for (int64_t row = 0; row < question.rows(); ++row) {
-    ASSERT_EQ(any_visible_body(question, row, 0, 1), want[static_cast<size_t>(row)] == 0);
+  for (int64_t row = 0; row < problem.rows(); ++row) {
+    ASSERT_EQ(any_visible_body(problem, row, 0, 1), want[static_cast<size_t>(row)] == 0);
   }
 }
 
-void expect_block_states(const BlockMaskTask& of, const Elements& elements) {
-  BlockMaskTask task = of;
+void expect_block_states(const BlockMaskParams& of, const Elements& elements) {
+  BlockMaskParams params = of;
   std::vector<BlockState> want;
-  for (int64_t line = 0; line < task.planes() * task.q_blocks(); ++line) {
-    const Interval rows = task.rows_of(line % task.q_blocks());
-    for (int64_t block = 0; block < task.kv_blocks(); ++block) {
-      const Interval columns = task.columns_of(block);
+  for (int64_t line = 0; line < params.planes() * params.q_blocks(); ++line) {
+    const Interval rows = params.rows_of(line % params.q_blocks());
+    for (int64_t block = 0; block < params.kv_blocks(); ++block) {
+      const Interval columns = params.columns_of(block);
       int64_t visible = 0;
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const auto first =
-            elements.begin() + (line / task.q_blocks() * task.q_length + row) * task.kv_length;
+        const auto first = elements.begin() +
+                           (line / params.q_blocks() * params.q_length + row) * params.kv_length;
         visible += std::count(first + columns.begin, first + columns.end, 1);
       }
-      want.push_back(state_of(visible > 0, visible == task.q_block * task.kv_block));
-      const BlockGuess guess = guess_block(task, line / task.q_blocks(), rows, columns);
-      ASSERT_TRUE(guess == BlockGuess::kAsk ||
+      want.push_back(state_of(visible > 0, visible == params.q_block * params.kv_block));
+      const BlockGuess guess = guess_block(params, line / params.q_blocks(), rows, columns);
+      ASSERT_TRUE(guess == BlockGuess::kUnknown ||
                   want.back() ==
                       (guess == BlockGuess::kFull ? BlockState::kFull : BlockState::kEmpty));
     }
   }
   std::vector<BlockState> got(want.size(), BlockState::kUnknown);
-  task.states = got.data();
-  find_block_states_cpu(task);
+  params.states = got.data();
+  find_block_states_cpu(params);
   ASSERT_EQ(got, want);
 }
 
-void expect_same_at_all_levels(const Question& question, std::mt19937& random) {
-  const Elements want = by_definition(question);
-  BlockMaskTask blocks{};
-  static_cast<Question&>(blocks) = question;
+void expect_same_at_all_levels(const Problem& problem, std::mt19937& random) {
+  const Elements want = by_definition(problem);
+  BlockMaskParams blocks{};
+  static_cast<Problem&>(blocks) = problem;
   blocks.q_block = 1 + random() % 7;
   blocks.kv_block = 1 + random() % 7;
   blocks.stored_heads = blocks.heads;
   // What is prepared is host memory, which CUDA kernels do not have.
-  ASSERT_EQ(by_hulls(question), want);
-  ASSERT_EQ(by_cuda_kernel(question), want);
-  ASSERT_NO_FATAL_FAILURE(expect_masked_rows(question));
+  ASSERT_EQ(by_hulls(problem), want);
+  ASSERT_EQ(by_cuda_kernel(problem), want);
+  ASSERT_NO_FATAL_FAILURE(expect_masked_rows(problem));
   ASSERT_NO_FATAL_FAILURE(expect_block_states(blocks, want));
-  const PreparedTables prepared(blocks);
+  const PreparedRuns prepared(blocks);
   ASSERT_EQ(by_definition(blocks), want);
   ASSERT_EQ(by_spans(blocks), want);
   ASSERT_EQ(by_runs(blocks), want);
@@ -200,31 +200,31 @@ TEST(Levels, SayTheSameOfEveryKind) {
     int64_t visible = 0;
     int64_t all = 0;
     for (int trial = 0; trial < 1000; ++trial) {
-      Question question{};
-      question.batch_size = 1 + random() % 2;
-      question.heads = 1 + random() % 2;
-      question.q_length = 1 + random() % 16;
-      question.kv_length = 1 + random() % 40;
+      Problem problem{};
+      problem.batch_size = 1 + random() % 2;
+      problem.heads = 1 + random() % 2;
+      problem.q_length = 1 + random() % 16;
+      problem.kv_length = 1 + random() % 40;
       std::vector<int64_t> numbers[2];
-      question.q_positions = random_positions(random, numbers[0], question.q_length);
-      question.kv_positions = random_positions(random, numbers[1], question.kv_length);
-      test::RandomRule made{{}, {}, question.batch_size, question.q_length, question.kv_length};
+      problem.q_positions = random_positions(random, numbers[0], problem.q_length);
+      problem.kv_positions = random_positions(random, numbers[1], problem.kv_length);
+      test::RandomRule made{{}, {}, problem.batch_size, problem.q_length, problem.kv_length};
       const auto sample = made.sample(random, kind);
       if (!sample) {
         ASSERT_GT(number, static_cast<int32_t>(Rule::Kind::kOr));
         return;
       }
-      question.rule = *sample;
-      if (question.rule.size == 1 && random() % 3 == 0) {
-        made.see_at_other_positions(question.rule, random);
+      problem.rule = *sample;
+      if (problem.rule.size == 1 && random() % 3 == 0) {
+        made.see_at_other_positions(problem.rule, random);
       }
       if (random() % 2 == 0) {
         const Rule other = made.leaf(random);
-        question.rule = random() % 3 == 0 ? question.rule | other : question.rule & other;
+        problem.rule = random() % 3 == 0 ? problem.rule | other : problem.rule & other;
       }
       SCOPED_TRACE("kind " + std::to_string(number) + ", trial " + std::to_string(trial));
-      ASSERT_NO_FATAL_FAILURE(expect_same_at_all_levels(question, random));
-      const Elements elements = by_definition(question);
+      ASSERT_NO_FATAL_FAILURE(expect_same_at_all_levels(problem, random));
+      const Elements elements = by_definition(problem);
       visible += std::count(elements.begin(), elements.end(), 1);
       all += static_cast<int64_t>(elements.size());
     }

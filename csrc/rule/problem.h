@@ -4,8 +4,8 @@
 
 namespace attn_mask {
 
-/// What a mask answers: which keys may each query attend to, and where do queries and keys stand?
-struct Question {
+/// What a mask is to say: which keys each query may attend to, and where queries and keys stand.
+struct Problem {
   Rule rule;
   int64_t batch_size;
   int64_t heads;  // all alike but for what is given for each head
@@ -16,8 +16,8 @@ struct Question {
 
   ATTN_MASK_INLINE int64_t rows() const { return batch_size * heads * q_length; }
 
-  /// Whether the mask has no element. Kernels, spans and the prepare step need one: operators
-  /// return before they run.
+  /// Whether the mask has no element. Kernels, spans and runs need one: operators return
+  /// before they run.
   ATTN_MASK_INLINE bool empty() const {
     return batch_size == 0 || heads == 0 || q_length == 0 || kv_length == 0;
   }
@@ -31,10 +31,10 @@ struct Question {
     return {column, kv_positions.at(batch, column)};
   }
 
-  /// The question of rows `[begin, end)` of each plane. Masks in the rule that were given for each
+  /// The problem of rows `[begin, end)` of each plane. Masks in the rule that were given for each
   /// row of the mask stay where they are.
-  Question part(int64_t begin, int64_t end) const {
-    Question rows = *this;
+  Problem part(int64_t begin, int64_t end) const {
+    Problem rows = *this;
     rows.q_length = end - begin;
     if (q_positions.listed) {
       rows.q_positions.numbers.data = q_positions.numbers.address(begin * q_positions.stride);
