@@ -3,11 +3,14 @@
 /// Marks inline code that the CPU kernels, the CUDA kernels and the host tests of the CUDA kernels
 /// share. Inlining is forced because CPU kernels are compiled once per instruction set: an
 /// out-of-line copy built with AVX-512 could be the one that the linker keeps for everybody.
-/// ATTN_MASK_INLINE_LAMBDA is the same for lambdas, which stands after their parameters.
+/// ATTN_MASK_INLINE_LAMBDA is the same for lambdas, which stands after their parameters. Before a
+/// template, ATTN_MASK_ANY_EXECUTION_SPACE: what it is given to call may be for the host alone.
 #if defined(__CUDACC__)
 #define ATTN_MASK_INLINE __host__ __device__ __forceinline__
 #define ATTN_MASK_INLINE_LAMBDA
+#define ATTN_MASK_ANY_EXECUTION_SPACE _Pragma("nv_exec_check_disable")
 #else
 #define ATTN_MASK_INLINE inline __attribute__((always_inline))
 #define ATTN_MASK_INLINE_LAMBDA __attribute__((always_inline))
+#define ATTN_MASK_ANY_EXECUTION_SPACE
 #endif

@@ -7,30 +7,38 @@
 
 namespace attn_mask {
 
-/// What the hulls of a block's first and last row say of it.
-enum class BlockGuess : uint8_t { kEmpty, kFull, kUnknown };
+/// What hulls tell of the blocks of some rows.
+struct LineHull {
+  Interval some;  // no row sees a column outside of it
+  Interval all;   // every row sees every column within
+  bool is_known;
 
-/// Hulls of causality, windows and chunks go upwards with the query, so that those of the first and
-/// the last row tell where those between them lie.
-ATTN_MASK_INLINE BlockGuess guess_block(const BlockMaskParams& params, int64_t plane, Interval rows,
-                                        Interval columns) {
-  if (params.q_positions.listed || params.kv_positions.listed) {
-    return BlockGuess::kUnknown;
+  /// Hulls go upwards with the query, so that those of the first and the last row tell where those
+  /// between them lie.
+  ATTN_MASK_INLINE LineHull(const BlockMaskParams& params, int64_t plane, Interval rows)
+      : is_known(!params.q_positions.listed && !params.kv_positions.listed) {
+    const Hull hull(params.rule);
+    const Query query = params.query(plane, rows.begin);
+    const Interval first = hull.keys(params.rule, query);
+    const Interval last = hull.keys(params.rule, params.query(plane, rows.end - 1));
+    const int64_t shift = params.kv_positions.at(query.batch, 0);
+    const bool is_whole = hull.is_exact() && rows.end - rows.begin == params.q_block;
+    some = {first.begin - shift, last.end - shift};
+    all = is_whole ? Interval{last.begin - shift, first.end - shift} : Interval{0, 0};
   }
-  const Query query = params.query(plane, rows.begin);
-  const RowHull first = row_hull(params.rule, query);
-  const RowHull last = row_hull(params.rule, params.query(plane, rows.end - 1));
-  const int64_t shift = params.kv_positions.at(query.batch, 0);
-  const Interval keys{columns.begin + shift, columns.end + shift};
-  if (intersect(keys, {first.positions.begin, last.positions.end}).empty()) {
-    return BlockGuess::kEmpty;
+
+  ATTN_MASK_INLINE BlockState guess(const BlockMaskParams& params, Interval columns) const {
+    if (!is_known) {
+      return BlockState::kUnknown;
+    }
+    if (intersect(columns, some).empty()) {
+      return BlockState::kEmpty;
+    }
+    const bool is_full = columns.end - columns.begin == params.kv_block &&
+                         all.begin <= columns.begin && columns.end <= all.end;
+    return is_full ? BlockState::kFull : BlockState::kUnknown;
   }
-  const bool is_whole =
-      rows.end - rows.begin == params.q_block && columns.end - columns.begin == params.kv_block;
-  const bool full = first.exact && is_whole && last.positions.begin <= keys.begin &&
-                    keys.end <= first.positions.end;
-  return full ? BlockGuess::kFull : BlockGuess::kUnknown;
-}
+};
 
 /// Of one line of blocks, the states that hulls tell; for one thread of the line's.
 ATTN_MASK_INLINE void guess_line_body(const BlockMaskParams& params, int64_t line, int64_t thread,
@@ -38,13 +46,10 @@ ATTN_MASK_INLINE void guess_line_body(const BlockMaskParams& params, int64_t lin
   const int64_t q_blocks = params.q_blocks();
   const int64_t kv_blocks = params.kv_blocks();
   const int64_t plane = line / q_blocks;
-  const Interval rows = params.rows_of(line - plane * q_blocks);
+  const LineHull hull(params, plane, params.rows_of(line - plane * q_blocks));
   ATTN_MASK_ONE_BY_ONE
   for (int64_t block = thread; block < kv_blocks; block += threads) {
-    const BlockGuess guess = guess_block(params, plane, rows, params.columns_of(block));
-    params.states[line * kv_blocks + block] = guess == BlockGuess::kEmpty  ? BlockState::kEmpty
-                                              : guess == BlockGuess::kFull ? BlockState::kFull
-                                                                           : BlockState::kUnknown;
+    params.states[line * kv_blocks + block] = hull.guess(params, params.columns_of(block));
   }
 }
 

@@ -67,12 +67,12 @@ ATTN_MASK_INLINE T visible_element(const MaskParams& params, const Query& query,
                  query.row * bias.strides[2] + column * bias.strides[3]];
 }
 
-/// One element of a mask.
+/// One element of a mask, of a row that sees no key but `keys`, and all of them if `exact`.
 template <typename T>
-ATTN_MASK_INLINE T mask_element(const MaskParams& params, const Query& query, const RowHull& row,
-                                int64_t column) {
+ATTN_MASK_INLINE T mask_element(const MaskParams& params, const Query& query, Interval keys,
+                                bool exact, int64_t column) {
   const Key key = params.key(query.batch, column);
-  if (!row.positions.contains(key.position) || !(row.exact || attends(params.rule, query, key))) {
+  if (!keys.contains(key.position) || !(exact || attends(params.rule, query, key))) {
     return static_cast<T>(params.format.masked);
   }
   return visible_element<T>(params, query, column);
@@ -80,21 +80,21 @@ ATTN_MASK_INLINE T mask_element(const MaskParams& params, const Query& query, co
 
 /// Elements `columns` of a row, which begins at column `first` of the pack.
 template <typename T>
-ATTN_MASK_INLINE Pack mask_pack(const MaskParams& params, const Query& query, bool unmasked,
-                                int64_t first, Interval columns) {
+ATTN_MASK_INLINE Pack mask_pack(const MaskParams& params, const Hull& hull, const Query& query,
+                                bool unmasked, int64_t first, Interval columns) {
   if (unmasked && params.bias.data == nullptr) {
     return pack_of<T>(params.unmasking.value);
   }
-  const RowHull row = unmasked ? RowHull{kEverywhere, true} : row_hull(params.rule, query);
+  const Interval keys = unmasked ? kEverywhere : hull.keys(params.rule, query);
+  const bool exact = unmasked || hull.is_exact();
   if (!unmasked && !params.kv_positions.listed) {
     // Most packs lie on one side of the hull's border.
     const int64_t shift = params.kv_positions.at(query.batch, 0);
-    const Interval inside =
-        intersect(columns, {row.positions.begin - shift, row.positions.end - shift});
+    const Interval inside = intersect(columns, {keys.begin - shift, keys.end - shift});
     if (inside.empty()) {
       return pack_of<T>(params.format.masked);
     }
-    if (row.exact && params.bias.data == nullptr && inside.begin == columns.begin &&
+    if (exact && params.bias.data == nullptr && inside.begin == columns.begin &&
         inside.end == columns.end) {
       return pack_of<T>(params.format.attend);
     }
@@ -103,8 +103,8 @@ ATTN_MASK_INLINE Pack mask_pack(const MaskParams& params, const Query& query, bo
   ATTN_MASK_ONE_BY_ONE
   for (int64_t column = columns.begin; column < columns.end; ++column) {
     const int64_t bit = (column - first) * 8 * static_cast<int64_t>(sizeof(T));
-    const uint64_t value = static_cast<uint64_t>(mask_element<T>(params, query, row, column))
-                           << (bit % 64);
+    const uint64_t value =
+        static_cast<uint64_t>(mask_element<T>(params, query, keys, exact, column)) << (bit % 64);
     pack.words[0] |= bit < 64 ? value : 0;
     pack.words[1] |= bit < 64 ? 0 : value;
   }
@@ -115,6 +115,7 @@ template <typename T>
 ATTN_MASK_INLINE void write_mask_body(const MaskParams& params, int64_t packs_per_row,
                                       const GridPosition& at) {
   const int64_t packs = params.rows() * packs_per_row;
+  const Hull hull(params.rule);
   for (int64_t index = at.first(); index < packs; index += at.step()) {
     const int64_t row_index = index / packs_per_row;
     const int64_t plane = row_index / params.q_length;
@@ -127,7 +128,7 @@ ATTN_MASK_INLINE void write_mask_body(const MaskParams& params, int64_t packs_pe
     if (columns.empty()) {
       continue;
     }
-    const Pack pack = mask_pack<T>(params, query, params.unmasks(row_index), first, columns);
+    const Pack pack = mask_pack<T>(params, hull, query, params.unmasks(row_index), first, columns);
     if (columns.end - columns.begin == kPackSize<T> && params.out_strides[3] == 1) {
       *reinterpret_cast<Pack*>(out + first) = pack;
       continue;
@@ -150,12 +151,13 @@ ATTN_MASK_INLINE bool any_visible_body(const Problem& problem, int64_t row_index
                                        int64_t threads) {
   const int64_t plane = row_index / problem.q_length;
   const Query query = problem.query(plane, row_index - plane * problem.q_length);
-  const RowHull row = row_hull(problem.rule, query);
+  const Hull hull(problem.rule);
   Interval columns{0, problem.kv_length};
   if (!problem.kv_positions.listed) {
+    const Interval keys = hull.keys(problem.rule, query);
     const int64_t shift = problem.kv_positions.at(query.batch, 0);
-    columns = intersect(columns, {row.positions.begin - shift, row.positions.end - shift});
-    if (row.exact) {
+    columns = intersect(columns, {keys.begin - shift, keys.end - shift});
+    if (hull.is_exact()) {
       return !columns.empty();
     }
   }

@@ -36,11 +36,15 @@ struct Hull {
   /// Whether queries attend to all keys of their hulls.
   ATTN_MASK_INLINE bool is_exact() const { return is_all && unresolved == 0; }
 
+  /// The positions of the keys that a query may attend to, if they are known.
+  ATTN_MASK_INLINE Interval near(const Rule& rule, const Query& query) const {
+    const Interval band{query.position - before, query.position + after + 1};
+    return chunk < 0 ? band : intersect(band, rule.nodes[chunk].chunk.keys(query));
+  }
+
   /// The positions of the keys that a query may attend to.
   ATTN_MASK_INLINE Interval keys(const Rule& rule, const Query& query) const {
-    const Interval near{query.position - before, query.position + after + 1};
-    const Interval keys = intersect(near, known);
-    return chunk < 0 ? keys : intersect(keys, rule.nodes[chunk].chunk.keys(query));
+    return intersect(near(rule, query), known);
   }
 
  private:
@@ -64,16 +68,5 @@ struct Hull {
     }
   }
 };
-
-/// The hull of a row of the mask, in O(nodes).
-struct RowHull {
-  Interval positions;  // the query attends to no key outside of it
-  bool exact;          // and to every key within
-};
-
-ATTN_MASK_INLINE RowHull row_hull(const Rule& rule, const Query& query) {
-  const Hull hull(rule);
-  return {hull.keys(rule, query), hull.is_exact()};
-}
 
 }  // namespace attn_mask

@@ -79,11 +79,12 @@ Elements by_runs(const Problem& problem) {
 /// By its rows' hulls where they are exact, else by definition within them.
 Elements by_hulls(const Problem& problem) {
   return each_row(problem, [&](const Query& query, uint8_t* out) {
-    const RowHull hull = row_hull(problem.rule, query);
+    const Hull hull(problem.rule);
+    const Interval keys = hull.keys(problem.rule, query);
     for (int64_t k = 0; k < problem.kv_length; ++k) {
       const Key key = problem.key(query.batch, k);
-      out[k] = hull.positions.contains(key.position) &&
-               (hull.exact || attends(problem.rule, query, key));
+      out[k] =
+          keys.contains(key.position) && (hull.is_exact() || attends(problem.rule, query, key));
     }
   });
 }
@@ -144,10 +145,9 @@ void expect_block_states(const BlockMaskParams& of, const Elements& elements) {
         visible += std::count(first + columns.begin, first + columns.end, 1);
       }
       want.push_back(state_of(visible > 0, visible == params.q_block * params.kv_block));
-      const BlockGuess guess = guess_block(params, line / params.q_blocks(), rows, columns);
-      ASSERT_TRUE(guess == BlockGuess::kUnknown ||
-                  want.back() ==
-                      (guess == BlockGuess::kFull ? BlockState::kFull : BlockState::kEmpty));
+      const BlockState guess =
+          LineHull(params, line / params.q_blocks(), rows).guess(params, columns);
+      ASSERT_TRUE(guess == BlockState::kUnknown || guess == want.back());
     }
   }
   std::vector<BlockState> got(want.size(), BlockState::kUnknown);

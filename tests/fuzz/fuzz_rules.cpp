@@ -211,13 +211,14 @@ class Check {
   void check_elements(const attn_mask::Problem& kernel_problem) {
     for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
       const Query query = kernel_problem.query(plane, row);
-      const RowHull hull = row_hull(kernel_problem.rule, query);
+      const Hull hull(kernel_problem.rule);
+      const Interval keys = hull.keys(kernel_problem.rule, query);
       for (int64_t column = 0; column < problem_.kv_length; ++column) {
         const Key key = kernel_problem.key(batch, column);
         const bool attended = mask_.at(batch, head, row, column);
         expect(attends(kernel_problem.rule, query, key) == attended, "element level", problem_);
-        const bool inside = hull.positions.contains(key.position);
-        expect(attended ? inside : !inside || !hull.exact, "hull", problem_);
+        const bool inside = keys.contains(key.position);
+        expect(attended ? inside : !inside || !hull.is_exact(), "hull", problem_);
       }
     });
   }
