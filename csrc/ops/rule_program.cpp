@@ -20,7 +20,7 @@ bool same_step(const Rule::Step& a, const Rule::Step& b) {
   return a.q_add == b.q_add && a.key_add == b.key_add && same_numbers(a.table, b.table);
 }
 
-/// Writes a program down as a rule. Complete subtrees lie one behind the other in its nodes until
+/// Writes a program down as a rule. Complete subtrees lie one after the other in its nodes until
 /// the `and` or `or` over them follows.
 class Decoder : ProgramReader {
  public:
@@ -218,7 +218,7 @@ class Decoder : ProgramReader {
   void subtree(bool conjunct, int32_t depth) {
     TORCH_CHECK_VALUE(depth <= kMaxDepth, op_, ": expected rule to be nested at most ",
                       int64_t{kMaxDepth}, " deep, but it is deeper");
-    // Of the free nodes one may be taken by this subtree and one by the `and` or `or` behind it.
+    // Of the free nodes one may be taken by this subtree and one by the `and` or `or` after it.
     while (result_.rule.size > Rule::kMaxNodes - 3) {
       if (!make_room()) {
         subtree_apart(conjunct, depth);
