@@ -2,6 +2,7 @@
 
 #include "macros.h"
 #include "rule/key_test.h"
+#include "rule/limits.h"
 
 namespace attn_mask {
 
@@ -27,14 +28,16 @@ struct StridedRows {
   }
 };
 
-/// Copies `in` to `out`, which may be the same memory, and opens the rows in which `is_min` holds
-/// throughout: their elements keep nothing but their sign.
-struct UnmaskTask {
+/// Copies `in` to `out`, which may be the same memory, and unmasks the rows in which `is_min`
+/// holds throughout: their elements keep nothing but their sign.
+struct UnmaskParams {
   StridedRows in;
   StridedRows out;  // the layout of what lies at `written`
   KeyTest is_min;
   uint64_t sign;  // the sign bit of a floating dtype; 0 for integers
   void* written;
 };
+
+static_assert(sizeof(UnmaskParams) <= kMaxParameterBytes);
 
 }  // namespace attn_mask

@@ -12,7 +12,7 @@
 #include "ops/kernels.h"
 #include "ops/table.h"
 #include "ops/write_mask.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 
 namespace attn_mask {
 namespace {
@@ -112,43 +112,43 @@ ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
   return result;
 }
 
-/// The states of a question's blocks, [batches, heads, q_blocks, kv_blocks].
+/// The states of a problem's blocks, [batches, heads, q_blocks, kv_blocks].
 at::Tensor find_states(const char* op, const BlockArguments& arguments,
-                       const BlockQuestion& question, const BlockMaskTask& task) {
-  const at::Device device = question.device;
-  const auto empty_states = [&](const BlockMaskTask& part) {
+                       const CheckedBlocks& checked, BlockMaskParams& params) {
+  const at::Device device = checked.device;
+  const auto empty_states = [&](const BlockMaskParams& part) {
     return at::empty({part.batch_size, part.heads, part.q_blocks(), part.kv_blocks()},
                      at::TensorOptions().dtype(at::kByte).device(device));
   };
-  const auto states_of = [&](BlockMaskTask part) {
+  const auto states_of = [&](BlockMaskParams& part) {
     const at::Tensor states = empty_states(part);
-    const PreparedQuestion prepared(part, device);
+    const PreparedProblem prepared(part, device);
     part.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
     const c10::OptionalDeviceGuard guard(device);
     device_kernels(device.type()).find_block_states(part);
     return states;
   };
-  if (task.empty()) {
-    return empty_states(task);
+  if (params.empty()) {
+    return empty_states(params);
   }
-  if (!question.decoded.has_parts) {
-    return states_of(task);
+  if (!checked.decoded.has_parts) {
+    return states_of(params);
   }
-  const at::Tensor states = empty_states(task);
-  const int64_t height = std::max<int64_t>(1, height_of_parts(task) / task.q_block) * task.q_block;
-  ask_in_parts(op, arguments.program, task, device, height,
-               [&](int64_t first, const Question& rows) {
-                 BlockMaskTask part = task;
-                 static_cast<Question&>(part) = rows;
+  const at::Tensor states = empty_states(params);
+  const int64_t height = std::max<int64_t>(1, height_of_parts(params) / params.q_block) * params.q_block;
+  evaluate_in_parts(op, arguments.program, params, device, height,
+               [&](int64_t first, const Problem& rows) {
+                 BlockMaskParams part = params;
+                 static_cast<Problem&>(part) = rows;
                  const at::Tensor of_part = states_of(part);
-                 states.narrow(2, first / task.q_block, part.q_blocks()).copy_(of_part);
+                 states.narrow(2, first / params.q_block, part.q_blocks()).copy_(of_part);
                });
   return states;
 }
 
 }  // namespace
 
-BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskParams& params) {
   check_size(op, "heads", arguments.heads);
   check_block_size(op, "q_block_size", arguments.q_block_size);
   check_block_size(op, "kv_block_size", arguments.kv_block_size);
@@ -158,51 +158,47 @@ BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
                       *length);
   }
   const at::Device device = device_of(op, arguments);
-  BlockQuestion question{device, decode_question(op, arguments, device),
-                         blocks_of(arguments.program.q_length, arguments.q_block_size),
-                         blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
-  const c10::SymInt& of_bits = question.decoded.heads;
+  CheckedBlocks checked{device, decode_problem(op, arguments, device, params),
+                        blocks_of(arguments.program.q_length, arguments.q_block_size),
+                        blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
+  const c10::SymInt& of_bits = checked.decoded.heads;
   if (of_bits.maybe_as_int() != 1) {
     ATTN_MASK_CHECK_SYM_VALUE(of_bits.sym_eq(arguments.heads), op,
                               ": expected bits operands to have 1 or ", arguments.heads,
                               " heads, but got ", of_bits);
   }
-  for (const c10::SymInt* blocks : {&question.q_blocks, &question.kv_blocks}) {
+  for (const c10::SymInt* blocks : {&checked.q_blocks, &checked.kv_blocks}) {
     const auto known = blocks->maybe_as_int();
     TORCH_CHECK_VALUE(!known || *known <= std::numeric_limits<int32_t>::max(), op,
                       ": expected less than 2^31 blocks in each direction, with or without "
                       "create_block_mask(compact=True), but got an index of [",
-                      question.q_blocks, ", ", question.kv_blocks, "]");
+                      checked.q_blocks, ", ", checked.kv_blocks, "]");
   }
-  return question;
-}
-
-BlockMaskTask block_mask_task(const BlockArguments& arguments, const BlockQuestion& question) {
-  BlockMaskTask task{};
-  static_cast<Question&>(task) = question.decoded.question;
-  task.batch_size =
-      question.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
-  task.heads = question.decoded.heads.expect_int();
-  task.q_length = arguments.program.q_length.expect_int();
-  task.kv_length = arguments.program.kv_length.expect_int();
-  task.q_block = arguments.q_block_size.expect_int();
-  task.kv_block = arguments.kv_block_size.expect_int();
-  task.separate_full = arguments.separate_full_blocks;
-  task.stored_heads = arguments.heads.expect_int();
-  return task;
+  if (!device.is_meta()) {
+    params.batch_size =
+        checked.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
+    params.heads = checked.decoded.heads.expect_int();
+    params.q_length = arguments.program.q_length.expect_int();
+    params.kv_length = arguments.program.kv_length.expect_int();
+    params.q_block = arguments.q_block_size.expect_int();
+    params.kv_block = arguments.kv_block_size.expect_int();
+    params.separate_full = arguments.separate_full_blocks;
+    params.stored_heads = arguments.heads.expect_int();
+  }
+  return checked;
 }
 
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
-                                             const BlockQuestion& question, BlockMaskTask task) {
-  const DeviceKernels& kernels = device_kernels(question.device.type());
-  const c10::OptionalDeviceGuard guard(question.device);
-  if (question.decoded.has_parts || kernels.needs_block_states) {
-    const at::Tensor states = find_states(op, arguments, question, task);
-    task.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
-    return kernels.write_block_mask(task);
+                                             const CheckedBlocks& checked, BlockMaskParams& params) {
+  const DeviceKernels& kernels = device_kernels(checked.device.type());
+  const c10::OptionalDeviceGuard guard(checked.device);
+  if (checked.decoded.has_parts || kernels.needs_block_states) {
+    const at::Tensor states = find_states(op, arguments, checked, params);
+    params.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
+    return kernels.write_block_mask(params);
   }
-  const PreparedTables prepared(task);
-  return kernels.write_block_mask(task);
+  const PreparedRuns prepared(params);
+  return kernels.write_block_mask(params);
 }
 
 namespace ops {
@@ -226,9 +222,10 @@ std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList 
                                  q_block_size,
                                  kv_block_size,
                                  separate_full_blocks};
-  const BlockQuestion question = check_blocks(kName, arguments);
-  const c10::SymInt& q_blocks = question.q_blocks;
-  const c10::SymInt& kv_blocks = question.kv_blocks;
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
+  const c10::SymInt& q_blocks = checked.q_blocks;
+  const c10::SymInt& kv_blocks = checked.kv_blocks;
   const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
   const c10::SymInt of_q = stored_width("q_width", q_width, q_blocks);
   const int64_t kinds = separate_full_blocks ? 2 : 1;
@@ -248,19 +245,18 @@ std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList 
     const bool is_kv = lists == &kv;
     for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
       ListsOfBlocks& made = (*lists)[kind];
-      made = is_kv ? make_lists(arguments, question.device, q_blocks, kv_blocks, of_kv,
+      made = is_kv ? make_lists(arguments, checked.device, q_blocks, kv_blocks, of_kv,
                                 kv_width.has_value())
-                   : make_lists(arguments, question.device, kv_blocks, q_blocks, of_q,
+                   : make_lists(arguments, checked.device, kv_blocks, q_blocks, of_q,
                                 q_width.has_value());
       result.push_back(made.num_blocks);
       result.push_back(made.indices);
     }
   }
-  if (question.device.is_meta()) {
+  if (checked.device.is_meta()) {
     return result;
   }
-  BlockMaskTask task = block_mask_task(arguments, question);
-  if (task.empty() || batch_size == 0 || heads == 0) {
+  if (params.empty() || batch_size == 0 || heads == 0) {
     for (const ListsOfBlocks& lists : {kv[0], kv[1], q[0], q[1]}) {
       if (lists.num_blocks.defined()) {
         lists.complete_empty();
@@ -268,22 +264,22 @@ std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList 
     }
     return result;
   }
-  task.kv_width = of_kv.expect_int();
-  task.q_width = of_q.expect_int();
+  params.kv_width = of_kv.expect_int();
+  params.q_width = of_q.expect_int();
   for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    task.kv[kind] = kv[kind].lists();
-    task.q[kind] = q[kind].lists();
+    params.kv[kind] = kv[kind].lists();
+    params.q[kind] = q[kind].lists();
   }
-  const std::optional<LongestLines> longest = write_block_mask(kName, arguments, question, task);
-  TORCH_CHECK_VALUE(!longest || longest->kv <= task.kv_width, kName,
+  const std::optional<LongestLines> longest = write_block_mask(kName, arguments, checked, params);
+  TORCH_CHECK_VALUE(!longest || longest->kv <= params.kv_width, kName,
                     ": expected kv_width to be at ", "least ", longest->kv,
-                    ", the most blocks of keys that a row has, but got ", task.kv_width);
-  TORCH_CHECK_VALUE(!longest || longest->q <= task.q_width, kName, ": expected q_width to be at ",
+                    ", the most blocks of keys that a row has, but got ", params.kv_width);
+  TORCH_CHECK_VALUE(!longest || longest->q <= params.q_width, kName, ": expected q_width to be at ",
                     "least ", longest->q,
-                    ", the most blocks of queries that a column has, but got ", task.q_width);
+                    ", the most blocks of queries that a column has, but got ", params.q_width);
   for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    kv[kind].complete(task.batch_size, task.heads);
-    q[kind].complete(task.batch_size, task.heads);
+    kv[kind].complete(params.batch_size, params.heads);
+    q[kind].complete(params.batch_size, params.heads);
   }
   return result;
 }
@@ -305,13 +301,14 @@ at::Tensor BlockStates::run(c10::SymIntArrayRef rule, at::TensorList operands,
                                  q_block_size,
                                  kv_block_size,
                                  /*separate_full_blocks=*/true};
-  const BlockQuestion question = check_blocks(kName, arguments);
-  if (question.device.is_meta()) {
-    const c10::SymInt rows = question.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
-    return at::empty_symint({rows, question.decoded.heads, question.q_blocks, question.kv_blocks},
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
+  if (checked.device.is_meta()) {
+    const c10::SymInt rows = checked.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
+    return at::empty_symint({rows, checked.decoded.heads, checked.q_blocks, checked.kv_blocks},
                             at::TensorOptions().dtype(at::kByte).device(at::kMeta));
   }
-  return find_states(kName, arguments, question, block_mask_task(arguments, question));
+  return find_states(kName, arguments, checked, params);
 }
 
 }  // namespace ops

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "format/block_mask.h"
-#include "ops/rule_question.h"
+#include "ops/rule_problem.h"
 
 namespace attn_mask {
 
@@ -16,21 +16,20 @@ struct BlockArguments : RuleArguments {
   bool separate_full_blocks;
 };
 
-/// Arguments that have been checked.
-struct BlockQuestion {
+/// What is known once the arguments have been checked.
+struct CheckedBlocks {
   at::Device device;
-  DecodedQuestion decoded;
+  Decoded decoded;
   c10::SymInt q_blocks;
   c10::SymInt kv_blocks;
 };
 
-BlockQuestion check_blocks(const char* op, const BlockArguments& arguments);
+/// Checks the arguments and says in `params` (but under Meta) all but where to write; of planes that
+/// are alike it has one.
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskParams& params);
 
-/// A task that has yet to be told where to write; of planes that are alike it has one.
-BlockMaskTask block_mask_task(const BlockArguments& arguments, const BlockQuestion& question);
-
-/// Runs the task on the device.
+/// Runs the params on the device; it points nowhere afterwards.
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
-                                             const BlockQuestion& question, BlockMaskTask task);
+                                             const CheckedBlocks& checked, BlockMaskParams& params);
 
 }  // namespace attn_mask

@@ -9,6 +9,7 @@
 
 #include "ops/block_mask.h"
 #include "ops/table.h"
+#include "rule/hull.h"
 
 namespace attn_mask {
 namespace {
@@ -18,43 +19,28 @@ int64_t touched(int64_t neighbours, int64_t size) { return (neighbours + size - 
 
 /// What windows and chunks that hold for the whole rule tell without a look at anything; leaves of
 /// other kinds can but make lines shorter.
-std::optional<LongestLines> declared(const BlockMaskTask& task) {
-  if (task.q_positions.listed || task.kv_positions.listed) {
+std::optional<LongestLines> declared(const BlockMaskParams& params) {
+  if (params.q_positions.listed || params.kv_positions.listed) {
     return std::nullopt;
   }
-  int64_t before = kOpen;
-  int64_t after = kOpen;
-  int64_t chunk = kOpen;
-  for (int32_t i = 0; i < task.rule.size; ++i) {
-    const Rule::Node& node = task.rule.nodes[i];
-    if (!node.conjunct || node.step_begin != node.step_end) {
-      continue;
-    }
-    if (node.kind == Rule::Kind::kCausal) {
-      after = std::min<int64_t>(after, 0);
-    } else if (node.kind == Rule::Kind::kSlidingWindow) {
-      before = std::min(before, node.sliding_window.left);
-      after = std::min(after, node.sliding_window.right);
-    } else if (node.kind == Rule::Kind::kChunk) {
-      chunk = std::min(chunk, node.chunk.size.value());
-    }
-  }
+  const Hull hull(params.rule);
+  const int64_t chunk = hull.chunk < 0 ? kOpen : params.rule.nodes[hull.chunk].chunk.size;
   int64_t kv = kOpen;  // the furthest apart that keys of a block of queries are, and one
   int64_t q = kOpen;
-  if (before < kFar && after < kFar) {
-    kv = before + after + task.q_block;
-    q = before + after + task.kv_block;
+  if (hull.before < kFar && hull.after < kFar) {
+    kv = hull.before + hull.after + params.q_block;
+    q = hull.before + hull.after + params.kv_block;
   }
   if (chunk < kFar) {
     // Neighbours lie in chunks that touch.
-    kv = std::min(kv, 2 * chunk + task.q_block);
-    q = std::min(q, 2 * chunk + task.kv_block);
+    kv = std::min(kv, 2 * chunk + params.q_block);
+    q = std::min(q, 2 * chunk + params.kv_block);
   }
   if (kv == kOpen) {
     return std::nullopt;
   }
-  return LongestLines{std::min(touched(kv, task.kv_block), task.kv_blocks()),
-                      std::min(touched(q, task.q_block), task.q_blocks())};
+  return LongestLines{std::min(touched(kv, params.kv_block), params.kv_blocks()),
+                      std::min(touched(q, params.q_block), params.q_blocks())};
 }
 
 }  // namespace
@@ -77,31 +63,31 @@ std::vector<int64_t> BlockMaskWidths::run(
                                  q_block_size,
                                  kv_block_size,
                                  separate_full_blocks};
-  const BlockQuestion question = check_blocks(kName, arguments);
-  TORCH_CHECK_NOT_IMPLEMENTED(!question.device.is_meta(), kName,
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
+  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kName,
                               ": expected tensors with values, but got device meta");
-  BlockMaskTask task = block_mask_task(arguments, question);
-  if (task.empty()) {
+  if (params.empty()) {
     return {0, 0};
   }
-  task.stored_heads = task.heads;
-  if (const auto bound = declared(task)) {
+  params.stored_heads = params.heads;
+  if (const auto bound = declared(params)) {
     return {bound->kv, bound->q};
   }
   const int64_t kinds = separate_full_blocks ? 2 : 1;
   const auto counts = [&](int64_t lines) {
-    return at::empty({kinds, task.planes() * lines},
-                     at::TensorOptions().dtype(at::kInt).device(question.device));
+    return at::empty({kinds, params.planes() * lines},
+                     at::TensorOptions().dtype(at::kInt).device(checked.device));
   };
-  task.kv_width = task.kv_blocks();
-  task.q_width = task.q_blocks();
-  const at::Tensor of_kv = counts(task.q_blocks());
-  const at::Tensor of_q = counts(task.kv_blocks());
+  params.kv_width = params.kv_blocks();
+  params.q_width = params.q_blocks();
+  const at::Tensor of_kv = counts(params.q_blocks());
+  const at::Tensor of_q = counts(params.kv_blocks());
   for (int64_t kind = 0; kind < kinds; ++kind) {
-    task.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
-    task.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
+    params.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
+    params.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
   }
-  if (const auto longest = write_block_mask(kName, arguments, question, task)) {
+  if (const auto longest = write_block_mask(kName, arguments, checked, params)) {
     return {longest->kv, longest->q};
   }
   if (of_kv.numel() == 0 || of_q.numel() == 0) {

@@ -59,11 +59,14 @@ at::Tensor padding_mask_4d(const Output& output, const char* argument, const at:
   if (out.is_meta()) {
     return out;
   }
-  MaskTask task = mask_task(out, additive_format(dtype));
-  const Padding padding = padding_of(mask, dtype);
-  task.rule = causal ? causal_rule(sliding_window) & make_rule(padding) : make_rule(padding);
-  task.q_positions.offset = causal ? out.size(3) - out.size(2) : 0;
-  prepare_and_run(task, out.device(),
+  MaskParams params{};
+  set_output(params, out, additive_format(dtype));
+  if (causal) {
+    narrow_to_causal(params.rule, sliding_window);
+    params.q_positions.offset = params.kv_length - params.q_length;
+  }
+  narrow(params.rule, padding_of(mask, dtype));
+  prepare_and_run(params, out.device(),
                   unmask_unattended ? std::optional(sign_bit(dtype)) : std::nullopt);
   return out;
 }

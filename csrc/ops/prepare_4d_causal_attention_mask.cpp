@@ -77,7 +77,10 @@ at::Tensor invert_4d(const Output& output, const at::Tensor& mask, const InputSh
                         static_cast<int32_t>(mask.element_size()),
                         /*by_column=*/true,
                         is_one(mask_dtype, dtype)};
-    write_mask(out, make_rule(given), /*q_offset=*/0, additive_format(dtype, masked));
+    MaskParams params{};
+    set_output(params, out, additive_format(dtype, masked));
+    narrow(params.rule, given);
+    run(params, out.device());
   }
   return out;
 }

@@ -48,8 +48,7 @@ int64_t ProgramReader::parameter(const char* what, int64_t stand_in) {
 int64_t ProgramReader::distance(const char* what) {
   const size_t at = next_;
   const int64_t value = parameter(what, 0);
-  TORCH_CHECK_VALUE(-kFar < value && value < kFar, op_, ": expected ", what, " at rule[", at,
-                    "] to be within 2^59 of 0, but got ", value);
+  check_within_far(op_, value, what, " at rule[", at, "]");
   return value;
 }
 

@@ -11,7 +11,7 @@
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/output.h"
-#include "ops/rule_question.h"
+#include "ops/rule_problem.h"
 #include "ops/table.h"
 #include "ops/write_mask.h"
 
@@ -29,7 +29,8 @@ at::Tensor rule_mask(const Output& output, const Arguments& arguments, at::Scala
   const RuleProgram& program = arguments.program;
   const std::optional<at::Tensor>& bias = arguments.bias;
   const at::Device device = device_of(op, arguments, bias);
-  DecodedQuestion decoded = decode_question(op, arguments, device);
+  MaskParams params{};
+  Decoded decoded = decode_problem(op, arguments, device, params);
   c10::SymInt heads = decoded.heads;
   if (bias) {
     TORCH_CHECK_TYPE(bias->scalar_type() == dtype, op, ": expected bias to be ", dtype,
@@ -65,28 +66,25 @@ at::Tensor rule_mask(const Output& output, const Arguments& arguments, at::Scala
   const at::Tensor out =
       output.mask(rows, heads, program.q_length, program.kv_length, dtype, device);
   if (!device.is_meta() && out.numel() != 0) {
-    MaskTask task = mask_task(out, format);
-    copy_used(decoded.question.rule, task.rule);
-    task.q_positions = decoded.question.q_positions;
-    task.kv_positions = decoded.question.kv_positions;
+    set_output(params, out, format);
     if (bias) {
-      task.bias = {bias->const_data_ptr(),
+      params.bias = {bias->const_data_ptr(),
                    {bias->size(0) == 1 ? 0 : bias->stride(0),
                     bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
       // What kernels replace by the bias: a NaN, as a masked element may hold any number.
-      task.format.attend = ~uint64_t{0};
+      params.format.attend = ~uint64_t{0};
     }
     const auto unmasked =
-        arguments.unmask_unattended ? std::optional(task.format.attend) : std::nullopt;
+        arguments.unmask_unattended ? std::optional(params.format.attend) : std::nullopt;
     if (decoded.has_parts) {
-      ask_in_parts(op, program, task, device, height_of_parts(task),
-                   [&](int64_t first, const Question& rows) {
-                     MaskTask part = task.part(first, first + rows.q_length);
+      evaluate_in_parts(op, program, params, device, height_of_parts(params),
+                   [&](int64_t first, const Problem& rows) {
+                     MaskParams part = params.part(first, first + rows.q_length);
                      part.rule = rows.rule;
                      prepare_and_run(part, device, unmasked);
                    });
     } else {
-      prepare_and_run(task, device, unmasked);
+      prepare_and_run(params, device, unmasked);
     }
   }
   return one_for_all ? with_batch_of(out, program.batch_size) : out;

@@ -2,7 +2,7 @@
 
 #include <ATen/Functions.h>
 
-#include "cpu/parallel.h"
+#include "cpu/dispatch.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/strided_rows.h"

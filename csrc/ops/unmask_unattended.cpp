@@ -18,18 +18,18 @@ namespace attn_mask::ops {
 namespace {
 
 /// Kernels know four dimensions; the outermost of more are gone through here.
-void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskTask& settings) {
+void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskParams& settings) {
   if (in.dim() > StridedRows::kLeading + 1) {
     for (int64_t i = 0; i < in.size(0); ++i) {
       run_unmask(in.select(0, i), out.select(0, i), settings);
     }
     return;
   }
-  UnmaskTask task = settings;
-  task.in = strided_rows(in);
-  task.out = strided_rows(out);
-  task.written = out.data_ptr();
-  device_kernels(out.device().type()).unmask(task);
+  UnmaskParams params = settings;
+  params.in = strided_rows(in);
+  params.out = strided_rows(out);
+  params.written = out.data_ptr();
+  device_kernels(out.device().type()).unmask(params);
 }
 
 }  // namespace
@@ -59,7 +59,7 @@ at::Tensor unmask(const Output& output, const at::Tensor& expanded_mask,
   if (out.is_meta() || out.numel() == 0) {
     return out;
   }
-  UnmaskTask settings{};
+  UnmaskParams settings{};
   settings.is_min = is_equal(dtype, min_dtype);
   settings.sign = sign_bit(dtype);
   const c10::OptionalDeviceGuard guard(out.device());

@@ -1,9 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 
-#include "format/question.h"
+#include "rule/problem.h"
 
 namespace attn_mask {
 
@@ -36,13 +37,22 @@ struct DeviceTables {
   TableJob jobs[kMaxJobs];
   int32_t size;
 
-  /// Plans the step for a question, whose rule will then point into memory that `allocate` gives
+  /// Plans the step for a problem, whose rule will then point into memory that `allocate` gives
   /// (bytes, at least one; device memory, 8 bytes aligned). Tables that are large beside the mask,
   /// or the 17th and more, stay as they are.
-  DeviceTables(Question& question, const std::function<void*(size_t bytes)>& allocate);
+  DeviceTables(Problem& problem, const std::function<void*(size_t bytes)>& allocate);
 
-  int64_t most_rows() const;
-  int64_t longest() const;
+  int64_t most_rows() const {
+    return std::max_element(jobs, jobs + size,
+                            [](const auto& a, const auto& b) { return a.rows < b.rows; })
+        ->rows;
+  }
+
+  int64_t longest() const {
+    return std::max_element(jobs, jobs + size,
+                            [](const auto& a, const auto& b) { return a.length < b.length; })
+        ->length;
+  }
 };
 
 static_assert(sizeof(DeviceTables) <= 4096, "kernel parameters");

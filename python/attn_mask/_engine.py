@@ -21,6 +21,8 @@ from attn_mask._tracing import default_device, is_jit_tracing, is_recording, is_
 from attn_mask.rules import MaskFunction
 
 Offset = int | torch.Tensor
+Sizes = tuple[int, int, int]
+"""(batch_size, q_length, kv_length)"""
 
 _ops = torch.ops.attn_mask
 
@@ -29,14 +31,6 @@ _CPU = torch.device("cpu")
 # For how much of a mask a function of the user's is called at once. A function that calculates
 # with positions holds a few int64 for each element: some ten MB.
 _TILE = 2**20
-
-
-class Sizes(NamedTuple):
-    """Of a mask."""
-
-    batch_size: int
-    q_length: int
-    kv_length: int
 
 
 class Spelling(NamedTuple):
@@ -351,7 +345,8 @@ def write_mask(
         heads: how many of them callables are called for.
     """
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
-    device = default_device() if device is None else torch.device(device)
+    if not isinstance(device, torch.device):
+        device = default_device() if device is None else torch.device(device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
     rule = mask_function
@@ -414,7 +409,7 @@ def write_mask(
             )
         return mask
     if not is_recording():
-        for argument, size in zip(Sizes._fields, sizes, strict=True):
+        for argument, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True):
             if size < 0:
                 raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
     check_padding(name, padding_mask)

@@ -7,7 +7,7 @@ import torch
 
 from attn_mask import _skipping, rules
 from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
-from attn_mask._engine import Sizes, Spelling, check_padding, write_mask
+from attn_mask._engine import Spelling, check_padding, write_mask
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 from attn_mask._upstream.documents import name_numbers
 from attn_mask._upstream.skip_rules import shows_all
@@ -121,7 +121,7 @@ def sdpa_arguments(
     mask = write_mask(
         "sdpa_arguments",
         rule,
-        Sizes(batch_size, q_length, kv_length),
+        (batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,

@@ -14,7 +14,7 @@ import torch
 from attn_mask import rules
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_flag
-from attn_mask._engine import Axis, Offset, Sizes, axis, check_boolean, fitting, write_mask
+from attn_mask._engine import Axis, Offset, axis, check_boolean, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 
@@ -305,7 +305,7 @@ class _Writer:
             return self._call(program.code, operands, blocks, queries, keys)
 
         def mask_of(rows: Axis) -> torch.Tensor:
-            sizes = Sizes(batch_size, rows.length, kv_length)
+            sizes = batch_size, rows.length, kv_length
             return write_mask(
                 _NAME, rule, sizes, rows, kv_offset, None, device, by_vmap=True, heads=blocks.heads
             )

@@ -25,7 +25,7 @@ import torch
 
 from attn_mask import rules
 from attn_mask._checks import check_flag, check_strided, checked_masked_value
-from attn_mask._engine import BOOLEAN, Sizes, Spelling, check_padding, write_mask
+from attn_mask._engine import BOOLEAN, Spelling, check_padding, write_mask
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream.arguments import (
     ask_cache,
@@ -66,7 +66,7 @@ from attn_mask._upstream.mask_functions import (
     sliding_window_causal_mask_function,
     sliding_window_overlay,
 )
-from attn_mask._upstream.skip_rules import OWN_DECISIONS, Skip, fast_all
+from attn_mask._upstream.skip_rules import OWN_DECISIONS, fast_all, is_skipped
 from attn_mask.block_mask import create_block_mask
 from attn_mask.rules import MaskFunction
 
@@ -176,16 +176,24 @@ def sdpa_mask(
     Mirrors ``transformers.masking_utils.sdpa_mask``.
     """
     check_flag("sdpa_mask", "unmask_unattended", unmask_unattended)
-    sizes = Sizes(batch_size, q_length, kv_length)
     if allow_is_causal_skip or allow_is_bidirectional_skip:
         check_padding("sdpa_mask", attention_mask)
-        skip = Skip(OWN_DECISIONS, allow_is_causal_skip, allow_is_bidirectional_skip, local_size)
-        if skip.holds(sizes, q_offset, kv_offset, attention_mask):
+        if is_skipped(
+            OWN_DECISIONS,
+            allow_is_causal_skip,
+            allow_is_bidirectional_skip,
+            attention_mask,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            local_size,
+        ):
             return None
     return write_mask(
         "sdpa_mask",
         mask_function,
-        sizes,
+        (batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
@@ -222,16 +230,24 @@ def eager_mask(
     """
     check_flag("eager_mask", "unmask_unattended", unmask_unattended)
     masked_value = checked_masked_value("eager_mask", masked_value)
-    sizes = Sizes(batch_size, q_length, kv_length)
     if allow_is_bidirectional_skip:
         check_padding("eager_mask", attention_mask)
-        skip = Skip(OWN_DECISIONS, False, True, kwargs.get("local_size"))
-        if skip.holds(sizes, q_offset, kv_offset, attention_mask):
+        if is_skipped(
+            OWN_DECISIONS,
+            False,
+            True,
+            attention_mask,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            kwargs.get("local_size"),
+        ):
             return None
     return write_mask(
         "eager_mask",
         mask_function,
-        sizes,
+        (batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,

@@ -58,7 +58,7 @@ def boolean(
     return _mask(
         "boolean",
         rule,
-        Sizes(batch_size, q_length, kv_length),
+        (batch_size, q_length, kv_length),
         (q_offset, kv_offset),
         (q_positions, kv_positions),
         device,
@@ -107,7 +107,7 @@ def additive(
     return _mask(
         "additive",
         rule,
-        Sizes(batch_size, q_length, kv_length),
+        (batch_size, q_length, kv_length),
         (q_offset, kv_offset),
         (q_positions, kv_positions),
         device,

@@ -11,7 +11,7 @@ import torch
 
 from attn_mask import _process, _skipping, rules
 from attn_mask._checks import check_flag, checked_masked_value
-from attn_mask._engine import BOOLEAN, Axis, Offset, Sizes, Spelling, write_mask
+from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
 from attn_mask._upstream.documents import (
     count_sequences,
     name_numbers,
@@ -19,7 +19,7 @@ from attn_mask._upstream.documents import (
 from attn_mask._upstream.documents import (
     find_packed_sequence_indices as own_find_packed_sequence_indices,
 )
-from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, Skip
+from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, is_skipped
 
 _CAUSAL = rules.causal()
 
@@ -82,17 +82,22 @@ def sdpa_mask(
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv], or None where the release skips it."""
     release = state.release
-    sizes = Sizes(batch_size, q_length, kv_length)
-    if allow_is_causal_skip or allow_is_bidirectional_skip:
-        skip = Skip(
-            release.decisions, allow_is_causal_skip, allow_is_bidirectional_skip, local_size
-        )
-        if skip.holds(sizes, q_offset, kv_offset, attention_mask):
-            return None
+    if (allow_is_causal_skip or allow_is_bidirectional_skip) and is_skipped(
+        release.decisions,
+        allow_is_causal_skip,
+        allow_is_bidirectional_skip,
+        attention_mask,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        local_size,
+    ):
+        return None
     return write_mask(
         "sdpa_mask",
         mask_function,
-        sizes,
+        (batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
@@ -119,15 +124,22 @@ def eager_mask(
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv], or None where the release skips it."""
     release, options = state.release, state.options
-    sizes = Sizes(batch_size, q_length, kv_length)
-    if allow_is_bidirectional_skip and Skip(release.decisions, False, True, local_size).holds(
-        sizes, q_offset, kv_offset, attention_mask
+    if allow_is_bidirectional_skip and is_skipped(
+        release.decisions,
+        False,
+        True,
+        attention_mask,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        local_size,
     ):
         return None
     return write_mask(
         "eager_mask",
         mask_function,
-        sizes,
+        (batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,

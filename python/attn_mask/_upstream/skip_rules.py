@@ -7,7 +7,7 @@ import torch
 
 from attn_mask import _skipping
 from attn_mask._aten_only import operators
-from attn_mask._engine import Offset, Sizes, padded
+from attn_mask._engine import Offset, padded
 from attn_mask._library import _C
 from attn_mask._tracing import is_opaque
 
@@ -24,32 +24,30 @@ class Decisions(NamedTuple):
     """(attention_mask, kv_length, kv_offset, local_size)"""
 
 
-class Skip(NamedTuple):
-    """Where there may be no mask."""
+def is_skipped(
+    decisions: Decisions,
+    causal: bool,
+    bidirectional: bool,
+    attention_mask: torch.Tensor | None,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any,
+    kv_offset: Any,
+    local_size: int | None,
+) -> bool:
+    """Whether there is no mask: ``causal``, ``bidirectional`` say where there need not be one.
 
-    decisions: Decisions
-    """Of skip_policy "upstream"."""
-    causal: bool
-    """Where ``is_causal`` of scaled_dot_product_attention stands for it."""
-    bidirectional: bool
-    """Where nothing is masked."""
-    local_size: int | None
-
-    def holds(
-        self, sizes: Sizes, q_offset: Any, kv_offset: Any, attention_mask: torch.Tensor | None
-    ) -> bool:
-        policy = _skipping.current()
-        decisions = self.decisions if policy.name == "upstream" else policy
-        _, q_length, kv_length = sizes
-        return (
-            self.causal
-            and decisions.skips_causal(
-                attention_mask, q_length, kv_length, q_offset, kv_offset, self.local_size
-            )
-        ) or (
-            self.bidirectional
-            and decisions.skips_bidirectional(attention_mask, kv_length, kv_offset, self.local_size)
-        )
+    That is where ``is_causal`` of scaled_dot_product_attention stands for it, and where nothing is
+    masked. ``decisions`` are those of skip_policy "upstream".
+    """
+    policy = _skipping.current()
+    by = decisions if policy.name == "upstream" else policy
+    return (
+        causal
+        and by.skips_causal(attention_mask, q_length, kv_length, q_offset, kv_offset, local_size)
+    ) or (
+        bidirectional and by.skips_bidirectional(attention_mask, kv_length, kv_offset, local_size)
+    )
 
 
 def fast_all(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-#include "ops/rule_question.h"
+#include "ops/rule_problem.h"
 
 #include <ATen/ops/empty.h>
 
@@ -9,7 +9,7 @@
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/write_mask.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 
 namespace attn_mask {
 namespace {
@@ -19,9 +19,9 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
                        const c10::SymInt& offset, const std::optional<at::Tensor>& tensor,
                        const c10::SymInt& length, const c10::SymInt& batch_size, at::Device device,
                        bool with_data, bool& depends_on_batch) {
-  const auto known = offset.maybe_as_int();
-  TORCH_CHECK_VALUE(!known || (-kFar < *known && *known < kFar), op, ": expected ", offset_argument,
-                    " to be within 2^59 of 0, but got ", offset);
+  if (const auto known = offset.maybe_as_int()) {
+    check_within_far(op, *known, offset_argument);
+  }
   Positions positions{};
   if (with_data) {
     positions.offset = offset.expect_int();
@@ -85,36 +85,36 @@ at::Device device_of(const char* op, const RuleArguments& arguments,
   return arguments.device.value_or(at::kCPU);
 }
 
-DecodedQuestion decode_question(const char* op, const RuleArguments& arguments, at::Device device) {
+Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Device device,
+                        Problem& problem) {
   const RuleProgram& program = arguments.program;
   check_size(op, "batch_size", program.batch_size);
   check_size(op, "q_length", program.q_length);
   check_size(op, "kv_length", program.kv_length);
   const bool with_data = !device.is_meta();
-  const DecodedRule decoded = decode_rule(op, program, device, with_data);
-  DecodedQuestion result{{}, decoded.depends_on_batch, decoded.heads, decoded.has_parts};
-  copy_used(decoded.rule, result.question.rule);
-  result.question.q_positions = positions_of(
-      op, "q_positions", "q_offset", arguments.q_offset, arguments.q_positions, program.q_length,
-      program.batch_size, device, with_data, result.depends_on_batch);
-  result.question.kv_positions = positions_of(
+  Decoded decoded = decode_rule(op, program, device, with_data, problem.rule);
+  problem.q_positions = positions_of(op, "q_positions", "q_offset", arguments.q_offset,
+                                      arguments.q_positions, program.q_length, program.batch_size,
+                                      device, with_data, decoded.depends_on_batch);
+  problem.kv_positions = positions_of(
       op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
-      program.kv_length, program.batch_size, device, with_data, result.depends_on_batch);
-  return result;
+      program.kv_length, program.batch_size, device, with_data, decoded.depends_on_batch);
+  return decoded;
 }
 
-void ask_in_parts(const char* op, const RuleProgram& program, const Question& question,
+void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
                   at::Device device, int64_t height,
-                  const std::function<void(int64_t first, const Question& rows)>& ask) {
-  for (int64_t begin = 0; begin < question.q_length; begin += height) {
-    Question rows = question.part(begin, std::min(begin + height, question.q_length));
+                  const std::function<void(int64_t first, const Problem& rows)>& ask) {
+  for (int64_t begin = 0; begin < problem.q_length; begin += height) {
+    Problem rows = problem.part(begin, std::min(begin + height, problem.q_length));
     std::vector<at::Tensor> answers;
     const auto bits_of_part = [&](const Rule& part) -> Padding {
       const at::Tensor bits =
           at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
                     at::TensorOptions().dtype(at::kBool).device(device));
-      MaskTask of_part = mask_task(bits, kBoolean);
-      copy_used(part, of_part.rule);
+      MaskParams of_part{};
+      set_output(of_part, bits, kBoolean);
+      of_part.rule = part;
       of_part.q_positions = rows.q_positions;
       of_part.kv_positions = rows.kv_positions;
       prepare_and_run(of_part, device);
@@ -127,13 +127,13 @@ void ask_in_parts(const char* op, const RuleProgram& program, const Question& qu
       answers.push_back(bits);
       return bits_leaf(bits, /*first_row=*/0);
     };
-    rows.rule = decode_rule(op, program, device, /*with_data=*/true, begin, bits_of_part).rule;
+    decode_rule(op, program, device, /*with_data=*/true, rows.rule, begin, bits_of_part);
     ask(begin, rows);
   }
 }
 
-int64_t height_of_parts(const Question& question) {
-  const int64_t row_bytes = question.batch_size * question.heads * question.kv_length;
+int64_t height_of_parts(const Problem& problem) {
+  const int64_t row_bytes = problem.batch_size * problem.heads * problem.kv_length;
   return std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, row_bytes));
 }
 
