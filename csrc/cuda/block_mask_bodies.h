@@ -105,12 +105,12 @@ struct BlockLine {
 
   /// What some words of a block say.
   ATTN_MASK_INLINE BlockContent words_body(int64_t block, int64_t thread, int64_t threads,
-                                          const WordStack& stack) const {
+                                           const WordStack& stack) const {
     const BlockMaskParams& params = launch.params;
     const Interval columns = params.columns_of(block);
     const Hull hull(params.rule);
     BlockContent answer{false, rows.end - rows.begin == params.q_block &&
-                                  columns.end - columns.begin == params.kv_block};
+                                   columns.end - columns.begin == params.kv_block};
     ATTN_MASK_ONE_BY_ONE
     for (int64_t i = thread; i < (rows.end - rows.begin) * launch.row_words; i += threads) {
       const int64_t row = launch.by_row_words.divide(i);

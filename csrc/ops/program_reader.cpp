@@ -85,7 +85,7 @@ Table ProgramReader::table(const char* what, const at::Tensor& tensor) {
   check_batch(what, tensor);
   Table result{};
   if (with_data_) {
-    // A table without rows is never asked; one without columns holds no position.
+    // A table without rows is never looked at; one without columns holds no position.
     result.numbers = integers_of(tensor);
     if (tensor.numel() == 0) {
       result.numbers.data = &kNowhere;

@@ -42,7 +42,7 @@ class Decoder : ProgramReader {
   }
 
  private:
-  /// Replaces the subtree that ends with node `last` by a leaf with its answers.
+  /// Replaces the subtree that ends with node `last` by a leaf of its bits.
   void replace_by_bits(int32_t last) {
     const int32_t first = rule_.nodes[last].first;
     const auto part = std::make_unique<Rule>();
