@@ -1,7 +1,7 @@
 #pragma once
 
-#include "rule/problem.h"
 #include "rule/hull.h"
+#include "rule/problem.h"
 #include "rule/spans.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
@@ -10,13 +10,15 @@ namespace attn_mask::ATTN_MASK_ISA {
 class RowSpanFinder {
  public:
   explicit RowSpanFinder(const Problem& params)
-      : params_(params), hull_(params.rule), hull_is_all_(hull_.is_all && !params.kv_positions.listed) {}
+      : params_(params),
+        hull_(params.rule),
+        hull_is_all_(hull_.is_all && !params.kv_positions.listed) {}
 
   RowSpans operator()(const Query& query) const {
     if (!hull_is_all_) {
       return row_spans(params_.rule, query, params_.kv_positions, params_.kv_length);
     }
-    const Interval columns = hull(query);
+    const Interval columns = hull(query, known(query.batch, {0, params_.kv_length}));
     RowSpans row{};
     if (!columns.empty()) {
       row.spans.at[row.spans.size++] = columns;
@@ -39,11 +41,17 @@ class RowSpanFinder {
     return padding_node() < 0 ? nullptr : &params_.rule.nodes[padding_node()].padding;
   }
 
-  /// The columns of a row's hull.
-  Interval hull(const Query& query) const {
+  /// The columns of a row's hull, where `known` is that of its batch row.
+  Interval hull(const Query& query, Interval known) const {
     const int64_t shift = params_.kv_positions.at(query.batch, 0);
-    const Interval keys = hull_.keys(params_.rule, query);
-    return intersect({keys.begin - shift, keys.end - shift}, {0, params_.kv_length});
+    const Interval near = hull_.near(params_.rule, query);
+    return intersect({near.begin - shift, near.end - shift}, known);
+  }
+
+  /// Among some columns, those in which the hulls of a batch row's rows lie.
+  Interval known(int64_t batch, Interval columns) const {
+    const int64_t shift = params_.kv_positions.at(batch, 0);
+    return intersect({hull_.known.begin - shift, hull_.known.end - shift}, columns);
   }
 
  private:

@@ -46,8 +46,8 @@ struct TileRow {
     const Padding& padding = params.rule.nodes[node].padding;
     if (cache.column != column || cache.node != node) {
       const int64_t shift = padding.by_column ? 0 : params.kv_positions.at(query.batch, 0);
-      const Interval within =
-          intersect(tile, {-shift, (padding.by_column ? params.kv_length : padding.length) - shift});
+      const Interval within = intersect(
+          tile, {-shift, (padding.by_column ? params.kv_length : padding.length) - shift});
       if (!within.empty()) {
         translate(padding, query, shift + within.begin, within.end - within.begin, attend, masked,
                   cache.values + (within.begin - tile.begin));
@@ -126,8 +126,9 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
     Query query = params.query(plane, tile % params.q_length);
     if (is_simple) {
       // The most frequent rules: nothing to find out for each row but where its hull ends.
-      const TileRow<Out> any_row{params,    query,  column, {first, last},
+      const TileRow<Out> any_row{params,  query,  column, {first, last},
                                  nullptr, attend, masked, values};
+      const Interval known = find_spans.known(query.batch, {first, last});
       const int32_t padding = find_spans.padding_node();
       const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
       for (; query.row < params.q_length && tile < end; ++query.row, ++tile) {
@@ -137,7 +138,7 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
                unmasked);
           continue;
         }
-        Interval keys = intersect(find_spans.hull(query), {first, last});
+        Interval keys = find_spans.hull(query, known);
         keys = keys.empty() ? Interval{last, last} : keys;
         Out* const out = static_cast<Out*>(params.out) + params.out_offset(query);
         fill(out + first, keys.begin - first, masked);
@@ -155,7 +156,8 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
       const RowSpans spans = find_spans(query);
       Out* const stored = static_cast<Out*>(params.out) + params.out_offset(query);
       Out* const out = scattered ? scratch - first : stored;
-      const TileRow<Out> tile_row{params, query, column, {first, last}, out, attend, masked, values};
+      const TileRow<Out> tile_row{params, query,  column, {first, last},
+                                  out,    attend, masked, values};
       // From left to right: the other order takes twice as long, since hardware prefetches
       // forwards.
       int64_t written = first;
