@@ -88,7 +88,8 @@ void raise(std::atomic<int64_t>& most, int64_t count) {
 /// something to do only where lines differ.
 class Transposer {
  public:
-  Transposer(const BlockMaskParams& params, const FoundLines& lines, int64_t plane, Interval columns)
+  Transposer(const BlockMaskParams& params, const FoundLines& lines, int64_t plane,
+             Interval columns)
       : params_(params),
         lines_(lines),
         plane_(plane),
@@ -148,8 +149,8 @@ class Transposer {
     for (int64_t column = columns_.begin; column < columns_.end; ++column) {
       const size_t end = ends_[static_cast<size_t>(column - columns_.begin)];
       const Part blocks{by_column_.data() + begin, by_column_.data() + end};
-      most =
-          std::max(most, write_line(lists, line + column, blocks, params_.q_blocks(), params_.q_width));
+      most = std::max(
+          most, write_line(lists, line + column, blocks, params_.q_blocks(), params_.q_width));
       begin = end;
     }
     return most;

@@ -7,8 +7,8 @@ namespace {
 
 /// The first of `columns` to which all of some nodes (bit i: node i) let the query attend; else the
 /// end of `columns`.
-int64_t first_visible(const Problem& problem, const Query& query, uint32_t nodes,
-                      Interval columns, RowValues& values) {
+int64_t first_visible(const Problem& problem, const Query& query, uint32_t nodes, Interval columns,
+                      RowValues& values) {
   // Most rows show a key soon.
   int64_t size = 64;
   for (int64_t begin = columns.begin; begin < columns.end; begin += size) {

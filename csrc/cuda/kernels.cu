@@ -193,7 +193,8 @@ void launch_write_block_mask(const BlockMaskParams& params, cudaStream_t stream)
 }
 
 void launch_unmask(const UnmaskParams& params, cudaStream_t stream) {
-  with_bits(params.in.element_size, [&](auto bits) { launch_unmask<decltype(bits)>(params, stream); });
+  with_bits(params.in.element_size,
+            [&](auto bits) { launch_unmask<decltype(bits)>(params, stream); });
 }
 
 }  // namespace attn_mask

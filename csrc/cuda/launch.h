@@ -9,7 +9,8 @@
 
 namespace attn_mask {
 
-/// Launches on `stream`; the params's pointers are device memory. Check cudaGetLastError after each.
+/// Launches on `stream`; the params's pointers are device memory. Check cudaGetLastError after
+/// each.
 void launch_write_mask(const MaskParams& params, cudaStream_t stream);
 
 void launch_prepare(const DeviceTables& tables, cudaStream_t stream);

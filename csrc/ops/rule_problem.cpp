@@ -86,7 +86,7 @@ at::Device device_of(const char* op, const RuleArguments& arguments,
 }
 
 Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Device device,
-                        Problem& problem) {
+                       Problem& problem) {
   const RuleProgram& program = arguments.program;
   check_size(op, "batch_size", program.batch_size);
   check_size(op, "q_length", program.q_length);
@@ -94,17 +94,17 @@ Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Devic
   const bool with_data = !device.is_meta();
   Decoded decoded = decode_rule(op, program, device, with_data, problem.rule);
   problem.q_positions = positions_of(op, "q_positions", "q_offset", arguments.q_offset,
-                                      arguments.q_positions, program.q_length, program.batch_size,
+                                     arguments.q_positions, program.q_length, program.batch_size,
+                                     device, with_data, decoded.depends_on_batch);
+  problem.kv_positions = positions_of(op, "kv_positions", "kv_offset", arguments.kv_offset,
+                                      arguments.kv_positions, program.kv_length, program.batch_size,
                                       device, with_data, decoded.depends_on_batch);
-  problem.kv_positions = positions_of(
-      op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
-      program.kv_length, program.batch_size, device, with_data, decoded.depends_on_batch);
   return decoded;
 }
 
 void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
-                  at::Device device, int64_t height,
-                  const std::function<void(int64_t first, const Problem& rows)>& ask) {
+                       at::Device device, int64_t height,
+                       const std::function<void(int64_t first, const Problem& rows)>& ask) {
   for (int64_t begin = 0; begin < problem.q_length; begin += height) {
     Problem rows = problem.part(begin, std::min(begin + height, problem.q_length));
     std::vector<at::Tensor> answers;

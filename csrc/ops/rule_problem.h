@@ -7,8 +7,8 @@
 #include <functional>
 #include <optional>
 
-#include "rule/problem.h"
 #include "ops/rule_program.h"
+#include "rule/problem.h"
 
 namespace attn_mask {
 
@@ -32,13 +32,13 @@ at::Device device_of(const char* op, const RuleArguments& arguments,
 /// positions, without a batch size, heads and lengths; under Meta it points nowhere. Where the
 /// result has parts evaluate_in_parts has to ask it.
 Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Device device,
-                        Problem& problem);
+                       Problem& problem);
 
 /// Asks a problem whose rule is too large for kernels, `height` rows after the other: `ask` with
 /// the first row and a problem of some rows, whose rule has what its parts answer in it.
 void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
-                  at::Device device, int64_t height,
-                  const std::function<void(int64_t first, const Problem& rows)>& ask);
+                       at::Device device, int64_t height,
+                       const std::function<void(int64_t first, const Problem& rows)>& ask);
 
 /// How many rows may be asked at once so that what lies beside a mask stays small.
 int64_t height_of_parts(const Problem& problem);

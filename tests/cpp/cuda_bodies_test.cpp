@@ -82,8 +82,9 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         params.kv_length = kv_length;
         params.q_positions.offset = random() % 40;
         params.format = format;
-        const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size, params.q_length,
-                                          kv_length, 1 + random() % 2, random() % 2 == 0);
+        const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
+                                          params.q_length, kv_length, 1 + random() % 2,
+                                          random() % 2 == 0);
         params.rule = make_rule(Causal{});
         if (random() % 2 == 0) {
           params.rule =
@@ -220,8 +221,9 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     params.separate_full = random() % 4 != 0;
     params.q_positions.offset = random() % 20;
     params.kv_positions.offset = random() % 9;
-    const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size, params.q_length + 1,
-                                      params.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
+    const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
+                                      params.q_length + 1, params.kv_length + 9, 1 + random() % 2,
+                                      random() % 2 == 0);
     std::vector<int64_t> ids(80);
     for (size_t i = 0; i < ids.size(); ++i) {
       ids[i] = i == 0 ? 0 : ids[i - 1] + (random() % 9 == 0 ? 1 : 0);
