@@ -84,7 +84,7 @@ def cases(device: torch.device, size: int) -> list[Case]:
             [padding],
             dtype,
             batch,
-            1,
+            2,  # one prepares the padding
         )
         add(
             "to_4d, window 1024",
@@ -94,7 +94,7 @@ def cases(device: torch.device, size: int) -> list[Case]:
             [padding],
             dtype,
             batch,
-            1,
+            2,  # one prepares the padding
         )
         add(
             "to_4d, masked rows unmasked",
@@ -134,7 +134,7 @@ def cases(device: torch.device, size: int) -> list[Case]:
         [ids],
         torch.bool,
         batch,
-        1,
+        2,
     )
     return found
 

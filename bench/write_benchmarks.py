@@ -150,12 +150,12 @@ def gpu(report: dict[str, Any]) -> str:
         [row["name"], text(row, "attn_mask")]
         + [text(row, side) for side in sides]
         + [ratio(row, side) for side in sides]
-        for row in report["peers"]
+        for row in report.get("peers", [])
     ]
     blocks = [
         [row["name"], *(text(row, side) for side in ("attn_mask", "torch compiled"))]
         + [ratio(row, side) for side in ("torch compiled",)]
-        for row in report["block_masks"]
+        for row in report.get("block_masks", [])
     ]
     steps = [
         [
@@ -165,19 +165,24 @@ def gpu(report: dict[str, Any]) -> str:
                 for key in ("host_seconds", "replay_seconds")
             ),
         ]
-        for row in report["decode"]
+        for row in report.get("decode", [])
     ]
     columns = ["case", "moved", "time", "fill_", "GB/s", "of copy bandwidth (≥ 0.85)", "met"]
     times = ["case", "ours", "transformers", "compiled", "times as fast", "than compiled"]
-    parts = (
-        table(columns, dense),
-        "Fresh masks, beside transformers' functions of these names (compiled: by torch.compile):",
-        table(times, peers),
-        "A decode step's mask: how long the host is busy with a call, and a CUDA graph of it.",
-        table(["call", "host", "replay"], steps),
-        "Block masks, beside torch's compiled create_block_mask:",
-        table(["block mask", "ours", "torch compiled", "times as fast"], blocks),
-    )
+    parts = [table(columns, dense)]
+    if steps:
+        parts.append(
+            "A decode step's mask: the host's time for a call, and a CUDA graph's for a replay."
+        )
+        parts.append(table(["call", "host", "replay"], steps))
+    if peers:
+        parts.append(
+            "Fresh masks, beside transformers' functions of these names, eager and compiled:"
+        )
+        parts.append(table(times, peers))
+    if blocks:
+        parts.append("Block masks, beside torch's compiled create_block_mask:")
+        parts.append(table(["block mask", "ours", "torch compiled", "times as fast"], blocks))
     return "\n\n".join(parts)
 
 
@@ -188,6 +193,7 @@ SECTIONS = {
     "block_mask": ("a run of `bench/bench_block_mask.py`", block_mask),
     "compile": ("a run of `bench/bench_compile.py`", compiling),
     "gpu": ("`make gpu`", gpu),
+    "gpu_by_elements": ("`make gpu`, of the kernels before those that work by words", gpu),
 }
 
 

@@ -86,8 +86,7 @@ at::Tensor integers_of(const char* name, const char* argument, const at::Tensor&
 
 /// Numbers that move positions.
 int64_t check_far(const char* name, const char* argument, int64_t distance) {
-  TORCH_CHECK_VALUE(-kFar < distance && distance < kFar, name, ": expected ", argument,
-                    " to be within 2^59 of 0, but got ", distance);
+  check_within_far(name, distance, argument);
   return distance;
 }
 

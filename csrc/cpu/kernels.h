@@ -19,8 +19,8 @@ struct Tiling {
 /// runs: going to the next row every 16 KiB takes nearly twice as long.
 inline constexpr int64_t kTileBytes = 64 * 1024;
 
-/// How many columns are answered at once.
-inline constexpr int64_t kAnswers = 4096;
+/// How many columns of a row are evaluated at once.
+inline constexpr int64_t kColumnsAtOnce = 4096;
 
 /// One set per instruction set; each works on a range so that the caller decides about threads.
 struct CpuKernels {
@@ -29,15 +29,15 @@ struct CpuKernels {
   /// Writes 1 for each of rows `[begin, end)` (counted through batch, heads and queries) in which
   /// no key is visible, else 0.
   void (*find_masked_rows)(const Question& question, int64_t begin, int64_t end, uint8_t* rows);
-  /// Copies rows `[begin, end)`, opening those that are masked throughout.
+  /// Copies rows `[begin, end)`, unmasking those that are masked throughout.
   void (*unmask_rows)(const UnmaskTask& task, int64_t begin, int64_t end);
   /// Whether `test` holds for elements `[begin, end)` of row `row`.
   bool (*all)(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begin,
               int64_t end);
   /// Writes what all of some nodes of the rule (bit i: node i) say of some columns of one row, at
-  /// most kAnswers: a byte for each, 1 or 0.
-  void (*answer)(const Question& question, const Query& query, uint32_t nodes, Interval columns,
-                 uint8_t* out);
+  /// most kColumnsAtOnce: a byte for each, 1 or 0.
+  void (*evaluate)(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+                   uint8_t* out);
 };
 
 namespace isa_default {

@@ -20,25 +20,28 @@ inline constexpr int64_t kBlocksPerPart = 32;
 /// All that the kernel of states is given.
 struct BlockStatesParams {
   BlockMaskTask task;
+  int64_t q_blocks;
   int64_t kv_blocks;
-  int64_t lines;
-  Divisor q_blocks;
-  Divisor heads;
-  Divisor row_words;  // words to a row of a block
+  int64_t row_words;  // words to a row of a block
+  Divisor by_q_blocks;
+  Divisor by_heads;
+  Divisor by_row_words;
   WordPlan plan;
+
+  explicit BlockStatesParams(const BlockMaskTask& of)
+      : task(of),
+        q_blocks(task.q_blocks()),
+        kv_blocks(task.kv_blocks()),
+        row_words((std::min(task.kv_block, task.kv_length) + kWordSize - 1) / kWordSize),
+        by_q_blocks(q_blocks),
+        by_heads(task.heads),
+        by_row_words(row_words),
+        plan(task.rule, Hull(task.rule), task.kv_positions) {}
+
+  ATTN_MASK_INLINE int64_t lines() const { return task.planes() * q_blocks; }
 };
 
 static_assert(sizeof(BlockStatesParams) <= 4096, "kernel parameters");
-
-inline BlockStatesParams block_states_params(const BlockMaskTask& task) {
-  return {task,
-          task.kv_blocks(),
-          task.planes() * task.q_blocks(),
-          Divisor(task.q_blocks()),
-          Divisor(task.heads),
-          Divisor((std::min(task.kv_block, task.kv_length) + kWordSize - 1) / kWordSize),
-          WordPlan(task.rule, task.kv_positions)};
-}
 
 /// What the elements of a block say, as far as one thread has looked.
 struct BlockAnswer {
@@ -55,10 +58,10 @@ struct BlockLine {
   BlockState* states;
 
   ATTN_MASK_INLINE BlockLine(const BlockStatesParams& of, int64_t index) : params(of) {
-    const int64_t plane = params.q_blocks.divide(index);
-    batch = params.heads.divide(plane);
+    const int64_t plane = params.by_q_blocks.divide(index);
+    batch = params.by_heads.divide(plane);
     head = plane - batch * params.task.heads;
-    rows = params.task.rows_of(index - plane * params.q_blocks.value());
+    rows = params.task.rows_of(index - plane * params.q_blocks);
     states = params.task.states + index * params.kv_blocks;
   }
 
@@ -74,8 +77,9 @@ struct BlockLine {
       return BlockGuess::kAsk;
     }
     const Interval columns = task.columns_of(block);
-    const RowHull first = row_hull(task.rule, query(rows.begin));
-    const RowHull last = row_hull(task.rule, query(rows.end - 1));
+    const Hull hull(task.rule);
+    const RowHull first = row_hull(task.rule, hull, params.plan, query(rows.begin));
+    const RowHull last = row_hull(task.rule, hull, params.plan, query(rows.end - 1));
     const int64_t shift = task.kv_positions.at(batch, 0);
     const Interval keys{columns.begin + shift, columns.end + shift};
     if (intersect(keys, {first.positions.begin, last.positions.end}).empty()) {
@@ -104,17 +108,19 @@ struct BlockLine {
                                           const WordStack& stack) const {
     const BlockMaskTask& task = params.task;
     const Interval columns = task.columns_of(block);
+    const Hull hull(task.rule);
     BlockAnswer answer{false, rows.end - rows.begin == task.q_block &&
                                   columns.end - columns.begin == task.kv_block};
     ATTN_MASK_ONE_BY_ONE
-    for (int64_t i = thread; i < (rows.end - rows.begin) * params.row_words.value(); i += threads) {
-      const int64_t row = params.row_words.divide(i);
-      const int64_t first = columns.begin + (i - row * params.row_words.value()) * kWordSize;
+    for (int64_t i = thread; i < (rows.end - rows.begin) * params.row_words; i += threads) {
+      const int64_t row = params.by_row_words.divide(i);
+      const int64_t first = columns.begin + (i - row * params.row_words) * kWordSize;
       const Interval of_word = intersect({first, first + kWordSize}, columns);
       if (of_word.empty()) {
         continue;
       }
-      const WordRow of_row = WordRow::of(task.rule, query(rows.begin + row), task.kv_positions);
+      const WordRow of_row =
+          WordRow::of(task.rule, hull, params.plan, query(rows.begin + row), task.kv_positions);
       const uint64_t word =
           row_word(task.rule, params.plan, of_row, task.kv_positions, of_word, stack);
       answer.some = answer.some || word != 0;
@@ -194,33 +200,33 @@ struct BlockListsParams {
   BlockMaskTask task;
   int64_t q_blocks;
   int64_t kv_blocks;
-  int64_t lines;
-  Divisor plane_lines;  // of one kind
-  Divisor heads;
+  Divisor by_plane_lines;  // of one kind
+  Divisor by_heads;
+
+  explicit BlockListsParams(const BlockMaskTask& of)
+      : task(of),
+        q_blocks(task.q_blocks()),
+        kv_blocks(task.kv_blocks()),
+        by_plane_lines(q_blocks + kv_blocks),
+        by_heads(task.heads) {}
+
+  /// Lines of one kind.
+  ATTN_MASK_INLINE int64_t kind_lines() const { return task.planes() * (q_blocks + kv_blocks); }
+  ATTN_MASK_INLINE int64_t lines() const { return kind_lines() * (task.separate_full ? 2 : 1); }
 };
 
 static_assert(sizeof(BlockListsParams) <= 4096, "kernel parameters");
-
-inline BlockListsParams block_lists_params(const BlockMaskTask& task) {
-  const int64_t of_plane = task.q_blocks() + task.kv_blocks();
-  return {task,
-          task.q_blocks(),
-          task.kv_blocks(),
-          task.planes() * of_plane * (task.separate_full ? 2 : 1),
-          Divisor(of_plane),
-          Divisor(task.heads)};
-}
 
 ATTN_MASK_INLINE ListedLine listed_line(const BlockListsParams& params, int64_t index) {
   const BlockMaskTask& task = params.task;
   const int64_t q_blocks = params.q_blocks;
   const int64_t kv_blocks = params.kv_blocks;
-  const int64_t of_kind = task.planes() * params.plane_lines.value();
+  const int64_t of_kind = params.kind_lines();
   const bool is_full = index >= of_kind;
   const int64_t in_kind = is_full ? index - of_kind : index;
-  const int64_t plane = params.plane_lines.divide(in_kind);
-  const int64_t in_plane = in_kind - plane * params.plane_lines.value();
-  const int64_t batch = params.heads.divide(plane);
+  const int64_t plane = params.by_plane_lines.divide(in_kind);
+  const int64_t in_plane = in_kind - plane * (q_blocks + kv_blocks);
+  const int64_t batch = params.by_heads.divide(plane);
   const int64_t stored = batch * task.stored_heads + plane - batch * task.heads;
   const BlockState* const states = task.states + plane * q_blocks * kv_blocks;
   if (in_plane < q_blocks) {

@@ -1,5 +1,6 @@
 // Thin shells around the bodies. No ATen header: this file compiles in seconds.
 
+#include "bits.h"
 #include "cuda/block_mask_bodies.h"
 #include "cuda/bodies.h"
 #include "cuda/launch.h"
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
   const WordStack stack{shared + threadIdx.x, kThreadsPerBlock};
   const Interval blocks = intersect(
       {blockIdx.y * kBlocksPerPart, (blockIdx.y + 1) * kBlocksPerPart}, {0, params.kv_blocks});
-  for (int64_t index = blockIdx.x; index < params.lines; index += gridDim.x) {
+  for (int64_t index = blockIdx.x; index < params.lines(); index += gridDim.x) {
     const BlockLine line(params, index);
     line.guess_body(blocks, threadIdx.x, kThreadsPerBlock);
     __syncthreads();
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
     write_block_mask_kernel(const __grid_constant__ BlockListsParams params) {
   __shared__ int64_t counts[kThreadsPerBlock];
   const int64_t thread = threadIdx.x;
-  for (int64_t index = blockIdx.x; index < params.lines; index += gridDim.x) {
+  for (int64_t index = blockIdx.x; index < params.lines(); index += gridDim.x) {
     const ListedLine line = listed_line(params, index);
     const Interval part = part_of(line.total, thread, kThreadsPerBlock);
     counts[thread] = line.count_body(part);
@@ -162,16 +163,8 @@ void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
 }  // namespace
 
 void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
-  switch (task.format.element_size) {
-    case 1:
-      return launch_write_mask<uint8_t>(task, stream);
-    case 2:
-      return launch_write_mask<uint16_t>(task, stream);
-    case 4:
-      return launch_write_mask<uint32_t>(task, stream);
-    default:
-      return launch_write_mask<uint64_t>(task, stream);
-  }
+  with_bits(task.format.element_size,
+            [&](auto bits) { launch_write_mask<decltype(bits)>(task, stream); });
 }
 
 void launch_prepare(const DeviceTables& tables, cudaStream_t stream) {
@@ -185,30 +178,22 @@ void launch_prepare(const DeviceTables& tables, cudaStream_t stream) {
 }
 
 void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream) {
-  const BlockStatesParams params = block_states_params(task);
+  const BlockStatesParams params(task);
   const dim3 blocks(
-      blocks_for_lines(params.lines),
+      blocks_for_lines(params.lines()),
       static_cast<unsigned int>((params.kv_blocks + kBlocksPerPart - 1) / kBlocksPerPart));
   const size_t words = static_cast<size_t>(kThreadsPerBlock * params.plan.depth);
   write_block_states_kernel<<<blocks, kThreadsPerBlock, words * sizeof(uint64_t), stream>>>(params);
 }
 
 void launch_write_block_mask(const BlockMaskTask& task, cudaStream_t stream) {
-  const BlockListsParams params = block_lists_params(task);
-  write_block_mask_kernel<<<blocks_for_lines(params.lines), kThreadsPerBlock, 0, stream>>>(params);
+  const BlockListsParams params(task);
+  write_block_mask_kernel<<<blocks_for_lines(params.lines()), kThreadsPerBlock, 0, stream>>>(
+      params);
 }
 
 void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
-  switch (task.in.element_size) {
-    case 1:
-      return launch_unmask<uint8_t>(task, stream);
-    case 2:
-      return launch_unmask<uint16_t>(task, stream);
-    case 4:
-      return launch_unmask<uint32_t>(task, stream);
-    default:
-      return launch_unmask<uint64_t>(task, stream);
-  }
+  with_bits(task.in.element_size, [&](auto bits) { launch_unmask<decltype(bits)>(task, stream); });
 }
 
 }  // namespace attn_mask

@@ -40,14 +40,18 @@ std::optional<LongestLines> write_block_mask_cuda(const BlockMaskTask& task) {
   return std::nullopt;
 }
 
+constexpr DeviceKernels kKernels = {
+    .write_mask = &write_mask_cuda,
+    .prepare = &prepare_cuda,
+    .find_masked_rows = nullptr,
+    .unmask = &unmask_cuda,
+    .find_block_states = &find_block_states_cuda,
+    .write_block_mask = &write_block_mask_cuda,
+    .needs_block_states = true,
+};
+
 const bool kRegistered = [] {
-  register_device_kernels(c10::DeviceType::CUDA, {.write_mask = &write_mask_cuda,
-                                                  .prepare = &prepare_cuda,
-                                                  .find_masked_rows = nullptr,
-                                                  .unmask = &unmask_cuda,
-                                                  .find_block_states = &find_block_states_cuda,
-                                                  .write_block_mask = &write_block_mask_cuda,
-                                                  .needs_block_states = true});
+  register_device_kernels(c10::DeviceType::CUDA, kKernels);
   return true;
 }();
 

@@ -11,19 +11,6 @@
 
 namespace attn_mask {
 
-/// All that the kernel is given.
-struct MaskParams {
-  MaskTask task;
-  Divisor q_length;
-  Divisor heads;
-  bool by_words;     // each lane has 64 columns at a time; else those of one pack, key by key
-  int64_t groups;    // of columns that a warp takes at once, in a row
-  int64_t per_part;  // of these to one warp
-  WordPlan plan;
-};
-
-static_assert(sizeof(MaskParams) <= 4096, "kernel parameters");
-
 inline constexpr int64_t kLanes = 32;
 
 /// Columns of a lane at a time.
@@ -32,25 +19,42 @@ ATTN_MASK_INLINE int64_t lane_width(bool by_words) {
   return by_words ? kWordSize : kPackSize<T>;
 }
 
+/// All that the kernel is given.
+struct MaskParams {
+  MaskTask task;
+  Hull hull;
+  Divisor by_q_length;
+  Divisor by_heads;
+  int32_t groups;    // of columns that a warp takes at once, in a row
+  int32_t per_part;  // of these to one warp
+  WordPlan plan;
+  bool by_words;  // each lane has 64 columns at a time; else those of one pack, key by key
+
+  explicit MaskParams(const MaskTask& of)
+      : task(of),
+        hull(task.rule),
+        by_q_length(task.q_length),
+        by_heads(task.heads),
+        plan(task.rule, hull, task.kv_positions),
+        by_words(has_words(task.rule, task.kv_positions)) {}
+};
+
+static_assert(sizeof(MaskParams) <= 4096, "kernel parameters");
+
 template <typename T>
 inline MaskParams mask_params(const MaskTask& task) {
   constexpr int64_t kWarps = 8192;  // enough to fill any present GPU
   constexpr int64_t kSize = kPackSize<T>;
-  MaskParams params{task,
-                    Divisor(task.q_length),
-                    Divisor(task.heads),
-                    has_words(task.rule, task.kv_positions),
-                    0,
-                    0,
-                    WordPlan(task.rule, task.kv_positions)};
+  MaskParams params(task);
   const bool aligned = reinterpret_cast<uintptr_t>(task.out) % sizeof(Pack) == 0 &&
                        (task.batch_size == 1 || task.out_strides[0] % kSize == 0) &&
                        (task.heads == 1 || task.out_strides[1] % kSize == 0) &&
                        (task.q_length == 1 || task.out_strides[2] % kSize == 0);
   const int64_t group = kLanes * lane_width<T>(params.by_words);
-  params.groups = (task.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
+  const int64_t groups = (task.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
   const int64_t parts = kWarps / task.rows() + 1;
-  params.per_part = (params.groups + parts - 1) / parts;
+  params.groups = static_cast<int32_t>(groups);
+  params.per_part = static_cast<int32_t>((groups + parts - 1) / parts);
   return params;
 }
 
@@ -85,11 +89,11 @@ class RowWriter {
   ATTN_MASK_INLINE RowWriter(const MaskParams& params, int64_t row_index)
       : params_(params), width_(lane_width<T>(params.by_words)) {
     const MaskTask& task = params.task;
-    const int64_t plane = params.q_length.divide(row_index);
+    const int64_t plane = params.by_q_length.divide(row_index);
     const int64_t row = row_index - plane * task.q_length;
-    const int64_t batch = params.heads.divide(plane);
+    const int64_t batch = params.by_heads.divide(plane);
     const Query query{batch, plane - batch * task.heads, row, task.q_positions.at(batch, row)};
-    row_ = WordRow::of(task.rule, query, task.kv_positions);
+    row_ = WordRow::of(task.rule, params.hull, params.plan, query, task.kv_positions);
     out_ = static_cast<T*>(task.out) + task.out_offset(query);
     before_ =
         task.out_strides[3] == 1

@@ -9,7 +9,7 @@ namespace attn_mask {
 
 /// Whether key `key` of row `row` of a padding is visible.
 ATTN_MASK_INLINE bool visible_body(const TableJob& job, int64_t row, int64_t key) {
-  return key < job.length && job.padding.attends({row, 0, 0, 0}, key);
+  return key < job.length && job.padding.attends({row, 0, 0, 0}, {key, key});
 }
 
 /// What a thread finds in its part of a row of ids or positions.

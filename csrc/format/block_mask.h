@@ -52,4 +52,6 @@ struct BlockMaskTask : Question {
   }
 };
 
+static_assert(sizeof(BlockMaskTask) <= kMaxParameterBytes);
+
 }  // namespace attn_mask

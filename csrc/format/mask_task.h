@@ -52,4 +52,6 @@ struct MaskTask : Question {
   }
 };
 
+static_assert(sizeof(MaskTask) + sizeof(int64_t) <= kMaxParameterBytes);  // and packs_per_row
+
 }  // namespace attn_mask

@@ -2,6 +2,7 @@
 
 #include "macros.h"
 #include "rule/key_test.h"
+#include "rule/limits.h"
 
 namespace attn_mask {
 
@@ -27,8 +28,8 @@ struct StridedRows {
   }
 };
 
-/// Copies `in` to `out`, which may be the same memory, and opens the rows in which `is_min` holds
-/// throughout: their elements keep nothing but their sign.
+/// Copies `in` to `out`, which may be the same memory, and unmasks the rows in which `is_min`
+/// holds throughout: their elements keep nothing but their sign.
 struct UnmaskTask {
   StridedRows in;
   StridedRows out;  // the layout of what lies at `written`
@@ -36,5 +37,7 @@ struct UnmaskTask {
   uint64_t sign;  // the sign bit of a floating dtype; 0 for integers
   void* written;
 };
+
+static_assert(sizeof(UnmaskTask) <= kMaxParameterBytes);
 
 }  // namespace attn_mask

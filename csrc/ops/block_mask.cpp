@@ -10,8 +10,8 @@
 
 #include "ops/checks.h"
 #include "ops/kernels.h"
-#include "ops/write_mask.h"
 #include "ops/operators.h"
+#include "ops/write_mask.h"
 #include "rule/prepare.h"
 
 namespace attn_mask {
@@ -117,13 +117,13 @@ ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
 
 /// The states of a question's blocks, [batches, heads, q_blocks, kv_blocks].
 at::Tensor find_states(const char* op, const BlockArguments& arguments,
-                       const BlockQuestion& question, const BlockMaskTask& task) {
-  const at::Device device = question.device;
+                       const CheckedBlocks& checked, BlockMaskTask& task) {
+  const at::Device device = checked.device;
   const auto empty_states = [&](const BlockMaskTask& part) {
     return at::empty({part.batch_size, part.heads, part.q_blocks(), part.kv_blocks()},
                      at::TensorOptions().dtype(at::kByte).device(device));
   };
-  const auto states_of = [&](BlockMaskTask part) {
+  const auto states_of = [&](BlockMaskTask& part) {
     const at::Tensor states = empty_states(part);
     const PreparedQuestion prepared(part, device);
     part.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
@@ -134,7 +134,7 @@ at::Tensor find_states(const char* op, const BlockArguments& arguments,
   if (task.empty()) {
     return empty_states(task);
   }
-  if (!question.decoded.has_parts) {
+  if (!checked.decoded.has_parts) {
     return states_of(task);
   }
   const at::Tensor states = empty_states(task);
@@ -151,7 +151,7 @@ at::Tensor find_states(const char* op, const BlockArguments& arguments,
 
 }  // namespace
 
-BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskTask& task) {
   check_size(op, "heads", arguments.heads);
   check_block_size(op, "q_block_size", arguments.q_block_size);
   check_block_size(op, "kv_block_size", arguments.kv_block_size);
@@ -161,46 +161,42 @@ BlockQuestion check_blocks(const char* op, const BlockArguments& arguments) {
                       *length);
   }
   const at::Device device = device_of(op, arguments);
-  BlockQuestion question{device, decode_question(op, arguments, device),
-                         blocks_of(arguments.program.q_length, arguments.q_block_size),
-                         blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
-  const c10::SymInt& of_bits = question.decoded.heads;
+  CheckedBlocks checked{device, decode_question(op, arguments, device, task),
+                        blocks_of(arguments.program.q_length, arguments.q_block_size),
+                        blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
+  const c10::SymInt& of_bits = checked.decoded.heads;
   if (of_bits.maybe_as_int() != 1) {
     ATTN_MASK_CHECK_SYM_VALUE(of_bits.sym_eq(arguments.heads), op,
                               ": expected bits operands to have 1 or ", arguments.heads,
                               " heads, but got ", of_bits);
   }
-  for (const c10::SymInt* blocks : {&question.q_blocks, &question.kv_blocks}) {
+  for (const c10::SymInt* blocks : {&checked.q_blocks, &checked.kv_blocks}) {
     const auto known = blocks->maybe_as_int();
     TORCH_CHECK_VALUE(!known || *known <= std::numeric_limits<int32_t>::max(), op,
                       ": expected less than 2^31 blocks in each direction, with or without "
                       "create_block_mask(compact=True), but got an index of [",
-                      question.q_blocks, ", ", question.kv_blocks, "]");
+                      checked.q_blocks, ", ", checked.kv_blocks, "]");
   }
-  return question;
-}
-
-BlockMaskTask block_mask_task(const BlockArguments& arguments, const BlockQuestion& question) {
-  BlockMaskTask task{};
-  static_cast<Question&>(task) = question.decoded.question;
-  task.batch_size =
-      question.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
-  task.heads = question.decoded.heads.expect_int();
-  task.q_length = arguments.program.q_length.expect_int();
-  task.kv_length = arguments.program.kv_length.expect_int();
-  task.q_block = arguments.q_block_size.expect_int();
-  task.kv_block = arguments.kv_block_size.expect_int();
-  task.separate_full = arguments.separate_full_blocks;
-  task.stored_heads = arguments.heads.expect_int();
-  return task;
+  if (!device.is_meta()) {
+    task.batch_size =
+        checked.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
+    task.heads = checked.decoded.heads.expect_int();
+    task.q_length = arguments.program.q_length.expect_int();
+    task.kv_length = arguments.program.kv_length.expect_int();
+    task.q_block = arguments.q_block_size.expect_int();
+    task.kv_block = arguments.kv_block_size.expect_int();
+    task.separate_full = arguments.separate_full_blocks;
+    task.stored_heads = arguments.heads.expect_int();
+  }
+  return checked;
 }
 
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
-                                             const BlockQuestion& question, BlockMaskTask task) {
-  const DeviceKernels& kernels = device_kernels(question.device.type());
-  const c10::OptionalDeviceGuard guard(question.device);
-  if (question.decoded.has_parts || kernels.needs_block_states) {
-    const at::Tensor states = find_states(op, arguments, question, task);
+                                             const CheckedBlocks& checked, BlockMaskTask& task) {
+  const DeviceKernels& kernels = device_kernels(checked.device.type());
+  const c10::OptionalDeviceGuard guard(checked.device);
+  if (checked.decoded.has_parts || kernels.needs_block_states) {
+    const at::Tensor states = find_states(op, arguments, checked, task);
     task.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
     return kernels.write_block_mask(task);
   }
@@ -229,9 +225,10 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
                                  q_block_size,
                                  kv_block_size,
                                  separate_full_blocks};
-  const BlockQuestion question = check_blocks(kOp, arguments);
-  const c10::SymInt& q_blocks = question.q_blocks;
-  const c10::SymInt& kv_blocks = question.kv_blocks;
+  BlockMaskTask task{};
+  const CheckedBlocks checked = check_blocks(kOp, arguments, task);
+  const c10::SymInt& q_blocks = checked.q_blocks;
+  const c10::SymInt& kv_blocks = checked.kv_blocks;
   const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
   const c10::SymInt of_q = stored_width("q_width", q_width, q_blocks);
   const int64_t kinds = separate_full_blocks ? 2 : 1;
@@ -251,18 +248,17 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
     const bool is_kv = lists == &kv;
     for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
       ListsOfBlocks& made = (*lists)[kind];
-      made = is_kv ? make_lists(arguments, question.device, q_blocks, kv_blocks, of_kv,
+      made = is_kv ? make_lists(arguments, checked.device, q_blocks, kv_blocks, of_kv,
                                 kv_width.has_value())
-                   : make_lists(arguments, question.device, kv_blocks, q_blocks, of_q,
+                   : make_lists(arguments, checked.device, kv_blocks, q_blocks, of_q,
                                 q_width.has_value());
       result.push_back(made.num_blocks);
       result.push_back(made.indices);
     }
   }
-  if (question.device.is_meta()) {
+  if (checked.device.is_meta()) {
     return result;
   }
-  BlockMaskTask task = block_mask_task(arguments, question);
   if (task.empty() || batch_size == 0 || heads == 0) {
     for (const ListsOfBlocks& lists : {kv[0], kv[1], q[0], q[1]}) {
       if (lists.num_blocks.defined()) {
@@ -277,7 +273,7 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
     task.kv[kind] = kv[kind].lists();
     task.q[kind] = q[kind].lists();
   }
-  const std::optional<LongestLines> longest = write_block_mask(kOp, arguments, question, task);
+  const std::optional<LongestLines> longest = write_block_mask(kOp, arguments, checked, task);
   TORCH_CHECK_VALUE(!longest || longest->kv <= task.kv_width, kOp, ": expected kv_width to be at ",
                     "least ", longest->kv, ", the most blocks of keys that a row has, but got ",
                     task.kv_width);
@@ -307,13 +303,14 @@ at::Tensor block_states(c10::SymIntArrayRef rule, at::TensorList operands, c10::
                                  q_block_size,
                                  kv_block_size,
                                  /*separate_full_blocks=*/true};
-  const BlockQuestion question = check_blocks(kStatesOp, arguments);
-  if (question.device.is_meta()) {
-    const c10::SymInt rows = question.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
-    return at::empty_symint({rows, question.decoded.heads, question.q_blocks, question.kv_blocks},
+  BlockMaskTask task{};
+  const CheckedBlocks checked = check_blocks(kStatesOp, arguments, task);
+  if (checked.device.is_meta()) {
+    const c10::SymInt rows = checked.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
+    return at::empty_symint({rows, checked.decoded.heads, checked.q_blocks, checked.kv_blocks},
                             at::TensorOptions().dtype(at::kByte).device(at::kMeta));
   }
-  return find_states(kStatesOp, arguments, question, block_mask_task(arguments, question));
+  return find_states(kStatesOp, arguments, checked, task);
 }
 
 }  // namespace ops

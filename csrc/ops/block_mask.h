@@ -16,21 +16,20 @@ struct BlockArguments : RuleArguments {
   bool separate_full_blocks;
 };
 
-/// Arguments that have been checked.
-struct BlockQuestion {
+/// What is known once the arguments have been checked.
+struct CheckedBlocks {
   at::Device device;
-  DecodedQuestion decoded;
+  Decoded decoded;
   c10::SymInt q_blocks;
   c10::SymInt kv_blocks;
 };
 
-BlockQuestion check_blocks(const char* op, const BlockArguments& arguments);
+/// Checks the arguments and says in `task` (but under Meta) all but where to write; of planes that
+/// are alike it has one.
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskTask& task);
 
-/// A task that has yet to be told where to write; of planes that are alike it has one.
-BlockMaskTask block_mask_task(const BlockArguments& arguments, const BlockQuestion& question);
-
-/// Runs the task on the device.
+/// Runs the task on the device; it points nowhere afterwards.
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
-                                             const BlockQuestion& question, BlockMaskTask task);
+                                             const CheckedBlocks& checked, BlockMaskTask& task);
 
 }  // namespace attn_mask

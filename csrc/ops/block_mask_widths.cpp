@@ -9,6 +9,7 @@
 
 #include "ops/block_mask.h"
 #include "ops/operators.h"
+#include "rule/hull.h"
 
 namespace attn_mask {
 namespace {
@@ -24,28 +25,13 @@ std::optional<LongestLines> declared(const BlockMaskTask& task) {
   if (task.q_positions.listed || task.kv_positions.listed) {
     return std::nullopt;
   }
-  int64_t before = kOpen;
-  int64_t after = kOpen;
-  int64_t chunk = kOpen;
-  for (int32_t i = 0; i < task.rule.size; ++i) {
-    const Rule::Node& node = task.rule.nodes[i];
-    if (!node.conjunct || node.step_begin != node.step_end) {
-      continue;
-    }
-    if (node.kind == Rule::Kind::kCausal) {
-      after = std::min<int64_t>(after, 0);
-    } else if (node.kind == Rule::Kind::kSlidingWindow) {
-      before = std::min(before, node.sliding_window.left);
-      after = std::min(after, node.sliding_window.right);
-    } else if (node.kind == Rule::Kind::kChunk) {
-      chunk = std::min(chunk, node.chunk.size.value());
-    }
-  }
+  const Hull hull(task.rule);
+  const int64_t chunk = hull.chunk < 0 ? kOpen : task.rule.nodes[hull.chunk].chunk.size;
   int64_t kv = kOpen;  // the furthest apart that keys of a block of queries are, and one
   int64_t q = kOpen;
-  if (before < kFar && after < kFar) {
-    kv = before + after + task.q_block;
-    q = before + after + task.kv_block;
+  if (hull.before < kFar && hull.after < kFar) {
+    kv = hull.before + hull.after + task.q_block;
+    q = hull.before + hull.after + task.kv_block;
   }
   if (chunk < kFar) {
     // Neighbours lie in chunks that touch.
@@ -79,10 +65,10 @@ std::vector<int64_t> block_mask_widths(
                                  q_block_size,
                                  kv_block_size,
                                  separate_full_blocks};
-  const BlockQuestion question = check_blocks(kOp, arguments);
-  TORCH_CHECK_NOT_IMPLEMENTED(!question.device.is_meta(), kOp,
+  BlockMaskTask task{};
+  const CheckedBlocks checked = check_blocks(kOp, arguments, task);
+  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kOp,
                               ": expected tensors with values, but got device meta");
-  BlockMaskTask task = block_mask_task(arguments, question);
   if (task.empty()) {
     return {0, 0};
   }
@@ -93,7 +79,7 @@ std::vector<int64_t> block_mask_widths(
   const int64_t kinds = separate_full_blocks ? 2 : 1;
   const auto counts = [&](int64_t lines) {
     return at::empty({kinds, task.planes() * lines},
-                     at::TensorOptions().dtype(at::kInt).device(question.device));
+                     at::TensorOptions().dtype(at::kInt).device(checked.device));
   };
   task.kv_width = task.kv_blocks();
   task.q_width = task.q_blocks();
@@ -103,7 +89,7 @@ std::vector<int64_t> block_mask_widths(
     task.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
     task.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
   }
-  if (const auto longest = write_block_mask(kOp, arguments, question, task)) {
+  if (const auto longest = write_block_mask(kOp, arguments, checked, task)) {
     return {longest->kv, longest->q};
   }
   if (of_kv.numel() == 0 || of_q.numel() == 0) {

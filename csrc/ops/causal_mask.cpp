@@ -20,8 +20,11 @@ at::Tensor causal_mask(const char* op, const c10::SymInt& batch_size, const c10:
   const c10::SymInt planes = output.is_given() ? batch_size : c10::SymInt(1);
   const at::Tensor mask = output.mask(planes, 1, q_length, kv_length, dtype, device);
   if (!mask.is_meta()) {
-    const int64_t q_offset = kv_length.expect_int() - q_length.expect_int();
-    write_mask(mask, causal_rule(sliding_window), q_offset, additive_format(dtype));
+    MaskTask task{};
+    set_output(task, mask, additive_format(dtype));
+    narrow_to_causal(task.rule, sliding_window);
+    task.q_positions.offset = kv_length.expect_int() - q_length.expect_int();
+    run(task, mask.device());
   }
   return output.is_given() ? mask : with_batch_of(mask, batch_size);
 }

@@ -12,6 +12,8 @@
 #include <optional>
 #include <string>
 
+#include "rule/limits.h"
+
 /// TORCH_CHECK_VALUE for a SymBool: while tracing with sizes known only at run time it becomes a
 /// run-time assertion instead of a guard.
 #define ATTN_MASK_CHECK_SYM_VALUE(condition, ...) \
@@ -65,6 +67,13 @@ bool is_asked_for(at::Device asked, at::Device device);
 /// The two must be on one device.
 void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,
                        const char* other_argument, const at::Tensor& other);
+
+/// Offsets and shifts must be within kFar of 0; `argument`: the parts of their name.
+template <typename... Argument>
+void check_within_far(const char* op, int64_t value, const Argument&... argument) {
+  TORCH_CHECK_VALUE(-kFar < value && value < kFar, op, ": expected ", argument...,
+                    " to be within 2^59 of 0, but got ", value);
+}
 
 /// A mask of these sizes must be addressable: its bytes fit into 63 bits.
 void check_addressable(const char* op, c10::SymIntArrayRef sizes, at::ScalarType dtype);

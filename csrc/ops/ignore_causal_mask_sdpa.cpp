@@ -1,6 +1,6 @@
 #include <ATen/Functions.h>
 
-#include "cpu/parallel.h"
+#include "cpu/dispatch.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/operators.h"

@@ -5,7 +5,7 @@
 #include <array>
 
 #include "cpu/block_mask.h"
-#include "cpu/parallel.h"
+#include "cpu/dispatch.h"
 
 namespace attn_mask {
 namespace {
@@ -22,7 +22,8 @@ std::array<DeviceKernels, kDevices>& table() {
         .unmask = &unmask_cpu,
         .find_block_states = &find_block_states_cpu,
         .write_block_mask = &write_block_mask_cpu,
-        .needs_block_states = false};
+        .needs_block_states = false,
+    };
     return initial;
   }();
   return kernels;

@@ -57,10 +57,13 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
   if (out.is_meta()) {
     return out;
   }
-  MaskTask task = mask_task(out, additive_format(dtype));
-  const Padding padding = padding_of(mask, dtype);
-  task.rule = causal ? causal_rule(sliding_window) & make_rule(padding) : make_rule(padding);
-  task.q_positions.offset = causal ? out.size(3) - out.size(2) : 0;
+  MaskTask task{};
+  set_output(task, out, additive_format(dtype));
+  if (causal) {
+    narrow_to_causal(task.rule, sliding_window);
+    task.q_positions.offset = task.kv_length - task.q_length;
+  }
+  narrow(task.rule, padding_of(mask, dtype));
   prepare_and_run(task, out.device(),
                   unmask_unattended ? std::optional(sign_bit(dtype)) : std::nullopt);
   return out;

@@ -76,7 +76,10 @@ at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& s
                         static_cast<int32_t>(mask.element_size()),
                         /*by_column=*/true,
                         is_one(mask_dtype, dtype)};
-    write_mask(out, make_rule(given), /*q_offset=*/0, additive_format(dtype, masked));
+    MaskTask task{};
+    set_output(task, out, additive_format(dtype, masked));
+    narrow(task.rule, given);
+    run(task, out.device());
   }
   return out;
 }

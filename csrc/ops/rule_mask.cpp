@@ -28,7 +28,8 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
   const RuleProgram& program = arguments.program;
   const std::optional<at::Tensor>& bias = arguments.bias;
   const at::Device device = device_of(op, arguments, bias);
-  DecodedQuestion decoded = decode_question(op, arguments, device);
+  MaskTask task{};
+  Decoded decoded = decode_question(op, arguments, device, task);
   c10::SymInt heads = decoded.heads;
   if (bias) {
     TORCH_CHECK_TYPE(bias->scalar_type() == dtype, op, ": expected bias to be ", dtype,
@@ -64,10 +65,7 @@ at::Tensor rule_mask(const char* op, const Arguments& arguments, at::ScalarType 
   const at::Tensor out =
       output.mask(rows, heads, program.q_length, program.kv_length, dtype, device);
   if (!device.is_meta() && out.numel() != 0) {
-    MaskTask task = mask_task(out, format);
-    copy_used(decoded.question.rule, task.rule);
-    task.q_positions = decoded.question.q_positions;
-    task.kv_positions = decoded.question.kv_positions;
+    set_output(task, out, format);
     if (bias) {
       task.bias = {bias->const_data_ptr(),
                    {bias->size(0) == 1 ? 0 : bias->stride(0),

@@ -26,7 +26,7 @@ bool same_step(const Rule::Step& a, const Rule::Step& b) {
 class Decoder {
  public:
   Decoder(const char* op, const RuleProgram& program, at::Device device, bool with_data,
-          int64_t first_row, const BitsOfPart& bits_of_part, DecodedRule& result)
+          int64_t first_row, const BitsOfPart& bits_of_part, Rule& rule, Decoded& result)
       : op_(op),
         program_(program.code),
         operands_(program.operands),
@@ -37,7 +37,10 @@ class Decoder {
         with_data_(with_data),
         first_row_(first_row),
         bits_of_part_(bits_of_part),
+        rule_(rule),
         result_(result) {
+    rule_.size = 0;
+    rule_.steps_size = 0;
     result_.heads = 1;
   }
 
@@ -76,8 +79,7 @@ class Decoder {
   int64_t distance(const char* what) {
     const size_t at = next_;
     const int64_t value = parameter(what, 0);
-    TORCH_CHECK_VALUE(-kFar < value && value < kFar, op_, ": expected ", what, " at rule[", at,
-                      "] to be within 2^59 of 0, but got ", value);
+    check_within_far(op_, value, what, " at rule[", at, "]");
     return value;
   }
 
@@ -170,50 +172,48 @@ class Decoder {
 
   /// Replaces the subtree that ends with node `last` by a leaf with its answers.
   void replace_by_bits(int32_t last) {
-    Rule& rule = result_.rule;
-    const int32_t first = rule.nodes[last].first;
+    const int32_t first = rule_.nodes[last].first;
     const auto part = std::make_unique<Rule>();
-    std::copy(std::begin(rule.steps), std::end(rule.steps), std::begin(part->steps));
-    part->steps_size = rule.steps_size;
+    std::copy(std::begin(rule_.steps), std::end(rule_.steps), std::begin(part->steps));
+    part->steps_size = rule_.steps_size;
     for (int32_t i = first; i <= last; ++i) {
       Rule::Node& node = part->nodes[part->size++];
-      node = rule.nodes[i];
+      node = rule_.nodes[i];
       node.first -= first;
     }
     Rule::Node leaf{};
     leaf.kind = Rule::Kind::kPadding;
     leaf.first = first;
-    leaf.conjunct = rule.nodes[last].conjunct;
+    leaf.conjunct = rule_.nodes[last].conjunct;
     leaf.padding = bits_of_part_ ? bits_of_part_(*part) : Padding{};
     result_.has_parts = true;
-    rule.nodes[first] = leaf;
-    for (int32_t i = last + 1; i < rule.size; ++i) {
-      Rule::Node& node = rule.nodes[i - (last - first)];
-      node = rule.nodes[i];
+    rule_.nodes[first] = leaf;
+    for (int32_t i = last + 1; i < rule_.size; ++i) {
+      Rule::Node& node = rule_.nodes[i - (last - first)];
+      node = rule_.nodes[i];
       node.first -= last - first;
     }
-    rule.size -= last - first;
+    rule_.size -= last - first;
     drop_unused_steps();
   }
 
   void drop_unused_steps() {
-    Rule& rule = result_.rule;
     int32_t moved_to[Rule::kMaxSteps + 1] = {};
     const auto is_used = [&](int32_t step) {
-      return std::any_of(rule.nodes, rule.nodes + rule.size, [&](const Rule::Node& node) {
+      return std::any_of(rule_.nodes, rule_.nodes + rule_.size, [&](const Rule::Node& node) {
         return node.step_begin <= step && step < node.step_end;
       });
     };
     int32_t used = 0;
-    for (int32_t step = 0; step < rule.steps_size; ++step) {
+    for (int32_t step = 0; step < rule_.steps_size; ++step) {
       moved_to[step] = used;
       if (is_used(step)) {
-        rule.steps[used++] = rule.steps[step];
+        rule_.steps[used++] = rule_.steps[step];
       }
     }
-    rule.steps_size = used;
-    for (int32_t i = 0; i < rule.size; ++i) {
-      Rule::Node& node = rule.nodes[i];
+    rule_.steps_size = used;
+    for (int32_t i = 0; i < rule_.size; ++i) {
+      Rule::Node& node = rule_.nodes[i];
       const int32_t size = node.step_end - node.step_begin;
       node.step_begin = size == 0 ? 0 : moved_to[node.step_begin];
       node.step_end = node.step_begin + size;
@@ -221,18 +221,17 @@ class Decoder {
   }
 
   bool has_steps(int32_t first, int32_t last) const {
-    return std::any_of(result_.rule.nodes + first, result_.rule.nodes + last + 1,
+    return std::any_of(rule_.nodes + first, rule_.nodes + last + 1,
                        [](const Rule::Node& node) { return node.step_begin != node.step_end; });
   }
 
   /// Makes the largest complete subtree smaller: one of several nodes or, with `of_steps`, one that
   /// has any steps. False where there is none.
   bool make_room(bool of_steps = false) {
-    const Rule& rule = result_.rule;
     int32_t largest = -1;
     int32_t most = of_steps ? 0 : 1;
-    for (int32_t last = rule.size - 1; last >= 0; last = rule.nodes[last].first - 1) {
-      const int32_t first = rule.nodes[last].first;
+    for (int32_t last = rule_.size - 1; last >= 0; last = rule_.nodes[last].first - 1) {
+      const int32_t first = rule_.nodes[last].first;
       if (last - first + 1 > most && (!of_steps || has_steps(first, last))) {
         largest = last;
         most = last - first + 1;
@@ -245,33 +244,30 @@ class Decoder {
   }
 
   Rule::Node& emit(Rule::Kind kind, bool conjunct) {
-    Rule& rule = result_.rule;
-    if (rule.size == Rule::kMaxNodes) {
+    if (rule_.size == Rule::kMaxNodes) {
       TORCH_INTERNAL_ASSERT(make_room());
     }
-    Rule::Node& node = rule.nodes[rule.size];
+    Rule::Node& node = rule_.nodes[rule_.size];
     node = Rule::Node{};
     node.kind = kind;
-    node.first = rule.size++;
+    node.first = rule_.size++;
     node.conjunct = conjunct;
     return node;
   }
 
   /// Where the rule has these steps, or where they would go.
   Rule::Step* find_steps(const Rule::Step* steps, int32_t size) {
-    Rule& rule = result_.rule;
-    return std::search(rule.steps, rule.steps + rule.steps_size, steps, steps + size, same_step);
+    return std::search(rule_.steps, rule_.steps + rule_.steps_size, steps, steps + size, same_step);
   }
 
   void place_steps(Rule::Node& node, const Rule::Step* steps, int32_t size) {
-    Rule& rule = result_.rule;
     Rule::Step* const place = find_steps(steps, size);
-    if (place == rule.steps + rule.steps_size) {
-      TORCH_INTERNAL_ASSERT(rule.steps_size + size <= Rule::kMaxSteps);
+    if (place == rule_.steps + rule_.steps_size) {
+      TORCH_INTERNAL_ASSERT(rule_.steps_size + size <= Rule::kMaxSteps);
       std::copy(steps, steps + size, place);
-      rule.steps_size += size;
+      rule_.steps_size += size;
     }
-    node.step_begin = size == 0 ? 0 : static_cast<int32_t>(place - rule.steps);
+    node.step_begin = size == 0 ? 0 : static_cast<int32_t>(place - rule_.steps);
     node.step_end = node.step_begin + size;
   }
 
@@ -280,9 +276,8 @@ class Decoder {
     TORCH_CHECK_NOT_IMPLEMENTED(size <= Rule::kMaxSteps, op_,
                                 ": expected rule to change the positions of one leaf at most ",
                                 int64_t{Rule::kMaxSteps}, " times, but it does so more often");
-    const Rule& rule = result_.rule;
-    while (rule.steps_size + size > Rule::kMaxSteps &&
-           find_steps(chain_.data(), size) == rule.steps + rule.steps_size &&
+    while (rule_.steps_size + size > Rule::kMaxSteps &&
+           find_steps(chain_.data(), size) == rule_.steps + rule_.steps_size &&
            make_room(/*of_steps=*/true)) {
     }
     Rule::Node& node = emit(kind, conjunct);
@@ -305,9 +300,7 @@ class Decoder {
     const Rule::Step before = chain_.back();
     const Rule::Step sum{before.q_add + q_add, before.key_add + key_add, Table{}};
     for (const int64_t distance : {sum.q_add, sum.key_add}) {
-      TORCH_CHECK_VALUE(-kFar < distance && distance < kFar, op_,
-                        ": expected the sum of the shifts of rule to be within 2^59 of 0, but got ",
-                        distance);
+      check_within_far(op_, distance, "the sum of the shifts of rule");
     }
     chain_.back() = sum;
     subtree(conjunct, depth + 1);
@@ -325,31 +318,30 @@ class Decoder {
       subtree(conjunct, depth + 1);
       Rule::Node& node = emit(kind, conjunct);
       // It ends what the two subtrees before it are.
-      const auto* const nodes = result_.rule.nodes;
-      node.first = nodes[nodes[result_.rule.size - 2].first - 1].first;
+      const auto* const nodes = rule_.nodes;
+      node.first = nodes[nodes[rule_.size - 2].first - 1].first;
     }
   }
 
   /// Where nothing but leaves waits, so that none can be made smaller, the subtree gets a rule of
   /// its own.
   void subtree_apart(bool conjunct, int32_t depth) {
-    Rule& rule = result_.rule;
-    const auto waiting = std::make_unique<Rule>(rule);
-    rule.size = 0;
-    rule.steps_size = 0;
+    const auto waiting = std::make_unique<Rule>(rule_);
+    rule_.size = 0;
+    rule_.steps_size = 0;
     subtree(conjunct, depth);
-    replace_by_bits(rule.size - 1);
-    Rule::Node leaf = rule.nodes[0];
-    rule = *waiting;
-    leaf.first = rule.size;
-    rule.nodes[rule.size++] = leaf;
+    replace_by_bits(rule_.size - 1);
+    Rule::Node leaf = rule_.nodes[0];
+    rule_ = *waiting;
+    leaf.first = rule_.size;
+    rule_.nodes[rule_.size++] = leaf;
   }
 
   void subtree(bool conjunct, int32_t depth) {
     TORCH_CHECK_VALUE(depth <= kMaxDepth, op_, ": expected rule to be nested at most ",
                       int64_t{kMaxDepth}, " deep, but it is deeper");
     // Of the free nodes one may be taken by this subtree and one by the `and` or `or` behind it.
-    while (result_.rule.size > Rule::kMaxNodes - 3) {
+    while (rule_.size > Rule::kMaxNodes - 3) {
       if (!make_room()) {
         subtree_apart(conjunct, depth);
         return;
@@ -381,7 +373,8 @@ class Decoder {
         const int64_t size = parameter("the size of a chunk", 1);
         TORCH_CHECK_VALUE(size > 0, op_, ": expected the size of a chunk at rule[", at,
                           "] to be positive, but got ", size);
-        Chunk chunk{Divisor(std::min(size, kOpen)), {}, 0};
+        const int64_t kept = std::min(size, kOpen);
+        Chunk chunk{kept, Divisor(kept), {}, 0};
         if (program_.size() > next_ && program_[next_].maybe_as_int() == -1) {
           ++next_;
         } else {
@@ -450,7 +443,8 @@ class Decoder {
   int64_t first_row_;
   const BitsOfPart& bits_of_part_;
   size_t next_ = 0;
-  DecodedRule& result_;
+  Rule& rule_;
+  Decoded& result_;
   std::vector<Rule::Step> chain_;  // the position changes above the rule that is being read
 };
 
@@ -468,10 +462,10 @@ Padding bits_leaf(const at::Tensor& bits, int64_t first_row) {
           is_nonzero(at::kBool)};
 }
 
-DecodedRule decode_rule(const char* op, const RuleProgram& program, at::Device device,
-                        bool with_data, int64_t first_row, const BitsOfPart& bits_of_part) {
-  DecodedRule result{};
-  Decoder(op, program, device, with_data, first_row, bits_of_part, result).decode();
+Decoded decode_rule(const char* op, const RuleProgram& program, at::Device device, bool with_data,
+                    Rule& rule, int64_t first_row, const BitsOfPart& bits_of_part) {
+  Decoded result{};
+  Decoder(op, program, device, with_data, first_row, bits_of_part, rule, result).decode();
   return result;
 }
 

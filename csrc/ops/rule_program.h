@@ -36,8 +36,8 @@ struct RuleProgram {
   const c10::SymInt& kv_length;
 };
 
-struct DecodedRule {
-  Rule rule;
+/// What a program says beside its rule.
+struct Decoded {
   bool depends_on_batch;
   c10::SymInt heads;  // 1 unless bits have more
   bool has_parts;     // the tree was too large: the answers of its parts stand in for them
@@ -49,11 +49,12 @@ Padding bits_leaf(const at::Tensor& bits, int64_t first_row);
 /// The answers of a part of a rule, for each row and column of the mask.
 using BitsOfPart = std::function<Padding(const Rule& part)>;
 
-/// Checks a program and says what it says. With `with_data` false (Meta) the rule points nowhere.
-/// Kernels take trees of limited size: of a larger one the largest branches are replaced by what
-/// `bits_of_part` answers. Without it, and where `has_parts`, the rule is not to be used.
-/// `first_row`: where in the operands that have a row for each query the mask's own rows begin.
-DecodedRule decode_rule(const char* op, const RuleProgram& program, at::Device device,
-                        bool with_data, int64_t first_row = 0, const BitsOfPart& bits_of_part = {});
+/// Checks a program and writes it down as `rule`, a kernel's own. With `with_data` false (Meta) the
+/// rule points nowhere. Kernels take trees of limited size: of a larger one the largest branches
+/// are replaced by what `bits_of_part` answers. Without it, and where `has_parts`, the rule is not
+/// to be used. `first_row`: where in the operands that have a row for each query the mask's own
+/// rows begin.
+Decoded decode_rule(const char* op, const RuleProgram& program, at::Device device, bool with_data,
+                    Rule& rule, int64_t first_row = 0, const BitsOfPart& bits_of_part = {});
 
 }  // namespace attn_mask

@@ -19,9 +19,9 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
                        const c10::SymInt& offset, const std::optional<at::Tensor>& tensor,
                        const c10::SymInt& length, const c10::SymInt& batch_size, at::Device device,
                        bool with_data, bool& depends_on_batch) {
-  const auto known = offset.maybe_as_int();
-  TORCH_CHECK_VALUE(!known || (-kFar < *known && *known < kFar), op, ": expected ", offset_argument,
-                    " to be within 2^59 of 0, but got ", offset);
+  if (const auto known = offset.maybe_as_int()) {
+    check_within_far(op, *known, offset_argument);
+  }
   Positions positions{};
   if (with_data) {
     positions.offset = offset.expect_int();
@@ -85,22 +85,21 @@ at::Device device_of(const char* op, const RuleArguments& arguments,
   return arguments.device.value_or(at::kCPU);
 }
 
-DecodedQuestion decode_question(const char* op, const RuleArguments& arguments, at::Device device) {
+Decoded decode_question(const char* op, const RuleArguments& arguments, at::Device device,
+                        Question& question) {
   const RuleProgram& program = arguments.program;
   check_size(op, "batch_size", program.batch_size);
   check_size(op, "q_length", program.q_length);
   check_size(op, "kv_length", program.kv_length);
   const bool with_data = !device.is_meta();
-  const DecodedRule decoded = decode_rule(op, program, device, with_data);
-  DecodedQuestion result{{}, decoded.depends_on_batch, decoded.heads, decoded.has_parts};
-  copy_used(decoded.rule, result.question.rule);
-  result.question.q_positions = positions_of(
-      op, "q_positions", "q_offset", arguments.q_offset, arguments.q_positions, program.q_length,
-      program.batch_size, device, with_data, result.depends_on_batch);
-  result.question.kv_positions = positions_of(
+  Decoded decoded = decode_rule(op, program, device, with_data, question.rule);
+  question.q_positions = positions_of(op, "q_positions", "q_offset", arguments.q_offset,
+                                      arguments.q_positions, program.q_length, program.batch_size,
+                                      device, with_data, decoded.depends_on_batch);
+  question.kv_positions = positions_of(
       op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
-      program.kv_length, program.batch_size, device, with_data, result.depends_on_batch);
-  return result;
+      program.kv_length, program.batch_size, device, with_data, decoded.depends_on_batch);
+  return decoded;
 }
 
 void ask_in_parts(const char* op, const RuleProgram& program, const Question& question,
@@ -113,8 +112,9 @@ void ask_in_parts(const char* op, const RuleProgram& program, const Question& qu
       const at::Tensor bits =
           at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
                     at::TensorOptions().dtype(at::kBool).device(device));
-      MaskTask of_part = mask_task(bits, kBoolean);
-      copy_used(part, of_part.rule);
+      MaskTask of_part{};
+      set_output(of_part, bits, kBoolean);
+      of_part.rule = part;
       of_part.q_positions = rows.q_positions;
       of_part.kv_positions = rows.kv_positions;
       prepare_and_run(of_part, device);
@@ -127,7 +127,7 @@ void ask_in_parts(const char* op, const RuleProgram& program, const Question& qu
       answers.push_back(bits);
       return bits_leaf(bits, /*first_row=*/0);
     };
-    rows.rule = decode_rule(op, program, device, /*with_data=*/true, begin, bits_of_part).rule;
+    decode_rule(op, program, device, /*with_data=*/true, rows.rule, begin, bits_of_part);
     ask(begin, rows);
   }
 }

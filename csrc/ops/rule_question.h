@@ -28,15 +28,11 @@ struct RuleArguments {
 at::Device device_of(const char* op, const RuleArguments& arguments,
                      const std::optional<at::Tensor>& another = std::nullopt);
 
-struct DecodedQuestion {
-  Question question;  // without a batch size, heads and lengths; under Meta it points nowhere
-  bool depends_on_batch;
-  c10::SymInt heads;  // 1 unless bits have more
-  bool has_parts;     // ask_in_parts has to ask it
-};
-
-/// Checks the arguments, and says what they ask.
-DecodedQuestion decode_question(const char* op, const RuleArguments& arguments, at::Device device);
+/// Checks the arguments, and says what they ask in a kernel's own `question`: its rule and
+/// positions, without a batch size, heads and lengths; under Meta it points nowhere. Where the
+/// result has parts ask_in_parts has to ask it.
+Decoded decode_question(const char* op, const RuleArguments& arguments, at::Device device,
+                        Question& question);
 
 /// Asks a question whose rule is too large for kernels, `height` rows after the other: `ask` with
 /// the first row and a question of some rows, whose rule has what its parts answer in it.

@@ -9,8 +9,7 @@
 
 namespace attn_mask {
 
-MaskTask mask_task(const at::Tensor& out, const DenseFormat& format) {
-  MaskTask task{};
+void set_output(MaskTask& task, const at::Tensor& out, const DenseFormat& format) {
   task.batch_size = out.size(0);
   task.heads = out.size(1);
   task.q_length = out.size(2);
@@ -20,7 +19,6 @@ MaskTask mask_task(const at::Tensor& out, const DenseFormat& format) {
   for (int64_t i = 0; i < 4; ++i) {
     task.out_strides[i] = out.stride(i);
   }
-  return task;
 }
 
 PreparedQuestion::PreparedQuestion(Question& question, at::Device device) {
@@ -66,20 +64,11 @@ void prepare_and_run(MaskTask& task, at::Device device, std::optional<uint64_t> 
   run(task, device);
 }
 
-void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
-                const DenseFormat& format) {
-  MaskTask task = mask_task(out, format);
-  copy_used(rule, task.rule);
-  task.q_positions.offset = q_offset;
-  run(task, out.device());
-}
-
-Rule causal_rule(const std::optional<c10::SymInt>& sliding_window) {
-  Rule rule = make_rule(Causal{});
+void narrow_to_causal(Rule& rule, const std::optional<c10::SymInt>& sliding_window) {
+  narrow(rule, Causal{});
   if (sliding_window) {
-    rule = rule & make_rule(SlidingWindow{std::min(sliding_window->expect_int(), kOpen), kOpen});
+    narrow(rule, SlidingWindow{std::min(sliding_window->expect_int(), kOpen), kOpen});
   }
-  return rule;
 }
 
 }  // namespace attn_mask

@@ -10,8 +10,8 @@
 
 namespace attn_mask {
 
-/// A task of `out`'s sizes that writes to it, and how; all else is yet to be said.
-MaskTask mask_task(const at::Tensor& out, const DenseFormat& format);
+/// Says that the task, of `out`'s sizes, writes to it, and how.
+void set_output(MaskTask& task, const at::Tensor& out, const DenseFormat& format);
 
 /// The prepare step of a question that is not empty, on its device. Owns what the rule then points
 /// to.
@@ -33,11 +33,7 @@ void run(const MaskTask& task, at::Device device);
 void prepare_and_run(MaskTask& task, at::Device device,
                      std::optional<uint64_t> unmasked = std::nullopt);
 
-/// Writes `rule` into `out`, a tensor with real memory. Query i stands at position `q_offset + i`.
-void write_mask(const at::Tensor& out, const Rule& rule, int64_t q_offset,
-                const DenseFormat& format);
-
-/// Causal, and within `sliding_window` keys before the query where there is a window.
-Rule causal_rule(const std::optional<c10::SymInt>& sliding_window);
+/// Narrows a rule to causal keys, within `sliding_window` before the query where there is a window.
+void narrow_to_causal(Rule& rule, const std::optional<c10::SymInt>& sliding_window);
 
 }  // namespace attn_mask

@@ -13,20 +13,15 @@ class Divisor {
   Divisor() = default;  // of nothing yet
 
   /// `value` > 0.
-  explicit Divisor(int64_t value) : value_(value) {
+  explicit Divisor(int64_t value) : shift_(0) {
     __extension__ using Wide = unsigned __int128;
-    int32_t bits = 0;  // value <= 2^bits
-    while (bits < 63 && (int64_t{1} << bits) < value) {
-      ++bits;
+    while (shift_ < 63 && (int64_t{1} << shift_) < value) {
+      ++shift_;
     }
     const auto divisor = static_cast<uint64_t>(value);
-    const uint64_t rest = (uint64_t{1} << bits) - divisor;
+    const uint64_t rest = (uint64_t{1} << shift_) - divisor;
     multiplier_ = static_cast<uint64_t>((static_cast<Wide>(rest) << 64) / divisor) + 1;
-    first_shift_ = bits > 0 ? 1 : 0;
-    second_shift_ = bits > 0 ? bits - 1 : 0;
   }
-
-  ATTN_MASK_INLINE int64_t value() const { return value_; }
 
   /// `number` / value, rounded down; `number` >= 0.
   ATTN_MASK_INLINE int64_t divide(int64_t number) const {
@@ -37,7 +32,8 @@ class Divisor {
     __extension__ using Wide = unsigned __int128;
     const auto high = static_cast<uint64_t>((static_cast<Wide>(multiplier_) * n) >> 64);
 #endif
-    return static_cast<int64_t>((high + ((n - high) >> first_shift_)) >> second_shift_);
+    const int32_t first = shift_ > 0 ? 1 : 0;
+    return static_cast<int64_t>((high + ((n - high) >> first)) >> (shift_ - first));
   }
 
   /// The same for any number: rounded towards minus infinity.
@@ -47,10 +43,8 @@ class Divisor {
   }
 
  private:
-  int64_t value_;
   uint64_t multiplier_;
-  int32_t first_shift_;
-  int32_t second_shift_;
+  int32_t shift_;  // 2^shift_ >= value
 };
 
 }  // namespace attn_mask

@@ -1,8 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "macros.h"
+#include "bits.h"
 
 namespace attn_mask {
 
@@ -13,19 +14,20 @@ struct Integers {
   const void* data;
   int32_t width;  // bytes, or kUnsignedByte
 
-  ATTN_MASK_INLINE int64_t at(int64_t index) const {
-    switch (width) {
-      case kUnsignedByte:
-        return static_cast<const uint8_t*>(data)[index];
-      case 1:
-        return static_cast<const int8_t*>(data)[index];
-      case 2:
-        return static_cast<const int16_t*>(data)[index];
-      case 4:
-        return static_cast<const int32_t*>(data)[index];
-      default:
-        return static_cast<const int64_t*>(data)[index];
+  /// Calls `f` with `data` as a pointer to what it holds.
+  template <typename F>
+  ATTN_MASK_INLINE decltype(auto) visit(const F& f) const {
+    if (width == kUnsignedByte) {
+      return f(static_cast<const uint8_t*>(data));
     }
+    return with_bits(width, [&](auto bits) ATTN_MASK_INLINE_LAMBDA -> decltype(auto) {
+      return f(static_cast<const std::make_signed_t<decltype(bits)>*>(data));
+    });
+  }
+
+  ATTN_MASK_INLINE int64_t at(int64_t index) const {
+    return visit([&](const auto* numbers)
+                     ATTN_MASK_INLINE_LAMBDA { return static_cast<int64_t>(numbers[index]); });
   }
 
   /// Where the integer at `index` lies.

@@ -99,22 +99,9 @@ void find_runs(const Table& table, int64_t row, const T* numbers, int64_t stride
 template <typename Kind>
 void find_runs(const Table& table, int64_t row, std::vector<int64_t>& starts) {
   starts.push_back(0);
-  const auto run = [&](const auto* numbers) {
+  table.numbers.visit([&](const auto* numbers) {
     find_runs<Kind>(table, row, numbers + row * table.batch_stride, table.stride, starts);
-  };
-  const void* const data = table.numbers.data;
-  switch (table.numbers.width) {
-    case Integers::kUnsignedByte:
-      return run(static_cast<const uint8_t*>(data));
-    case 1:
-      return run(static_cast<const int8_t*>(data));
-    case 2:
-      return run(static_cast<const int16_t*>(data));
-    case 4:
-      return run(static_cast<const int32_t*>(data));
-    default:
-      return run(static_cast<const int64_t*>(data));
-  }
+  });
 }
 
 /// Whether no id >= 0 begins two of the runs at `starts`.

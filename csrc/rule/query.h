@@ -4,7 +4,7 @@
 
 namespace attn_mask {
 
-/// Who asks: a row of the mask.
+/// A row of the mask.
 struct Query {
   int64_t batch;
   int64_t head;
@@ -12,7 +12,7 @@ struct Query {
   int64_t position;  // where it stands
 };
 
-/// Who is asked about: a column of the mask.
+/// A column of the mask.
 struct Key {
   int64_t column;  // 0 <= column < kv_length: where it is stored
   int64_t position;

@@ -175,64 +175,20 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
     q = table.position_at(query.batch, q);
     to_leaf += table.position_at(query.batch, first) - first;
   }
-  // `slope`: whether the positions move with the query.
-  const auto columns = [&](attn_mask::Interval positions, int64_t begin_slope,
-                           int64_t end_slope) -> Result {
-    const Interval within = overlap(seen, {Rows::border(positions.begin - to_leaf, begin_slope),
-                                           Rows::border(positions.end - to_leaf, end_slope)});
-    Result result = nothing();
-    if (!is_empty(within)) {
-      result.spans.at[result.spans.size++] = within;
-    }
-    return result;
-  };
-  switch (node.kind) {
-    case Rule::Kind::kAll:
-      return {unresolved(index, seen).spans, 0};
-    case Rule::Kind::kCausal:
-      return columns(Causal{}.span(q), 0, 1);
-    case Rule::Kind::kSlidingWindow:
-      return columns(node.sliding_window.span(q), 1, 1);
-    case Rule::Kind::kChunk: {
-      const attn_mask::Interval chunk = node.chunk.span(query.batch, q);
-      rows.limit(chunk.end - q);
-      return columns(chunk, 0, 0);
-    }
-    case Rule::Kind::kSameId: {
-      const Table& ids = node.same_id.ids;
-      if (!ids.holds(q)) {
-        rows.limit(q < 0 ? -q : kOpen);
-        return nothing();
-      }
-      const bool prepared = ids.runs.starts != nullptr;
-      const int64_t row = ids.row(query.batch);
-      const attn_mask::Interval run =
-          prepared ? ids.runs.around(row, q) : attn_mask::Interval{q, q + 1};
-      rows.limit(run.end - q);
-      const bool none = ids.at(query.batch, q) < 0;
-      if (none && node.same_id.negative_is_none) {
-        return nothing();
-      }
-      if (!prepared || none || ids.runs.is_once[row] == 0) {
-        Result inside = columns({0, ids.length}, 0, 0);
-        inside.unresolved = uint32_t{1} << index;
-        return inside;
-      }
-      return columns(run, 0, 0);
-    }
-    case Rule::Kind::kPadding: {
-      Result inside = node.padding.by_column ? unresolved(index, seen)
-                                             : columns({0, node.padding.length}, 0, 0);
-      inside.unresolved = uint32_t{1} << index;
-      return inside;
-    }
-    case Rule::Kind::kNothing:
-      return nothing();
-    case Rule::Kind::kAnd:
-    case Rule::Kind::kOr:
-      break;
+  const Query seen_by{query.batch, query.head, query.row, q};
+  const LeafRow row = visit_leaf(node, [&](const auto& of) { return of.row(seen_by); });
+  rows.limit(row.rows);
+  if (row.keys.empty()) {
+    return nothing();
   }
-  return unresolved(index, seen);
+  if (row.keys.begin != kEverywhere.begin || row.keys.end != kEverywhere.end) {
+    seen = overlap(seen, {Rows::border(row.keys.begin - to_leaf, row.begin_slope),
+                          Rows::border(row.keys.end - to_leaf, row.end_slope)});
+    if (is_empty(seen)) {
+      return nothing();
+    }
+  }
+  return {unresolved(index, seen).spans, row.exact ? 0 : uint32_t{1} << index};
 }
 
 template <typename Rows>

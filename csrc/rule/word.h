@@ -4,22 +4,9 @@
 // be told of an interval of keys at once is; a leaf whose table was not prepared is evaluated key
 // by key.
 
-#include "rule/rule.h"
+#include "rule/hull.h"
 
 namespace attn_mask {
-
-/// Columns to a word.
-inline constexpr int64_t kWordSize = 64;
-
-/// The lowest `count` bits; none for a negative count, all from 64 on.
-ATTN_MASK_INLINE uint64_t low_bits(int64_t count) {
-  return count <= 0 ? 0 : count >= kWordSize ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
-}
-
-/// Which of the keys from `first` on lie in `span`.
-ATTN_MASK_INLINE uint64_t word_of(Interval span, int64_t first) {
-  return low_bits(span.end - first) & ~low_bits(span.begin - first);
-}
 
 /// Columns that stand at consecutive positions, as one leaf sees them.
 struct KeyRun {
@@ -71,50 +58,12 @@ ATTN_MASK_INLINE bool find_query(const Rule& rule, const Rule::Node& leaf, int64
   return true;
 }
 
-/// Which of the keys at positions `key`, `key + 1` ... a leaf lets the query at `q` attend to;
-/// those from `count` on may be anything. `column` is the first one's.
-ATTN_MASK_INLINE uint64_t run_word(const Rule::Node& leaf, const Query& query, int64_t q,
-                                   int64_t column, int64_t key, int64_t count) {
-  switch (leaf.kind) {
-    case Rule::Kind::kAll:
-      return ~uint64_t{0};
-    case Rule::Kind::kCausal:
-      return word_of(Causal{}.span(q), key);
-    case Rule::Kind::kSlidingWindow:
-      return word_of(leaf.sliding_window.span(q), key);
-    case Rule::Kind::kChunk:
-      return word_of(leaf.chunk.span(query.batch, q), key);
-    case Rule::Kind::kSameId: {
-      const SameId& same_id = leaf.same_id;
-      if (same_id.has_span(query.batch)) {
-        return word_of(same_id.span(query.batch, q), key);
-      }
-      uint64_t word = 0;
-      ATTN_MASK_ONE_BY_ONE
-      for (int64_t i = 0; i < count; ++i) {
-        word |= static_cast<uint64_t>(same_id.attends(query.batch, q, key + i)) << i;
-      }
-      return word;
-    }
-    case Rule::Kind::kPadding: {
-      const Padding& padding = leaf.padding;
-      const int64_t first = padding.by_column ? column : key;
-      if (padding.element_size == Padding::kBits) {
-        return padding.word(query, first);
-      }
-      uint64_t word = 0;
-      ATTN_MASK_ONE_BY_ONE
-      for (int64_t i = 0; i < count; ++i) {
-        word |= static_cast<uint64_t>(padding.attends(query, first + i)) << i;
-      }
-      return word;
-    }
-    case Rule::Kind::kNothing:
-    case Rule::Kind::kAnd:
-    case Rule::Kind::kOr:
-      break;
-  }
-  return 0;
+/// Which of `count` keys from `first` on a leaf lets the query attend to, all where the leaf sees
+/// them; bits beyond them may be anything.
+ATTN_MASK_INLINE uint64_t leaf_word(const Leaf& leaf, const Query& query, const Key& first,
+                                    int64_t count) {
+  return visit_leaf(
+      leaf, [&](const auto& of) ATTN_MASK_INLINE_LAMBDA { return of.word(query, first, count); });
 }
 
 /// Which of `columns`, at most 64 and at least one, a leaf lets the query attend to, where the leaf
@@ -123,8 +72,8 @@ ATTN_MASK_INLINE uint64_t run_word(const Rule::Node& leaf, const Query& query, i
 ATTN_MASK_INLINE uint64_t moved_leaf_word(const Rule& rule, const Rule::Node& leaf,
                                           const Query& query, const Positions& kv_positions,
                                           Interval columns) {
-  int64_t q = query.position;
-  if (!find_query(rule, leaf, query.batch, q)) {
+  Query at = query;
+  if (!find_query(rule, leaf, query.batch, at.position)) {
     return 0;
   }
   uint64_t word = 0;
@@ -132,7 +81,7 @@ ATTN_MASK_INLINE uint64_t moved_leaf_word(const Rule& rule, const Rule::Node& le
   for (int64_t column = columns.begin; column < columns.end;) {
     const KeyRun run = key_run(rule, leaf, query.batch, kv_positions, column, columns.end - column);
     if (run.exists) {
-      const uint64_t of_run = run_word(leaf, query, q, column, run.position, run.length);
+      const uint64_t of_run = leaf_word(leaf, at, {column, run.position}, run.length);
       word |= (of_run & low_bits(run.length)) << (column - columns.begin);
     }
     column += run.length;
@@ -158,8 +107,8 @@ struct WordPlan {
 
   WordPlan() = default;
 
-  WordPlan(const Rule& rule, const Positions& kv_positions) : size(0), depth(0) {
-    add(rule, rule.size - 1, kv_positions.listed);
+  WordPlan(const Rule& rule, const Hull& hull, const Positions& kv_positions) : size(0), depth(0) {
+    add(rule, hull, rule.size - 1, kv_positions.listed);
     int16_t waiting = -1;
     for (int16_t i = 0; i < size; ++i) {
       waiting = static_cast<int16_t>(waiting + ((steps[i] & 3) < kLeaf ? -1 : 1));
@@ -169,45 +118,65 @@ struct WordPlan {
 
  private:
   /// Adds the subtree that ends with node `last`; false where nothing of it is left.
-  bool add(const Rule& rule, int32_t last, bool listed) {
+  bool add(const Rule& rule, const Hull& hull, int32_t last, bool listed) {
     const Rule::Node& node = rule.nodes[last];
     Step step = kLeaf;
     if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
-      const bool left = add(rule, rule.nodes[last - 1].first - 1, listed);
-      const bool right = add(rule, last - 1, listed);
+      const bool left = add(rule, hull, rule.nodes[last - 1].first - 1, listed);
+      const bool right = add(rule, hull, last - 1, listed);
       if (!left || !right) {
         return left || right;  // the other one holds within the hull
       }
       step = node.kind == Rule::Kind::kAnd ? kAnd : kOr;
     } else if (node.step_begin != node.step_end || listed) {
       step = kMovedLeaf;
-    } else if (is_covered(node)) {
+    } else if (hull.says_all_of(rule, last)) {
       return false;
     }
     steps[size++] = static_cast<uint8_t>(step | last << 2);
     return true;
   }
-
-  /// Whether the leaf is nothing but an interval that row_hull takes in.
-  static bool is_covered(const Rule::Node& node) {
-    return node.conjunct &&
-           (node.kind == Rule::Kind::kAll || node.kind == Rule::Kind::kCausal ||
-            node.kind == Rule::Kind::kSlidingWindow || node.kind == Rule::Kind::kChunk);
-  }
 };
+
+/// The hull of a row.
+struct RowHull {
+  Interval positions;  // the query attends to no key outside of it
+  bool exact;          // and to every key within
+};
+
+/// With what the prepare step on a device left for ids. It goes upwards with queries.
+ATTN_MASK_INLINE RowHull row_hull(const Rule& rule, const Hull& hull, const WordPlan& plan,
+                                  const Query& query) {
+  RowHull row{hull.keys(rule, query), true};
+  ATTN_MASK_ONE_BY_ONE
+  for (int32_t i = 0; i < plan.size; ++i) {
+    const uint32_t entry = plan.steps[i];
+    const Rule::Node& node = rule.nodes[entry >> 2];
+    if ((entry & 3) == WordPlan::kAnd) {
+      continue;
+    }
+    if ((entry & 3) == WordPlan::kLeaf && node.conjunct && node.kind == Rule::Kind::kSameId &&
+        node.same_id.has_run(query.batch)) {
+      row.positions = intersect(row.positions, node.same_id.run(query));
+    } else {
+      row.exact = false;
+    }
+  }
+  return row;
+}
 
 /// What all words of a row share.
 struct WordRow {
   Query query;
-  Interval hull;      // of positions; all where columns are listed
+  Interval keys;      // positions beyond which it attends to none; all where columns are listed
   int64_t first_key;  // the position of column 0; 0 where they are listed
 
-  ATTN_MASK_INLINE static WordRow of(const Rule& rule, const Query& query,
-                                     const Positions& kv_positions) {
+  ATTN_MASK_INLINE static WordRow of(const Rule& rule, const Hull& hull, const WordPlan& plan,
+                                     const Query& query, const Positions& kv_positions) {
     if (kv_positions.listed) {
-      return {query, {-kOpen, kOpen}, 0};
+      return {query, kEverywhere, 0};
     }
-    return {query, row_hull(rule, query).positions, kv_positions.at(query.batch, 0)};
+    return {query, row_hull(rule, hull, plan, query).positions, kv_positions.at(query.batch, 0)};
   }
 };
 
@@ -218,7 +187,7 @@ ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const
                                    const WordStack& stack) {
   const int64_t count = columns.end - columns.begin;
   const int64_t key = row.first_key + columns.begin;
-  uint64_t hull = kv_positions.listed ? ~uint64_t{0} : word_of(row.hull, key);
+  uint64_t hull = kv_positions.listed ? ~uint64_t{0} : word_of(row.keys, key);
   if (count < kWordSize) {
     hull &= low_bits(count);
   }
@@ -244,9 +213,8 @@ ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const
       waiting += stack.step;
     }
     const Rule::Node& leaf = rule.nodes[entry >> 2];
-    top = step == WordPlan::kLeaf
-              ? run_word(leaf, row.query, row.query.position, columns.begin, key, count)
-              : moved_leaf_word(rule, leaf, row.query, kv_positions, columns);
+    top = step == WordPlan::kLeaf ? leaf_word(leaf, row.query, {columns.begin, key}, count)
+                                  : moved_leaf_word(rule, leaf, row.query, kv_positions, columns);
   }
   return hull & top;
 }

@@ -71,7 +71,7 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
                                         task.kv_length, 1 + random() % 2, random() % 2 == 0);
       const test::RandomPadding more(random, 1 << random() % 4, task.batch_size, task.q_length,
                                      task.kv_length, 1, false);
-      task.rule = make_rule();
+      task.rule = make_rule(All{});
       if (random() % 2 == 0) {
         task.rule = task.rule & make_rule(Causal{});
       }

@@ -5,6 +5,7 @@
 
 #include <random>
 
+#include "bits.h"
 #include "cpu/block_mask.h"
 #include "cpu/kernels.h"
 #include "emulated_grid.h"
@@ -55,16 +56,8 @@ void expect_mask(MaskTask task, int64_t threads) {
 }
 
 void expect_mask(const MaskTask& task, int64_t threads) {
-  switch (task.format.element_size) {
-    case 1:
-      return expect_mask<uint8_t>(task, threads);
-    case 2:
-      return expect_mask<uint16_t>(task, threads);
-    case 4:
-      return expect_mask<uint32_t>(task, threads);
-    default:
-      return expect_mask<uint64_t>(task, threads);
-  }
+  with_bits(task.format.element_size,
+            [&](auto bits) { expect_mask<decltype(bits)>(task, threads); });
 }
 
 constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat32,
@@ -163,17 +156,8 @@ TEST(UnmaskBodies, AgreeWithTheReference) {
     task.sign = sign;
     test::set_random_output(task, random);
     const int64_t threads = 1 + random() % 40;
-    switch (task.in.element_size) {
-      case 2:
-        expect_unmask<uint16_t>(task, threads);
-        break;
-      case 4:
-        expect_unmask<uint32_t>(task, threads);
-        break;
-      default:
-        expect_unmask<uint64_t>(task, threads);
-        break;
-    }
+    with_bits(task.in.element_size,
+              [&](auto bits) { expect_unmask<decltype(bits)>(task, threads); });
   }
 }
 
@@ -207,8 +191,8 @@ struct BlockMaskNumbers {
 
 bool emulate_block_lists(const BlockMaskTask& task, int64_t threads) {
   bool fits = true;
-  const BlockListsParams params = block_lists_params(task);
-  for (int64_t index = 0; index < params.lines; ++index) {
+  const BlockListsParams params(task);
+  for (int64_t index = 0; index < params.lines(); ++index) {
     const ListedLine line = listed_line(params, index);
     std::vector<int64_t> counts;
     for (int64_t thread = 0; thread < threads; ++thread) {
@@ -244,7 +228,7 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     }
     const Rule leaves[] = {
         make_rule(Causal{}), make_rule(SlidingWindow{static_cast<int64_t>(random() % 20), 3}),
-        make_rule(Chunk{Divisor(static_cast<int64_t>(1 + random() % 20)), {}, 0}),
+        make_rule(test::chunk(static_cast<int64_t>(1 + random() % 20))),
         make_rule(SameId{{{ids.data(), 8}, 0, 1, 80, {}, {}}, false}), make_rule(padding.leaf)};
     task.rule = leaves[random() % 5];
     for (int more = random() % 3; more > 0; --more) {

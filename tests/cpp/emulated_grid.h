@@ -98,9 +98,9 @@ struct DevicePrepared {
 };
 
 inline void emulate_block_states(const BlockMaskTask& task, int64_t threads) {
-  const BlockStatesParams params = block_states_params(task);
+  const BlockStatesParams params(task);
   Stacks stacks(threads, params.plan.depth);
-  for (int64_t index = 0; index < params.lines; ++index) {
+  for (int64_t index = 0; index < params.lines(); ++index) {
     const BlockLine line(params, index);
     for (int64_t thread = 0; thread < threads; ++thread) {
       line.guess_body({0, params.kv_blocks}, thread, threads);

@@ -12,6 +12,7 @@
 #include "emulated_grid.h"
 #include "format/boolean.h"
 #include "reference.h"
+#include "rule/hull.h"
 #include "rule/prepare.h"
 #include "rule/spans.h"
 
@@ -77,8 +78,11 @@ Elements by_runs(const Question& question) {
 
 /// By its rows' hulls where they are exact, else by definition within them.
 Elements by_hulls(const Question& question) {
+  const Hull of_rule(question.rule);
+  // As if columns were not listed: keys have positions of their own.
+  const WordPlan plan(question.rule, of_rule, Positions{});
   return each_row(question, [&](const Query& query, uint8_t* out) {
-    const RowHull hull = row_hull(question.rule, query);
+    const RowHull hull = row_hull(question.rule, of_rule, plan, query);
     for (int64_t k = 0; k < question.kv_length; ++k) {
       const Key key = question.key(query.batch, k);
       out[k] = hull.positions.contains(key.position) &&
@@ -90,17 +94,18 @@ Elements by_hulls(const Question& question) {
 /// By the CPU kernels' loops over the leaves of a row.
 Elements by_answers(const Question& question) {
   return each_row(question, [&](const Query& query, uint8_t* out) {
-    isa_default::kKernels.answer(question, query, uint32_t{1} << (question.rule.size - 1),
-                                 {0, question.kv_length}, out);
+    isa_default::kKernels.evaluate(question, query, uint32_t{1} << (question.rule.size - 1),
+                                   {0, question.kv_length}, out);
   });
 }
 
 /// By words of random lengths.
 Elements by_words(const Question& question, std::mt19937& random) {
-  const WordPlan plan(question.rule, question.kv_positions);
+  const Hull hull(question.rule);
+  const WordPlan plan(question.rule, hull, question.kv_positions);
   test::Stacks stacks(1, plan.depth);
   return each_row(question, [&](const Query& query, uint8_t* out) {
-    const WordRow row = WordRow::of(question.rule, query, question.kv_positions);
+    const WordRow row = WordRow::of(question.rule, hull, plan, query, question.kv_positions);
     for (int64_t begin = 0; begin < question.kv_length;) {
       const int64_t end = std::min<int64_t>(begin + 1 + random() % 64, question.kv_length);
       const uint64_t word =

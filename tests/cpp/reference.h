@@ -13,6 +13,52 @@
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
 
+namespace attn_mask {
+
+/// A rule of one leaf.
+inline Rule make_rule(const Leaf& leaf) {
+  Rule rule{};
+  narrow(rule, leaf);
+  return rule;
+}
+
+/// Whether two rules fit into one.
+inline bool fit_together(const Rule& a, const Rule& b) {
+  return a.size + b.size + 1 <= Rule::kMaxNodes && a.steps_size + b.steps_size <= Rule::kMaxSteps;
+}
+
+/// `a` and `b`, or `a` or `b`; they must fit together.
+inline Rule join(Rule a, const Rule& b, Rule::Kind kind) {
+  const int32_t nodes_before = a.size;
+  const int32_t steps_before = a.steps_size;
+  for (int32_t i = 0; i < b.size; ++i) {
+    Rule::Node node = b.nodes[i];
+    node.first += nodes_before;
+    node.step_begin += steps_before;
+    node.step_end += steps_before;
+    a.nodes[a.size++] = node;
+  }
+  for (int32_t i = 0; i < b.steps_size; ++i) {
+    a.steps[a.steps_size++] = b.steps[i];
+  }
+  if (kind == Rule::Kind::kOr) {
+    for (int32_t i = 0; i < a.size; ++i) {
+      a.nodes[i].conjunct = false;
+    }
+  }
+  Rule::Node& node = a.nodes[a.size++];
+  node = Rule::Node{};
+  node.kind = kind;
+  node.first = 0;
+  node.conjunct = kind == Rule::Kind::kAnd;
+  return a;
+}
+
+inline Rule operator&(const Rule& a, const Rule& b) { return join(a, b, Rule::Kind::kAnd); }
+inline Rule operator|(const Rule& a, const Rule& b) { return join(a, b, Rule::Kind::kOr); }
+
+}  // namespace attn_mask
+
 namespace attn_mask::test {
 
 using Bytes = std::vector<uint8_t>;
@@ -135,6 +181,8 @@ inline void set_random_output(UnmaskTask& task, std::mt19937& random) {
   }
 }
 
+inline Chunk chunk(int64_t size) { return {size, Divisor(size), {}, 0}; }
+
 /// A padding leaf over memory of its own, with random values of which about half are visible.
 struct RandomPadding {
   Bytes memory;
@@ -197,15 +245,15 @@ struct RandomRule {
     const auto upto = [&](uint32_t most) { return static_cast<int64_t>(random() % (most + 1)); };
     switch (kind) {  // no default: a new kind does not compile until there is a sample of it
       case Rule::Kind::kAll:
-        return make_rule();
+        return make_rule(All{});
       case Rule::Kind::kNothing:
-        return make_nothing();
+        return make_rule(Nothing{});
       case Rule::Kind::kCausal:
         return make_rule(Causal{});
       case Rule::Kind::kSlidingWindow:
         return make_rule(SlidingWindow{upto(7), upto(7)});
       case Rule::Kind::kChunk:
-        return make_rule(Chunk{Divisor(1 + upto(5)), {}, 0});
+        return make_rule(chunk(1 + upto(5)));
       case Rule::Kind::kSameId:
         return make_rule(SameId{table(random, 1 + upto(29)), random() % 2 == 0});
       case Rule::Kind::kPadding:

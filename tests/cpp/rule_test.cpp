@@ -8,8 +8,10 @@
 #include <random>
 
 #include "reference.h"
+#include "rule/hull.h"
 #include "rule/prepare.h"
 #include "rule/spans.h"
+#include "rule/word.h"
 
 namespace attn_mask {
 namespace {
@@ -85,14 +87,15 @@ TEST(SlidingWindow, OpenSidesReachAsFarAsPositionsGo) {
     for (const int64_t k : {-furthest, int64_t{0}, furthest}) {
       EXPECT_TRUE(attends_at(make_rule(SlidingWindow{kOpen, kOpen}), q, k));
       EXPECT_EQ(attends_at(make_rule(SlidingWindow{kOpen, 0}), q, k), k <= q);
-      EXPECT_EQ(attends_at(make_rule(Chunk{Divisor(kOpen), {}, 0}), q, k), (k < 0) == (q < 0));
+      EXPECT_EQ(attends_at(make_rule(test::chunk(kOpen)), q, k), (k < 0) == (q < 0));
     }
   }
 }
 
 TEST(Chunk, GoesOnBelowItsPadding) {
   const int64_t before[] = {2};
-  const Chunk chunk{Divisor(3), {before, 8}, 0};
+  Chunk chunk = test::chunk(3);
+  chunk.padding = {before, 8};
   for (int64_t q = -7; q < 9; ++q) {
     for (int64_t k = -7; k < 9; ++k) {
       const auto number = [](int64_t position) {
@@ -104,10 +107,10 @@ TEST(Chunk, GoesOnBelowItsPadding) {
 }
 
 TEST(Rule, AllAndNothing) {
-  EXPECT_TRUE(attends_at(make_rule(), 3, 100));
-  EXPECT_FALSE(attends_at(make_nothing(), 3, 3));
-  EXPECT_TRUE(attends_at(make_nothing() | make_rule(), 3, 3));
-  EXPECT_FALSE(attends_at(make_nothing() & make_rule(), 3, 3));
+  EXPECT_TRUE(attends_at(make_rule(All{}), 3, 100));
+  EXPECT_FALSE(attends_at(make_rule(Nothing{}), 3, 3));
+  EXPECT_TRUE(attends_at(make_rule(Nothing{}) | make_rule(All{}), 3, 3));
+  EXPECT_FALSE(attends_at(make_rule(Nothing{}) & make_rule(All{}), 3, 3));
 }
 
 TEST(Rule, SpanLevelAgreesWithElementLevel) {
@@ -137,7 +140,8 @@ TEST(Rule, SpanLevelAgreesWithElementLevel) {
       for (int64_t row = 0; row < made.q_length; ++row) {
         const Query query{batch, 0, row, q_offset + row};
         const RowSpans spans = row_spans(rule, query, kv_positions, made.kv_length);
-        const RowHull hull = row_hull(rule, query);
+        const RowHull hull =
+            row_hull(rule, Hull(rule), WordPlan(rule, Hull(rule), Positions{}), query);
         ++rows;
         resolved += spans.unresolved == 0 ? 1 : 0;
         for (int32_t i = 0; i < spans.spans.size; ++i) {
@@ -239,8 +243,8 @@ TEST(Rule, ARowRunLastsAsLongAsItsRowsLookAlike) {
   // Its window begins at the first key up to row 9, and then moves to the end.
   EXPECT_EQ(row_run(window, {0, 0, 0, 0}, Positions{}, Positions{}, 1000, 1000).rows, 9);
   EXPECT_EQ(row_run(window, {0, 0, 10, 10}, Positions{}, Positions{}, 1000, 900).rows, 900);
-  const RowRun chunk = row_run(make_rule(Chunk{Divisor(100), {}, 0}), {0, 0, 30, 130}, Positions{},
-                               Positions{}, 1000, 900);
+  const RowRun chunk =
+      row_run(make_rule(test::chunk(100)), {0, 0, 30, 130}, Positions{}, Positions{}, 1000, 900);
   EXPECT_EQ(chunk.rows, 70);
   EXPECT_EQ(chunk.spans.at[0].begin.at, 100);
   EXPECT_EQ(chunk.spans.at[0].end.at, 200);

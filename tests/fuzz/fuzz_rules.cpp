@@ -28,8 +28,10 @@
 #include "ops/rule_question.h"
 #include "problem.h"
 #include "reference.h"
+#include "rule/hull.h"
 #include "rule/prepare.h"
 #include "rule/spans.h"
+#include "rule/word.h"
 
 // A sanitizer's report is followed by the seed.
 extern "C" const char* __asan_default_options();
@@ -210,7 +212,9 @@ class Check {
   void check_elements(const Question& question) {
     for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
       const Query query = question.query(plane, row);
-      const RowHull hull = row_hull(question.rule, query);
+      const RowHull hull =
+          row_hull(question.rule, Hull(question.rule),
+                   WordPlan(question.rule, Hull(question.rule), Positions{}), query);
       for (int64_t column = 0; column < problem_.kv_length; ++column) {
         const Key key = question.key(batch, column);
         const bool attended = mask_.at(batch, head, row, column);
@@ -289,7 +293,8 @@ class Check {
 
   Interval some_columns() {
     const int64_t begin = random_.between(0, problem_.kv_length - 1);
-    return {begin, random_.between(begin + 1, std::min(problem_.kv_length, begin + kAnswers))};
+    return {begin,
+            random_.between(begin + 1, std::min(problem_.kv_length, begin + kColumnsAtOnce))};
   }
 
   void check_leaves(const Question& question) {

@@ -90,15 +90,16 @@ def kernels_of(call):
     return [event.name for event in events if not event.name.startswith(("Memset", "Memcpy"))]
 
 
-@pytest.mark.parametrize(("unmasks", "at_most"), [(False, 1), (True, 2)])
-def test_launches_of_a_padded_mask(unmasks, at_most):
+@pytest.mark.parametrize("unmasks", [False, True])
+def test_launches_of_a_padded_mask(unmasks):
+    """One prepares the padding, one writes."""
     mask = torch.randint(0, 2, (4, 300), device="cuda")
     kernels = kernels_of(
         lambda: operator("to_4d")(
             mask, 300, dtype=torch.float16, key_value_length=300, unmask_unattended=unmasks
         )
     )
-    assert 1 <= len(kernels) <= at_most, kernels
+    assert 1 <= len(kernels) <= 2, kernels
 
 
 def test_launches_without_padding():

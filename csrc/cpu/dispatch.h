@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "cpu/kernels.h"
 #include "format/mask_task.h"
 #include "format/strided_rows.h"
@@ -9,8 +11,16 @@ namespace attn_mask {
 /// The kernels for this processor.
 const CpuKernels& cpu_kernels();
 
-/// How many items a thread should take at least that write so many bytes each.
-int64_t grain_of(int64_t bytes_per_item);
+/// Waking a second thread costs as much as writing about this much.
+inline constexpr int64_t kGrainBytes = 128 * 1024;
+
+/// Calls `f(begin, end)` for parts of `[0, items)`, with torch's intra-op threads, each with items
+/// that write kGrainBytes at least.
+void parallel_for(int64_t items, int64_t bytes_per_item,
+                  const std::function<void(int64_t begin, int64_t end)>& f);
+
+/// How many threads those are at most.
+int64_t threads();
 
 /// Writes a whole mask to host memory, with torch's intra-op threads.
 void write_mask_cpu(const MaskTask& task);
@@ -18,7 +28,8 @@ void write_mask_cpu(const MaskTask& task);
 /// Says of each row whether no key is visible in it, [batch_size, heads, q_length].
 void find_masked_rows_cpu(const Question& question, uint8_t* rows);
 
-/// Copies and opens all rows in host memory, with torch's intra-op threads.
+/// Copies all rows in host memory and unmasks those that are masked throughout, with torch's
+/// intra-op threads.
 void unmask_cpu(const UnmaskTask& task);
 
 /// Whether `test` holds for every element; stops soon after the first for which it does not.

@@ -1,0 +1,333 @@
+#include "cpu/block_lines.h"
+
+#include <array>
+#include <cstring>
+#include <numeric>
+
+#include "cpu/dispatch.h"
+#include "rule/hull.h"
+#include "rule/spans.h"
+
+namespace attn_mask {
+namespace {
+
+/// The keys of a batch row that padding shows to all queries alike.
+struct VisibleKeys {
+  std::vector<Interval> runs;  // of keys, ascending
+  Blocks some;                 // blocks in which it shows any
+  Blocks all;                  // blocks in which it shows all
+
+  VisibleKeys(const BlockMaskTask& task, int64_t batch, uint32_t nodes) {
+    const Query query = task.query(batch * task.heads, 0);
+    std::array<uint8_t, kColumnsAtOnce> shown;
+    // Padding may be short beside the mask.
+    const int64_t shift = task.kv_positions.at(batch, 0);
+    const Interval positions = Hull(task.rule).known;
+    const Interval known =
+        intersect({positions.begin - shift, positions.end - shift}, {0, task.kv_length});
+    for (int64_t begin = known.begin; begin < known.end; begin += kColumnsAtOnce) {
+      const int64_t n = std::min(kColumnsAtOnce, known.end - begin);
+      cpu_kernels().evaluate(task, query, nodes, {begin, begin + n}, shown.data());
+      for (int64_t key = 0; key < n;) {
+        const auto* const change = static_cast<const uint8_t*>(
+            std::memchr(shown.data() + key, shown[static_cast<size_t>(key)] == 0 ? 1 : 0,
+                        static_cast<size_t>(n - key)));
+        const int64_t end = change == nullptr ? n : change - shown.data();
+        if (shown[static_cast<size_t>(key)] != 0) {
+          add({begin + key, begin + end});
+        }
+        key = end;
+      }
+    }
+    for (const Interval run : runs) {
+      append(some, run.begin / task.kv_block, (run.end - 1) / task.kv_block + 1);
+      append(all, (run.begin + task.kv_block - 1) / task.kv_block, run.end / task.kv_block);
+    }
+  }
+
+  bool any_within(int64_t begin, int64_t end) const {
+    const auto ends_after = [](int64_t position, Interval run) { return position < run.end; };
+    const auto run = std::upper_bound(runs.begin(), runs.end(), begin, ends_after);
+    return run != runs.end() && run->begin < end;
+  }
+
+ private:
+  void add(Interval run) {
+    if (!runs.empty() && runs.back().end == run.begin) {
+      runs.back().end = run.end;
+    } else {
+      runs.push_back(run);
+    }
+  }
+};
+
+/// Padding that is the same for all queries of a batch row, and that nothing is shown against: what
+/// it leaves of a block can be told from the block's keys.
+uint32_t nodes_of_keys(const BlockMaskTask& task) {
+  uint32_t nodes = 0;
+  for (int32_t i = 0; i < task.rule.size; ++i) {
+    const Rule::Node& node = task.rule.nodes[i];
+    if (node.kind == Rule::Kind::kPadding && node.conjunct && node.step_begin == node.step_end &&
+        node.padding.is_of_keys()) {
+      nodes |= uint32_t{1} << i;
+    }
+  }
+  return task.kv_positions.listed ? 0 : nodes;
+}
+
+/// Whether keys have to be evaluated one by one, as seen from a row in the middle.
+bool needs_elements(const BlockMaskTask& task, uint32_t of_keys) {
+  const RowSpans spans =
+      row_spans(task.rule, task.query(0, task.q_length / 2), task.kv_positions, task.kv_length);
+  return (spans.unresolved & ~of_keys) != 0;
+}
+
+/// Finds lines straight from the rule.
+class LineFinder {
+ public:
+  LineFinder(const BlockMaskTask& task, uint32_t of_keys, const std::vector<VisibleKeys>& visible)
+      : task_(task), of_keys_(of_keys), visible_(visible) {}
+
+  /// Valid until the next call.
+  Line operator()(int64_t plane, int64_t block) {
+    const Interval rows = task_.rows_of(block);
+    const int64_t n = rows.end - rows.begin;
+    const VisibleKeys* visible =
+        visible_.empty() ? nullptr : &visible_[static_cast<size_t>(plane / task_.heads)];
+    some_.clear();
+    full_.clear();
+    partial_.clear();
+    shared_.clear();
+    if (n == task_.q_block && task_.kv_length > 0) {
+      shared_.push_back({0, task_.kv_length});
+    }
+    int64_t evaluated = 0;
+    for (int64_t row = rows.begin; row < rows.end;) {
+      const Query query = task_.query(plane, row);
+      const RowRun run = row_run(task_.rule, query, task_.q_positions, task_.kv_positions,
+                                 task_.kv_length, rows.end - row);
+      if ((run.unresolved & ~of_keys_) == 0) {
+        add(run, visible);
+      } else {
+        evaluate(run, query, plane);
+        evaluated += run.rows;
+      }
+      row += run.rows;
+    }
+    for (const Interval keys : shared_) {
+      const int64_t begin = (keys.begin + task_.kv_block - 1) / task_.kv_block;
+      const int64_t end = keys.end / task_.kv_block;
+      if (visible == nullptr) {
+        append(full_, begin, end);
+      } else {
+        for_each_within(visible->all, begin, end,
+                        [&](int64_t first, int64_t last) { append(full_, first, last); });
+      }
+    }
+    if (evaluated > 0) {
+      take_counts(evaluated, n);
+    }
+    normalize(some_);
+    if (!task_.separate_full) {
+      return {part_of(some_), {}};
+    }
+    for_each_beyond(part_of(some_), part_of(full_),
+                    [&](int64_t begin, int64_t end) { append(partial_, begin, end); });
+    return {part_of(partial_), part_of(full_)};
+  }
+
+ private:
+  /// Rows that look alike. As spans move by less than their width, the keys that any row sees lie
+  /// between where its first and its last row's begin and end; and as the gaps between them do,
+  /// too, each span has those that all rows see between where the last begins and the first ends.
+  void add(const RowRun& run, const VisibleKeys* visible) {
+    std::array<Interval, MovingSpans::kMax> shared;
+    int32_t size = 0;
+    for (int32_t i = 0; i < run.spans.size; ++i) {
+      const MovingInterval& span = run.spans.at[i];
+      add_some(span.begin.at, span.end.in_row(run.rows - 1),
+               run.unresolved == 0 ? nullptr : visible);
+      const Interval keys{span.begin.in_row(run.rows - 1), span.end.at};
+      if (!keys.empty()) {
+        shared[static_cast<size_t>(size++)] = keys;
+      }
+    }
+    if (shared_.size() == 1 && size == 1) {  // most often
+      shared_[0] = intersect(shared_[0], shared[0]);
+      if (shared_[0].empty()) {
+        shared_.clear();
+      }
+      return;
+    }
+    both_.clear();
+    auto keys = shared_.begin();
+    for (int32_t i = 0; i < size && keys != shared_.end();) {
+      const Interval& other = shared[static_cast<size_t>(i)];
+      const Interval common = intersect(*keys, other);
+      if (!common.empty()) {
+        both_.push_back(common);
+      }
+      if (keys->end < other.end) {
+        ++keys;
+      } else {
+        ++i;
+      }
+    }
+    std::swap(shared_, both_);
+  }
+
+  /// Keys that some row sees.
+  void add_some(int64_t begin, int64_t end, const VisibleKeys* visible) {
+    const int64_t size = task_.kv_block;
+    const auto add = [&](int64_t first, int64_t last) {
+      some_.push_back({static_cast<int32_t>(first), static_cast<int32_t>(last)});
+    };
+    if (visible == nullptr) {
+      add(begin / size, (end - 1) / size + 1);
+      return;
+    }
+    const int64_t first = (begin + size - 1) / size;  // of the whole blocks
+    const int64_t last = end / size;
+    if (first > last) {
+      if (visible->any_within(begin, end)) {
+        add(last, first);
+      }
+      return;
+    }
+    if (begin < first * size && visible->any_within(begin, first * size)) {
+      add(first - 1, first);
+    }
+    for_each_within(visible->some, first, last, add);
+    if (last * size < end && visible->any_within(last * size, end)) {
+      add(last, last + 1);
+    }
+  }
+
+  /// Counts the keys of each block that rows see, by evaluating each.
+  void evaluate(const RowRun& run, Query query, int64_t plane) {
+    counts_.resize(static_cast<size_t>(task_.kv_blocks()));
+    for (int64_t row = 0; row < run.rows; ++row) {
+      const RowSpans spans = run.row(row);
+      for (int32_t i = 0; i < spans.spans.size; ++i) {
+        const Interval span = spans.spans.at[i];
+        for (int64_t begin = span.begin; begin < span.end;) {
+          const int64_t end = std::min(begin + kColumnsAtOnce, span.end);
+          cpu_kernels().evaluate(task_, query, spans.unresolved, {begin, end}, values_.data());
+          for (int64_t key = begin; key < end;) {
+            const int64_t block = key / task_.kv_block;
+            const int64_t last = std::min((block + 1) * task_.kv_block, end);
+            const uint8_t* const values = values_.data();
+            counts_[static_cast<size_t>(block)] +=
+                std::accumulate(values + (key - begin), values + (last - begin), int64_t{0});
+            key = last;
+          }
+          begin = end;
+        }
+      }
+      query = task_.query(plane, std::min(query.row + 1, task_.q_length - 1));
+    }
+  }
+
+  /// Puts what was counted in `evaluated` of a block's `rows` rows to what is known of the others.
+  void take_counts(int64_t evaluated, int64_t rows) {
+    seen_.clear();
+    filled_.clear();
+    counts_.resize(static_cast<size_t>(task_.kv_blocks()));
+    for (int64_t block = 0; block < task_.kv_blocks(); ++block) {
+      int64_t& count = counts_[static_cast<size_t>(block)];
+      if (count > 0) {
+        append(seen_, block, block + 1);
+      }
+      if (count == evaluated * task_.kv_block) {
+        append(filled_, block, block + 1);
+      }
+      count = 0;
+    }
+    some_.insert(some_.end(), seen_.begin(), seen_.end());
+    std::swap(full_, partial_);
+    full_.clear();
+    if (rows == task_.q_block) {
+      for (const BlockSpan span : partial_) {
+        for_each_within(filled_, span.begin, span.end,
+                        [&](int64_t begin, int64_t end) { append(full_, begin, end); });
+      }
+    }
+    partial_.clear();
+  }
+
+  const BlockMaskTask& task_;
+  uint32_t of_keys_;
+  const std::vector<VisibleKeys>& visible_;  // for each batch row; none: nothing is padding
+  Blocks some_;                              // what any row sees, in any order
+  Blocks full_;
+  Blocks partial_;
+  std::vector<Interval> shared_;  // keys that all rows so far see but for padding
+  std::vector<Interval> both_;
+  Blocks seen_;
+  Blocks filled_;
+  std::vector<int64_t> counts_;
+  std::array<uint8_t, kColumnsAtOnce> values_;
+};
+
+/// Reads lines from states.
+class StateReader {
+ public:
+  explicit StateReader(const BlockMaskTask& task) : task_(task) {}
+
+  Line operator()(int64_t plane, int64_t block) {
+    const int64_t n = task_.kv_blocks();
+    const BlockState* const states = task_.states + (plane * task_.q_blocks() + block) * n;
+    partial_.clear();
+    full_.clear();
+    for (int64_t i = 0; i < n; ++i) {
+      if (states[i] == BlockState::kFull && task_.separate_full) {
+        append(full_, i, i + 1);
+      } else if (states[i] != BlockState::kEmpty) {
+        append(partial_, i, i + 1);
+      }
+    }
+    return {part_of(partial_), part_of(full_)};
+  }
+
+ private:
+  const BlockMaskTask& task_;
+  Blocks partial_;
+  Blocks full_;
+};
+
+std::vector<VisibleKeys> visible_keys(const BlockMaskTask& task, uint32_t of_keys) {
+  std::vector<VisibleKeys> visible;
+  for (int64_t batch = 0; of_keys != 0 && batch < task.batch_size; ++batch) {
+    visible.emplace_back(task, batch, of_keys);
+  }
+  return visible;
+}
+
+}  // namespace
+
+void for_each_line(const BlockMaskTask& task, const std::function<VisitLine()>& visitor) {
+  const int64_t rows = task.q_blocks();
+  // To find a line takes as long as writing a kilobyte or two.
+  const int64_t stored = task.kv[0].indices == nullptr ? 0 : task.kv_width;
+  const int64_t bytes_of_line = 2048 + 2 * stored * static_cast<int64_t>(sizeof(int32_t));
+  const auto run = [&](int64_t bytes, auto make_reader) {
+    parallel_for(task.planes() * rows, (bytes_of_line + bytes) / kBlockGrains,
+                 [&](int64_t begin, int64_t end) {
+                   auto reader = make_reader();
+                   const VisitLine visit = visitor();
+                   for (int64_t index = begin; index < end; ++index) {
+                     visit(index, reader(index / rows, index % rows));
+                   }
+                 });
+  };
+  if (task.states != nullptr) {
+    run(task.kv_blocks(), [&] { return StateReader(task); });
+    return;
+  }
+  const uint32_t of_keys = nodes_of_keys(task);
+  const std::vector<VisibleKeys> visible = visible_keys(task, of_keys);
+  const int64_t elements = needs_elements(task, of_keys) ? 4 * task.q_block * task.kv_length : 0;
+  run(elements, [&] { return LineFinder(task, of_keys, visible); });
+}
+
+}  // namespace attn_mask

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <functional>
+
+#include "cpu/blocks.h"
+#include "format/block_mask.h"
+
+namespace attn_mask {
+
+/// Most block masks take less time than a thread that is busy elsewhere takes to come: there must
+/// be some milliseconds for it to do.
+inline constexpr int64_t kBlockGrains = 64;
+
+/// Takes line `index`, counted through planes and blocks of queries; it is gone afterwards.
+using VisitLine = std::function<void(int64_t index, const Line& line)>;
+
+/// Finds every line, by the task's states where there are any, among threads: `visitor` makes what
+/// one thread visits lines with.
+void for_each_line(const BlockMaskTask& task, const std::function<VisitLine()>& visitor);
+
+}  // namespace attn_mask

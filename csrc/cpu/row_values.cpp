@@ -1,0 +1,106 @@
+#include "cpu/row_values.h"
+
+#include "cpu/isa.h"
+#include "cpu/store.h"
+#include "cpu/translate.h"
+#include "rule/spans.h"
+
+namespace attn_mask::ATTN_MASK_ISA {
+namespace {
+
+/// Which of `n` keys from `key` on bear the query's id; the table holds all of them, and it.
+void write_same_id(const Table& ids, const Query& query, int64_t key, int64_t n, uint8_t* out) {
+  const int64_t of_batch = query.batch * ids.batch_stride;
+  ids.numbers.visit([&](const auto* numbers) {
+    const auto id = numbers[of_batch + query.position * ids.stride];
+    const auto* of_key = numbers + of_batch + key * ids.stride;
+    if (ids.stride == 1) {
+      for (int64_t k = 0; k < n; ++k) {
+        out[k] = of_key[k] == id;
+      }
+    } else {
+      for (int64_t k = 0; k < n; ++k) {
+        out[k] = of_key[k * ids.stride] == id;
+      }
+    }
+  });
+}
+
+void write_leaf(const Question& question, const Query& query, int32_t index, Interval columns,
+                uint8_t* out) {
+  const Rule::Node& node = question.rule.nodes[index];
+  const RowSpans row = leaf_spans(question.rule, index, query, question.kv_positions, columns);
+  const bool plain = node.step_begin == node.step_end && !question.kv_positions.listed;
+  const int64_t shift = plain ? question.kv_positions.at(query.batch, 0) : 0;
+  int64_t written = columns.begin;
+  for (int32_t i = 0; i < row.spans.size; ++i) {
+    const Interval span = row.spans.at[i];
+    uint8_t* const first = out + (span.begin - columns.begin);
+    const int64_t n = span.end - span.begin;
+    fill<uint8_t>(out + (written - columns.begin), span.begin - written, 0);
+    written = span.end;
+    if (row.unresolved == 0) {
+      fill<uint8_t>(first, n, 1);
+    } else if (plain && node.kind == Rule::Kind::kPadding) {
+      const int64_t key = span.begin + (node.padding.by_column ? 0 : shift);
+      translate<uint8_t>(node.padding, query, key, n, 1, 0, first);
+    } else if (plain && node.kind == Rule::Kind::kSameId) {
+      write_same_id(node.same_id.ids, query, span.begin + shift, n, first);
+    } else {
+      for (int64_t k = 0; k < n; ++k) {
+        first[k] =
+            leaf_attends(question.rule, node, query, question.key(query.batch, span.begin + k));
+      }
+    }
+  }
+  fill<uint8_t>(out + (written - columns.begin), columns.end - written, 0);
+}
+
+}  // namespace
+
+const uint8_t* RowValues::of_subtree(const Question& question, const Query& query, int32_t last,
+                                     Interval columns) {
+  const int64_t n = columns.end - columns.begin;
+  int32_t waiting = 0;
+  for (int32_t i = question.rule.nodes[last].first; i <= last; ++i) {
+    const Rule::Kind kind = question.rule.nodes[i].kind;
+    if (kind != Rule::Kind::kAnd && kind != Rule::Kind::kOr) {
+      write_leaf(question, query, i, columns, stack_[waiting++]);
+      continue;
+    }
+    const uint8_t* right = stack_[--waiting];
+    uint8_t* left = stack_[waiting - 1];
+    if (kind == Rule::Kind::kAnd) {
+      for (int64_t k = 0; k < n; ++k) {
+        left[k] &= right[k];
+      }
+    } else {
+      for (int64_t k = 0; k < n; ++k) {
+        left[k] |= right[k];
+      }
+    }
+  }
+  return stack_[0];
+}
+
+void RowValues::of_nodes(const Question& question, const Query& query, uint32_t nodes,
+                         Interval columns, uint8_t* out) {
+  const int64_t n = columns.end - columns.begin;
+  fill<uint8_t>(out, n, 1);
+  for (int32_t node = 0; node < question.rule.size; ++node) {
+    if (((nodes >> node) & 1U) != 0) {
+      const uint8_t* const of_node = of_subtree(question, query, node, columns);
+      for (int64_t k = 0; k < n; ++k) {
+        out[k] &= of_node[k];
+      }
+    }
+  }
+}
+
+void evaluate(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+              uint8_t* out) {
+  RowValues values;
+  values.of_nodes(question, query, nodes, columns, out);
+}
+
+}  // namespace attn_mask::ATTN_MASK_ISA
