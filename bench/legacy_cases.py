@@ -105,6 +105,8 @@ class Case:
         names["ops"] = torch.ops.attn_mask
         if side == UPSTREAM:  # every function of that file warns that it is deprecated
             warnings.filterwarnings("ignore", category=FutureWarning)
+        else:
+            names["rules"] = importlib.import_module(f"{side}.rules")
         if side == UPSTREAM and self.compiles:
             names["compiled"] = torch.compile(getattr(names["utils"], self.compiles))
         return (
@@ -277,7 +279,8 @@ def out_cases(dtypes: tuple[torch.dtype, ...]) -> list[Case]:
         for dtype in dtypes
     ]
     sdpa = "masking.sdpa_mask(batch, q, kv, attention_mask=mask.bool(), allow_is_causal_skip=False)"
-    rule = "ops.boolean.out([8, 2, 1, 5, 0], [mask], batch, q, kv, out=out)"
+    rule = "*(rules.causal() & rules.padding(mask)).encode()"
+    rule = f"ops.boolean.out({rule}, batch, q, kv, out=out)"
     call, sizes = f"({rule}, out)[1]", (4, 2048, 2048)
     boolean = Case("boolean, causal & padding, out", "out", call, torch.bool, *sizes)
     return [*cases, replace(boolean, upstream_call=sdpa, yardstick=FILL, at_least=25.0)]

@@ -1,4 +1,4 @@
-// Every schema on one page, and what is registered for each dispatch key.
+// What is registered for each dispatch key, of the operators in ops/table.h.
 
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -6,12 +6,15 @@
 #include <c10/core/TensorOptions.h>
 #include <torch/library.h>
 
+#include <string>
 #include <string_view>
-#include <type_traits>
+#include <vector>
 
+#include "ops/call.h"
 #include "ops/checks.h"
-#include "ops/operators.h"
+#include "ops/forms.h"
 #include "ops/register.h"
+#include "ops/table.h"
 
 namespace attn_mask {
 namespace {
@@ -25,88 +28,29 @@ std::string short_name(const c10::OperatorHandle& op) {
   return name.substr(name.find("::") + 2);
 }
 
-/// An operator that writes a mask has two schemas: into a new tensor, and `.out`, where `out` may
-/// leave the dtype untold. In `arguments`, `*` stands before those that are given by name.
-void define_mask(torch::Library& m, const std::string& name, const std::string& arguments,
-                 bool has_dtype, const std::string& result) {
-  const size_t star = arguments.find('*');
-  const std::string by_place = arguments.substr(0, star) + "*, ";
-  std::string by_name = arguments.substr(star + 1);
-  by_name += by_name.empty() ? "" : ", ";
-  const std::string fresh =
-      by_place + (has_dtype ? "ScalarType dtype, " : "") + by_name + "SymInt stride_multiple=1";
-  const std::string given =
-      by_place + (has_dtype ? "ScalarType? dtype=None, " : "") + by_name + "Tensor(a!) out";
-  m.def((name + "(" + fresh + ") -> " + result).c_str());
-  m.def((name + ".out(" + given + ") -> ()").c_str());
+template <typename Operator>
+concept Differentiable = requires { Operator::autograd; };
+
+/// The schema of the form with `out`, which may leave the dtype to it.
+std::string out_schema(std::string schema) {
+  const auto replace = [&](std::string_view part, std::string_view by) {
+    if (const size_t at = schema.find(part); at != std::string::npos) {
+      schema.replace(at, part.size(), by);
+    }
+  };
+  replace("(", ".out(");
+  replace("ScalarType dtype", "ScalarType? dtype=None");
+  replace("SymInt stride_multiple=1", "Tensor(a!) out");
+  return schema.substr(0, schema.find("->")) + "-> ()";
 }
 
 TORCH_LIBRARY(attn_mask, m) {
-  constexpr bool kDtype = true;
-  define_mask(m, "to_causal_4d",
-              "SymInt batch_size, SymInt query_length, SymInt key_value_length, "
-              "*Device? device=None, SymInt? sliding_window=None",
-              kDtype, "Tensor?");
-  define_mask(m, "to_4d",
-              "Tensor attention_mask_2d, SymInt query_length, "
-              "*SymInt? key_value_length=None, bool is_causal=True, SymInt? sliding_window=None, "
-              "bool unmask_unattended=False",
-              kDtype, "Tensor");
-  define_mask(m, "_make_causal_mask",
-              "SymInt[] input_ids_shape, SymInt past_key_values_length=0, "
-              "SymInt? sliding_window=None, *Device? device=None",
-              kDtype, "Tensor");
-  define_mask(m, "_expand_mask", "Tensor mask, SymInt? tgt_len=None, *", kDtype, "Tensor");
-  define_mask(m, "_unmask_unattended", "Tensor expanded_mask, Scalar min_dtype, *", !kDtype,
-              "Tensor");
-  define_mask(m, "_prepare_4d_causal_attention_mask",
-              "Tensor? attention_mask, SymInt[] input_shape, Tensor inputs_embeds, "
-              "SymInt past_key_values_length, SymInt? sliding_window=None, *",
-              !kDtype, "Tensor?");
-  define_mask(m, "_prepare_4d_causal_attention_mask_for_sdpa",
-              "Tensor? attention_mask, SymInt[] input_shape, Tensor inputs_embeds, "
-              "SymInt past_key_values_length, SymInt? sliding_window=None, *bool allow_skip=True, "
-              "bool? unmask_unattended=None",
-              !kDtype, "Tensor?");
-  define_mask(m, "_prepare_4d_attention_mask", "Tensor mask, SymInt? tgt_len=None, *", kDtype,
-              "Tensor");
-  define_mask(m, "_prepare_4d_attention_mask_for_sdpa",
-              "Tensor mask, SymInt? tgt_len=None, *bool allow_skip=True", kDtype, "Tensor?");
-  define_mask(m, "_create_4d_causal_attention_mask",
-              "SymInt[] input_shape, SymInt past_key_values_length=0, SymInt? sliding_window=None, "
-              "*Device? device=None",
-              kDtype, "Tensor?");
-  // Any rule: ops/rule_program.h says how `rule` spells it.
-  define_mask(m, "boolean",
-              "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
-              "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
-              "Tensor? q_positions=None, Tensor? kv_positions=None, Device? device=None, "
-              "bool unmask_unattended=False",
-              !kDtype, "Tensor");
-  define_mask(m, "additive",
-              "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt q_length, "
-              "SymInt kv_length, *SymInt q_offset=0, SymInt kv_offset=0, "
-              "Tensor? q_positions=None, Tensor? kv_positions=None, Tensor? bias=None, "
-              "Device? device=None, bool unmask_unattended=False, Scalar? masked_value=None",
-              kDtype, "Tensor");
-  // Any rule, block by block.
-  const std::string of_blocks =
-      "SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt heads, SymInt q_length, "
-      "SymInt kv_length, SymInt q_block_size, SymInt kv_block_size, *, SymInt q_offset=0, "
-      "SymInt kv_offset=0, Tensor? q_positions=None, Tensor? kv_positions=None, "
-      "Device? device=None";
-  m.def(("block_mask(" + of_blocks +
-         ", bool separate_full_blocks=True, SymInt? kv_width=None, SymInt? q_width=None) -> "
-         "Tensor[]")
-            .c_str());
-  m.def(("_block_states(" + of_blocks + ") -> Tensor").c_str());
-  // What wait for the device to look at values.
-  m.def(("_block_mask_widths(" + of_blocks + ", bool separate_full_blocks=True) -> int[]").c_str());
-  m.def(
-      "_ignore_causal_mask_sdpa(Tensor? attention_mask, Tensor inputs_embeds, "
-      "SymInt past_key_values_length, SymInt? sliding_window=None, bool is_training=False) -> "
-      "bool");
-  m.def("_is_all_visible(Tensor mask) -> bool");
+  ops::Operators::for_each([&]<typename Operator>() {
+    m.def(Operator::kText);
+    if constexpr (Operator::kWritesMask) {
+      m.def(out_schema(Operator::kText).c_str());
+    }
+  });
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, CPU, m) { ops::register_all(m); }
@@ -143,18 +87,17 @@ void take_device(T&, std::optional<at::Device>*&) {}
 
 /// Operators that may be called without a tensor come here first: the key is then that of the
 /// device asked for. (Typed, since boxing the arguments would cost as much as a small mask.)
-template <auto Function>
+template <typename Operator, typename Call = typename Operator::Call>
 struct BySelectedDevice;
 
-template <typename Result, typename... Args, Result (*Function)(Args...)>
-struct BySelectedDevice<Function> {
-  static inline std::optional<c10::TypedOperatorHandle<Result(Args...)>> op;
-
+template <typename Operator, typename Result, typename... Args>
+struct BySelectedDevice<Operator, Result(Args...)> {
   static Result call(c10::DispatchKeySet keys, Args... args) {
+    static const auto op = ops::find<Operator>();
     if ((holds_tensor(args) || ...)) {
-      return op->redispatch(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
-                                                       c10::DispatchKey::BackendSelect),
-                            std::forward<Args>(args)...);
+      return op.redispatch(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
+                                                      c10::DispatchKey::BackendSelect),
+                           std::forward<Args>(args)...);
     }
     std::optional<at::Device>* device = nullptr;
     (take_device(args, device), ...);
@@ -168,23 +111,14 @@ struct BySelectedDevice<Function> {
       key = c10::computeDispatchKey(std::nullopt, std::nullopt, **device);
     }
     // Devices other than those named have the kernels that the Python package registers.
-    if (!op->hasKernelForDispatchKey(key)) {
-      TORCH_CHECK_NOT_IMPLEMENTED(key == c10::DispatchKey::CUDA, short_name(*op),
+    if (!op.hasKernelForDispatchKey(key)) {
+      TORCH_CHECK_NOT_IMPLEMENTED(key == c10::DispatchKey::CUDA, Operator::kName,
                                   ": expected device to be cpu, cuda or meta, but got ", **device);
-      TORCH_CHECK_NOT_IMPLEMENTED(false, short_name(*op), kNoCudaKernels, **device);
+      TORCH_CHECK_NOT_IMPLEMENTED(false, Operator::kName, kNoCudaKernels, **device);
     }
-    return op->redispatch(c10::DispatchKeySet(key), std::forward<Args>(args)...);
+    return op.redispatch(c10::DispatchKeySet(key), std::forward<Args>(args)...);
   }
 };
-
-template <auto Function>
-void select_by_device(torch::Library& m, const char* name) {
-  using Select = BySelectedDevice<Function>;
-  Select::op = c10::Dispatcher::singleton()
-                   .findSchemaOrThrow((std::string("attn_mask::") + name).c_str(), "")
-                   .template typed<std::remove_pointer_t<decltype(Function)>>();
-  m.impl(name, &Select::call);
-}
 
 /// Whatever no other key takes: layouts and devices without a kernel.
 void unsupported(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
@@ -217,14 +151,11 @@ void without_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, BackendSelect, m) {
-  select_by_device<&ops::to_causal_4d>(m, "to_causal_4d");
-  select_by_device<&ops::make_causal_mask>(m, "_make_causal_mask");
-  select_by_device<&ops::create_4d_causal_attention_mask>(m, "_create_4d_causal_attention_mask");
-  select_by_device<&ops::boolean>(m, "boolean");
-  select_by_device<&ops::additive>(m, "additive");
-  select_by_device<&ops::block_mask>(m, "block_mask");
-  select_by_device<&ops::block_states>(m, "_block_states");
-  select_by_device<&ops::block_mask_widths>(m, "_block_mask_widths");
+  ops::Operators::for_each([&]<typename Operator>() {
+    if constexpr (Operator::kIsFactory) {
+      m.impl(Operator::kName, &BySelectedDevice<Operator>::call);
+    }
+  });
 }
 
 /// Views that are stored as their own negatives or conjugates: inputs are put right first, as for
@@ -256,75 +187,53 @@ void resolve_inputs(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
       stack);
 }
 
-// Those that may be called with a tensor.
-constexpr const char* kOnTensors[] = {"to_causal_4d.out",
-                                      "to_4d",
-                                      "to_4d.out",
-                                      "_make_causal_mask.out",
-                                      "_expand_mask",
-                                      "_expand_mask.out",
-                                      "_unmask_unattended",
-                                      "_unmask_unattended.out",
-                                      "_ignore_causal_mask_sdpa",
-                                      "_is_all_visible",
-                                      "_prepare_4d_causal_attention_mask",
-                                      "_prepare_4d_causal_attention_mask.out",
-                                      "_prepare_4d_causal_attention_mask_for_sdpa",
-                                      "_prepare_4d_causal_attention_mask_for_sdpa.out",
-                                      "_prepare_4d_attention_mask",
-                                      "_prepare_4d_attention_mask.out",
-                                      "_prepare_4d_attention_mask_for_sdpa",
-                                      "_prepare_4d_attention_mask_for_sdpa.out",
-                                      "_create_4d_causal_attention_mask.out",
-                                      "boolean",
-                                      "boolean.out",
-                                      "additive",
-                                      "additive.out",
-                                      "block_mask",
-                                      "_block_states",
-                                      "_block_mask_widths"};
+/// For forms that may be called with a tensor: a boxed kernel, or none.
+using MakeKernel = torch::CppFunction();
 
-bool is_differentiable(std::string_view name) {
-  return name == "_unmask_unattended" || name == "additive";
+template <auto Kernel>
+torch::CppFunction boxed() {
+  return torch::CppFunction::makeFromBoxedFunction<Kernel>();
+}
+
+void register_out(torch::Library& m, MakeKernel* kernel) {
+  ops::Operators::for_each([&]<typename Operator>() {
+    if constexpr (Operator::kWritesMask) {
+      m.impl((std::string(Operator::kName) + ".out").c_str(), kernel());
+    }
+  });
+}
+
+void register_on_tensors(torch::Library& m, MakeKernel* kernel, bool differentiable_too) {
+  ops::Operators::for_each([&]<typename Operator>() {
+    if (Operator::kTakesTensors && (differentiable_too || !Differentiable<Operator>)) {
+      m.impl(Operator::kName, kernel());
+    }
+  });
+  register_out(m, kernel);
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
-  for (const char* name : kOnTensors) {
-    if (!is_differentiable(name)) {
-      m.impl(name, torch::CppFunction::makeFromBoxedFunction<&without_gradient>());
+  register_on_tensors(m, &boxed<&without_gradient>, /*differentiable_too=*/false);
+  ops::Operators::for_each([&]<typename Operator>() {
+    if constexpr (Differentiable<Operator>) {
+      m.impl(Operator::kName, &Operator::autograd);
     }
-  }
-  m.impl("_unmask_unattended", &ops::unmask_unattended_autograd);
-  m.impl("additive", &ops::additive_autograd);
+  });
 }
 
-void register_resolving(torch::Library& m) {
-  for (const std::string_view name : kOnTensors) {
-    if (name.ends_with(".out")) {
-      m.impl(name.data(), torch::CppFunction::makeFromBoxedFunction<&resolve_inputs>());
-    }
-  }
-}
-
-TORCH_LIBRARY_IMPL(attn_mask, Negative, m) { register_resolving(m); }
-TORCH_LIBRARY_IMPL(attn_mask, Conjugate, m) { register_resolving(m); }
+TORCH_LIBRARY_IMPL(attn_mask, Negative, m) { register_out(m, &boxed<&resolve_inputs>); }
+TORCH_LIBRARY_IMPL(attn_mask, Conjugate, m) { register_out(m, &boxed<&resolve_inputs>); }
 
 // Kernels for these record nothing, so that nothing needs to be done before them.
 void fall_through(torch::Library& m) {
-  for (const char* name : kOnTensors) {
-    if (!is_differentiable(name)) {
-      m.impl(name, torch::CppFunction::makeFallthrough());
-    }
-  }
+  register_on_tensors(m, &torch::CppFunction::makeFallthrough, /*differentiable_too=*/false);
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, AutogradCPU, m) { fall_through(m); }
 TORCH_LIBRARY_IMPL(attn_mask, AutogradCUDA, m) { fall_through(m); }
 
 void register_unsupported(torch::Library& m) {
-  for (const char* name : kOnTensors) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&unsupported>());
-  }
+  register_on_tensors(m, &boxed<&unsupported>, /*differentiable_too=*/true);
 }
 
 TORCH_LIBRARY_IMPL(attn_mask, CompositeExplicitAutograd, m) { register_unsupported(m); }
@@ -332,4 +241,16 @@ TORCH_LIBRARY_IMPL(attn_mask, NestedTensorCPU, m) { register_unsupported(m); }
 TORCH_LIBRARY_IMPL(attn_mask, NestedTensorCUDA, m) { register_unsupported(m); }
 
 }  // namespace
+
+void ops::register_all(torch::Library& m) {
+  Operators::for_each([&]<typename Operator>() {
+    if constexpr (Operator::kWritesMask) {
+      m.impl(Operator::kName, &Forms<Operator>::fresh);
+      m.impl((std::string(Operator::kName) + ".out").c_str(), &Forms<Operator>::out);
+    } else {
+      m.impl(Operator::kName, &Operator::run);
+    }
+  });
+}
+
 }  // namespace attn_mask

@@ -3,9 +3,11 @@
     python scripts/hash_upstream.py
 
 Fetches transformers' masking_utils.py of each release (some 70 wheels of 10 MB the first time; they
-are kept in tests/support/oracle_loader.py's folder) and writes python/attn_mask/_upstream_known.py.
+are kept in tests/support/oracle_loader.py's folder) and writes
+python/attn_mask/_upstream/known.json.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,35 +16,26 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
-from attn_mask._upstream_source import Source, hashes  # noqa: E402
+from attn_mask._upstream.source import Source, hashes  # noqa: E402
 from find_releases import released  # noqa: E402
 from oracle_loader import fetch  # noqa: E402
 
 FIRST = Version("4.53.0")
-TABLE = ROOT / "python" / "attn_mask" / "_upstream_known.py"
+TABLE = ROOT / "python" / "attn_mask" / "_upstream" / "known.json"
 
 
 def main() -> None:
-    known: dict[tuple[str, str], Version] = {}
+    # By name and hash: the first release that has this function.
+    known: dict[str, dict[str, str]] = {}
     for version in released():
         if version < FIRST:
             continue
         source = Source(Path(fetch(str(version)), "masking_utils.py").read_text())
         for name, digest in hashes(source).items():
-            known.setdefault((name, digest), version)
-    lines = [
-        '"""Hashes of transformers\' mask functions, written by scripts/hash_upstream.py."""',
-        "",
-        "# By name and hash: the first release that has this function.",
-        "KNOWN: dict[tuple[str, str], str] = {",
-        *(
-            f'    ("{name}", "{digest}"): "{version}",'
-            for (name, digest), version in sorted(known.items(), key=lambda i: (i[0][0], i[1]))
-        ),
-        "}",
-    ]
-    TABLE.write_text("\n".join(lines) + "\n")
-    print(f"{len(known)} hashes: {TABLE}")
+            known.setdefault(name, {}).setdefault(digest, str(version))
+    by_name = {name: known[name] for name in sorted(known)}
+    TABLE.write_text(json.dumps(by_name, indent=2) + "\n")
+    print(f"{sum(map(len, known.values()))} hashes: {TABLE}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ constexpr int64_t kBatch = 4;
 constexpr int64_t kLength = 2048;
 
 /// What is counted.
-__attribute__((noinline)) void count_me(const MaskTask& task) {
-  test::emulate_write_mask<uint16_t>(task);
+__attribute__((noinline)) void count_me(const MaskParams& params) {
+  test::emulate_write_mask<uint16_t>(params);
 }
 
 }  // namespace
@@ -56,16 +56,16 @@ int main(int arguments, char** values) {
     return arguments == 1 ? 0 : 2;
   }
   std::vector<Pack> out(kBatch * kLength * kLength / kPackSize<uint16_t>);
-  MaskTask task{};
-  task.rule = found->second;
-  task.batch_size = kBatch;
-  task.heads = 1;
-  task.q_length = task.kv_length = kLength;
-  task.format = kAdditiveBFloat16;
-  task.out = out.data();
-  test::set_contiguous(task);
-  const test::DevicePrepared prepared(task, 256);
-  count_me(prepared.task);
+  MaskParams params{};
+  params.rule = found->second;
+  params.batch_size = kBatch;
+  params.heads = 1;
+  params.q_length = params.kv_length = kLength;
+  params.format = kAdditiveBFloat16;
+  params.out = out.data();
+  test::set_contiguous(params);
+  const test::DevicePrepared prepared(params, 256);
+  count_me(prepared.params);
   std::printf("%zu\n", out.size());
   return 0;
 }

@@ -13,12 +13,13 @@
 
 #include "ops/call.h"
 #include "ops/checks.h"
-#include "ops/rule_program.h"
+#include "ops/table.h"
 #include "rule/limits.h"
+#include "rule/program.h"
 
 namespace attn_mask {
 
-/// A rule as operators take it (see rule_program.h). Room for most rules, since models make them in
+/// A rule as operators take it (see rule/program.h). Room for most rules, since models make them in
 /// each step.
 struct MaskRule::Encoded {
   c10::SmallVector<c10::SymInt, 16> code;
@@ -160,12 +161,11 @@ MaskRule sliding_window(int64_t size) {
 }
 
 MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
-  constexpr int64_t kOpenSide = -1;
   if (!left && !right) {
     return bidirectional();
   }
-  const int64_t first = left ? std::min(*left, kOpen) : kOpenSide;
-  const int64_t last = right ? std::min(*right, kOpen) : kOpenSide;
+  const int64_t first = left ? std::min(*left, kOpen) : kAbsent;
+  const int64_t last = right ? std::min(*right, kOpen) : kAbsent;
   for (const auto& [name, side] : {std::pair("left", left), std::pair("right", right)}) {
     TORCH_CHECK_VALUE(!side || *side > -kFar, "window: expected ", name,
                       " to be more than -2^59, or nothing for an open side, but got ", *side);
@@ -179,12 +179,12 @@ MaskRule window(std::optional<int64_t> left, std::optional<int64_t> right) {
   if (left && right && (is_after || is_before)) {
     return window(left, std::nullopt) & window(std::nullopt, right);
   }
-  // -1 would be an open side.
+  // It would be taken for an open side.
   if (is_after) {
-    return shift(window_leaf(0, kOpenSide), -first, 0);
+    return shift(window_leaf(0, kAbsent), -first, 0);
   }
   if (is_before) {
-    return shift(window_leaf(kOpenSide, 0), last, 0);
+    return shift(window_leaf(kAbsent, 0), last, 0);
   }
   return window_leaf(first, last);
 }
@@ -203,7 +203,7 @@ MaskRule chunked(int64_t size, const std::optional<at::Tensor>& left_padding) {
   if (left_padding) {
     append(encoded, *left_padding);
   } else {
-    encoded.code.emplace_back(-1);
+    encoded.code.emplace_back(kAbsent);
   }
   return Encoded::rule(std::move(encoded));
 }
@@ -254,31 +254,31 @@ at::Tensor additive(const MaskRule& rule, int64_t batch_size, int64_t q_length, 
   const Encoded& encoded = Encoded::of(rule);
   const auto masked_value =
       options.masked_value ? std::optional<c10::Scalar>(*options.masked_value) : std::nullopt;
-  return call::additive(encoded.code, encoded.operands, batch_size, q_length, kv_length,
-                        options.dtype, options.q_offset, options.kv_offset, options.q_positions,
-                        options.kv_positions, options.bias, options.device,
-                        options.unmask_unattended, masked_value, options.stride_multiple);
+  return ops::call<ops::Additive>(
+      encoded.code, encoded.operands, batch_size, q_length, kv_length, options.dtype,
+      options.q_offset, options.kv_offset, options.q_positions, options.kv_positions, options.bias,
+      options.device, options.unmask_unattended, masked_value, options.stride_multiple);
 }
 
 at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
                    const BooleanOptions& options) {
   check_positions("boolean", options);
   const Encoded& encoded = Encoded::of(rule);
-  return call::boolean(encoded.code, encoded.operands, batch_size, q_length, kv_length,
-                       options.q_offset, options.kv_offset, options.q_positions,
-                       options.kv_positions, options.device, options.unmask_unattended,
-                       options.stride_multiple);
+  return ops::call<ops::Boolean>(encoded.code, encoded.operands, batch_size, q_length, kv_length,
+                                 options.q_offset, options.kv_offset, options.q_positions,
+                                 options.kv_positions, options.device, options.unmask_unattended,
+                                 options.stride_multiple);
 }
 
 BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
                      const BlockMaskOptions& options) {
   check_positions("block_mask", options);
   const Encoded& encoded = Encoded::of(rule);
-  const std::vector<at::Tensor> tensors =
-      call::block_mask(encoded.code, encoded.operands, batch_size, options.heads, q_length,
-                       kv_length, options.q_block_size, options.kv_block_size, options.q_offset,
-                       options.kv_offset, options.q_positions, options.kv_positions, options.device,
-                       /*separate_full_blocks=*/true, std::nullopt, std::nullopt);
+  const std::vector<at::Tensor> tensors = ops::call<ops::BlockMask>(
+      encoded.code, encoded.operands, batch_size, options.heads, q_length, kv_length,
+      options.q_block_size, options.kv_block_size, options.q_offset, options.kv_offset,
+      options.q_positions, options.kv_positions, options.device,
+      /*separate_full_blocks=*/true, std::nullopt, std::nullopt);
   return {tensors[0], tensors[1], tensors[2], tensors[3],           tensors[4],
           tensors[5], tensors[6], tensors[7], options.q_block_size, options.kv_block_size};
 }

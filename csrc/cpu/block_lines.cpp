@@ -17,17 +17,17 @@ struct VisibleKeys {
   Blocks some;                 // blocks in which it shows any
   Blocks all;                  // blocks in which it shows all
 
-  VisibleKeys(const BlockMaskTask& task, int64_t batch, uint32_t nodes) {
-    const Query query = task.query(batch * task.heads, 0);
+  VisibleKeys(const BlockMaskParams& params, int64_t batch, uint32_t nodes) {
+    const Query query = params.query(batch * params.heads, 0);
     std::array<uint8_t, kColumnsAtOnce> shown;
     // Padding may be short beside the mask.
-    const int64_t shift = task.kv_positions.at(batch, 0);
-    const Interval positions = Hull(task.rule).known;
+    const int64_t shift = params.kv_positions.at(batch, 0);
+    const Interval positions = Hull(params.rule).known;
     const Interval known =
-        intersect({positions.begin - shift, positions.end - shift}, {0, task.kv_length});
+        intersect({positions.begin - shift, positions.end - shift}, {0, params.kv_length});
     for (int64_t begin = known.begin; begin < known.end; begin += kColumnsAtOnce) {
       const int64_t n = std::min(kColumnsAtOnce, known.end - begin);
-      cpu_kernels().evaluate(task, query, nodes, {begin, begin + n}, shown.data());
+      cpu_kernels().evaluate(params, query, nodes, {begin, begin + n}, shown.data());
       for (int64_t key = 0; key < n;) {
         const auto* const change = static_cast<const uint8_t*>(
             std::memchr(shown.data() + key, shown[static_cast<size_t>(key)] == 0 ? 1 : 0,
@@ -40,8 +40,8 @@ struct VisibleKeys {
       }
     }
     for (const Interval run : runs) {
-      append(some, run.begin / task.kv_block, (run.end - 1) / task.kv_block + 1);
-      append(all, (run.begin + task.kv_block - 1) / task.kv_block, run.end / task.kv_block);
+      append(some, run.begin / params.kv_block, (run.end - 1) / params.kv_block + 1);
+      append(all, (run.begin + params.kv_block - 1) / params.kv_block, run.end / params.kv_block);
     }
   }
 
@@ -63,49 +63,49 @@ struct VisibleKeys {
 
 /// Padding that is the same for all queries of a batch row, and that nothing is shown against: what
 /// it leaves of a block can be told from the block's keys.
-uint32_t nodes_of_keys(const BlockMaskTask& task) {
+uint32_t nodes_of_keys(const BlockMaskParams& params) {
   uint32_t nodes = 0;
-  for (int32_t i = 0; i < task.rule.size; ++i) {
-    const Rule::Node& node = task.rule.nodes[i];
+  for (int32_t i = 0; i < params.rule.size; ++i) {
+    const Rule::Node& node = params.rule.nodes[i];
     if (node.kind == Rule::Kind::kPadding && node.conjunct && node.step_begin == node.step_end &&
         node.padding.is_of_keys()) {
       nodes |= uint32_t{1} << i;
     }
   }
-  return task.kv_positions.listed ? 0 : nodes;
+  return params.kv_positions.listed ? 0 : nodes;
 }
 
 /// Whether keys have to be evaluated one by one, as seen from a row in the middle.
-bool needs_elements(const BlockMaskTask& task, uint32_t of_keys) {
+bool needs_elements(const BlockMaskParams& params, uint32_t of_keys) {
   const RowSpans spans =
-      row_spans(task.rule, task.query(0, task.q_length / 2), task.kv_positions, task.kv_length);
+      row_spans(params.rule, params.query(0, params.q_length / 2), params.kv_positions, params.kv_length);
   return (spans.unresolved & ~of_keys) != 0;
 }
 
 /// Finds lines straight from the rule.
 class LineFinder {
  public:
-  LineFinder(const BlockMaskTask& task, uint32_t of_keys, const std::vector<VisibleKeys>& visible)
-      : task_(task), of_keys_(of_keys), visible_(visible) {}
+  LineFinder(const BlockMaskParams& params, uint32_t of_keys, const std::vector<VisibleKeys>& visible)
+      : params_(params), of_keys_(of_keys), visible_(visible) {}
 
   /// Valid until the next call.
   Line operator()(int64_t plane, int64_t block) {
-    const Interval rows = task_.rows_of(block);
+    const Interval rows = params_.rows_of(block);
     const int64_t n = rows.end - rows.begin;
     const VisibleKeys* visible =
-        visible_.empty() ? nullptr : &visible_[static_cast<size_t>(plane / task_.heads)];
+        visible_.empty() ? nullptr : &visible_[static_cast<size_t>(plane / params_.heads)];
     some_.clear();
     full_.clear();
     partial_.clear();
     shared_.clear();
-    if (n == task_.q_block && task_.kv_length > 0) {
-      shared_.push_back({0, task_.kv_length});
+    if (n == params_.q_block && params_.kv_length > 0) {
+      shared_.push_back({0, params_.kv_length});
     }
     int64_t evaluated = 0;
     for (int64_t row = rows.begin; row < rows.end;) {
-      const Query query = task_.query(plane, row);
-      const RowRun run = row_run(task_.rule, query, task_.q_positions, task_.kv_positions,
-                                 task_.kv_length, rows.end - row);
+      const Query query = params_.query(plane, row);
+      const RowRun run = row_run(params_.rule, query, params_.q_positions, params_.kv_positions,
+                                 params_.kv_length, rows.end - row);
       if ((run.unresolved & ~of_keys_) == 0) {
         add(run, visible);
       } else {
@@ -115,8 +115,8 @@ class LineFinder {
       row += run.rows;
     }
     for (const Interval keys : shared_) {
-      const int64_t begin = (keys.begin + task_.kv_block - 1) / task_.kv_block;
-      const int64_t end = keys.end / task_.kv_block;
+      const int64_t begin = (keys.begin + params_.kv_block - 1) / params_.kv_block;
+      const int64_t end = keys.end / params_.kv_block;
       if (visible == nullptr) {
         append(full_, begin, end);
       } else {
@@ -128,7 +128,7 @@ class LineFinder {
       take_counts(evaluated, n);
     }
     normalize(some_);
-    if (!task_.separate_full) {
+    if (!params_.separate_full) {
       return {part_of(some_), {}};
     }
     for_each_beyond(part_of(some_), part_of(full_),
@@ -178,7 +178,7 @@ class LineFinder {
 
   /// Keys that some row sees.
   void add_some(int64_t begin, int64_t end, const VisibleKeys* visible) {
-    const int64_t size = task_.kv_block;
+    const int64_t size = params_.kv_block;
     const auto add = [&](int64_t first, int64_t last) {
       some_.push_back({static_cast<int32_t>(first), static_cast<int32_t>(last)});
     };
@@ -205,17 +205,17 @@ class LineFinder {
 
   /// Counts the keys of each block that rows see, by evaluating each.
   void evaluate(const RowRun& run, Query query, int64_t plane) {
-    counts_.resize(static_cast<size_t>(task_.kv_blocks()));
+    counts_.resize(static_cast<size_t>(params_.kv_blocks()));
     for (int64_t row = 0; row < run.rows; ++row) {
       const RowSpans spans = run.row(row);
       for (int32_t i = 0; i < spans.spans.size; ++i) {
         const Interval span = spans.spans.at[i];
         for (int64_t begin = span.begin; begin < span.end;) {
           const int64_t end = std::min(begin + kColumnsAtOnce, span.end);
-          cpu_kernels().evaluate(task_, query, spans.unresolved, {begin, end}, values_.data());
+          cpu_kernels().evaluate(params_, query, spans.unresolved, {begin, end}, values_.data());
           for (int64_t key = begin; key < end;) {
-            const int64_t block = key / task_.kv_block;
-            const int64_t last = std::min((block + 1) * task_.kv_block, end);
+            const int64_t block = key / params_.kv_block;
+            const int64_t last = std::min((block + 1) * params_.kv_block, end);
             const uint8_t* const values = values_.data();
             counts_[static_cast<size_t>(block)] +=
                 std::accumulate(values + (key - begin), values + (last - begin), int64_t{0});
@@ -224,7 +224,7 @@ class LineFinder {
           begin = end;
         }
       }
-      query = task_.query(plane, std::min(query.row + 1, task_.q_length - 1));
+      query = params_.query(plane, std::min(query.row + 1, params_.q_length - 1));
     }
   }
 
@@ -232,13 +232,13 @@ class LineFinder {
   void take_counts(int64_t evaluated, int64_t rows) {
     seen_.clear();
     filled_.clear();
-    counts_.resize(static_cast<size_t>(task_.kv_blocks()));
-    for (int64_t block = 0; block < task_.kv_blocks(); ++block) {
+    counts_.resize(static_cast<size_t>(params_.kv_blocks()));
+    for (int64_t block = 0; block < params_.kv_blocks(); ++block) {
       int64_t& count = counts_[static_cast<size_t>(block)];
       if (count > 0) {
         append(seen_, block, block + 1);
       }
-      if (count == evaluated * task_.kv_block) {
+      if (count == evaluated * params_.kv_block) {
         append(filled_, block, block + 1);
       }
       count = 0;
@@ -246,7 +246,7 @@ class LineFinder {
     some_.insert(some_.end(), seen_.begin(), seen_.end());
     std::swap(full_, partial_);
     full_.clear();
-    if (rows == task_.q_block) {
+    if (rows == params_.q_block) {
       for (const BlockSpan span : partial_) {
         for_each_within(filled_, span.begin, span.end,
                         [&](int64_t begin, int64_t end) { append(full_, begin, end); });
@@ -255,7 +255,7 @@ class LineFinder {
     partial_.clear();
   }
 
-  const BlockMaskTask& task_;
+  const BlockMaskParams& params_;
   uint32_t of_keys_;
   const std::vector<VisibleKeys>& visible_;  // for each batch row; none: nothing is padding
   Blocks some_;                              // what any row sees, in any order
@@ -272,15 +272,15 @@ class LineFinder {
 /// Reads lines from states.
 class StateReader {
  public:
-  explicit StateReader(const BlockMaskTask& task) : task_(task) {}
+  explicit StateReader(const BlockMaskParams& params) : params_(params) {}
 
   Line operator()(int64_t plane, int64_t block) {
-    const int64_t n = task_.kv_blocks();
-    const BlockState* const states = task_.states + (plane * task_.q_blocks() + block) * n;
+    const int64_t n = params_.kv_blocks();
+    const BlockState* const states = params_.states + (plane * params_.q_blocks() + block) * n;
     partial_.clear();
     full_.clear();
     for (int64_t i = 0; i < n; ++i) {
-      if (states[i] == BlockState::kFull && task_.separate_full) {
+      if (states[i] == BlockState::kFull && params_.separate_full) {
         append(full_, i, i + 1);
       } else if (states[i] != BlockState::kEmpty) {
         append(partial_, i, i + 1);
@@ -290,28 +290,28 @@ class StateReader {
   }
 
  private:
-  const BlockMaskTask& task_;
+  const BlockMaskParams& params_;
   Blocks partial_;
   Blocks full_;
 };
 
-std::vector<VisibleKeys> visible_keys(const BlockMaskTask& task, uint32_t of_keys) {
+std::vector<VisibleKeys> visible_keys(const BlockMaskParams& params, uint32_t of_keys) {
   std::vector<VisibleKeys> visible;
-  for (int64_t batch = 0; of_keys != 0 && batch < task.batch_size; ++batch) {
-    visible.emplace_back(task, batch, of_keys);
+  for (int64_t batch = 0; of_keys != 0 && batch < params.batch_size; ++batch) {
+    visible.emplace_back(params, batch, of_keys);
   }
   return visible;
 }
 
 }  // namespace
 
-void for_each_line(const BlockMaskTask& task, const std::function<VisitLine()>& visitor) {
-  const int64_t rows = task.q_blocks();
+void for_each_line(const BlockMaskParams& params, const std::function<VisitLine()>& visitor) {
+  const int64_t rows = params.q_blocks();
   // To find a line takes as long as writing a kilobyte or two.
-  const int64_t stored = task.kv[0].indices == nullptr ? 0 : task.kv_width;
+  const int64_t stored = params.kv[0].indices == nullptr ? 0 : params.kv_width;
   const int64_t bytes_of_line = 2048 + 2 * stored * static_cast<int64_t>(sizeof(int32_t));
   const auto run = [&](int64_t bytes, auto make_reader) {
-    parallel_for(task.planes() * rows, (bytes_of_line + bytes) / kBlockGrains,
+    parallel_for(params.planes() * rows, (bytes_of_line + bytes) / kBlockGrains,
                  [&](int64_t begin, int64_t end) {
                    auto reader = make_reader();
                    const VisitLine visit = visitor();
@@ -320,14 +320,14 @@ void for_each_line(const BlockMaskTask& task, const std::function<VisitLine()>& 
                    }
                  });
   };
-  if (task.states != nullptr) {
-    run(task.kv_blocks(), [&] { return StateReader(task); });
+  if (params.states != nullptr) {
+    run(params.kv_blocks(), [&] { return StateReader(params); });
     return;
   }
-  const uint32_t of_keys = nodes_of_keys(task);
-  const std::vector<VisibleKeys> visible = visible_keys(task, of_keys);
-  const int64_t elements = needs_elements(task, of_keys) ? 4 * task.q_block * task.kv_length : 0;
-  run(elements, [&] { return LineFinder(task, of_keys, visible); });
+  const uint32_t of_keys = nodes_of_keys(params);
+  const std::vector<VisibleKeys> visible = visible_keys(params, of_keys);
+  const int64_t elements = needs_elements(params, of_keys) ? 4 * params.q_block * params.kv_length : 0;
+  run(elements, [&] { return LineFinder(params, of_keys, visible); });
 }
 
 }  // namespace attn_mask

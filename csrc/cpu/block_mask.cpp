@@ -88,8 +88,8 @@ void raise(std::atomic<int64_t>& most, int64_t count) {
 /// something to do only where lines differ.
 class Transposer {
  public:
-  Transposer(const BlockMaskTask& task, const FoundLines& lines, int64_t plane, Interval columns)
-      : task_(task),
+  Transposer(const BlockMaskParams& params, const FoundLines& lines, int64_t plane, Interval columns)
+      : params_(params),
         lines_(lines),
         plane_(plane),
         columns_(columns),
@@ -99,7 +99,7 @@ class Transposer {
   int64_t write(const BlockLists& lists, Part Line::* kind) {
     changes_.clear();
     before_.clear();
-    const int64_t rows = task_.q_blocks();
+    const int64_t rows = params_.q_blocks();
     for (int64_t row = 0; row <= rows; ++row) {
       now_.clear();
       if (row < rows) {
@@ -144,18 +144,18 @@ class Transposer {
     }
     int64_t most = 0;
     size_t begin = 0;
-    const int64_t line = task_.stored(plane_) * task_.kv_blocks();
+    const int64_t line = params_.stored(plane_) * params_.kv_blocks();
     for (int64_t column = columns_.begin; column < columns_.end; ++column) {
       const size_t end = ends_[static_cast<size_t>(column - columns_.begin)];
       const Part blocks{by_column_.data() + begin, by_column_.data() + end};
       most =
-          std::max(most, write_line(lists, line + column, blocks, task_.q_blocks(), task_.q_width));
+          std::max(most, write_line(lists, line + column, blocks, params_.q_blocks(), params_.q_width));
       begin = end;
     }
     return most;
   }
 
-  const BlockMaskTask& task_;
+  const BlockMaskParams& params_;
   const FoundLines& lines_;
   int64_t plane_;
   Interval columns_;
@@ -169,14 +169,14 @@ class Transposer {
 
 }  // namespace
 
-void find_block_states_cpu(const BlockMaskTask& task) {
-  BlockMaskTask from_rule = task;
+void find_block_states_cpu(const BlockMaskParams& params) {
+  BlockMaskParams from_rule = params;
   from_rule.states = nullptr;
   from_rule.separate_full = true;
   for_each_line(from_rule, [&] {
     return [&](int64_t index, const Line& line) {
-      BlockState* const states = task.states + index * task.kv_blocks();
-      std::fill(states, states + task.kv_blocks(), BlockState::kEmpty);
+      BlockState* const states = params.states + index * params.kv_blocks();
+      std::fill(states, states + params.kv_blocks(), BlockState::kEmpty);
       for (const BlockSpan span : line.partial) {
         std::fill(states + span.begin, states + span.end, BlockState::kPartial);
       }
@@ -187,31 +187,31 @@ void find_block_states_cpu(const BlockMaskTask& task) {
   });
 }
 
-std::optional<LongestLines> write_block_mask_cpu(const BlockMaskTask& task) {
-  const int64_t rows = task.q_blocks();
-  const int64_t columns = task.kv_blocks();
+std::optional<LongestLines> write_block_mask_cpu(const BlockMaskParams& params) {
+  const int64_t rows = params.q_blocks();
+  const int64_t columns = params.kv_blocks();
   std::atomic<int64_t> most_kv{0};
   std::atomic<int64_t> most_q{0};
   FoundLines lines;
-  lines.places.resize(static_cast<size_t>(task.planes() * rows));
-  for_each_line(task, [&] {
+  lines.places.resize(static_cast<size_t>(params.planes() * rows));
+  for_each_line(params, [&] {
     return [&, &blocks = lines.blocks_of_thread()](int64_t index, const Line& line) {
-      const int64_t stored = task.stored(index / rows) * rows + index % rows;
-      raise(most_kv, write_line(task.kv[0], stored, line.partial, columns, task.kv_width));
-      if (task.separate_full) {
-        raise(most_kv, write_line(task.kv[1], stored, line.full, columns, task.kv_width));
+      const int64_t stored = params.stored(index / rows) * rows + index % rows;
+      raise(most_kv, write_line(params.kv[0], stored, line.partial, columns, params.kv_width));
+      if (params.separate_full) {
+        raise(most_kv, write_line(params.kv[1], stored, line.full, columns, params.kv_width));
       }
       keep(lines, index, blocks, line);
     };
   });
   // A plane is cut into as many pieces as there are threads for it.
-  const int64_t stored_width = task.q[0].indices == nullptr ? 0 : task.q_width;
+  const int64_t stored_width = params.q[0].indices == nullptr ? 0 : params.q_width;
   const int64_t bytes = columns * (stored_width + 16) * static_cast<int64_t>(sizeof(int32_t));
   const int64_t pieces =
       std::clamp<int64_t>(bytes / (kBlockGrains * kGrainBytes), 1,
                           std::min<int64_t>(threads(), std::max<int64_t>(1, columns)));
   const int64_t width = (columns + pieces - 1) / pieces;
-  parallel_for(task.planes() * pieces, bytes / pieces / kBlockGrains,
+  parallel_for(params.planes() * pieces, bytes / pieces / kBlockGrains,
                [&](int64_t begin, int64_t end) {
                  for (int64_t piece = begin; piece < end; ++piece) {
                    const int64_t first = piece % pieces * width;
@@ -219,10 +219,10 @@ std::optional<LongestLines> write_block_mask_cpu(const BlockMaskTask& task) {
                    if (part.empty()) {
                      continue;
                    }
-                   Transposer transposer(task, lines, piece / pieces, part);
-                   raise(most_q, transposer.write(task.q[0], &Line::partial));
-                   if (task.separate_full) {
-                     raise(most_q, transposer.write(task.q[1], &Line::full));
+                   Transposer transposer(params, lines, piece / pieces, part);
+                   raise(most_q, transposer.write(params.q[0], &Line::partial));
+                   if (params.separate_full) {
+                     raise(most_q, transposer.write(params.q[1], &Line::full));
                    }
                  }
                });

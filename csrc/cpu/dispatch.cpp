@@ -34,28 +34,28 @@ const CpuKernels& cpu_kernels() {
   return chosen;
 }
 
-void write_mask_cpu(const MaskTask& task) {
-  const int64_t keys = std::min(task.kv_length, kTileBytes / task.format.element_size);
-  const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
+void write_mask_cpu(const MaskParams& params) {
+  const int64_t keys = std::min(params.kv_length, kTileBytes / params.format.element_size);
+  const Tiling tiling{keys, (params.kv_length + keys - 1) / keys};
   parallel_for(
-      task.rows() * tiling.per_row, keys * task.format.element_size,
-      [&](int64_t begin, int64_t end) { cpu_kernels().write_tiles(task, tiling, begin, end); });
+      params.rows() * tiling.per_row, keys * params.format.element_size,
+      [&](int64_t begin, int64_t end) { cpu_kernels().write_tiles(params, tiling, begin, end); });
 }
 
-void find_masked_rows_cpu(const Question& question, uint8_t* rows) {
+void find_masked_rows_cpu(const Problem& problem, uint8_t* rows) {
   // Most rows show one of the first keys that are looked at.
   constexpr int64_t kBytesOfRow = 256;
-  parallel_for(question.rows(), kBytesOfRow, [&](int64_t begin, int64_t end) {
-    cpu_kernels().find_masked_rows(question, begin, end, rows);
+  parallel_for(problem.rows(), kBytesOfRow, [&](int64_t begin, int64_t end) {
+    cpu_kernels().find_masked_rows(problem, begin, end, rows);
   });
 }
 
-void unmask_cpu(const UnmaskTask& task) {
-  if (task.in.rows() == 0 || task.in.length == 0) {
+void unmask_cpu(const UnmaskParams& params) {
+  if (params.in.rows() == 0 || params.in.length == 0) {
     return;
   }
-  parallel_for(task.in.rows(), task.in.length * task.in.element_size,
-               [&](int64_t begin, int64_t end) { cpu_kernels().unmask_rows(task, begin, end); });
+  parallel_for(params.in.rows(), params.in.length * params.in.element_size,
+               [&](int64_t begin, int64_t end) { cpu_kernels().unmask_rows(params, begin, end); });
 }
 
 bool all_cpu(const StridedRows& rows, const KeyTest& test) {

@@ -3,7 +3,7 @@
 #include <functional>
 
 #include "cpu/kernels.h"
-#include "format/mask_task.h"
+#include "format/mask_params.h"
 #include "format/strided_rows.h"
 
 namespace attn_mask {
@@ -23,14 +23,14 @@ void parallel_for(int64_t items, int64_t bytes_per_item,
 int64_t threads();
 
 /// Writes a whole mask to host memory, with torch's intra-op threads.
-void write_mask_cpu(const MaskTask& task);
+void write_mask_cpu(const MaskParams& params);
 
 /// Says of each row whether no key is visible in it, [batch_size, heads, q_length].
-void find_masked_rows_cpu(const Question& question, uint8_t* rows);
+void find_masked_rows_cpu(const Problem& problem, uint8_t* rows);
 
 /// Copies all rows in host memory and unmasks those that are masked throughout, with torch's
 /// intra-op threads.
-void unmask_cpu(const UnmaskTask& task);
+void unmask_cpu(const UnmaskParams& params);
 
 /// Whether `test` holds for every element; stops soon after the first for which it does not.
 bool all_cpu(const StridedRows& rows, const KeyTest& test);

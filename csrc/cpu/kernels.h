@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "format/mask_task.h"
+#include "format/mask_params.h"
 #include "format/strided_rows.h"
 
 namespace attn_mask {
@@ -25,18 +25,18 @@ inline constexpr int64_t kColumnsAtOnce = 4096;
 /// One set per instruction set; each works on a range so that the caller decides about threads.
 struct CpuKernels {
   /// Writes tiles `[begin, end)` of the mask.
-  void (*write_tiles)(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end);
+  void (*write_tiles)(const MaskParams& params, const Tiling& tiling, int64_t begin, int64_t end);
   /// Writes 1 for each of rows `[begin, end)` (counted through batch, heads and queries) in which
   /// no key is visible, else 0.
-  void (*find_masked_rows)(const Question& question, int64_t begin, int64_t end, uint8_t* rows);
+  void (*find_masked_rows)(const Problem& problem, int64_t begin, int64_t end, uint8_t* rows);
   /// Copies rows `[begin, end)`, unmasking those that are masked throughout.
-  void (*unmask_rows)(const UnmaskTask& task, int64_t begin, int64_t end);
+  void (*unmask_rows)(const UnmaskParams& params, int64_t begin, int64_t end);
   /// Whether `test` holds for elements `[begin, end)` of row `row`.
   bool (*all)(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begin,
               int64_t end);
   /// Writes what all of some nodes of the rule (bit i: node i) say of some columns of one row, at
   /// most kColumnsAtOnce: a byte for each, 1 or 0.
-  void (*evaluate)(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+  void (*evaluate)(const Problem& problem, const Query& query, uint32_t nodes, Interval columns,
                    uint8_t* out);
 };
 

@@ -7,7 +7,7 @@ namespace {
 
 /// The first of `columns` to which all of some nodes (bit i: node i) let the query attend; else the
 /// end of `columns`.
-int64_t first_visible(const Question& question, const Query& query, uint32_t nodes,
+int64_t first_visible(const Problem& problem, const Query& query, uint32_t nodes,
                       Interval columns, RowValues& values) {
   // Most rows show a key soon.
   int64_t size = 64;
@@ -15,7 +15,7 @@ int64_t first_visible(const Question& question, const Query& query, uint32_t nod
     size = begin == columns.begin || size == kColumnsAtOnce ? size : 2 * size;
     const int64_t n = size < columns.end - begin ? size : columns.end - begin;
     uint8_t visible[kColumnsAtOnce];
-    values.of_nodes(question, query, nodes, {begin, begin + n}, visible);
+    values.of_nodes(problem, query, nodes, {begin, begin + n}, visible);
     const auto* const found =
         static_cast<const uint8_t*>(__builtin_memchr(visible, 1, static_cast<std::size_t>(n)));
     if (found != nullptr) {
@@ -35,21 +35,21 @@ struct KnownKeys {
 
 }  // namespace
 
-void find_masked_rows(const Question& question, int64_t begin, int64_t end, uint8_t* rows) {
-  const RowSpanFinder find_spans(question);
+void find_masked_rows(const Problem& problem, int64_t begin, int64_t end, uint8_t* rows) {
+  const RowSpanFinder find_spans(problem);
   const bool is_alike = find_spans.is_simple() && find_spans.padding() != nullptr &&
                         find_spans.padding()->is_of_keys();
   RowValues values;
   KnownKeys known;
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t plane = index / question.q_length;
-    const Query query = question.query(plane, index - plane * question.q_length);
+    const int64_t plane = index / problem.q_length;
+    const Query query = problem.query(plane, index - plane * problem.q_length);
     const RowSpans spans = find_spans(query);
     bool visible = spans.spans.size > 0 && spans.unresolved == 0;
     if (!is_alike) {
       for (int32_t i = 0; !visible && i < spans.spans.size; ++i) {
         const Interval columns = spans.spans.at[i];
-        visible = first_visible(question, query, spans.unresolved, columns, values) < columns.end;
+        visible = first_visible(problem, query, spans.unresolved, columns, values) < columns.end;
       }
     } else if (!visible && spans.spans.size > 0) {
       const Interval columns = spans.spans.at[0];
@@ -61,7 +61,7 @@ void find_masked_rows(const Question& question, int64_t begin, int64_t end, uint
         const bool goes_on =
             known.hidden.begin <= columns.begin && columns.begin < known.hidden.end;
         const Interval rest{goes_on ? known.hidden.end : columns.begin, columns.end};
-        const int64_t key = first_visible(question, query, spans.unresolved, rest, values);
+        const int64_t key = first_visible(problem, query, spans.unresolved, rest, values);
         visible = key < columns.end;
         known.visible = visible ? key : known.visible;
         known.hidden = {goes_on ? known.hidden.begin : columns.begin,

@@ -26,12 +26,12 @@ void write_same_id(const Table& ids, const Query& query, int64_t key, int64_t n,
   });
 }
 
-void write_leaf(const Question& question, const Query& query, int32_t index, Interval columns,
+void write_leaf(const Problem& problem, const Query& query, int32_t index, Interval columns,
                 uint8_t* out) {
-  const Rule::Node& node = question.rule.nodes[index];
-  const RowSpans row = leaf_spans(question.rule, index, query, question.kv_positions, columns);
-  const bool plain = node.step_begin == node.step_end && !question.kv_positions.listed;
-  const int64_t shift = plain ? question.kv_positions.at(query.batch, 0) : 0;
+  const Rule::Node& node = problem.rule.nodes[index];
+  const RowSpans row = leaf_spans(problem.rule, index, query, problem.kv_positions, columns);
+  const bool plain = node.step_begin == node.step_end && !problem.kv_positions.listed;
+  const int64_t shift = plain ? problem.kv_positions.at(query.batch, 0) : 0;
   int64_t written = columns.begin;
   for (int32_t i = 0; i < row.spans.size; ++i) {
     const Interval span = row.spans.at[i];
@@ -49,7 +49,7 @@ void write_leaf(const Question& question, const Query& query, int32_t index, Int
     } else {
       for (int64_t k = 0; k < n; ++k) {
         first[k] =
-            leaf_attends(question.rule, node, query, question.key(query.batch, span.begin + k));
+            leaf_attends(problem.rule, node, query, problem.key(query.batch, span.begin + k));
       }
     }
   }
@@ -58,14 +58,14 @@ void write_leaf(const Question& question, const Query& query, int32_t index, Int
 
 }  // namespace
 
-const uint8_t* RowValues::of_subtree(const Question& question, const Query& query, int32_t last,
+const uint8_t* RowValues::of_subtree(const Problem& problem, const Query& query, int32_t last,
                                      Interval columns) {
   const int64_t n = columns.end - columns.begin;
   int32_t waiting = 0;
-  for (int32_t i = question.rule.nodes[last].first; i <= last; ++i) {
-    const Rule::Kind kind = question.rule.nodes[i].kind;
+  for (int32_t i = problem.rule.nodes[last].first; i <= last; ++i) {
+    const Rule::Kind kind = problem.rule.nodes[i].kind;
     if (kind != Rule::Kind::kAnd && kind != Rule::Kind::kOr) {
-      write_leaf(question, query, i, columns, stack_[waiting++]);
+      write_leaf(problem, query, i, columns, stack_[waiting++]);
       continue;
     }
     const uint8_t* right = stack_[--waiting];
@@ -83,13 +83,13 @@ const uint8_t* RowValues::of_subtree(const Question& question, const Query& quer
   return stack_[0];
 }
 
-void RowValues::of_nodes(const Question& question, const Query& query, uint32_t nodes,
+void RowValues::of_nodes(const Problem& problem, const Query& query, uint32_t nodes,
                          Interval columns, uint8_t* out) {
   const int64_t n = columns.end - columns.begin;
   fill<uint8_t>(out, n, 1);
-  for (int32_t node = 0; node < question.rule.size; ++node) {
+  for (int32_t node = 0; node < problem.rule.size; ++node) {
     if (((nodes >> node) & 1U) != 0) {
-      const uint8_t* const of_node = of_subtree(question, query, node, columns);
+      const uint8_t* const of_node = of_subtree(problem, query, node, columns);
       for (int64_t k = 0; k < n; ++k) {
         out[k] &= of_node[k];
       }
@@ -97,10 +97,10 @@ void RowValues::of_nodes(const Question& question, const Query& query, uint32_t 
   }
 }
 
-void evaluate(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+void evaluate(const Problem& problem, const Query& query, uint32_t nodes, Interval columns,
               uint8_t* out) {
   RowValues values;
-  values.of_nodes(question, query, nodes, columns, out);
+  values.of_nodes(problem, query, nodes, columns, out);
 }
 
 }  // namespace attn_mask::ATTN_MASK_ISA

@@ -10,11 +10,11 @@ namespace attn_mask::ATTN_MASK_ISA {
 class RowValues {
  public:
   /// Of the subtree that ends with node `last`; at most kColumnsAtOnce. Valid until the next call.
-  const uint8_t* of_subtree(const Question& question, const Query& query, int32_t last,
+  const uint8_t* of_subtree(const Problem& problem, const Query& query, int32_t last,
                             Interval columns);
 
   /// Of all of some nodes (bit i: node i) together.
-  void of_nodes(const Question& question, const Query& query, uint32_t nodes, Interval columns,
+  void of_nodes(const Problem& problem, const Query& query, uint32_t nodes, Interval columns,
                 uint8_t* out);
 
  private:

@@ -28,15 +28,15 @@ bool all(const T* row, int64_t stride, int64_t n, KeyTest test) {
 }
 
 template <typename T>
-void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
-  const int64_t n = task.in.length;
-  const int64_t stride = task.in.stride;
-  const T sign = static_cast<T>(task.sign);
+void unmask_rows(const UnmaskParams& params, int64_t begin, int64_t end) {
+  const int64_t n = params.in.length;
+  const int64_t stride = params.in.stride;
+  const T sign = static_cast<T>(params.sign);
   for (int64_t row = begin; row < end; ++row) {
-    const T* in = static_cast<const T*>(task.in.data) + task.in.row_offset(row);
-    T* out = static_cast<T*>(task.written) + task.out.row_offset(row);
-    const int64_t out_stride = task.out.stride;
-    if (all(in, stride, n, task.is_min)) {
+    const T* in = static_cast<const T*>(params.in.data) + params.in.row_offset(row);
+    T* out = static_cast<T*>(params.written) + params.out.row_offset(row);
+    const int64_t out_stride = params.out.stride;
+    if (all(in, stride, n, params.is_min)) {
       for (int64_t i = 0; i < n; ++i) {
         out[i * out_stride] = in[i * stride] & sign;
       }
@@ -54,9 +54,9 @@ void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void unmask_rows(const UnmaskTask& task, int64_t begin, int64_t end) {
-  with_bits(task.in.element_size,
-            [&](auto bits) { unmask_rows<decltype(bits)>(task, begin, end); });
+void unmask_rows(const UnmaskParams& params, int64_t begin, int64_t end) {
+  with_bits(params.in.element_size,
+            [&](auto bits) { unmask_rows<decltype(bits)>(params, begin, end); });
 }
 
 bool all(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begin, int64_t end) {

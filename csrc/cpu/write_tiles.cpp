@@ -19,7 +19,7 @@ struct PaddingTile {
 /// One row of one tile.
 template <typename Out>
 struct TileRow {
-  const MaskTask& task;
+  const MaskParams& params;
   const Query& query;
   int64_t column;  // the tile's, counted on through the batch
   Interval tile;
@@ -30,9 +30,9 @@ struct TileRow {
 
   /// Leaf `node` over columns of its spans, which all lie within the mask that it was given.
   void translated(int32_t node, Interval columns, PaddingTile<Out>& cache) const {
-    const Padding& padding = task.rule.nodes[node].padding;
-    if (padding.q_stride != 0 || task.q_length == 1) {
-      const int64_t shift = padding.by_column ? 0 : task.kv_positions.at(query.batch, 0);
+    const Padding& padding = params.rule.nodes[node].padding;
+    if (padding.q_stride != 0 || params.q_length == 1) {
+      const int64_t shift = padding.by_column ? 0 : params.kv_positions.at(query.batch, 0);
       translate(padding, query, shift + columns.begin, columns.end - columns.begin, attend, masked,
                 out + columns.begin);
       return;
@@ -43,11 +43,11 @@ struct TileRow {
 
   /// What leaf `node`, which says the same for all queries, says of the tile's columns.
   const Out* values_of(int32_t node, PaddingTile<Out>& cache) const {
-    const Padding& padding = task.rule.nodes[node].padding;
+    const Padding& padding = params.rule.nodes[node].padding;
     if (cache.column != column || cache.node != node) {
-      const int64_t shift = padding.by_column ? 0 : task.kv_positions.at(query.batch, 0);
+      const int64_t shift = padding.by_column ? 0 : params.kv_positions.at(query.batch, 0);
       const Interval within =
-          intersect(tile, {-shift, (padding.by_column ? task.kv_length : padding.length) - shift});
+          intersect(tile, {-shift, (padding.by_column ? params.kv_length : padding.length) - shift});
       if (!within.empty()) {
         translate(padding, query, shift + within.begin, within.end - within.begin, attend, masked,
                   cache.values + (within.begin - tile.begin));
@@ -61,19 +61,19 @@ struct TileRow {
   /// Columns for which the nodes in `unresolved` have to be evaluated.
   void write_unresolved(uint32_t unresolved, Interval columns, PaddingTile<Out>& cache) const {
     bool written = false;
-    for (int32_t node = 0; node < task.rule.size; ++node) {
+    for (int32_t node = 0; node < params.rule.size; ++node) {
       if (((unresolved >> node) & 1U) == 0) {
         continue;
       }
-      const Rule::Node& leaf = task.rule.nodes[node];
+      const Rule::Node& leaf = params.rule.nodes[node];
       if (!written && leaf.kind == Rule::Kind::kPadding && leaf.step_begin == leaf.step_end &&
-          !task.kv_positions.listed) {
+          !params.kv_positions.listed) {
         translated(node, columns, cache);
       } else {
         for (int64_t begin = columns.begin; begin < columns.end; begin += kColumnsAtOnce) {
           const int64_t n =
               columns.end - begin < kColumnsAtOnce ? columns.end - begin : kColumnsAtOnce;
-          const uint8_t* visible = values.of_subtree(task, query, node, {begin, begin + n});
+          const uint8_t* visible = values.of_subtree(params, query, node, {begin, begin + n});
           Out* const block = out + begin;
           if (written) {
             for (int64_t k = 0; k < n; ++k) {
@@ -91,7 +91,7 @@ struct TileRow {
   }
 
   void add_bias(Interval columns) const {
-    const Bias& bias = task.bias;
+    const Bias& bias = params.bias;
     const Out* in = static_cast<const Out*>(bias.data) + query.batch * bias.strides[0] +
                     query.head * bias.strides[1] + query.row * bias.strides[2];
     for (int64_t k = columns.begin; k < columns.end; ++k) {
@@ -103,43 +103,43 @@ struct TileRow {
 };
 
 template <typename Out>
-void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end) {
-  const Out attend = static_cast<Out>(task.format.attend);
-  const Out masked = static_cast<Out>(task.format.masked);
-  const Out unmasked = static_cast<Out>(task.unmasking.value);
-  const RowSpanFinder find_spans(task);
+void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, int64_t end) {
+  const Out attend = static_cast<Out>(params.format.attend);
+  const Out masked = static_cast<Out>(params.format.masked);
+  const Out unmasked = static_cast<Out>(params.unmasking.value);
+  const RowSpanFinder find_spans(params);
   PaddingTile<Out> cache;
   RowValues values;
   // Where keys are not neighbours in memory, a tile's row is written beside it and then stored.
-  const bool scattered = task.out_strides[3] != 1;
+  const bool scattered = params.out_strides[3] != 1;
   alignas(64) Out scratch[kTileBytes / sizeof(Out)];
-  const bool is_simple = !scattered && task.q_length > 1 && find_spans.is_simple() &&
-                         task.bias.data == nullptr &&
+  const bool is_simple = !scattered && params.q_length > 1 && find_spans.is_simple() &&
+                         params.bias.data == nullptr &&
                          (find_spans.padding() == nullptr || find_spans.padding()->q_stride == 0);
   for (int64_t tile = begin; tile < end;) {
     // Divisions take longer than short rows do: none for each row.
-    const int64_t column = tile / task.q_length;
+    const int64_t column = tile / params.q_length;
     const int64_t plane = column / tiling.per_row;  // of a batch row and a head
     const int64_t first = column % tiling.per_row * tiling.keys;
     const int64_t last =
-        first + tiling.keys < task.kv_length ? first + tiling.keys : task.kv_length;
-    Query query = task.query(plane, tile % task.q_length);
+        first + tiling.keys < params.kv_length ? first + tiling.keys : params.kv_length;
+    Query query = params.query(plane, tile % params.q_length);
     if (is_simple) {
       // The most frequent rules: nothing to find out for each row but where its hull ends.
-      const TileRow<Out> any_row{task,    query,  column, {first, last},
+      const TileRow<Out> any_row{params,    query,  column, {first, last},
                                  nullptr, attend, masked, values};
       const int32_t padding = find_spans.padding_node();
       const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
-      for (; query.row < task.q_length && tile < end; ++query.row, ++tile) {
-        query.position = task.q_positions.at(query.batch, query.row);
-        if (task.unmasks(plane * task.q_length + query.row)) {
-          fill(static_cast<Out*>(task.out) + task.out_offset(query) + first, last - first,
+      for (; query.row < params.q_length && tile < end; ++query.row, ++tile) {
+        query.position = params.q_positions.at(query.batch, query.row);
+        if (params.unmasks(plane * params.q_length + query.row)) {
+          fill(static_cast<Out*>(params.out) + params.out_offset(query) + first, last - first,
                unmasked);
           continue;
         }
         Interval keys = intersect(find_spans.hull(query), {first, last});
         keys = keys.empty() ? Interval{last, last} : keys;
-        Out* const out = static_cast<Out*>(task.out) + task.out_offset(query);
+        Out* const out = static_cast<Out*>(params.out) + params.out_offset(query);
         fill(out + first, keys.begin - first, masked);
         if (shown == nullptr) {
           fill(out + keys.begin, keys.end - keys.begin, attend);
@@ -150,18 +150,18 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       }
       continue;
     }
-    for (; query.row < task.q_length && tile < end; ++query.row, ++tile) {
-      query.position = task.q_positions.at(query.batch, query.row);
+    for (; query.row < params.q_length && tile < end; ++query.row, ++tile) {
+      query.position = params.q_positions.at(query.batch, query.row);
       const RowSpans spans = find_spans(query);
-      Out* const stored = static_cast<Out*>(task.out) + task.out_offset(query);
+      Out* const stored = static_cast<Out*>(params.out) + params.out_offset(query);
       Out* const out = scattered ? scratch - first : stored;
-      const TileRow<Out> tile_row{task, query, column, {first, last}, out, attend, masked, values};
+      const TileRow<Out> tile_row{params, query, column, {first, last}, out, attend, masked, values};
       // From left to right: the other order takes twice as long, since hardware prefetches
       // forwards.
       int64_t written = first;
-      if (task.unmasks(plane * task.q_length + query.row)) {
+      if (params.unmasks(plane * params.q_length + query.row)) {
         fill(out + first, last - first, unmasked);
-        if (task.bias.data != nullptr) {
+        if (params.bias.data != nullptr) {
           tile_row.add_bias({first, last});
         }
         written = last;
@@ -177,7 +177,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
         } else {
           tile_row.write_unresolved(spans.unresolved, columns, cache);
         }
-        if (task.bias.data != nullptr) {
+        if (params.bias.data != nullptr) {
           tile_row.add_bias(columns);
         }
         written = columns.end;
@@ -185,7 +185,7 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
       fill(out + written, last - written, masked);
       if (scattered) {
         for (int64_t k = first; k < last; ++k) {
-          stored[k * task.out_strides[3]] = out[k];
+          stored[k * params.out_strides[3]] = out[k];
         }
       }
     }
@@ -194,9 +194,9 @@ void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int6
 
 }  // namespace
 
-void write_tiles(const MaskTask& task, const Tiling& tiling, int64_t begin, int64_t end) {
-  with_bits(task.format.element_size,
-            [&](auto bits) { write_tiles<decltype(bits)>(task, tiling, begin, end); });
+void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, int64_t end) {
+  with_bits(params.format.element_size,
+            [&](auto bits) { write_tiles<decltype(bits)>(params, tiling, begin, end); });
 }
 
 }  // namespace attn_mask::ATTN_MASK_ISA

@@ -12,14 +12,14 @@
 namespace attn_mask {
 
 /// What the hulls of a block's first and last row say of it.
-enum class BlockGuess : uint8_t { kEmpty, kFull, kAsk };
+enum class BlockGuess : uint8_t { kEmpty, kFull, kUnknown };
 
 /// Blocks of a line that one block of threads takes.
 inline constexpr int64_t kBlocksPerPart = 32;
 
 /// All that the kernel of states is given.
-struct BlockStatesParams {
-  BlockMaskTask task;
+struct BlockStatesLaunch {
+  BlockMaskParams params;
   int64_t q_blocks;
   int64_t kv_blocks;
   int64_t row_words;  // words to a row of a block
@@ -28,68 +28,68 @@ struct BlockStatesParams {
   Divisor by_row_words;
   WordPlan plan;
 
-  explicit BlockStatesParams(const BlockMaskTask& of)
-      : task(of),
-        q_blocks(task.q_blocks()),
-        kv_blocks(task.kv_blocks()),
-        row_words((std::min(task.kv_block, task.kv_length) + kWordSize - 1) / kWordSize),
+  explicit BlockStatesLaunch(const BlockMaskParams& of)
+      : params(of),
+        q_blocks(params.q_blocks()),
+        kv_blocks(params.kv_blocks()),
+        row_words((std::min(params.kv_block, params.kv_length) + kWordSize - 1) / kWordSize),
         by_q_blocks(q_blocks),
-        by_heads(task.heads),
+        by_heads(params.heads),
         by_row_words(row_words),
-        plan(task.rule, Hull(task.rule), task.kv_positions) {}
+        plan(params.rule, Hull(params.rule), params.kv_positions) {}
 
-  ATTN_MASK_INLINE int64_t lines() const { return task.planes() * q_blocks; }
+  ATTN_MASK_INLINE int64_t lines() const { return params.planes() * q_blocks; }
 };
 
-static_assert(sizeof(BlockStatesParams) <= 4096, "kernel parameters");
+static_assert(sizeof(BlockStatesLaunch) <= 4096, "kernel parameters");
 
 /// What the elements of a block say, as far as one thread has looked.
-struct BlockAnswer {
+struct BlockContent {
   bool some;
   bool all;
 };
 
 /// The blocks of some queries of a plane.
 struct BlockLine {
-  const BlockStatesParams& params;
+  const BlockStatesLaunch& launch;
   int64_t batch;
   int64_t head;
   Interval rows;
   BlockState* states;
 
-  ATTN_MASK_INLINE BlockLine(const BlockStatesParams& of, int64_t index) : params(of) {
-    const int64_t plane = params.by_q_blocks.divide(index);
-    batch = params.by_heads.divide(plane);
-    head = plane - batch * params.task.heads;
-    rows = params.task.rows_of(index - plane * params.q_blocks);
-    states = params.task.states + index * params.kv_blocks;
+  ATTN_MASK_INLINE BlockLine(const BlockStatesLaunch& of, int64_t index) : launch(of) {
+    const int64_t plane = launch.by_q_blocks.divide(index);
+    batch = launch.by_heads.divide(plane);
+    head = plane - batch * launch.params.heads;
+    rows = launch.params.rows_of(index - plane * launch.q_blocks);
+    states = launch.params.states + index * launch.kv_blocks;
   }
 
   ATTN_MASK_INLINE Query query(int64_t row) const {
-    return {batch, head, row, params.task.q_positions.at(batch, row)};
+    return {batch, head, row, launch.params.q_positions.at(batch, row)};
   }
 
   /// Hulls go upwards with the query, so that those of the first and the last row tell where those
   /// between them lie.
   ATTN_MASK_INLINE BlockGuess guess(int64_t block) const {
-    const BlockMaskTask& task = params.task;
-    if (task.q_positions.listed || task.kv_positions.listed) {
-      return BlockGuess::kAsk;
+    const BlockMaskParams& params = launch.params;
+    if (params.q_positions.listed || params.kv_positions.listed) {
+      return BlockGuess::kUnknown;
     }
-    const Interval columns = task.columns_of(block);
-    const Hull hull(task.rule);
-    const RowHull first = row_hull(task.rule, hull, params.plan, query(rows.begin));
-    const RowHull last = row_hull(task.rule, hull, params.plan, query(rows.end - 1));
-    const int64_t shift = task.kv_positions.at(batch, 0);
+    const Interval columns = params.columns_of(block);
+    const Hull hull(params.rule);
+    const RowHull first = row_hull(params.rule, hull, launch.plan, query(rows.begin));
+    const RowHull last = row_hull(params.rule, hull, launch.plan, query(rows.end - 1));
+    const int64_t shift = params.kv_positions.at(batch, 0);
     const Interval keys{columns.begin + shift, columns.end + shift};
     if (intersect(keys, {first.positions.begin, last.positions.end}).empty()) {
       return BlockGuess::kEmpty;
     }
     const bool is_whole =
-        rows.end - rows.begin == task.q_block && columns.end - columns.begin == task.kv_block;
+        rows.end - rows.begin == params.q_block && columns.end - columns.begin == params.kv_block;
     const bool full = first.exact && is_whole && last.positions.begin <= keys.begin &&
                       keys.end <= first.positions.end;
-    return full ? BlockGuess::kFull : BlockGuess::kAsk;
+    return full ? BlockGuess::kFull : BlockGuess::kUnknown;
   }
 
   /// Of some blocks, the states that hulls tell; for one thread of the line's.
@@ -104,25 +104,25 @@ struct BlockLine {
   }
 
   /// What some words of a block say.
-  ATTN_MASK_INLINE BlockAnswer words_body(int64_t block, int64_t thread, int64_t threads,
+  ATTN_MASK_INLINE BlockContent words_body(int64_t block, int64_t thread, int64_t threads,
                                           const WordStack& stack) const {
-    const BlockMaskTask& task = params.task;
-    const Interval columns = task.columns_of(block);
-    const Hull hull(task.rule);
-    BlockAnswer answer{false, rows.end - rows.begin == task.q_block &&
-                                  columns.end - columns.begin == task.kv_block};
+    const BlockMaskParams& params = launch.params;
+    const Interval columns = params.columns_of(block);
+    const Hull hull(params.rule);
+    BlockContent answer{false, rows.end - rows.begin == params.q_block &&
+                                  columns.end - columns.begin == params.kv_block};
     ATTN_MASK_ONE_BY_ONE
-    for (int64_t i = thread; i < (rows.end - rows.begin) * params.row_words; i += threads) {
-      const int64_t row = params.by_row_words.divide(i);
-      const int64_t first = columns.begin + (i - row * params.row_words) * kWordSize;
+    for (int64_t i = thread; i < (rows.end - rows.begin) * launch.row_words; i += threads) {
+      const int64_t row = launch.by_row_words.divide(i);
+      const int64_t first = columns.begin + (i - row * launch.row_words) * kWordSize;
       const Interval of_word = intersect({first, first + kWordSize}, columns);
       if (of_word.empty()) {
         continue;
       }
       const WordRow of_row =
-          WordRow::of(task.rule, hull, params.plan, query(rows.begin + row), task.kv_positions);
+          WordRow::of(params.rule, hull, launch.plan, query(rows.begin + row), params.kv_positions);
       const uint64_t word =
-          row_word(task.rule, params.plan, of_row, task.kv_positions, of_word, stack);
+          row_word(params.rule, launch.plan, of_row, params.kv_positions, of_word, stack);
       answer.some = answer.some || word != 0;
       answer.all = answer.all && word == low_bits(of_word.end - of_word.begin);
       if (answer.some && !answer.all) {
@@ -196,58 +196,58 @@ struct ListedLine {
 
 /// All that the kernel of lists is given. Lines are of all kinds and both directions, one after the
 /// other.
-struct BlockListsParams {
-  BlockMaskTask task;
+struct BlockListsLaunch {
+  BlockMaskParams params;
   int64_t q_blocks;
   int64_t kv_blocks;
   Divisor by_plane_lines;  // of one kind
   Divisor by_heads;
 
-  explicit BlockListsParams(const BlockMaskTask& of)
-      : task(of),
-        q_blocks(task.q_blocks()),
-        kv_blocks(task.kv_blocks()),
+  explicit BlockListsLaunch(const BlockMaskParams& of)
+      : params(of),
+        q_blocks(params.q_blocks()),
+        kv_blocks(params.kv_blocks()),
         by_plane_lines(q_blocks + kv_blocks),
-        by_heads(task.heads) {}
+        by_heads(params.heads) {}
 
   /// Lines of one kind.
-  ATTN_MASK_INLINE int64_t kind_lines() const { return task.planes() * (q_blocks + kv_blocks); }
-  ATTN_MASK_INLINE int64_t lines() const { return kind_lines() * (task.separate_full ? 2 : 1); }
+  ATTN_MASK_INLINE int64_t kind_lines() const { return params.planes() * (q_blocks + kv_blocks); }
+  ATTN_MASK_INLINE int64_t lines() const { return kind_lines() * (params.separate_full ? 2 : 1); }
 };
 
-static_assert(sizeof(BlockListsParams) <= 4096, "kernel parameters");
+static_assert(sizeof(BlockListsLaunch) <= 4096, "kernel parameters");
 
-ATTN_MASK_INLINE ListedLine listed_line(const BlockListsParams& params, int64_t index) {
-  const BlockMaskTask& task = params.task;
-  const int64_t q_blocks = params.q_blocks;
-  const int64_t kv_blocks = params.kv_blocks;
-  const int64_t of_kind = params.kind_lines();
+ATTN_MASK_INLINE ListedLine listed_line(const BlockListsLaunch& launch, int64_t index) {
+  const BlockMaskParams& params = launch.params;
+  const int64_t q_blocks = launch.q_blocks;
+  const int64_t kv_blocks = launch.kv_blocks;
+  const int64_t of_kind = launch.kind_lines();
   const bool is_full = index >= of_kind;
   const int64_t in_kind = is_full ? index - of_kind : index;
-  const int64_t plane = params.by_plane_lines.divide(in_kind);
+  const int64_t plane = launch.by_plane_lines.divide(in_kind);
   const int64_t in_plane = in_kind - plane * (q_blocks + kv_blocks);
-  const int64_t batch = params.by_heads.divide(plane);
-  const int64_t stored = batch * task.stored_heads + plane - batch * task.heads;
-  const BlockState* const states = task.states + plane * q_blocks * kv_blocks;
+  const int64_t batch = launch.by_heads.divide(plane);
+  const int64_t stored = batch * params.stored_heads + plane - batch * params.heads;
+  const BlockState* const states = params.states + plane * q_blocks * kv_blocks;
   if (in_plane < q_blocks) {
     return {states + in_plane * kv_blocks,
             1,
             kv_blocks,
-            task.kv_width,
-            task.kv[is_full ? 1 : 0],
+            params.kv_width,
+            params.kv[is_full ? 1 : 0],
             stored * q_blocks + in_plane,
             is_full,
-            !task.separate_full};
+            !params.separate_full};
   }
   const int64_t column = in_plane - q_blocks;
   return {states + column,
           kv_blocks,
           q_blocks,
-          task.q_width,
-          task.q[is_full ? 1 : 0],
+          params.q_width,
+          params.q[is_full ? 1 : 0],
           stored * kv_blocks + column,
           is_full,
-          !task.separate_full};
+          !params.separate_full};
 }
 
 }  // namespace attn_mask

@@ -63,13 +63,13 @@ struct RowPacks {
 
 template <typename T>
 struct UnmaskRow {
-  const UnmaskTask& task;
+  const UnmaskParams& params;
   const T* in;
   T* out;
   RowPacks<T> split;
 
-  ATTN_MASK_INLINE UnmaskRow(const UnmaskTask& of, int64_t row)
-      : task(of),
+  ATTN_MASK_INLINE UnmaskRow(const UnmaskParams& of, int64_t row)
+      : params(of),
         in(static_cast<const T*>(of.in.data) + of.in.row_offset(row)),
         out(static_cast<T*>(of.written) + of.out.row_offset(row)),
         split(in, of.in.stride, out, of.out.stride, of.in.length) {}
@@ -78,19 +78,19 @@ struct UnmaskRow {
   /// the minimum. The row is unmasked where that is so for no thread.
   ATTN_MASK_INLINE bool attended_body(int64_t thread, int64_t threads) const {
     for (int64_t i = thread; i < split.before; i += threads) {
-      if (!task.is_min(in[i * task.in.stride])) {
+      if (!params.is_min(in[i * params.in.stride])) {
         return true;
       }
     }
-    for (int64_t i = split.after + thread; i < task.in.length; i += threads) {
-      if (!task.is_min(in[i])) {
+    for (int64_t i = split.after + thread; i < params.in.length; i += threads) {
+      if (!params.is_min(in[i])) {
         return true;
       }
     }
     for (int64_t i = thread; i < split.packs; i += threads) {
       const Pack pack = reinterpret_cast<const Pack*>(in + split.before)[i];
       for (int64_t element = 0; element < kPackSize<T>; ++element) {
-        if (!task.is_min(element_of<T>(pack, element))) {
+        if (!params.is_min(element_of<T>(pack, element))) {
           return true;
         }
       }
@@ -100,11 +100,11 @@ struct UnmaskRow {
 
   /// Second half: writes the thread's elements.
   ATTN_MASK_INLINE void write_body(bool unmasked, int64_t thread, int64_t threads) const {
-    const T keep = unmasked ? static_cast<T>(task.sign) : static_cast<T>(~T{0});
+    const T keep = unmasked ? static_cast<T>(params.sign) : static_cast<T>(~T{0});
     for (int64_t i = thread; i < split.before; i += threads) {
-      out[i * task.out.stride] = static_cast<T>(in[i * task.in.stride] & keep);
+      out[i * params.out.stride] = static_cast<T>(in[i * params.in.stride] & keep);
     }
-    for (int64_t i = split.after + thread; i < task.in.length; i += threads) {
+    for (int64_t i = split.after + thread; i < params.in.length; i += threads) {
       out[i] = static_cast<T>(in[i] & keep);
     }
     const uint64_t keep_word = repeat<T>(keep);

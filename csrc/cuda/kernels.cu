@@ -13,7 +13,7 @@ namespace {
 // A warp takes rows, block y a part of each.
 template <typename T>
 __global__ void __launch_bounds__(kThreadsPerBlock, 3)
-    write_mask_kernel(const __grid_constant__ MaskParams params) {
+    write_mask_kernel(const __grid_constant__ MaskLaunch launch) {
   extern __shared__ uint64_t shared[];
   const int64_t warps = blockDim.x / kLanes;
   const int64_t warp = threadIdx.x / kLanes;
@@ -21,13 +21,13 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
   uint64_t* const words = shared + warp * kLanes;
   const WordStack stack{shared + blockDim.x + threadIdx.x, blockDim.x};
   const Interval part = intersect(
-      {blockIdx.y * params.per_part, (blockIdx.y + 1) * params.per_part}, {0, params.groups});
-  const int64_t rows = params.task.rows();
+      {blockIdx.y * launch.per_part, (blockIdx.y + 1) * launch.per_part}, {0, launch.groups});
+  const int64_t rows = launch.params.rows();
   for (int64_t row = blockIdx.x * warps + warp; row < rows; row += gridDim.x * warps) {
-    RowWriter<T> writer(params, row);
-    if (params.task.unmasking.wanted) {
+    RowWriter<T> writer(launch, row);
+    if (launch.params.unmasking.wanted) {
       bool visible = false;
-      for (int64_t group = 0; group < params.groups && !visible; ++group) {
+      for (int64_t group = 0; group < launch.groups && !visible; ++group) {
         visible = __any_sync(~0U, writer.word(group, lane, stack) != 0) != 0;
       }
       if (!visible) {
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
     }
     for (int64_t group = part.begin; group < part.end; ++group) {
       const uint64_t word = writer.word(group, lane, stack);
-      if (params.by_words) {
+      if (launch.by_words) {
         words[lane] = word;
         __syncwarp();
         writer.write_packs(group, lane, words);
@@ -80,10 +80,10 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 
 // One block to a row.
 template <typename T>
-__global__ void __launch_bounds__(kThreadsPerBlock) unmask_kernel(const UnmaskTask task) {
-  const int64_t rows = task.in.rows();
+__global__ void __launch_bounds__(kThreadsPerBlock) unmask_kernel(const UnmaskParams params) {
+  const int64_t rows = params.in.rows();
   for (int64_t index = blockIdx.x; index < rows; index += gridDim.x) {
-    const UnmaskRow<T> row(task, index);
+    const UnmaskRow<T> row(params, index);
     const bool attended = __syncthreads_or(row.attended_body(threadIdx.x, blockDim.x)) != 0;
     row.write_body(!attended, threadIdx.x, blockDim.x);
   }
@@ -91,13 +91,13 @@ __global__ void __launch_bounds__(kThreadsPerBlock) unmask_kernel(const UnmaskTa
 
 // One block of threads to a part of a line of blocks.
 __global__ void __launch_bounds__(kThreadsPerBlock, 3)
-    write_block_states_kernel(const __grid_constant__ BlockStatesParams params) {
+    write_block_states_kernel(const __grid_constant__ BlockStatesLaunch launch) {
   extern __shared__ uint64_t shared[];
   const WordStack stack{shared + threadIdx.x, kThreadsPerBlock};
   const Interval blocks = intersect(
-      {blockIdx.y * kBlocksPerPart, (blockIdx.y + 1) * kBlocksPerPart}, {0, params.kv_blocks});
-  for (int64_t index = blockIdx.x; index < params.lines(); index += gridDim.x) {
-    const BlockLine line(params, index);
+      {blockIdx.y * kBlocksPerPart, (blockIdx.y + 1) * kBlocksPerPart}, {0, launch.kv_blocks});
+  for (int64_t index = blockIdx.x; index < launch.lines(); index += gridDim.x) {
+    const BlockLine line(launch, index);
     line.guess_body(blocks, threadIdx.x, kThreadsPerBlock);
     __syncthreads();
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
       if (line.states[block] != BlockState::kUnknown) {
         continue;
       }
-      const BlockAnswer answer = line.words_body(block, threadIdx.x, kThreadsPerBlock, stack);
+      const BlockContent answer = line.words_body(block, threadIdx.x, kThreadsPerBlock, stack);
       const bool some = __syncthreads_or(answer.some) != 0;
       const bool all = __syncthreads_and(answer.all) != 0;
       if (threadIdx.x == 0) {
@@ -118,11 +118,11 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
 
 // One block of threads to a line that is to be listed.
 __global__ void __launch_bounds__(kThreadsPerBlock, 3)
-    write_block_mask_kernel(const __grid_constant__ BlockListsParams params) {
+    write_block_mask_kernel(const __grid_constant__ BlockListsLaunch launch) {
   __shared__ int64_t counts[kThreadsPerBlock];
   const int64_t thread = threadIdx.x;
-  for (int64_t index = blockIdx.x; index < params.lines(); index += gridDim.x) {
-    const ListedLine line = listed_line(params, index);
+  for (int64_t index = blockIdx.x; index < launch.lines(); index += gridDim.x) {
+    const ListedLine line = listed_line(launch, index);
     const Interval part = part_of(line.total, thread, kThreadsPerBlock);
     counts[thread] = line.count_body(part);
     __syncthreads();
@@ -138,33 +138,33 @@ unsigned int blocks_for_lines(int64_t lines) {
 }
 
 template <typename T>
-void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
-  const MaskParams params = mask_params<T>(task);
-  const int64_t rows = task.rows();
+void launch_write_mask(const MaskParams& params, cudaStream_t stream) {
+  const MaskLaunch launch = mask_launch<T>(params);
+  const int64_t rows = params.rows();
   const int64_t threads = threads_for_row(rows * kLanes);
   const int64_t warps = threads / kLanes;
   const dim3 blocks(
       blocks_for_lines((rows + warps - 1) / warps),
-      static_cast<unsigned int>((params.groups + params.per_part - 1) / params.per_part));
-  const size_t words = static_cast<size_t>(threads * (1 + params.plan.depth));
+      static_cast<unsigned int>((launch.groups + launch.per_part - 1) / launch.per_part));
+  const size_t words = static_cast<size_t>(threads * (1 + launch.plan.depth));
   write_mask_kernel<T>
-      <<<blocks, static_cast<unsigned int>(threads), words * sizeof(uint64_t), stream>>>(params);
+      <<<blocks, static_cast<unsigned int>(threads), words * sizeof(uint64_t), stream>>>(launch);
 }
 
 template <typename T>
-void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
-  const int64_t rows = task.in.rows();
+void launch_unmask(const UnmaskParams& params, cudaStream_t stream) {
+  const int64_t rows = params.in.rows();
   const auto blocks = static_cast<unsigned int>(rows < kMaxRowBlocks ? rows : kMaxRowBlocks);
   const auto threads =
-      static_cast<unsigned int>(threads_for_row(task.in.length / kPackSize<T> + 1));
-  unmask_kernel<T><<<blocks, threads, 0, stream>>>(task);
+      static_cast<unsigned int>(threads_for_row(params.in.length / kPackSize<T> + 1));
+  unmask_kernel<T><<<blocks, threads, 0, stream>>>(params);
 }
 
 }  // namespace
 
-void launch_write_mask(const MaskTask& task, cudaStream_t stream) {
-  with_bits(task.format.element_size,
-            [&](auto bits) { launch_write_mask<decltype(bits)>(task, stream); });
+void launch_write_mask(const MaskParams& params, cudaStream_t stream) {
+  with_bits(params.format.element_size,
+            [&](auto bits) { launch_write_mask<decltype(bits)>(params, stream); });
 }
 
 void launch_prepare(const DeviceTables& tables, cudaStream_t stream) {
@@ -177,23 +177,23 @@ void launch_prepare(const DeviceTables& tables, cudaStream_t stream) {
   prepare_kernel<<<blocks, kThreadsPerBlock, 0, stream>>>(tables);
 }
 
-void launch_find_block_states(const BlockMaskTask& task, cudaStream_t stream) {
-  const BlockStatesParams params(task);
+void launch_find_block_states(const BlockMaskParams& params, cudaStream_t stream) {
+  const BlockStatesLaunch launch(params);
   const dim3 blocks(
-      blocks_for_lines(params.lines()),
-      static_cast<unsigned int>((params.kv_blocks + kBlocksPerPart - 1) / kBlocksPerPart));
-  const size_t words = static_cast<size_t>(kThreadsPerBlock * params.plan.depth);
-  write_block_states_kernel<<<blocks, kThreadsPerBlock, words * sizeof(uint64_t), stream>>>(params);
+      blocks_for_lines(launch.lines()),
+      static_cast<unsigned int>((launch.kv_blocks + kBlocksPerPart - 1) / kBlocksPerPart));
+  const size_t words = static_cast<size_t>(kThreadsPerBlock * launch.plan.depth);
+  write_block_states_kernel<<<blocks, kThreadsPerBlock, words * sizeof(uint64_t), stream>>>(launch);
 }
 
-void launch_write_block_mask(const BlockMaskTask& task, cudaStream_t stream) {
-  const BlockListsParams params(task);
-  write_block_mask_kernel<<<blocks_for_lines(params.lines()), kThreadsPerBlock, 0, stream>>>(
-      params);
+void launch_write_block_mask(const BlockMaskParams& params, cudaStream_t stream) {
+  const BlockListsLaunch launch(params);
+  write_block_mask_kernel<<<blocks_for_lines(launch.lines()), kThreadsPerBlock, 0, stream>>>(
+      launch);
 }
 
-void launch_unmask(const UnmaskTask& task, cudaStream_t stream) {
-  with_bits(task.in.element_size, [&](auto bits) { launch_unmask<decltype(bits)>(task, stream); });
+void launch_unmask(const UnmaskParams& params, cudaStream_t stream) {
+  with_bits(params.in.element_size, [&](auto bits) { launch_unmask<decltype(bits)>(params, stream); });
 }
 
 }  // namespace attn_mask

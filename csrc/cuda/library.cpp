@@ -11,8 +11,8 @@
 namespace attn_mask {
 namespace {
 
-void write_mask_cuda(const MaskTask& task) {
-  launch_write_mask(task, c10::cuda::getCurrentCUDAStream());
+void write_mask_cuda(const MaskParams& params) {
+  launch_write_mask(params, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -21,21 +21,21 @@ void prepare_cuda(const DeviceTables& tables) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void unmask_cuda(const UnmaskTask& task) {
-  if (task.in.rows() == 0 || task.in.length == 0) {
+void unmask_cuda(const UnmaskParams& params) {
+  if (params.in.rows() == 0 || params.in.length == 0) {
     return;
   }
-  launch_unmask(task, c10::cuda::getCurrentCUDAStream());
+  launch_unmask(params, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void find_block_states_cuda(const BlockMaskTask& task) {
-  launch_find_block_states(task, c10::cuda::getCurrentCUDAStream());
+void find_block_states_cuda(const BlockMaskParams& params) {
+  launch_find_block_states(params, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-std::optional<LongestLines> write_block_mask_cuda(const BlockMaskTask& task) {
-  launch_write_block_mask(task, c10::cuda::getCurrentCUDAStream());
+std::optional<LongestLines> write_block_mask_cuda(const BlockMaskParams& params) {
+  launch_write_block_mask(params, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return std::nullopt;
 }

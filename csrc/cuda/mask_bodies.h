@@ -5,7 +5,7 @@
 // the other.
 
 #include "cuda/bodies.h"
-#include "format/mask_task.h"
+#include "format/mask_params.h"
 #include "rule/divisor.h"
 #include "rule/word.h"
 
@@ -20,8 +20,8 @@ ATTN_MASK_INLINE int64_t lane_width(bool by_words) {
 }
 
 /// All that the kernel is given.
-struct MaskParams {
-  MaskTask task;
+struct MaskLaunch {
+  MaskParams params;
   Hull hull;
   Divisor by_q_length;
   Divisor by_heads;
@@ -30,32 +30,32 @@ struct MaskParams {
   WordPlan plan;
   bool by_words;  // each lane has 64 columns at a time; else those of one pack, key by key
 
-  explicit MaskParams(const MaskTask& of)
-      : task(of),
-        hull(task.rule),
-        by_q_length(task.q_length),
-        by_heads(task.heads),
-        plan(task.rule, hull, task.kv_positions),
-        by_words(has_words(task.rule, task.kv_positions)) {}
+  explicit MaskLaunch(const MaskParams& of)
+      : params(of),
+        hull(params.rule),
+        by_q_length(params.q_length),
+        by_heads(params.heads),
+        plan(params.rule, hull, params.kv_positions),
+        by_words(has_words(params.rule, params.kv_positions)) {}
 };
 
-static_assert(sizeof(MaskParams) <= 4096, "kernel parameters");
+static_assert(sizeof(MaskLaunch) <= 4096, "kernel parameters");
 
 template <typename T>
-inline MaskParams mask_params(const MaskTask& task) {
+inline MaskLaunch mask_launch(const MaskParams& params) {
   constexpr int64_t kWarps = 8192;  // enough to fill any present GPU
   constexpr int64_t kSize = kPackSize<T>;
-  MaskParams params(task);
-  const bool aligned = reinterpret_cast<uintptr_t>(task.out) % sizeof(Pack) == 0 &&
-                       (task.batch_size == 1 || task.out_strides[0] % kSize == 0) &&
-                       (task.heads == 1 || task.out_strides[1] % kSize == 0) &&
-                       (task.q_length == 1 || task.out_strides[2] % kSize == 0);
-  const int64_t group = kLanes * lane_width<T>(params.by_words);
-  const int64_t groups = (task.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
-  const int64_t parts = kWarps / task.rows() + 1;
-  params.groups = static_cast<int32_t>(groups);
-  params.per_part = static_cast<int32_t>((groups + parts - 1) / parts);
-  return params;
+  MaskLaunch launch(params);
+  const bool aligned = reinterpret_cast<uintptr_t>(params.out) % sizeof(Pack) == 0 &&
+                       (params.batch_size == 1 || params.out_strides[0] % kSize == 0) &&
+                       (params.heads == 1 || params.out_strides[1] % kSize == 0) &&
+                       (params.q_length == 1 || params.out_strides[2] % kSize == 0);
+  const int64_t group = kLanes * lane_width<T>(launch.by_words);
+  const int64_t groups = (params.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
+  const int64_t parts = kWarps / params.rows() + 1;
+  launch.groups = static_cast<int32_t>(groups);
+  launch.per_part = static_cast<int32_t>((groups + parts - 1) / parts);
+  return launch;
 }
 
 /// `bits`, one for each element, as elements of all or no bits.
@@ -86,21 +86,21 @@ class RowWriter {
  public:
   static constexpr uint32_t kAllBits = (uint32_t{1} << kPackSize<T>)-1;
 
-  ATTN_MASK_INLINE RowWriter(const MaskParams& params, int64_t row_index)
-      : params_(params), width_(lane_width<T>(params.by_words)) {
-    const MaskTask& task = params.task;
-    const int64_t plane = params.by_q_length.divide(row_index);
-    const int64_t row = row_index - plane * task.q_length;
-    const int64_t batch = params.by_heads.divide(plane);
-    const Query query{batch, plane - batch * task.heads, row, task.q_positions.at(batch, row)};
-    row_ = WordRow::of(task.rule, params.hull, params.plan, query, task.kv_positions);
-    out_ = static_cast<T*>(task.out) + task.out_offset(query);
+  ATTN_MASK_INLINE RowWriter(const MaskLaunch& launch, int64_t row_index)
+      : launch_(launch), width_(lane_width<T>(launch.by_words)) {
+    const MaskParams& params = launch.params;
+    const int64_t plane = launch.by_q_length.divide(row_index);
+    const int64_t row = row_index - plane * params.q_length;
+    const int64_t batch = launch.by_heads.divide(plane);
+    const Query query{batch, plane - batch * params.heads, row, params.q_positions.at(batch, row)};
+    row_ = WordRow::of(params.rule, launch.hull, launch.plan, query, params.kv_positions);
+    out_ = static_cast<T*>(params.out) + params.out_offset(query);
     before_ =
-        task.out_strides[3] == 1
+        params.out_strides[3] == 1
             ? static_cast<int64_t>(reinterpret_cast<uintptr_t>(out_) % sizeof(Pack) / sizeof(T))
             : 0;
-    attend_ = repeat<T>(task.format.attend);
-    masked_ = repeat<T>(task.format.masked);
+    attend_ = repeat<T>(params.format.attend);
+    masked_ = repeat<T>(params.format.masked);
   }
 
   /// The lane's bits in a group of columns: bit 0 is the first column, which the row may not have.
@@ -108,29 +108,29 @@ class RowWriter {
     if (unmasked_) {
       return ~uint64_t{0};
     }
-    const MaskTask& task = params_.task;
+    const MaskParams& params = launch_.params;
     const int64_t first = (group * kLanes + lane) * width_ - before_;
-    const Interval columns = intersect({first, first + width_}, {0, task.kv_length});
+    const Interval columns = intersect({first, first + width_}, {0, params.kv_length});
     if (columns.empty()) {
       return 0;
     }
     const uint64_t word =
-        row_word(task.rule, params_.plan, row_, task.kv_positions, columns, stack);
+        row_word(params.rule, launch_.plan, row_, params.kv_positions, columns, stack);
     return word << (columns.begin - first);
   }
 
   /// All columns are written as those of fully masked rows that are unmasked.
   ATTN_MASK_INLINE void unmask() {
     unmasked_ = true;
-    attend_ = repeat<T>(params_.task.unmasking.value);
+    attend_ = repeat<T>(launch_.params.unmasking.value);
   }
 
   /// Writes pack `index` of the row, of which `bits` says what is attended to.
   ATTN_MASK_INLINE void write_pack(int64_t index, uint32_t bits) const {
-    const MaskTask& task = params_.task;
+    const MaskParams& params = launch_.params;
     const int64_t first = index * kPackSize<T> - before_;
-    const int64_t stride = task.out_strides[3];
-    const Interval columns = intersect({first, first + kPackSize<T>}, {0, task.kv_length});
+    const int64_t stride = params.out_strides[3];
+    const Interval columns = intersect({first, first + kPackSize<T>}, {0, params.kv_length});
     if (columns.end - columns.begin == kPackSize<T> && stride == 1) {
       bits &= kAllBits;
       *reinterpret_cast<Pack*>(out_ + first) =
@@ -148,9 +148,9 @@ class RowWriter {
   ATTN_MASK_INLINE void write_packs(int64_t group, int64_t lane, const uint64_t* words) const {
     constexpr int64_t kPerLane = kWordSize / kPackSize<T>;
     const int64_t first = group * kLanes * kWordSize - before_;
-    const MaskTask& task = params_.task;
-    const bool whole = first >= 0 && first + kLanes * kWordSize <= task.kv_length;
-    if (whole && task.out_strides[3] == 1 && task.bias.data == nullptr) {
+    const MaskParams& params = launch_.params;
+    const bool whole = first >= 0 && first + kLanes * kWordSize <= params.kv_length;
+    if (whole && params.out_strides[3] == 1 && params.bias.data == nullptr) {
       Pack* const out = reinterpret_cast<Pack*>(out_ + first) + lane;
       for (int64_t i = 0; i < kPerLane; ++i) {
         out[i * kLanes] = mix({{attend_, attend_}}, bits_at(words, i * kLanes + lane));
@@ -158,7 +158,7 @@ class RowWriter {
       return;
     }
     ATTN_MASK_ONE_BY_ONE
-    for (int64_t i = lane; i < kLanes * kPerLane && first + i * kPackSize<T> < task.kv_length;
+    for (int64_t i = lane; i < kLanes * kPerLane && first + i * kPackSize<T> < params.kv_length;
          i += kLanes) {
       write_pack(group * kLanes * kPerLane + i, bits_at(words, i));
     }
@@ -176,7 +176,7 @@ class RowWriter {
   }
 
   ATTN_MASK_INLINE const T* bias(int64_t column) const {
-    const Bias& bias = params_.task.bias;
+    const Bias& bias = launch_.params.bias;
     return static_cast<const T*>(bias.data) + row_.query.batch * bias.strides[0] +
            row_.query.head * bias.strides[1] + row_.query.row * bias.strides[2] +
            column * bias.strides[3];
@@ -184,15 +184,15 @@ class RowWriter {
 
   /// An element that is attended to.
   ATTN_MASK_INLINE T visible(int64_t column) const {
-    return params_.task.bias.data == nullptr ? static_cast<T>(attend_) : *bias(column);
+    return launch_.params.bias.data == nullptr ? static_cast<T>(attend_) : *bias(column);
   }
 
   ATTN_MASK_INLINE Pack visible_pack(int64_t first) const {
-    if (params_.task.bias.data == nullptr) {
+    if (launch_.params.bias.data == nullptr) {
       return {{attend_, attend_}};
     }
     const T* const from = bias(first);
-    const int64_t stride = params_.task.bias.strides[3];
+    const int64_t stride = launch_.params.bias.strides[3];
     if (stride == 1 && reinterpret_cast<uintptr_t>(from) % sizeof(Pack) == 0) {
       return *reinterpret_cast<const Pack*>(from);
     }
@@ -220,7 +220,7 @@ class RowWriter {
              (attended.words[1] & keep.words[1]) | (masked_ & ~keep.words[1])}};
   }
 
-  const MaskParams& params_;
+  const MaskLaunch& launch_;
   WordRow row_;
   T* out_;
   int64_t before_;   // elements of the row's first pack that are not the row's

@@ -30,7 +30,7 @@ struct StridedRows {
 
 /// Copies `in` to `out`, which may be the same memory, and unmasks the rows in which `is_min`
 /// holds throughout: their elements keep nothing but their sign.
-struct UnmaskTask {
+struct UnmaskParams {
   StridedRows in;
   StridedRows out;  // the layout of what lies at `written`
   KeyTest is_min;
@@ -38,6 +38,6 @@ struct UnmaskTask {
   void* written;
 };
 
-static_assert(sizeof(UnmaskTask) <= kMaxParameterBytes);
+static_assert(sizeof(UnmaskParams) <= kMaxParameterBytes);
 
 }  // namespace attn_mask

@@ -10,15 +10,12 @@
 
 #include "ops/checks.h"
 #include "ops/kernels.h"
-#include "ops/operators.h"
+#include "ops/table.h"
 #include "ops/write_mask.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 
 namespace attn_mask {
 namespace {
-
-constexpr auto kOp = "block_mask";
-constexpr auto kStatesOp = "_block_states";
 
 // More than any device can spare for where blocks lie, so that whoever asks for it does not know.
 constexpr int64_t kMostIndexBytes = int64_t{32} << 30;
@@ -92,7 +89,7 @@ c10::SymInt stored_width(const char* argument, const std::optional<c10::SymInt>&
   if (!width) {
     return total;
   }
-  ATTN_MASK_CHECK_SYM_VALUE(width->sym_ge(0), kOp, ": expected ", argument,
+  ATTN_MASK_CHECK_SYM_VALUE(width->sym_ge(0), ops::BlockMask::kName, ": expected ", argument,
                             " to be at least 0, but got ", *width);
   return width->min(total);
 }
@@ -115,43 +112,43 @@ ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
   return result;
 }
 
-/// The states of a question's blocks, [batches, heads, q_blocks, kv_blocks].
+/// The states of a problem's blocks, [batches, heads, q_blocks, kv_blocks].
 at::Tensor find_states(const char* op, const BlockArguments& arguments,
-                       const CheckedBlocks& checked, BlockMaskTask& task) {
+                       const CheckedBlocks& checked, BlockMaskParams& params) {
   const at::Device device = checked.device;
-  const auto empty_states = [&](const BlockMaskTask& part) {
+  const auto empty_states = [&](const BlockMaskParams& part) {
     return at::empty({part.batch_size, part.heads, part.q_blocks(), part.kv_blocks()},
                      at::TensorOptions().dtype(at::kByte).device(device));
   };
-  const auto states_of = [&](BlockMaskTask& part) {
+  const auto states_of = [&](BlockMaskParams& part) {
     const at::Tensor states = empty_states(part);
-    const PreparedQuestion prepared(part, device);
+    const PreparedProblem prepared(part, device);
     part.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
     const c10::OptionalDeviceGuard guard(device);
     device_kernels(device.type()).find_block_states(part);
     return states;
   };
-  if (task.empty()) {
-    return empty_states(task);
+  if (params.empty()) {
+    return empty_states(params);
   }
   if (!checked.decoded.has_parts) {
-    return states_of(task);
+    return states_of(params);
   }
-  const at::Tensor states = empty_states(task);
-  const int64_t height = std::max<int64_t>(1, height_of_parts(task) / task.q_block) * task.q_block;
-  ask_in_parts(op, arguments.program, task, device, height,
-               [&](int64_t first, const Question& rows) {
-                 BlockMaskTask part = task;
-                 static_cast<Question&>(part) = rows;
+  const at::Tensor states = empty_states(params);
+  const int64_t height = std::max<int64_t>(1, height_of_parts(params) / params.q_block) * params.q_block;
+  evaluate_in_parts(op, arguments.program, params, device, height,
+               [&](int64_t first, const Problem& rows) {
+                 BlockMaskParams part = params;
+                 static_cast<Problem&>(part) = rows;
                  const at::Tensor of_part = states_of(part);
-                 states.narrow(2, first / task.q_block, part.q_blocks()).copy_(of_part);
+                 states.narrow(2, first / params.q_block, part.q_blocks()).copy_(of_part);
                });
   return states;
 }
 
 }  // namespace
 
-CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskTask& task) {
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskParams& params) {
   check_size(op, "heads", arguments.heads);
   check_block_size(op, "q_block_size", arguments.q_block_size);
   check_block_size(op, "kv_block_size", arguments.kv_block_size);
@@ -161,7 +158,7 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, Bloc
                       *length);
   }
   const at::Device device = device_of(op, arguments);
-  CheckedBlocks checked{device, decode_question(op, arguments, device, task),
+  CheckedBlocks checked{device, decode_problem(op, arguments, device, params),
                         blocks_of(arguments.program.q_length, arguments.q_block_size),
                         blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
   const c10::SymInt& of_bits = checked.decoded.heads;
@@ -178,43 +175,43 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, Bloc
                       checked.q_blocks, ", ", checked.kv_blocks, "]");
   }
   if (!device.is_meta()) {
-    task.batch_size =
+    params.batch_size =
         checked.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
-    task.heads = checked.decoded.heads.expect_int();
-    task.q_length = arguments.program.q_length.expect_int();
-    task.kv_length = arguments.program.kv_length.expect_int();
-    task.q_block = arguments.q_block_size.expect_int();
-    task.kv_block = arguments.kv_block_size.expect_int();
-    task.separate_full = arguments.separate_full_blocks;
-    task.stored_heads = arguments.heads.expect_int();
+    params.heads = checked.decoded.heads.expect_int();
+    params.q_length = arguments.program.q_length.expect_int();
+    params.kv_length = arguments.program.kv_length.expect_int();
+    params.q_block = arguments.q_block_size.expect_int();
+    params.kv_block = arguments.kv_block_size.expect_int();
+    params.separate_full = arguments.separate_full_blocks;
+    params.stored_heads = arguments.heads.expect_int();
   }
   return checked;
 }
 
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
-                                             const CheckedBlocks& checked, BlockMaskTask& task) {
+                                             const CheckedBlocks& checked, BlockMaskParams& params) {
   const DeviceKernels& kernels = device_kernels(checked.device.type());
   const c10::OptionalDeviceGuard guard(checked.device);
   if (checked.decoded.has_parts || kernels.needs_block_states) {
-    const at::Tensor states = find_states(op, arguments, checked, task);
-    task.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
-    return kernels.write_block_mask(task);
+    const at::Tensor states = find_states(op, arguments, checked, params);
+    params.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
+    return kernels.write_block_mask(params);
   }
-  const PreparedTables prepared(task);
-  return kernels.write_block_mask(task);
+  const PreparedRuns prepared(params);
+  return kernels.write_block_mask(params);
 }
 
 namespace ops {
 
-std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList operands,
-                                   c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
-                                   c10::SymInt kv_length, c10::SymInt q_block_size,
-                                   c10::SymInt kv_block_size, c10::SymInt q_offset,
-                                   c10::SymInt kv_offset,
-                                   const std::optional<at::Tensor>& q_positions,
-                                   const std::optional<at::Tensor>& kv_positions,
-                                   std::optional<at::Device> device, bool separate_full_blocks,
-                                   OptionalSymInt kv_width, OptionalSymInt q_width) {
+std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                                       c10::SymInt batch_size, c10::SymInt heads,
+                                       c10::SymInt q_length, c10::SymInt kv_length,
+                                       c10::SymInt q_block_size, c10::SymInt kv_block_size,
+                                       c10::SymInt q_offset, c10::SymInt kv_offset,
+                                       const std::optional<at::Tensor>& q_positions,
+                                       const std::optional<at::Tensor>& kv_positions,
+                                       std::optional<at::Device> device, bool separate_full_blocks,
+                                       OptionalSymInt kv_width, OptionalSymInt q_width) {
   const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
                                   q_offset,
                                   kv_offset,
@@ -225,8 +222,8 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
                                  q_block_size,
                                  kv_block_size,
                                  separate_full_blocks};
-  BlockMaskTask task{};
-  const CheckedBlocks checked = check_blocks(kOp, arguments, task);
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
   const c10::SymInt& q_blocks = checked.q_blocks;
   const c10::SymInt& kv_blocks = checked.kv_blocks;
   const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
@@ -236,7 +233,7 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
   const auto of_q_bytes = product({batch_size, heads, kv_blocks, of_q, 4 * kinds});
   TORCH_CHECK_VALUE(
       !of_kv_bytes || !of_q_bytes || std::max(*of_kv_bytes, *of_q_bytes) <= kMostIndexBytes / 2,
-      kOp, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
+      kName, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
       heads, ", ", q_blocks, ", ", kv_blocks, "] int32 (or, stored with kv_width and q_width, ",
       of_kv, " in each row and ", of_q,
       " in each column) take more; create_block_mask(compact=True) ",
@@ -259,7 +256,7 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
   if (checked.device.is_meta()) {
     return result;
   }
-  if (task.empty() || batch_size == 0 || heads == 0) {
+  if (params.empty() || batch_size == 0 || heads == 0) {
     for (const ListsOfBlocks& lists : {kv[0], kv[1], q[0], q[1]}) {
       if (lists.num_blocks.defined()) {
         lists.complete_empty();
@@ -267,32 +264,33 @@ std::vector<at::Tensor> block_mask(c10::SymIntArrayRef rule, at::TensorList oper
     }
     return result;
   }
-  task.kv_width = of_kv.expect_int();
-  task.q_width = of_q.expect_int();
+  params.kv_width = of_kv.expect_int();
+  params.q_width = of_q.expect_int();
   for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    task.kv[kind] = kv[kind].lists();
-    task.q[kind] = q[kind].lists();
+    params.kv[kind] = kv[kind].lists();
+    params.q[kind] = q[kind].lists();
   }
-  const std::optional<LongestLines> longest = write_block_mask(kOp, arguments, checked, task);
-  TORCH_CHECK_VALUE(!longest || longest->kv <= task.kv_width, kOp, ": expected kv_width to be at ",
-                    "least ", longest->kv, ", the most blocks of keys that a row has, but got ",
-                    task.kv_width);
-  TORCH_CHECK_VALUE(!longest || longest->q <= task.q_width, kOp, ": expected q_width to be at ",
+  const std::optional<LongestLines> longest = write_block_mask(kName, arguments, checked, params);
+  TORCH_CHECK_VALUE(!longest || longest->kv <= params.kv_width, kName,
+                    ": expected kv_width to be at ", "least ", longest->kv,
+                    ", the most blocks of keys that a row has, but got ", params.kv_width);
+  TORCH_CHECK_VALUE(!longest || longest->q <= params.q_width, kName, ": expected q_width to be at ",
                     "least ", longest->q,
-                    ", the most blocks of queries that a column has, but got ", task.q_width);
+                    ", the most blocks of queries that a column has, but got ", params.q_width);
   for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    kv[kind].complete(task.batch_size, task.heads);
-    q[kind].complete(task.batch_size, task.heads);
+    kv[kind].complete(params.batch_size, params.heads);
+    q[kind].complete(params.batch_size, params.heads);
   }
   return result;
 }
 
-at::Tensor block_states(c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size,
-                        c10::SymInt heads, c10::SymInt q_length, c10::SymInt kv_length,
-                        c10::SymInt q_block_size, c10::SymInt kv_block_size, c10::SymInt q_offset,
-                        c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
-                        const std::optional<at::Tensor>& kv_positions,
-                        std::optional<at::Device> device) {
+at::Tensor BlockStates::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                            c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
+                            c10::SymInt kv_length, c10::SymInt q_block_size,
+                            c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
+                            const std::optional<at::Tensor>& q_positions,
+                            const std::optional<at::Tensor>& kv_positions,
+                            std::optional<at::Device> device) {
   const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
                                   q_offset,
                                   kv_offset,
@@ -303,14 +301,14 @@ at::Tensor block_states(c10::SymIntArrayRef rule, at::TensorList operands, c10::
                                  q_block_size,
                                  kv_block_size,
                                  /*separate_full_blocks=*/true};
-  BlockMaskTask task{};
-  const CheckedBlocks checked = check_blocks(kStatesOp, arguments, task);
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
   if (checked.device.is_meta()) {
     const c10::SymInt rows = checked.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
     return at::empty_symint({rows, checked.decoded.heads, checked.q_blocks, checked.kv_blocks},
                             at::TensorOptions().dtype(at::kByte).device(at::kMeta));
   }
-  return find_states(kStatesOp, arguments, checked, task);
+  return find_states(kName, arguments, checked, params);
 }
 
 }  // namespace ops

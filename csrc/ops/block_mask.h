@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "format/block_mask.h"
-#include "ops/rule_question.h"
+#include "ops/rule_problem.h"
 
 namespace attn_mask {
 
@@ -24,12 +24,12 @@ struct CheckedBlocks {
   c10::SymInt kv_blocks;
 };
 
-/// Checks the arguments and says in `task` (but under Meta) all but where to write; of planes that
+/// Checks the arguments and says in `params` (but under Meta) all but where to write; of planes that
 /// are alike it has one.
-CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskTask& task);
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskParams& params);
 
-/// Runs the task on the device; it points nowhere afterwards.
+/// Runs the params on the device; it points nowhere afterwards.
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
-                                             const CheckedBlocks& checked, BlockMaskTask& task);
+                                             const CheckedBlocks& checked, BlockMaskParams& params);
 
 }  // namespace attn_mask

@@ -8,48 +8,46 @@
 #include <array>
 
 #include "ops/block_mask.h"
-#include "ops/operators.h"
+#include "ops/table.h"
 #include "rule/hull.h"
 
 namespace attn_mask {
 namespace {
-
-constexpr auto kOp = "_block_mask_widths";
 
 /// The blocks of `size` that so many neighbours can touch.
 int64_t touched(int64_t neighbours, int64_t size) { return (neighbours + size - 2) / size + 1; }
 
 /// What windows and chunks that hold for the whole rule tell without a look at anything; leaves of
 /// other kinds can but make lines shorter.
-std::optional<LongestLines> declared(const BlockMaskTask& task) {
-  if (task.q_positions.listed || task.kv_positions.listed) {
+std::optional<LongestLines> declared(const BlockMaskParams& params) {
+  if (params.q_positions.listed || params.kv_positions.listed) {
     return std::nullopt;
   }
-  const Hull hull(task.rule);
-  const int64_t chunk = hull.chunk < 0 ? kOpen : task.rule.nodes[hull.chunk].chunk.size;
+  const Hull hull(params.rule);
+  const int64_t chunk = hull.chunk < 0 ? kOpen : params.rule.nodes[hull.chunk].chunk.size;
   int64_t kv = kOpen;  // the furthest apart that keys of a block of queries are, and one
   int64_t q = kOpen;
   if (hull.before < kFar && hull.after < kFar) {
-    kv = hull.before + hull.after + task.q_block;
-    q = hull.before + hull.after + task.kv_block;
+    kv = hull.before + hull.after + params.q_block;
+    q = hull.before + hull.after + params.kv_block;
   }
   if (chunk < kFar) {
     // Neighbours lie in chunks that touch.
-    kv = std::min(kv, 2 * chunk + task.q_block);
-    q = std::min(q, 2 * chunk + task.kv_block);
+    kv = std::min(kv, 2 * chunk + params.q_block);
+    q = std::min(q, 2 * chunk + params.kv_block);
   }
   if (kv == kOpen) {
     return std::nullopt;
   }
-  return LongestLines{std::min(touched(kv, task.kv_block), task.kv_blocks()),
-                      std::min(touched(q, task.q_block), task.q_blocks())};
+  return LongestLines{std::min(touched(kv, params.kv_block), params.kv_blocks()),
+                      std::min(touched(q, params.q_block), params.q_blocks())};
 }
 
 }  // namespace
 
 namespace ops {
 
-std::vector<int64_t> block_mask_widths(
+std::vector<int64_t> BlockMaskWidths::run(
     c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt heads,
     c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_block_size,
     c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
@@ -65,31 +63,31 @@ std::vector<int64_t> block_mask_widths(
                                  q_block_size,
                                  kv_block_size,
                                  separate_full_blocks};
-  BlockMaskTask task{};
-  const CheckedBlocks checked = check_blocks(kOp, arguments, task);
-  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kOp,
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
+  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kName,
                               ": expected tensors with values, but got device meta");
-  if (task.empty()) {
+  if (params.empty()) {
     return {0, 0};
   }
-  task.stored_heads = task.heads;
-  if (const auto bound = declared(task)) {
+  params.stored_heads = params.heads;
+  if (const auto bound = declared(params)) {
     return {bound->kv, bound->q};
   }
   const int64_t kinds = separate_full_blocks ? 2 : 1;
   const auto counts = [&](int64_t lines) {
-    return at::empty({kinds, task.planes() * lines},
+    return at::empty({kinds, params.planes() * lines},
                      at::TensorOptions().dtype(at::kInt).device(checked.device));
   };
-  task.kv_width = task.kv_blocks();
-  task.q_width = task.q_blocks();
-  const at::Tensor of_kv = counts(task.q_blocks());
-  const at::Tensor of_q = counts(task.kv_blocks());
+  params.kv_width = params.kv_blocks();
+  params.q_width = params.q_blocks();
+  const at::Tensor of_kv = counts(params.q_blocks());
+  const at::Tensor of_q = counts(params.kv_blocks());
   for (int64_t kind = 0; kind < kinds; ++kind) {
-    task.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
-    task.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
+    params.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
+    params.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
   }
-  if (const auto longest = write_block_mask(kOp, arguments, checked, task)) {
+  if (const auto longest = write_block_mask(kName, arguments, checked, params)) {
     return {longest->kv, longest->q};
   }
   if (of_kv.numel() == 0 || of_q.numel() == 0) {

@@ -6,7 +6,7 @@
 
 #include "attn_mask/export.h"
 #include "format/block_mask.h"
-#include "format/mask_task.h"
+#include "format/mask_params.h"
 #include "format/strided_rows.h"
 #include "rule/device_tables.h"
 
@@ -15,16 +15,16 @@ namespace attn_mask {
 /// What a device must be able to do. Everything else in an operator (checks, shapes, allocation) is
 /// the same for all devices, Meta included, and is written once.
 struct DeviceKernels {
-  void (*write_mask)(const MaskTask& task);
+  void (*write_mask)(const MaskParams& params);
   /// Prepares a rule's tables on the device. Null: done on the host.
   void (*prepare)(const DeviceTables& tables);
   /// 1 for each row of the mask in which no key is visible, else 0. Null: write_mask finds them.
-  void (*find_masked_rows)(const Question& question, uint8_t* rows);
-  void (*unmask)(const UnmaskTask& task);
-  void (*find_block_states)(const BlockMaskTask& task);
-  /// Where `needs_block_states`, by the task's states. Host kernels say what they found; of others
+  void (*find_masked_rows)(const Problem& problem, uint8_t* rows);
+  void (*unmask)(const UnmaskParams& params);
+  void (*find_block_states)(const BlockMaskParams& params);
+  /// Where `needs_block_states`, by the params's states. Host kernels say what they found; of others
   /// it is not known without waiting for them.
-  std::optional<LongestLines> (*write_block_mask)(const BlockMaskTask& task);
+  std::optional<LongestLines> (*write_block_mask)(const BlockMaskParams& params);
   bool needs_block_states;
 };
 

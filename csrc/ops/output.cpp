@@ -71,6 +71,12 @@ bool share_memory(const at::Tensor& a, const at::Tensor& b) {
   return a.numel() != 0 && b.numel() != 0 && a_begin < b_end && b_begin < a_end;
 }
 
+/// Whether the two are the same elements at the same places.
+bool lie_alike(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
+         a.strides() == b.strides() && a.const_data_ptr() == b.const_data_ptr();
+}
+
 /// at::empty, on the CPU without the dispatcher, which has had its say about the operator. (Fake
 /// tensors run Meta kernels that ask for other devices.)
 at::Tensor new_tensor(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
@@ -92,7 +98,7 @@ Output::Output(const char* op, c10::SymInt stride_multiple)
       stride_multiple_);
 }
 
-Output::Output(const char* op, const at::Tensor& out, at::TensorList inputs)
+Output::Output(const char* op, const at::Tensor& out, at::TensorList inputs, bool in_place)
     : op_(op), given_(out) {
   check_defined(op, "out", out);
   TORCH_CHECK_VALUE(!(out.requires_grad() && c10::GradMode::is_enabled()), op,
@@ -109,10 +115,15 @@ Output::Output(const char* op, const at::Tensor& out, at::TensorList inputs)
                     out.element_size(), " bytes, but it does not");
   for (const at::Tensor& input : inputs) {
     TORCH_CHECK_VALUE(
-        !share_memory(out, input), op,
+        (in_place && lie_alike(out, input)) || !share_memory(out, input), op,
         ": expected out to share no memory with the inputs, but it does with one of sizes ",
         input.sizes());
   }
+}
+
+void Output::check_no_gradient(const char* argument, const at::Tensor& input) const {
+  TORCH_CHECK_VALUE(!is_given() || !(input.requires_grad() && c10::GradMode::is_enabled()), op_,
+                    ": expected ", argument, " not to require a gradient where out is given");
 }
 
 at::ScalarType Output::dtype(std::optional<at::ScalarType> asked) const {
@@ -206,11 +217,6 @@ at::Tensor with_stride_multiple(const at::Tensor& mask, const c10::SymInt& strid
   const c10::SymInt length = mask.sym_size(-1);
   const std::array<c10::SymInt, 2> behind{0, round_up(length, stride_multiple) - length};
   return at::constant_pad_nd_symint(mask, behind).narrow_symint(-1, 0, length);
-}
-
-void check_no_gradient(const char* op, const char* argument, const at::Tensor& input) {
-  TORCH_CHECK_VALUE(!(input.requires_grad() && c10::GradMode::is_enabled()), op, ": expected ",
-                    argument, " not to require a gradient where out is given");
 }
 
 }  // namespace attn_mask

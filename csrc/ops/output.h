@@ -15,10 +15,17 @@ class Output {
 
   /// `out`, of any strides that keep its elements apart (each reaching beyond all smaller ones),
   /// and apart from the operator's inputs (with gaps: from the first to the last of their
-  /// elements).
-  Output(const char* op, const at::Tensor& out, at::TensorList inputs);
+  /// elements). `in_place`: an input may also lie exactly where `out` does.
+  Output(const char* op, const at::Tensor& out, at::TensorList inputs, bool in_place);
+
+  /// The operator's name, for errors.
+  const char* op() const { return op_; }
 
   bool is_given() const { return given_.has_value(); }
+
+  /// Into a given tensor no gradient is recorded: an input that needs one is the caller's error, as
+  /// everywhere in torch.
+  void check_no_gradient(const char* argument, const at::Tensor& input) const;
 
   /// The dtype of the additive mask asked for, or that of a given tensor.
   at::ScalarType dtype(std::optional<at::ScalarType> asked) const;
@@ -49,9 +56,5 @@ at::Tensor with_batch_of(const at::Tensor& mask, const c10::SymInt& batch_size);
 /// `mask` as it is, or copied so that its rows begin a multiple of `stride_multiple` elements
 /// apart. Differentiable.
 at::Tensor with_stride_multiple(const at::Tensor& mask, const c10::SymInt& stride_multiple);
-
-/// `.out` records no gradient: an input that needs one is the caller's error, as everywhere in
-/// torch.
-void check_no_gradient(const char* op, const char* argument, const at::Tensor& input);
 
 }  // namespace attn_mask

@@ -8,7 +8,8 @@
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
-#include "ops/operators.h"
+#include "ops/sdpa_decision.h"
+#include "ops/table.h"
 #include "ops/write_mask.h"
 
 namespace attn_mask {
@@ -24,11 +25,12 @@ Padding padding_of(const at::Tensor& mask, at::ScalarType cast_to) {
 
 }  // namespace
 
-at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tensor& mask,
+at::Tensor padding_mask_4d(const Output& output, const char* argument, const at::Tensor& mask,
                            const c10::SymInt& q_length, at::ScalarType dtype,
                            const std::optional<c10::SymInt>& kv_length, bool is_causal,
-                           const std::optional<c10::SymInt>& sliding_window, bool unmask_unattended,
-                           const Output& output) {
+                           const std::optional<c10::SymInt>& sliding_window,
+                           bool unmask_unattended) {
+  const char* const op = output.op();
   check_sliding_window(sliding_window);
   check_additive_dtype(op, "dtype", dtype);
   check_rank(op, argument, mask, 2, "[batch_size, kv_length]");
@@ -57,14 +59,14 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
   if (out.is_meta()) {
     return out;
   }
-  MaskTask task{};
-  set_output(task, out, additive_format(dtype));
+  MaskParams params{};
+  set_output(params, out, additive_format(dtype));
   if (causal) {
-    narrow_to_causal(task.rule, sliding_window);
-    task.q_positions.offset = task.kv_length - task.q_length;
+    narrow_to_causal(params.rule, sliding_window);
+    params.q_positions.offset = params.kv_length - params.q_length;
   }
-  narrow(task.rule, padding_of(mask, dtype));
-  prepare_and_run(task, out.device(),
+  narrow(params.rule, padding_of(mask, dtype));
+  prepare_and_run(params, out.device(),
                   unmask_unattended ? std::optional(sign_bit(dtype)) : std::nullopt);
   return out;
 }
@@ -72,79 +74,47 @@ at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tenso
 namespace ops {
 namespace {
 
-constexpr auto kTo4d = "to_4d";
-constexpr auto kExpandMask = "_expand_mask";
-constexpr auto kPrepare4d = "_prepare_4d_attention_mask";
-constexpr auto kPrepare4dForSdpa = "_prepare_4d_attention_mask_for_sdpa";
-
-at::Tensor expand(const char* op, const at::Tensor& mask, const OptionalSymInt& tgt_len,
-                  at::ScalarType dtype, const Output& output) {
-  check_rank(op, "mask", mask, 2, "[batch_size, kv_length]");
+at::Tensor expand(const Output& output, const at::Tensor& mask, const OptionalSymInt& tgt_len,
+                  at::ScalarType dtype) {
+  check_rank(output.op(), "mask", mask, 2, "[batch_size, kv_length]");
   if (tgt_len) {
-    check_size(op, "tgt_len", *tgt_len);
+    check_size(output.op(), "tgt_len", *tgt_len);
   }
-  return padding_mask_4d(op, "mask", mask, tgt_len.value_or(mask.sym_size(1)), dtype, std::nullopt,
-                         /*is_causal=*/false, std::nullopt, /*unmask_unattended=*/false, output);
+  return padding_mask_4d(output, "mask", mask, tgt_len.value_or(mask.sym_size(1)), dtype,
+                         std::nullopt, /*is_causal=*/false, std::nullopt,
+                         /*unmask_unattended=*/false);
 }
 
 }  // namespace
 
-at::Tensor to_4d(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
-                 at::ScalarType dtype, OptionalSymInt key_value_length, bool is_causal,
-                 OptionalSymInt sliding_window, bool unmask_unattended,
-                 c10::SymInt stride_multiple) {
-  return padding_mask_4d(kTo4d, "attention_mask_2d", attention_mask_2d, query_length, dtype,
-                         key_value_length, is_causal, sliding_window, unmask_unattended,
-                         Output(kTo4d, std::move(stride_multiple)));
+at::Tensor To4d::run(const Output& output, const at::Tensor& attention_mask_2d,
+                     c10::SymInt query_length, at::ScalarType dtype,
+                     OptionalSymInt key_value_length, bool is_causal, OptionalSymInt sliding_window,
+                     bool unmask_unattended) {
+  return padding_mask_4d(output, "attention_mask_2d", attention_mask_2d, query_length, dtype,
+                         key_value_length, is_causal, sliding_window, unmask_unattended);
 }
 
-void to_4d_out(const at::Tensor& attention_mask_2d, c10::SymInt query_length,
-               std::optional<at::ScalarType> dtype, OptionalSymInt key_value_length, bool is_causal,
-               OptionalSymInt sliding_window, bool unmask_unattended, const at::Tensor& out) {
-  const Output output(kTo4d, out, {attention_mask_2d});
-  padding_mask_4d(kTo4d, "attention_mask_2d", attention_mask_2d, query_length, output.dtype(dtype),
-                  key_value_length, is_causal, sliding_window, unmask_unattended, output);
+at::Tensor ExpandMask::run(const Output& output, const at::Tensor& mask, OptionalSymInt tgt_len,
+                           at::ScalarType dtype) {
+  return expand(output, mask, tgt_len, dtype);
 }
 
-at::Tensor expand_mask(const at::Tensor& mask, OptionalSymInt tgt_len, at::ScalarType dtype,
-                       c10::SymInt stride_multiple) {
-  return expand(kExpandMask, mask, tgt_len, dtype, Output(kExpandMask, std::move(stride_multiple)));
+at::Tensor Prepare4dAttentionMask::run(const Output& output, const at::Tensor& mask,
+                                       OptionalSymInt tgt_len, at::ScalarType dtype) {
+  return expand(output, mask, tgt_len, dtype);
 }
 
-void expand_mask_out(const at::Tensor& mask, OptionalSymInt tgt_len,
-                     std::optional<at::ScalarType> dtype, const at::Tensor& out) {
-  const Output output(kExpandMask, out, {mask});
-  expand(kExpandMask, mask, tgt_len, output.dtype(dtype), output);
-}
-
-at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, OptionalSymInt tgt_len,
-                                     at::ScalarType dtype, c10::SymInt stride_multiple) {
-  return expand(kPrepare4d, mask, tgt_len, dtype, Output(kPrepare4d, std::move(stride_multiple)));
-}
-
-void prepare_4d_attention_mask_out(const at::Tensor& mask, OptionalSymInt tgt_len,
-                                   std::optional<at::ScalarType> dtype, const at::Tensor& out) {
-  const Output output(kPrepare4d, out, {mask});
-  expand(kPrepare4d, mask, tgt_len, output.dtype(dtype), output);
-}
-
-std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(const at::Tensor& mask,
+std::optional<at::Tensor> Prepare4dAttentionMaskForSdpa::run(const Output& output,
+                                                             const at::Tensor& mask,
                                                              OptionalSymInt tgt_len,
-                                                             at::ScalarType dtype, bool allow_skip,
-                                                             c10::SymInt stride_multiple) {
-  const Output output(kPrepare4dForSdpa, std::move(stride_multiple));
-  check_rank(kPrepare4dForSdpa, "mask", mask, 2, "[batch_size, kv_length]");
-  if (allow_skip && is_all_ones(kPrepare4dForSdpa, "mask", mask)) {
+                                                             at::ScalarType dtype,
+                                                             bool allow_skip) {
+  check_rank(output.op(), "mask", mask, 2, "[batch_size, kv_length]");
+  if (!output.is_given() && allow_skip && is_all_ones(output.op(), "mask", mask)) {
     return std::nullopt;
   }
-  return expand(kPrepare4dForSdpa, mask, tgt_len, dtype, output);
-}
-
-void prepare_4d_attention_mask_for_sdpa_out(const at::Tensor& mask, OptionalSymInt tgt_len,
-                                            std::optional<at::ScalarType> dtype,
-                                            bool /*allow_skip*/, const at::Tensor& out) {
-  const Output output(kPrepare4dForSdpa, out, {mask});
-  expand(kPrepare4dForSdpa, mask, tgt_len, output.dtype(dtype), output);
+  return expand(output, mask, tgt_len, dtype);
 }
 
 }  // namespace ops

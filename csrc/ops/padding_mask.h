@@ -10,15 +10,12 @@
 namespace attn_mask {
 
 /// The additive mask of a 2D padding mask, and of causality where `is_causal`: what to_4d and its
-/// relatives share. `op` and `argument` name the caller's in errors. With `unmask_unattended`, rows
-/// in which no key is visible become -0.0, as _unmask_unattended leaves them.
-at::Tensor padding_mask_4d(const char* op, const char* argument, const at::Tensor& mask,
+/// relatives share. `argument` names the caller's in errors. With `unmask_unattended`, rows in
+/// which no key is visible become -0.0, as _unmask_unattended leaves them.
+at::Tensor padding_mask_4d(const Output& output, const char* argument, const at::Tensor& mask,
                            const c10::SymInt& q_length, at::ScalarType dtype,
                            const std::optional<c10::SymInt>& kv_length, bool is_causal,
-                           const std::optional<c10::SymInt>& sliding_window, bool unmask_unattended,
-                           const Output& output);
-
-/// Whether every element equals 1, whatever the device; reads the mask on the host.
-bool is_all_ones(const char* op, const char* argument, const at::Tensor& mask);
+                           const std::optional<c10::SymInt>& sliding_window,
+                           bool unmask_unattended);
 
 }  // namespace attn_mask

@@ -4,9 +4,10 @@
 #include "ops/causal_mask.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
-#include "ops/operators.h"
 #include "ops/output.h"
 #include "ops/padding_mask.h"
+#include "ops/sdpa_decision.h"
+#include "ops/table.h"
 #include "ops/unmask_unattended.h"
 #include "ops/write_mask.h"
 
@@ -40,9 +41,9 @@ c10::SymInt check_arguments(const char* op, const std::optional<at::Tensor>& att
 
 /// A 4D mask of ones and zeros (booleans: true attends) becomes additive. It keeps a floating dtype
 /// of its own and takes its minimum from the embeddings, as upstream.
-at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& shape,
-                     const c10::SymInt& kv_length, at::ScalarType embeds_dtype,
-                     const Output& output) {
+at::Tensor invert_4d(const Output& output, const at::Tensor& mask, const InputShape& shape,
+                     const c10::SymInt& kv_length, at::ScalarType embeds_dtype) {
+  const char* const op = output.op();
   const std::array<c10::SymInt, 4> expected{shape.batch_size, 1, shape.q_length, kv_length};
   for (size_t i = 0; i < expected.size(); ++i) {
     ATTN_MASK_CHECK_SYM_VALUE(mask.sym_size(static_cast<int64_t>(i)).sym_eq(expected[i]),
@@ -76,133 +77,65 @@ at::Tensor invert_4d(const char* op, const at::Tensor& mask, const InputShape& s
                         static_cast<int32_t>(mask.element_size()),
                         /*by_column=*/true,
                         is_one(mask_dtype, dtype)};
-    MaskTask task{};
-    set_output(task, out, additive_format(dtype, masked));
-    narrow(task.rule, given);
-    run(task, out.device());
+    MaskParams params{};
+    set_output(params, out, additive_format(dtype, masked));
+    narrow(params.rule, given);
+    run(params, out.device());
   }
   return out;
 }
 
-constexpr auto kPrepare = "_prepare_4d_causal_attention_mask";
-constexpr auto kPrepareForSdpa = "_prepare_4d_causal_attention_mask_for_sdpa";
+}  // namespace
 
-/// Causality and window alone. A mask of the caller's is written whole, as it has no way to say
-/// that none is needed.
-std::optional<at::Tensor> without_padding(const char* op, const InputShape& shape,
-                                          const c10::SymInt& kv_length,
-                                          const at::Tensor& inputs_embeds,
-                                          const OptionalSymInt& sliding_window,
-                                          const Output& output) {
-  if (!output.is_given() && !needs_causal_mask(shape.q_length, sliding_window)) {
-    return std::nullopt;
-  }
-  return causal_mask(op, shape.batch_size, shape.q_length, kv_length, inputs_embeds.scalar_type(),
-                     inputs_embeds.device(), sliding_window, output);
-}
-
-std::optional<at::Tensor> prepare(const std::optional<at::Tensor>& attention_mask,
-                                  c10::SymIntArrayRef input_shape, const at::Tensor& inputs_embeds,
-                                  const c10::SymInt& past_key_values_length,
-                                  const OptionalSymInt& sliding_window, const Output& output) {
-  const InputShape shape = check_input_shape(kPrepare, "input_shape", input_shape);
-  const c10::SymInt kv_length = check_arguments(kPrepare, attention_mask, shape, inputs_embeds,
+std::optional<at::Tensor> Prepare4dCausalAttentionMask::run(
+    const Output& output, const std::optional<at::Tensor>& attention_mask,
+    c10::SymIntArrayRef input_shape, const at::Tensor& inputs_embeds,
+    c10::SymInt past_key_values_length, OptionalSymInt sliding_window) {
+  const InputShape shape = check_input_shape(output.op(), "input_shape", input_shape);
+  const c10::SymInt kv_length = check_arguments(output.op(), attention_mask, shape, inputs_embeds,
                                                 past_key_values_length, sliding_window);
   const at::ScalarType dtype = inputs_embeds.scalar_type();
   if (!attention_mask) {
-    return without_padding(kPrepare, shape, kv_length, inputs_embeds, sliding_window, output);
+    return causal_mask_if_needed(output, shape.batch_size, shape.q_length, kv_length, dtype,
+                                 inputs_embeds.device(), sliding_window);
   }
   if (attention_mask->dim() == 4) {
-    return invert_4d(kPrepare, *attention_mask, shape, kv_length, dtype, output);
+    return invert_4d(output, *attention_mask, shape, kv_length, dtype);
   }
-  return padding_mask_4d(kPrepare, "attention_mask", *attention_mask, shape.q_length, dtype,
-                         kv_length, /*is_causal=*/true, sliding_window, /*unmask_unattended=*/false,
-                         output);
+  return padding_mask_4d(output, "attention_mask", *attention_mask, shape.q_length, dtype,
+                         kv_length, /*is_causal=*/true, sliding_window,
+                         /*unmask_unattended=*/false);
 }
 
-std::optional<at::Tensor> prepare_for_sdpa(const std::optional<at::Tensor>& attention_mask,
-                                           c10::SymIntArrayRef input_shape,
-                                           const at::Tensor& inputs_embeds,
-                                           const c10::SymInt& past_key_values_length,
-                                           const OptionalSymInt& sliding_window, bool allow_skip,
-                                           std::optional<bool> unmask_unattended,
-                                           const Output& output) {
-  const InputShape shape = check_input_shape(kPrepareForSdpa, "input_shape", input_shape);
-  const c10::SymInt kv_length =
-      check_arguments(kPrepareForSdpa, attention_mask, shape, inputs_embeds, past_key_values_length,
-                      sliding_window);
+std::optional<at::Tensor> Prepare4dCausalAttentionMaskForSdpa::run(
+    const Output& output, const std::optional<at::Tensor>& attention_mask,
+    c10::SymIntArrayRef input_shape, const at::Tensor& inputs_embeds,
+    c10::SymInt past_key_values_length, OptionalSymInt sliding_window, bool allow_skip,
+    std::optional<bool> unmask_unattended) {
+  const InputShape shape = check_input_shape(output.op(), "input_shape", input_shape);
+  const c10::SymInt kv_length = check_arguments(output.op(), attention_mask, shape, inputs_embeds,
+                                                past_key_values_length, sliding_window);
   if (!output.is_given() && allow_skip &&
-      ignore_causal_mask_sdpa(attention_mask, inputs_embeds, past_key_values_length, sliding_window,
-                              /*is_training=*/false)) {
+      is_causal_enough(output.op(), attention_mask, inputs_embeds, past_key_values_length,
+                       sliding_window)) {
     return std::nullopt;
   }
-  if (!attention_mask) {
-    return without_padding(kPrepareForSdpa, shape, kv_length, inputs_embeds, sliding_window,
-                           output);
-  }
   const at::ScalarType dtype = inputs_embeds.scalar_type();
-  const bool unmasks = unmask_unattended.value_or(needs_unmasking(attention_mask->device()));
-  if (attention_mask->dim() == 2) {
-    return padding_mask_4d(kPrepareForSdpa, "attention_mask", *attention_mask, shape.q_length,
-                           dtype, kv_length, /*is_causal=*/true, sliding_window, unmasks, output);
+  if (!attention_mask) {
+    return causal_mask_if_needed(output, shape.batch_size, shape.q_length, kv_length, dtype,
+                                 inputs_embeds.device(), sliding_window);
   }
-  if (unmasks) {
-    return unmask(kPrepareForSdpa, *attention_mask, lowest(dtype), output);
+  if (is_result(attention_mask, unmask_unattended)) {
+    at::Tensor copy = output.like(*attention_mask);
+    copy.copy_(attention_mask->detach());
+    return copy;
   }
-  at::Tensor copy = output.like(*attention_mask);
-  copy.copy_(attention_mask->detach());
-  return copy;
-}
-
-/// The tensors among the inputs, which `out` must not share memory with.
-std::vector<at::Tensor> inputs_of(const std::optional<at::Tensor>& attention_mask,
-                                  const at::Tensor& inputs_embeds) {
-  std::vector<at::Tensor> inputs{inputs_embeds};
-  if (attention_mask) {
-    inputs.push_back(*attention_mask);
+  if (attention_mask->dim() == 4) {
+    return unmask(output, *attention_mask, lowest(dtype));
   }
-  return inputs;
-}
-
-}  // namespace
-
-std::optional<at::Tensor> prepare_4d_causal_attention_mask(
-    const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
-    const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-    OptionalSymInt sliding_window, c10::SymInt stride_multiple) {
-  return prepare(attention_mask, input_shape, inputs_embeds, past_key_values_length, sliding_window,
-                 Output(kPrepare, std::move(stride_multiple)));
-}
-
-void prepare_4d_causal_attention_mask_out(const std::optional<at::Tensor>& attention_mask,
-                                          c10::SymIntArrayRef input_shape,
-                                          const at::Tensor& inputs_embeds,
-                                          c10::SymInt past_key_values_length,
-                                          OptionalSymInt sliding_window, const at::Tensor& out) {
-  prepare(attention_mask, input_shape, inputs_embeds, past_key_values_length, sliding_window,
-          Output(kPrepare, out, inputs_of(attention_mask, inputs_embeds)));
-}
-
-std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
-    const std::optional<at::Tensor>& attention_mask, c10::SymIntArrayRef input_shape,
-    const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-    OptionalSymInt sliding_window, bool allow_skip, std::optional<bool> unmask_unattended,
-    c10::SymInt stride_multiple) {
-  return prepare_for_sdpa(attention_mask, input_shape, inputs_embeds, past_key_values_length,
-                          sliding_window, allow_skip, unmask_unattended,
-                          Output(kPrepareForSdpa, std::move(stride_multiple)));
-}
-
-void prepare_4d_causal_attention_mask_for_sdpa_out(const std::optional<at::Tensor>& attention_mask,
-                                                   c10::SymIntArrayRef input_shape,
-                                                   const at::Tensor& inputs_embeds,
-                                                   c10::SymInt past_key_values_length,
-                                                   OptionalSymInt sliding_window, bool allow_skip,
-                                                   std::optional<bool> unmask_unattended,
-                                                   const at::Tensor& out) {
-  prepare_for_sdpa(attention_mask, input_shape, inputs_embeds, past_key_values_length,
-                   sliding_window, allow_skip, unmask_unattended,
-                   Output(kPrepareForSdpa, out, inputs_of(attention_mask, inputs_embeds)));
+  return padding_mask_4d(
+      output, "attention_mask", *attention_mask, shape.q_length, dtype, kv_length,
+      /*is_causal=*/true, sliding_window, is_unmasked(*attention_mask, unmask_unattended));
 }
 
 }  // namespace attn_mask::ops

@@ -1,6 +1,7 @@
 #include "ops/rule_program.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <vector>
 
@@ -9,8 +10,6 @@
 
 namespace attn_mask {
 namespace {
-
-constexpr int32_t kMaxDepth = 256;
 
 bool same_numbers(const Table& a, const Table& b) {
   return a.numbers.data == b.numbers.data && a.numbers.width == b.numbers.width &&
@@ -362,7 +361,7 @@ class Decoder {
       case Opcode::kWindow: {
         const int64_t left = parameter("the left side of a window", 0);
         const int64_t right = parameter("the right side of a window", 0);
-        TORCH_CHECK_VALUE(left >= -1 && right >= -1, op_,
+        TORCH_CHECK_VALUE(left >= kAbsent && right >= kAbsent, op_,
                           ": expected the sides of a window at rule[", at,
                           "] to be at least 0, or -1 for none, but got ", left, " and ", right);
         emit_leaf(Rule::Kind::kSlidingWindow, conjunct).sliding_window = {
@@ -375,7 +374,7 @@ class Decoder {
                           "] to be positive, but got ", size);
         const int64_t kept = std::min(size, kOpen);
         Chunk chunk{kept, Divisor(kept), {}, 0};
-        if (program_.size() > next_ && program_[next_].maybe_as_int() == -1) {
+        if (program_.size() > next_ && program_[next_].maybe_as_int() == kAbsent) {
           ++next_;
         } else {
           const at::Tensor& before = operand("the padding before chunks");
@@ -425,9 +424,8 @@ class Decoder {
         return;
       }
     }
-    TORCH_CHECK_VALUE(false, op_, ": expected an opcode from 0 to ",
-                      static_cast<int64_t>(Opcode::kNothing), " at rule[", at, "], but got ",
-                      opcode);
+    TORCH_CHECK_VALUE(false, op_, ": expected an opcode from 0 to ", std::size(kOpcodeNames) - 1,
+                      " at rule[", at, "], but got ", opcode);
   }
 
   static constexpr int64_t kNowhere = 0;

@@ -9,35 +9,34 @@
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
-#include "ops/operators.h"
 #include "ops/output.h"
 #include "ops/strided_rows.h"
+#include "ops/table.h"
 
 namespace attn_mask::ops {
 
 namespace {
 
-constexpr auto kOp = "_unmask_unattended";
-
 /// Kernels know four dimensions; the outermost of more are gone through here.
-void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskTask& settings) {
+void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskParams& settings) {
   if (in.dim() > StridedRows::kLeading + 1) {
     for (int64_t i = 0; i < in.size(0); ++i) {
       run_unmask(in.select(0, i), out.select(0, i), settings);
     }
     return;
   }
-  UnmaskTask task = settings;
-  task.in = strided_rows(in);
-  task.out = strided_rows(out);
-  task.written = out.data_ptr();
-  device_kernels(out.device().type()).unmask(task);
+  UnmaskParams params = settings;
+  params.in = strided_rows(in);
+  params.out = strided_rows(out);
+  params.written = out.data_ptr();
+  device_kernels(out.device().type()).unmask(params);
 }
 
 }  // namespace
 
-at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
-                  const Output& output) {
+at::Tensor unmask(const Output& output, const at::Tensor& expanded_mask,
+                  const c10::Scalar& min_dtype) {
+  const char* const op = output.op();
   const at::ScalarType dtype = expanded_mask.scalar_type();
   TORCH_CHECK_VALUE(
       dtype != at::kBool,
@@ -60,7 +59,7 @@ at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Sc
   if (out.is_meta() || out.numel() == 0) {
     return out;
   }
-  UnmaskTask settings{};
+  UnmaskParams settings{};
   settings.is_min = is_equal(dtype, min_dtype);
   settings.sign = sign_bit(dtype);
   const c10::OptionalDeviceGuard guard(out.device());
@@ -68,31 +67,20 @@ at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Sc
   return out;
 }
 
-at::Tensor unmask_unattended(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
-                             c10::SymInt stride_multiple) {
-  return unmask(kOp, expanded_mask, min_dtype, Output(kOp, std::move(stride_multiple)));
+at::Tensor UnmaskUnattended::run(const Output& output, const at::Tensor& expanded_mask,
+                                 const c10::Scalar& min_dtype) {
+  output.check_no_gradient("expanded_mask", expanded_mask);
+  return unmask(output, expanded_mask, min_dtype);
 }
 
-void unmask_unattended_out(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
-                           const at::Tensor& out) {
-  check_no_gradient(kOp, "expanded_mask", expanded_mask);
-  // A row is read before it is written, so that the mask may be opened where it lies.
-  const bool in_place = !out.is_meta() && out.scalar_type() == expanded_mask.scalar_type() &&
-                        out.sizes() == expanded_mask.sizes() &&
-                        out.strides() == expanded_mask.strides() &&
-                        out.const_data_ptr() == expanded_mask.const_data_ptr();
-  unmask(kOp, expanded_mask, min_dtype,
-         Output(kOp, out, in_place ? at::TensorList() : at::TensorList(expanded_mask)));
-}
-
-at::Tensor unmask_unattended_autograd(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
+at::Tensor UnmaskUnattended::autograd(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
                                       c10::SymInt stride_multiple) {
-  check_strided(kOp, "expanded_mask", expanded_mask);
+  check_strided(kName, "expanded_mask", expanded_mask);
   const bool differentiable = c10::GradMode::is_enabled() && expanded_mask.requires_grad();
   at::Tensor opened;
   {
     const at::AutoDispatchBelowAutograd below;
-    opened = call::unmask_unattended(expanded_mask, min_dtype, stride_multiple);
+    opened = call<UnmaskUnattended>(expanded_mask, min_dtype, stride_multiple);
   }
   if (!differentiable) {
     return opened;

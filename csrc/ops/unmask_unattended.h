@@ -8,7 +8,7 @@
 namespace attn_mask::ops {
 
 /// A copy of an additive mask with its rows of `min_dtype` throughout opened.
-at::Tensor unmask(const char* op, const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
-                  const Output& output);
+at::Tensor unmask(const Output& output, const at::Tensor& expanded_mask,
+                  const c10::Scalar& min_dtype);
 
 }  // namespace attn_mask::ops

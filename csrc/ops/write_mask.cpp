@@ -9,25 +9,25 @@
 
 namespace attn_mask {
 
-void set_output(MaskTask& task, const at::Tensor& out, const DenseFormat& format) {
-  task.batch_size = out.size(0);
-  task.heads = out.size(1);
-  task.q_length = out.size(2);
-  task.kv_length = out.size(3);
-  task.format = format;
-  task.out = out.data_ptr();
+void set_output(MaskParams& params, const at::Tensor& out, const DenseFormat& format) {
+  params.batch_size = out.size(0);
+  params.heads = out.size(1);
+  params.q_length = out.size(2);
+  params.kv_length = out.size(3);
+  params.format = format;
+  params.out = out.data_ptr();
   for (int64_t i = 0; i < 4; ++i) {
-    task.out_strides[i] = out.stride(i);
+    params.out_strides[i] = out.stride(i);
   }
 }
 
-PreparedQuestion::PreparedQuestion(Question& question, at::Device device) {
+PreparedProblem::PreparedProblem(Problem& problem, at::Device device) {
   const auto prepare = device_kernels(device.type()).prepare;
   if (prepare == nullptr) {
-    on_host_.emplace(question);
+    on_host_.emplace(problem);
     return;
   }
-  const DeviceTables tables(question, [&](size_t bytes) {
+  const DeviceTables tables(problem, [&](size_t bytes) {
     on_device_ = at::empty({static_cast<int64_t>(bytes)},
                            at::TensorOptions().dtype(at::kByte).device(device));
     return on_device_.mutable_data_ptr();
@@ -38,30 +38,30 @@ PreparedQuestion::PreparedQuestion(Question& question, at::Device device) {
   }
 }
 
-void run(const MaskTask& task, at::Device device) {
-  if (task.empty()) {
+void run(const MaskParams& params, at::Device device) {
+  if (params.empty()) {
     return;
   }
   const c10::OptionalDeviceGuard guard(device);
-  device_kernels(device.type()).write_mask(task);
+  device_kernels(device.type()).write_mask(params);
 }
 
-void prepare_and_run(MaskTask& task, at::Device device, std::optional<uint64_t> unmasked) {
-  if (task.empty()) {
+void prepare_and_run(MaskParams& params, at::Device device, std::optional<uint64_t> unmasked) {
+  if (params.empty()) {
     return;
   }
-  const PreparedQuestion prepared(task, device);
+  const PreparedProblem prepared(params, device);
   at::Tensor masked_rows;
   if (unmasked) {
-    task.unmasking = {nullptr, *unmasked, true};
+    params.unmasking = {nullptr, *unmasked, true};
     if (const auto find = device_kernels(device.type()).find_masked_rows) {
-      masked_rows = at::empty({task.rows()}, at::TensorOptions().dtype(at::kByte).device(device));
+      masked_rows = at::empty({params.rows()}, at::TensorOptions().dtype(at::kByte).device(device));
       auto* const rows = masked_rows.mutable_data_ptr<uint8_t>();
-      find(task, rows);
-      task.unmasking.rows = rows;
+      find(params, rows);
+      params.unmasking.rows = rows;
     }
   }
-  run(task, device);
+  run(params, device);
 }
 
 void narrow_to_causal(Rule& rule, const std::optional<c10::SymInt>& sliding_window) {

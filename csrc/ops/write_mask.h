@@ -5,32 +5,32 @@
 
 #include <optional>
 
-#include "format/mask_task.h"
-#include "rule/prepare.h"
+#include "format/mask_params.h"
+#include "rule/runs.h"
 
 namespace attn_mask {
 
-/// Says that the task, of `out`'s sizes, writes to it, and how.
-void set_output(MaskTask& task, const at::Tensor& out, const DenseFormat& format);
+/// Says that the params, of `out`'s sizes, writes to it, and how.
+void set_output(MaskParams& params, const at::Tensor& out, const DenseFormat& format);
 
-/// The prepare step of a question that is not empty, on its device. Owns what the rule then points
+/// The prepare step of a problem that is not empty, on its device. Owns what the rule then points
 /// to.
-class PreparedQuestion {
+class PreparedProblem {
  public:
-  PreparedQuestion(Question& question, at::Device device);
+  PreparedProblem(Problem& problem, at::Device device);
 
  private:
-  std::optional<PreparedTables> on_host_;
+  std::optional<PreparedRuns> on_host_;
   at::Tensor on_device_;
 };
 
-/// Runs the task on the device.
-void run(const MaskTask& task, at::Device device);
+/// Runs the params on the device.
+void run(const MaskParams& params, at::Device device);
 
 /// The same for a rule whose tables have yet to be prepared; it points nowhere afterwards. With
 /// `unmasked`, the bits of an element, rows in which no key is visible hold that (or their bias)
 /// throughout.
-void prepare_and_run(MaskTask& task, at::Device device,
+void prepare_and_run(MaskParams& params, at::Device device,
                      std::optional<uint64_t> unmasked = std::nullopt);
 
 /// Narrows a rule to causal keys, within `sliding_window` before the query where there is a window.

@@ -4,7 +4,7 @@
 #include <array>
 #include <limits>
 
-#include "rule/prepare.h"
+#include "rule/runs.h"
 
 namespace attn_mask {
 namespace {
@@ -21,15 +21,15 @@ struct Place {
 
 }  // namespace
 
-DeviceTables::DeviceTables(Question& question, const std::function<void*(size_t bytes)>& allocate)
+DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t bytes)>& allocate)
     : size(0) {
-  Rule& rule = question.rule;
+  Rule& rule = problem.rule;
   std::array<Padding*, kMaxJobs> paddings{};
   std::array<Table*, kMaxJobs> tables{};
   const auto add = [&](TableJob job, int64_t batch_stride) {
-    job.rows = batch_stride == 0 ? 1 : question.batch_size;
+    job.rows = batch_stride == 0 ? 1 : problem.batch_size;
     const bool pays = size < kMaxJobs && job.length <= std::numeric_limits<int32_t>::max() &&
-                      is_worth_preparing(question, job.rows, job.length);
+                      is_worth_preparing(problem, job.rows, job.length);
     if (pays) {
       jobs[size] = job;
     }
@@ -47,7 +47,7 @@ DeviceTables::DeviceTables(Question& question, const std::function<void*(size_t 
   };
   for (int32_t i = 0; i < rule.size; ++i) {
     Rule::Node& node = rule.nodes[i];
-    const auto end = [&] { return end_of_positions(question, node.step_begin, node.step_end); };
+    const auto end = [&] { return end_of_positions(problem, node.step_begin, node.step_end); };
     if (node.kind == Rule::Kind::kSameId) {
       Table& ids = node.same_id.ids;
       ids.length = std::min(ids.length, std::max<int64_t>(0, end()));

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <functional>
 
-#include "format/question.h"
+#include "rule/problem.h"
 
 namespace attn_mask {
 
@@ -37,10 +37,10 @@ struct DeviceTables {
   TableJob jobs[kMaxJobs];
   int32_t size;
 
-  /// Plans the step for a question, whose rule will then point into memory that `allocate` gives
+  /// Plans the step for a problem, whose rule will then point into memory that `allocate` gives
   /// (bytes, at least one; device memory, 8 bytes aligned). Tables that are large beside the mask,
   /// or the 17th and more, stay as they are.
-  DeviceTables(Question& question, const std::function<void*(size_t bytes)>& allocate);
+  DeviceTables(Problem& problem, const std::function<void*(size_t bytes)>& allocate);
 
   int64_t most_rows() const {
     return std::max_element(jobs, jobs + size,

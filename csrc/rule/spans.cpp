@@ -50,7 +50,7 @@ struct ManyRows {
   }
 };
 
-/// One question: columns stand at `shift + column`.
+/// One problem: columns stand at `shift + column`.
 template <typename Rows>
 struct Finder {
   using Border = typename Rows::Border;

@@ -1,28 +1,30 @@
 """Attention masks as native PyTorch operators.
 
-Importing this package registers the operators ``torch.ops.attn_mask.*``.
+Importing this package registers the operators ``torch.ops.attn_mask.*``. Modules that few need are
+loaded when they are first used.
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 from attn_mask import _graphs as _graphs
 from attn_mask import _library
 from attn_mask import _vmap as _vmap
-from attn_mask import block_sparse as block_sparse
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
 from attn_mask import utils as utils
 from attn_mask._aten_only import aten_only as aten_only
 from attn_mask._decompositions import decompositions as decompositions
-from attn_mask._install import install as install
-from attn_mask._install import installed as installed
-from attn_mask._install import is_installed as is_installed
-from attn_mask._install import uninstall as uninstall
-from attn_mask._releases import for_transformers as for_transformers
 from attn_mask._sdpa import SdpaArguments as SdpaArguments
 from attn_mask._sdpa import sdpa_arguments as sdpa_arguments
 from attn_mask._skipping import skip_policy as skip_policy
+from attn_mask._upstream.install import install as install
+from attn_mask._upstream.install import installed as installed
+from attn_mask._upstream.install import is_installed as is_installed
+from attn_mask._upstream.install import uninstall as uninstall
+from attn_mask._upstream.releases import for_transformers as for_transformers
 from attn_mask.block_mask import block_mask_to as block_mask_to
 from attn_mask.block_mask import create_block_mask as create_block_mask
 from attn_mask.masks import additive as additive
@@ -74,3 +76,17 @@ __all__ = [
 
 __version__ = _version("attn-mask")
 build_info = _library.build_info
+
+_LOADED_WHEN_USED = ("block_sparse",)
+
+if TYPE_CHECKING:
+    from attn_mask import block_sparse as block_sparse
+else:
+
+    def __getattr__(name: str) -> object:
+        if name in _LOADED_WHEN_USED:
+            return _import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LOADED_WHEN_USED})

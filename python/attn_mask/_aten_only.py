@@ -9,8 +9,6 @@ import torch
 from attn_mask import _decompositions
 from attn_mask._tracing import is_jit_tracing, is_recording
 
-__all__ = ["aten_only", "is_aten_only", "operators", "set_everywhere"]
-
 _everywhere = False
 # Blocks of aten_only that are open in any thread, and in the running thread or task.
 _lock = threading.Lock()

@@ -1,13 +1,14 @@
 """What functions require of their arguments before anything else looks at them."""
 
+import inspect
+import re
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
 import torch
 
 from attn_mask._tracing import is_recording
-
-__all__ = ["check_flag", "check_integer", "check_strided", "checked_masked_value"]
 
 
 def check_strided(function: str, argument: str, tensor: Any) -> None:
@@ -68,3 +69,39 @@ def checked_masked_value(function: str, value: Any) -> float | None:
         raise ValueError(
             f"{function}: expected masked_value to be a number that float64 holds, or -inf"
         ) from error
+
+
+# What torch says where a tensor's truth is needed: under vmap, and of several elements.
+_OF_BRANCHES = re.compile("data-dependent control flow|Boolean value of Tensor")
+
+# And where its value is needed as a number of Python's or an array of NumPy's.
+_OF_VALUES = re.compile(
+    r"vmap: It looks like you're calling \.item\(\)|cannot be converted to Scalar"
+    "|only integer tensors of a single element|Cannot access data pointer of Tensor"
+    "|only one element tensors can be converted"
+)
+
+
+def expected_of_function(function: Callable[..., Any], error: Exception) -> str | None:
+    """What a mask function must be, so as not to raise this error; None if that is not known."""
+    if isinstance(error, TypeError):
+        try:
+            inspect.signature(function).bind(0, 0, 0, 0)
+        except TypeError as mismatch:
+            return (
+                "to take the four arguments (batch_idx, head_idx, q_idx, kv_idx), "
+                f"but it can't: {mismatch}"
+            )
+        except ValueError:  # no signature to be had
+            pass
+    if _OF_BRANCHES.search(str(error)):
+        return (
+            "not to branch on tensors: use `&`, `|`, `~` and torch.where in place of `and`, "
+            "`or`, `not` and `if`"
+        )
+    if _OF_VALUES.search(str(error)):
+        return (
+            "not to take indices out of their tensors (`.item()`, `int()`, `.numpy()`, an "
+            "index of a list): look them up in a tensor"
+        )
+    return None

@@ -1,12 +1,10 @@
 """The operators in ATen's, for graphs that leave PyTorch and for devices without kernels of ours.
 
 Each function here has the name, the arguments and the result of an operator. A program of numbers
-(csrc/ops/rule_program.h) is decoded into the rule of ``attn_mask.rules`` that it spells, whose call
+(csrc/rule/program.h) is decoded into the rule of ``attn_mask.rules`` that it spells, whose call
 is the definition of each leaf in ATen operators. The other operators are rules from the start.
 """
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,18 +14,18 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from attn_mask import _process, rules
-from attn_mask._library import UNMASKED_DEVICES
+from attn_mask._library import _C, operators_that
+from attn_mask._program import Source
+from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
 from attn_mask._tracing import is_jit_tracing, is_known
 from attn_mask.rules import MaskFunction
 
-__all__ = ["decompositions"]
+__all__ = ["TABLE", "decompositions"]
 
 _ops = torch.ops.attn_mask
 
-_OPEN = 2**62  # kOpen of csrc/rule/limits.h
-
 # Tables have a row for each row of the batch.
-_TABLE_OF_ROWS = rules.Source("", "", is_upstream=True)
+_TABLE_OF_ROWS = Source("", "", is_upstream=True)
 
 # Unlike rules.bidirectional, also where positions are negative.
 _EVERYTHING = rules.intersection()
@@ -111,7 +109,7 @@ class _Decoder:
         if opcode == rules.CHUNK:
             size = self._number()
             if type(size) is int:
-                size = min(size, _OPEN)
+                size = min(size, rules.OPEN)
             return rules.Chunked(size, self._positions(optional=True), _TABLE_OF_ROWS)
         if opcode == rules.BLOCKS:
             ids = self._operand()
@@ -150,7 +148,7 @@ class _Decoder:
         side = self._number()
         if type(side) is not int:
             return side  # a size that a graph is recorded for
-        return None if side < 0 else min(side, _OPEN)
+        return None if side == _C.ABSENT else min(side, rules.OPEN)
 
     def _operand(self) -> Any:
         """The next operand, one row of it for each of the batch."""
@@ -162,7 +160,7 @@ class _Decoder:
         return operand
 
     def _positions(self, optional: bool = False) -> Any:
-        if optional and self._code[self._next] == -1:
+        if optional and self._code[self._next] == _C.ABSENT:
             self._next += 1
             return None
         return _far(self._operand())
@@ -226,6 +224,7 @@ def _evaluate(
 
 
 def _attends(
+    *,
     rule: Sequence[Any],
     operands: Sequence[torch.Tensor],
     batch_size: Any,
@@ -300,23 +299,62 @@ def _dense(mask: torch.Tensor) -> torch.Tensor:
     return mask if is_jit_tracing() else mask.contiguous()
 
 
-# The operators
+# The table
+
+TABLE: dict[Any, Callable[..., Any]] = {}
 
 
 def _operator(decomposition: Callable[..., Any]) -> Callable[..., Any]:
-    return _checked(getattr(_ops, decomposition.__name__).default, decomposition)
+    """Enters the decomposition of the operator of this name, and of its `.out` form.
+
+    It is called with all arguments of the schema, by name; what may give None also with
+    ``is_needed``, where there has to be a mask.
+    """
+    name = decomposition.__name__
+    packet = getattr(_ops, name)
+    called = _enter(packet.default, decomposition)
+    if name in operators_that(writes_mask=True):
+        may_give_none = name in operators_that(may_give_none=True)
+
+        def write(*, out: torch.Tensor, **given: Any) -> None:
+            if "dtype" in given and given["dtype"] is None:
+                given["dtype"] = out.dtype
+            if "device" in given:
+                given["device"] = out.device
+            if may_give_none:
+                given["is_needed"] = True
+            out.copy_(decomposition(**given, stride_multiple=1))
+
+        called.out = _enter(packet.out, write)  # type: ignore[attr-defined]
+    return called
 
 
-def _checked(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
-    """Its arguments are checked first, where that leaves nothing in a graph."""
+def _enter(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """Its arguments are checked first where it is called here and no graph is recorded."""
+    TABLE[func] = by_name = _by_name(func, decomposition)
 
-    @functools.wraps(decomposition)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             _check(func, args, kwargs)
-        return decomposition(*args, **kwargs)
+        return by_name(*args, **kwargs)
 
     return checked
+
+
+def _by_name(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """It takes arguments, and leaves them out, as the operator does."""
+    arguments = func._schema.arguments
+    names = [argument.name for argument in arguments]
+    defaults = {
+        argument.name: argument.default_value
+        for argument in arguments
+        if argument.has_default_value()
+    }
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return decomposition(**{**defaults, **dict(zip(names, args, strict=False)), **kwargs})
+
+    return call
 
 
 def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -367,69 +405,33 @@ def _for_check(type_of_argument: str, value: Any) -> Any:
     return value
 
 
+# The operators
+
+
 @_operator
 def boolean(
-    rule: Sequence[Any],
-    operands: Sequence[torch.Tensor],
-    batch_size: Any,
-    q_length: Any,
-    kv_length: Any,
-    *,
-    q_offset: Any = 0,
-    kv_offset: Any = 0,
-    q_positions: torch.Tensor | None = None,
-    kv_positions: torch.Tensor | None = None,
-    device: torch.device | None = None,
-    unmask_unattended: bool = False,
-    stride_multiple: Any = 1,
+    *, batch_size: Any, unmask_unattended: bool, stride_multiple: Any, **where: Any
 ) -> torch.Tensor:
-    attends = _attends(
-        rule,
-        operands,
-        batch_size,
-        q_length,
-        kv_length,
-        q_offset,
-        kv_offset,
-        q_positions,
-        kv_positions,
-        device,
-    )
+    attends = _attends(batch_size=batch_size, **where)
     mask = _dense(_unmasked(attends) if unmask_unattended else attends)
     return _padded(mask, stride_multiple).expand(batch_size, -1, -1, -1)
 
 
 @_operator
 def additive(
-    rule: Sequence[Any],
-    operands: Sequence[torch.Tensor],
-    batch_size: Any,
-    q_length: Any,
-    kv_length: Any,
     *,
+    batch_size: Any,
     dtype: torch.dtype,
-    q_offset: Any = 0,
-    kv_offset: Any = 0,
-    q_positions: torch.Tensor | None = None,
-    kv_positions: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    device: torch.device | None = None,
-    unmask_unattended: bool = False,
-    masked_value: Any = None,
-    stride_multiple: Any = 1,
+    bias: torch.Tensor | None,
+    device: torch.device | None,
+    unmask_unattended: bool,
+    masked_value: Any,
+    stride_multiple: Any,
+    **where: Any,
 ) -> torch.Tensor:
-    attends = _attends(
-        rule,
-        operands,
-        batch_size,
-        q_length,
-        kv_length,
-        q_offset,
-        kv_offset,
-        q_positions,
-        kv_positions,
-        bias.device if device is None and bias is not None else device,
-    )
+    if device is None and bias is not None:
+        device = bias.device
+    attends = _attends(batch_size=batch_size, device=device, **where)
     if unmask_unattended:
         attends = _unmasked(attends)
     attends = attends.expand(batch_size, -1, -1, -1)
@@ -440,11 +442,15 @@ def _causal_mask(
     batch_size: Any,
     q_length: Any,
     kv_length: Any,
+    *,
     dtype: torch.dtype,
     device: torch.device | None,
     sliding_window: Any,
     stride_multiple: Any,
-) -> torch.Tensor:
+    is_needed: bool = False,
+) -> torch.Tensor | None:
+    if not is_needed and sliding_window is None and q_length <= 1:
+        return None
     device = torch.device("cpu") if device is None else torch.device(device)
     queries = _line(q_length, kv_length - q_length, None, device)
     keys = _line(kv_length, 0, None, device)
@@ -461,58 +467,26 @@ def _causal_rule(sliding_window: Any) -> MaskFunction:
 
 @_operator
 def to_causal_4d(
-    batch_size: Any,
-    query_length: Any,
-    key_value_length: Any,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
-    sliding_window: Any = None,
-    stride_multiple: Any = 1,
-    is_needed: bool = False,
+    *, batch_size: Any, query_length: Any, key_value_length: Any, **given: Any
 ) -> torch.Tensor | None:
-    if not is_needed and sliding_window is None and query_length <= 1:
-        return None
-    return _causal_mask(
-        batch_size, query_length, key_value_length, dtype, device, sliding_window, stride_multiple
-    )
+    return _causal_mask(batch_size, query_length, key_value_length, **given)
 
 
 @_operator
 def _make_causal_mask(
-    input_ids_shape: Sequence[Any],
-    past_key_values_length: Any = 0,
-    sliding_window: Any = None,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
-    stride_multiple: Any = 1,
-) -> torch.Tensor:
+    *, input_ids_shape: Sequence[Any], past_key_values_length: Any, **given: Any
+) -> torch.Tensor | None:
     batch_size, q_length = input_ids_shape
     kv_length = q_length + past_key_values_length
-    return _causal_mask(
-        batch_size, q_length, kv_length, dtype, device, sliding_window, stride_multiple
-    )
+    return _causal_mask(batch_size, q_length, kv_length, is_needed=True, **given)
 
 
 @_operator
 def _create_4d_causal_attention_mask(
-    input_shape: Sequence[Any],
-    past_key_values_length: Any = 0,
-    sliding_window: Any = None,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
-    stride_multiple: Any = 1,
-    is_needed: bool = False,
+    *, input_shape: Sequence[Any], past_key_values_length: Any, **given: Any
 ) -> torch.Tensor | None:
     batch_size, q_length = input_shape
-    if not is_needed and sliding_window is None and q_length <= 1:
-        return None
-    kv_length = q_length + past_key_values_length
-    return _causal_mask(
-        batch_size, q_length, kv_length, dtype, device, sliding_window, stride_multiple
-    )
+    return _causal_mask(batch_size, q_length, q_length + past_key_values_length, **given)
 
 
 def _is_one_in(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -523,11 +497,12 @@ def _is_one_in(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _padding_mask(
     mask: torch.Tensor,
     q_length: Any,
+    *,
     dtype: torch.dtype,
-    is_causal: bool,
-    sliding_window: Any,
-    unmask_unattended: bool,
     stride_multiple: Any,
+    is_causal: bool = False,
+    sliding_window: Any = None,
+    unmask_unattended: bool = False,
 ) -> torch.Tensor:
     batch_size, kv_length = mask.shape
     rule: MaskFunction = rules.Padding(_is_one_in(mask, dtype), _TABLE_OF_ROWS)
@@ -545,61 +520,41 @@ def _padding_mask(
 
 @_operator
 def to_4d(
+    *,
     attention_mask_2d: torch.Tensor,
     query_length: Any,
-    *,
-    dtype: torch.dtype,
-    key_value_length: Any = None,
-    is_causal: bool = True,
-    sliding_window: Any = None,
-    unmask_unattended: bool = False,
-    stride_multiple: Any = 1,
+    key_value_length: Any,
+    is_causal: bool,
+    **given: Any,
 ) -> torch.Tensor:
     if is_causal and key_value_length is not None and torch.compiler.is_compiling():
         torch._check(attention_mask_2d.shape[1] == key_value_length)
     # One query attends to all keys that the mask has, which is also what causality says of the
     # last one.
-    return _padding_mask(
-        attention_mask_2d,
-        query_length,
-        dtype,
-        is_causal,
-        sliding_window,
-        unmask_unattended,
-        stride_multiple,
-    )
+    return _padding_mask(attention_mask_2d, query_length, is_causal=is_causal, **given)
+
+
+def _expanded(*, mask: torch.Tensor, tgt_len: Any, **given: Any) -> torch.Tensor:
+    return _padding_mask(mask, mask.shape[1] if tgt_len is None else tgt_len, **given)
 
 
 @_operator
-def _expand_mask(
-    mask: torch.Tensor, tgt_len: Any = None, *, dtype: torch.dtype, stride_multiple: Any = 1
-) -> torch.Tensor:
-    q_length = mask.shape[1] if tgt_len is None else tgt_len
-    return _padding_mask(mask, q_length, dtype, False, None, False, stride_multiple)
+def _expand_mask(**given: Any) -> torch.Tensor:
+    return _expanded(**given)
 
 
 @_operator
-def _prepare_4d_attention_mask(
-    mask: torch.Tensor, tgt_len: Any = None, *, dtype: torch.dtype, stride_multiple: Any = 1
-) -> torch.Tensor:
-    q_length = mask.shape[1] if tgt_len is None else tgt_len
-    return _padding_mask(mask, q_length, dtype, False, None, False, stride_multiple)
+def _prepare_4d_attention_mask(**given: Any) -> torch.Tensor:
+    return _expanded(**given)
 
 
 @_operator
 def _prepare_4d_attention_mask_for_sdpa(
-    mask: torch.Tensor,
-    tgt_len: Any = None,
-    *,
-    dtype: torch.dtype,
-    allow_skip: bool = True,
-    stride_multiple: Any = 1,
-    is_needed: bool = False,
+    *, mask: torch.Tensor, allow_skip: bool, is_needed: bool = False, **given: Any
 ) -> torch.Tensor | None:
     if allow_skip and not is_needed and _is_all_ones(mask):
         return None
-    q_length = mask.shape[1] if tgt_len is None else tgt_len
-    return _padding_mask(mask, q_length, dtype, False, None, False, stride_multiple)
+    return _expanded(mask=mask, **given)
 
 
 def _is_all_ones(mask: torch.Tensor) -> bool:
@@ -622,7 +577,7 @@ def _unmask(mask: torch.Tensor, min_dtype: Any, stride_multiple: Any) -> torch.T
 
 @_operator
 def _unmask_unattended(
-    expanded_mask: torch.Tensor, min_dtype: Any, *, stride_multiple: Any = 1
+    *, expanded_mask: torch.Tensor, min_dtype: Any, stride_multiple: Any
 ) -> torch.Tensor:
     return _unmask(expanded_mask, min_dtype, stride_multiple)
 
@@ -639,88 +594,86 @@ def _inverted(mask: torch.Tensor, embeds_dtype: torch.dtype, stride_multiple: An
 
 @_operator
 def _prepare_4d_causal_attention_mask(
+    *,
     attention_mask: torch.Tensor | None,
     input_shape: Sequence[Any],
     inputs_embeds: torch.Tensor,
     past_key_values_length: Any,
-    sliding_window: Any = None,
-    *,
-    stride_multiple: Any = 1,
     is_needed: bool = False,
+    **given: Any,
 ) -> torch.Tensor | None:
-    batch_size, q_length = input_shape
     dtype = inputs_embeds.dtype
     if attention_mask is None:
-        if not is_needed and sliding_window is None and q_length <= 1:
-            return None
-        return _causal_mask(
-            batch_size,
-            q_length,
-            q_length + past_key_values_length,
-            dtype,
-            inputs_embeds.device,
-            sliding_window,
-            stride_multiple,
+        return _without_padding(
+            input_shape, inputs_embeds, past_key_values_length, is_needed, **given
         )
     if attention_mask.dim() == 4:
-        return _inverted(attention_mask, dtype, stride_multiple)
-    return _padding_mask(
-        attention_mask, q_length, dtype, True, sliding_window, False, stride_multiple
-    )
+        return _inverted(attention_mask, dtype, given["stride_multiple"])
+    return _padding_mask(attention_mask, input_shape[1], dtype=dtype, is_causal=True, **given)
 
 
 @_operator
 def _prepare_4d_causal_attention_mask_for_sdpa(
+    *,
     attention_mask: torch.Tensor | None,
     input_shape: Sequence[Any],
     inputs_embeds: torch.Tensor,
     past_key_values_length: Any,
-    sliding_window: Any = None,
-    *,
-    allow_skip: bool = True,
-    unmask_unattended: bool | None = None,
-    stride_multiple: Any = 1,
+    allow_skip: bool,
+    unmask_unattended: bool | None,
     is_needed: bool = False,
+    **given: Any,
 ) -> torch.Tensor | None:
-    batch_size, q_length = input_shape
     dtype = inputs_embeds.dtype
     is_skipped = (
         allow_skip
         and not is_needed
-        and _ignore_causal_mask_sdpa(
-            attention_mask, inputs_embeds, past_key_values_length, sliding_window
+        and is_causal_enough(
+            attention_mask,
+            inputs_embeds,
+            past_key_values_length,
+            given["sliding_window"],
+            _is_all_ones,
         )
     )
     if is_skipped:
         return None
     if attention_mask is None:
-        if not is_needed and sliding_window is None and q_length <= 1:
-            return None
-        return _causal_mask(
-            batch_size,
-            q_length,
-            q_length + past_key_values_length,
-            dtype,
-            inputs_embeds.device,
-            sliding_window,
-            stride_multiple,
+        return _without_padding(
+            input_shape, inputs_embeds, past_key_values_length, is_needed, **given
         )
-    if unmask_unattended is None:
-        unmask_unattended = attention_mask.device.type in UNMASKED_DEVICES
-    if attention_mask.dim() == 2:
-        return _padding_mask(
-            attention_mask,
-            q_length,
-            dtype,
-            True,
-            sliding_window,
-            unmask_unattended,
-            stride_multiple,
-        )
-    if unmask_unattended:
-        return _unmask(attention_mask, torch.finfo(dtype).min, stride_multiple)
-    copied = attention_mask.clone(memory_format=torch.contiguous_format)
-    return _padded(copied, stride_multiple)
+    if is_result(attention_mask, unmask_unattended):
+        copied = attention_mask.clone(memory_format=torch.contiguous_format)
+        return _padded(copied, given["stride_multiple"])
+    if attention_mask.dim() == 4:
+        return _unmask(attention_mask, torch.finfo(dtype).min, given["stride_multiple"])
+    return _padding_mask(
+        attention_mask,
+        input_shape[1],
+        dtype=dtype,
+        is_causal=True,
+        unmask_unattended=is_unmasked(attention_mask, unmask_unattended),
+        **given,
+    )
+
+
+def _without_padding(
+    input_shape: Sequence[Any],
+    inputs_embeds: torch.Tensor,
+    past_key_values_length: Any,
+    is_needed: bool,
+    **given: Any,
+) -> torch.Tensor | None:
+    batch_size, q_length = input_shape
+    return _causal_mask(
+        batch_size,
+        q_length,
+        q_length + past_key_values_length,
+        dtype=inputs_embeds.dtype,
+        device=inputs_embeds.device,
+        is_needed=is_needed,
+        **given,
+    )
 
 
 def _ignore_causal_mask_sdpa(
@@ -730,14 +683,9 @@ def _ignore_causal_mask_sdpa(
     sliding_window: Any = None,
     is_training: bool = False,
 ) -> bool:
-    q_length = inputs_embeds.shape[1]
-    kv_length = q_length + past_key_values_length
-    shapes_allow = (q_length == 1 or kv_length == q_length) and (
-        sliding_window is None or kv_length < sliding_window
+    return is_causal_enough(
+        attention_mask, inputs_embeds, past_key_values_length, sliding_window, _is_all_ones
     )
-    if attention_mask is None or not shapes_allow:
-        return bool(shapes_allow)
-    return attention_mask.dim() != 4 and _is_all_ones(attention_mask)
 
 
 def _is_all_visible(mask: torch.Tensor) -> bool:
@@ -747,40 +695,22 @@ def _is_all_visible(mask: torch.Tensor) -> bool:
 
 # Lists of blocks
 
-# BlockState of csrc/format/block_mask.h.
-_PARTIAL = 1
-_FULL = 2
+_EMPTY = _C.BLOCK_STATES["EMPTY"]
+_PARTIAL = _C.BLOCK_STATES["PARTIAL"]
+_FULL = _C.BLOCK_STATES["FULL"]
 
 
 @_operator
 def _block_states(
-    rule: Sequence[Any],
-    operands: Sequence[torch.Tensor],
-    batch_size: Any,
+    *,
     heads: Any,
     q_length: Any,
     kv_length: Any,
     q_block_size: Any,
     kv_block_size: Any,
-    *,
-    q_offset: Any = 0,
-    kv_offset: Any = 0,
-    q_positions: torch.Tensor | None = None,
-    kv_positions: torch.Tensor | None = None,
-    device: torch.device | None = None,
+    **where: Any,
 ) -> torch.Tensor:
-    attends = _attends(
-        rule,
-        operands,
-        batch_size,
-        q_length,
-        kv_length,
-        q_offset,
-        kv_offset,
-        q_positions,
-        kv_positions,
-        device,
-    )
+    attends = _attends(q_length=q_length, kv_length=kv_length, **where)
     q_blocks = (q_length + q_block_size - 1) // q_block_size
     kv_blocks = (kv_length + kv_block_size - 1) // kv_block_size
     missing = (0, kv_blocks * kv_block_size - kv_length, 0, q_blocks * q_block_size - q_length)
@@ -788,38 +718,25 @@ def _block_states(
         attends.shape[0], attends.shape[1], q_blocks, q_block_size, kv_blocks, kv_block_size
     )
     attended = blocks.sum((3, 5))
-    is_full: torch.Tensor = attended == q_block_size * kv_block_size
-    return (attended > 0).to(torch.uint8) + is_full.to(torch.uint8)
+    states = torch.full_like(attended, _PARTIAL, dtype=torch.uint8)
+    states = states.masked_fill(attended == 0, _EMPTY)
+    return states.masked_fill(attended == q_block_size * kv_block_size, _FULL)
 
 
 @_operator
 def block_mask(
-    rule: Sequence[Any],
-    operands: Sequence[torch.Tensor],
+    *,
     batch_size: Any,
     heads: Any,
-    q_length: Any,
-    kv_length: Any,
-    q_block_size: Any,
-    kv_block_size: Any,
-    *,
-    separate_full_blocks: bool = True,
-    kv_width: Any = None,
-    q_width: Any = None,
+    separate_full_blocks: bool,
+    kv_width: Any,
+    q_width: Any,
     **where: Any,
 ) -> list[torch.Tensor]:
-    states = _block_states.__wrapped__(  # type: ignore[attr-defined]
-        rule,
-        operands,
-        batch_size,
-        heads,
-        q_length,
-        kv_length,
-        q_block_size,
-        kv_block_size,
-        **where,
-    ).expand(batch_size, heads, -1, -1)
-    kinds = [states == _PARTIAL, states == _FULL] if separate_full_blocks else [states != 0]
+    of_states = TABLE[_ops._block_states.default]
+    states = of_states(batch_size=batch_size, heads=heads, **where)
+    states = states.expand(batch_size, heads, -1, -1)
+    kinds = [states == _PARTIAL, states == _FULL] if separate_full_blocks else [states != _EMPTY]
     lists: list[torch.Tensor] = []
     for width, of_lines in ((kv_width, kinds), (q_width, [kind.mT.contiguous() for kind in kinds])):
         for blocks in of_lines:
@@ -840,31 +757,8 @@ def _lists_of_blocks(blocks: torch.Tensor, width: Any) -> tuple[torch.Tensor, to
     return counts, indices
 
 
-def _block_mask_widths(
-    rule: Sequence[Any],
-    operands: Sequence[torch.Tensor],
-    batch_size: Any,
-    heads: Any,
-    q_length: Any,
-    kv_length: Any,
-    q_block_size: Any,
-    kv_block_size: Any,
-    *,
-    separate_full_blocks: bool = True,
-    **where: Any,
-) -> list[int]:
-    lists = block_mask.__wrapped__(  # type: ignore[attr-defined]
-        rule,
-        operands,
-        batch_size,
-        heads,
-        q_length,
-        kv_length,
-        q_block_size,
-        kv_block_size,
-        separate_full_blocks=separate_full_blocks,
-        **where,
-    )
+def _block_mask_widths(*args: Any, **kwargs: Any) -> list[int]:
+    lists = TABLE[_ops.block_mask.default](*args, **kwargs)
     half = len(lists) // 2
     counts = lists[:half:2], lists[half::2]
     with _disable_current_modes():
@@ -874,51 +768,7 @@ def _block_mask_widths(
         ]
 
 
-# The table, `.out`, and other devices
-
-_OF_MASKS = (
-    to_causal_4d,
-    to_4d,
-    _make_causal_mask,
-    _expand_mask,
-    _unmask_unattended,
-    _prepare_4d_causal_attention_mask,
-    _prepare_4d_causal_attention_mask_for_sdpa,
-    _prepare_4d_attention_mask,
-    _prepare_4d_attention_mask_for_sdpa,
-    _create_4d_causal_attention_mask,
-    boolean,
-    additive,
-)
-_OF_BLOCKS = (block_mask, _block_states)
-_HOST_DECISIONS = (_ignore_causal_mask_sdpa, _is_all_visible, _block_mask_widths)
-
-
-def _into_out(decomposition: Any) -> Callable[..., None]:
-    """The `.out` form, which writes a mask where the other gives None."""
-    func = getattr(_ops, decomposition.__name__).out
-    arguments = {argument.name for argument in func._schema.arguments}
-    may_be_none = "is_needed" in inspect.signature(decomposition).parameters
-
-    def write(*args: Any, out: torch.Tensor, **kwargs: Any) -> None:
-        if "dtype" in arguments and kwargs.get("dtype") is None:
-            kwargs["dtype"] = out.dtype
-        if "device" in arguments:
-            kwargs["device"] = out.device
-        if may_be_none:
-            kwargs["is_needed"] = True
-        out.copy_(decomposition.__wrapped__(*args, **kwargs))
-
-    return write
-
-
-_TABLE: dict[Any, Callable[..., Any]] = {}
-for _decomposition in (*_OF_MASKS, *_OF_BLOCKS):
-    _TABLE[getattr(_ops, _decomposition.__name__).default] = _decomposition.__wrapped__  # type: ignore[attr-defined]
-for _decomposition in _OF_MASKS:
-    _func, _write = getattr(_ops, _decomposition.__name__).out, _into_out(_decomposition)
-    _decomposition.out = _checked(_func, _write)  # type: ignore[attr-defined]
-    _TABLE[_func] = _write
+# Other devices
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -931,20 +781,22 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
             {**torch.export.default_decompositions(), **attn_mask.decompositions()}
         )
     """
-    return dict(_TABLE)
+    return dict(TABLE)
 
 
 _OTHER_DEVICES = ("MPS", "XPU", "HPU", "PrivateUse1")
 
 
 def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    name = func._schema.name.partition("::")[2]
+
     def kernel(*args: Any, **kwargs: Any) -> Any:
         _check(func, args, kwargs)
         try:
             return decomposition(*args, **kwargs)
         except (AssertionError, ImportError) as error:  # so says torch.xpu, or its absence
             raise NotImplementedError(
-                f"{decomposition.__name__}: expected device to be one that torch was built for, "
+                f"{name}: expected device to be one that torch was built for, "
                 f"but got {kwargs.get('device')}"
             ) from error
 
@@ -964,7 +816,7 @@ def _register(operator: Any, kernel: Callable[..., Any], device: str) -> None:
 
 
 for _device in _OTHER_DEVICES:
-    for _func, _written in _TABLE.items():
+    for _func, _written in TABLE.items():
         _register(_func, _kernel(_func, _written), _device)
-    for _decision in _HOST_DECISIONS:
-        _register(_decision.__name__, _decision, _device)
+    for _name in operators_that(is_host_decision=True):
+        _register(_name, globals()[_name], _device)

@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attn_mask import _process
 from attn_mask._aten_only import is_aten_only
-from attn_mask._decompositions import _TABLE
-from attn_mask._library import UNMASKED_DEVICES
+from attn_mask._decompositions import TABLE
+from attn_mask._library import operators_that
+from attn_mask._sdpa_decision import is_unmasked
 
 _ops = torch.ops.attn_mask
 
@@ -72,24 +73,22 @@ def _certain(
                 device=result.device,
                 **options,
             )
-        lowest = torch.finfo(given["inputs_embeds"].dtype).min
-        is_for_sdpa = func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default
-        unmasks = is_for_sdpa and given.get("unmask_unattended")
-        if unmasks is None:
-            unmasks = is_for_sdpa and mask.device.type in UNMASKED_DEVICES
+        unmask = False
+        if func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default:
+            unmask = is_unmasked(mask, given.get("unmask_unattended"))
         if mask.dim() == 2:
             return _ops.to_4d(
                 mask,
                 q_length,
                 key_value_length=kv_length,
                 sliding_window=window,
-                unmask_unattended=unmasks,
+                unmask_unattended=unmask,
                 **options,
             )
-        if is_for_sdpa:
-            return _ops._unmask_unattended(mask, lowest) if unmasks else mask.clone()
-        attends = mask if mask.dtype == torch.bool else mask.to(dtype) == 1
-        return torch.where(attends, torch.zeros((), dtype=dtype, device=mask.device), lowest)
+        if unmask:
+            lowest = torch.finfo(given["inputs_embeds"].dtype).min
+            return _ops._unmask_unattended(mask, lowest, stride_multiple=options["stride_multiple"])
+        return TABLE[func](**given, is_needed=True)
 
 
 def _with_operand(
@@ -116,7 +115,7 @@ def _is_decomposed(func: Any, recording: ProxyTorchDispatchMode | None) -> bool:
     table = getattr(proxy_tensor, "CURRENT_DECOMPOSITION_TABLE", None)
     if table is None:
         table = getattr(recording, "decomposition_table", {})
-    return func in table and table[func] is _TABLE[func]
+    return func in table and table[func] is TABLE[func]
 
 
 def _in_aten(
@@ -135,7 +134,7 @@ def _in_aten(
             return None
         kwargs = {**kwargs, "is_needed": True}
     with mode:
-        return _TABLE[func](*args, **kwargs)
+        return TABLE[func](*args, **kwargs)
 
 
 def _without_effect(
@@ -149,18 +148,12 @@ def _without_effect(
     if not _is_decomposed(func, get_proxy_mode()):
         return mode.__torch_dispatch__(func, types, args, kwargs)
     with mode:
-        return _TABLE[func](*args, **kwargs)
+        return TABLE[func](*args, **kwargs)
 
-
-_RULES = ("boolean", "additive", "block_mask", "_block_states")
 
 _RECORDED = {
-    "to_causal_4d": _certain,
-    "_create_4d_causal_attention_mask": _certain,
-    "_prepare_4d_causal_attention_mask": _certain,
-    "_prepare_4d_causal_attention_mask_for_sdpa": _certain,
-    "_prepare_4d_attention_mask_for_sdpa": _certain,
-    **dict.fromkeys(_RULES, _with_operand),
+    **dict.fromkeys(operators_that(may_give_none=True), _certain),
+    **dict.fromkeys(operators_that(takes_rule=True), _with_operand),
 }
 
 
@@ -172,9 +165,9 @@ def _register(func: Any, mode: type, rule: Callable[..., Any]) -> None:
     )
 
 
-for _name in ("to_causal_4d", "_create_4d_causal_attention_mask", *_RULES):
+for _name in operators_that(is_factory=True, is_host_decision=False):
     _register(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
-for _func in _TABLE:
+for _func in TABLE:
     _name = _func._schema.name.partition("::")[2]
     _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
     if _func._overloadname == "out":

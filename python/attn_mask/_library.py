@@ -11,7 +11,7 @@ from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION
 from attn_mask._named_once import name_once
 
-__all__ = ["UNMASKED_DEVICES", "_C", "build_info"]
+__all__ = ["UNMASKED_DEVICES", "_C", "build_info", "operators_that"]
 
 # Another torch has other symbols: say so before the linker says it in its own words.
 if torch.__version__ != TORCH_VERSION:
@@ -64,6 +64,16 @@ if _cuda.exists() and not torch._C._dispatch_has_kernel_for_dispatch_key(
 
 # Where rows without a key are unmasked for scaled_dot_product_attention: else it gives NaN.
 UNMASKED_DEVICES: tuple[str, ...] = _C.UNMASKED_DEVICES
+
+_TRAITS = _C.operators()
+
+
+def operators_that(**traits: bool) -> list[str]:
+    """The names of the operators with these traits, which csrc/ops/schema.h describes::
+
+    operators_that(writes_mask=True, takes_tensors=False)
+    """
+    return [name for name, of_one in _TRAITS.items() if traits.items() <= of_one.items()]
 
 
 def build_info() -> dict[str, Any]:

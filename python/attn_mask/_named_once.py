@@ -7,8 +7,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from attn_mask import _process
 from attn_mask._tracing import is_recording
 
-__all__ = ["is_named", "name_once"]
-
 _logger = logging.getLogger("attn_mask")
 _named: set[str] = _process.kept("named", set)
 

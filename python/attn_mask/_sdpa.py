@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attn_mask import _skipping, masking_utils, rules
+from attn_mask import _skipping, rules
 from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._engine import Spelling, check_padding, write_mask
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
+from attn_mask._upstream.documents import name_numbers
+from attn_mask._upstream.skip_rules import shows_all
 
-__all__ = ["SdpaArguments", "sdpa_arguments"]
+_CAUSAL = rules.causal()
 
 
 class SdpaArguments(NamedTuple):
@@ -22,7 +25,7 @@ class SdpaArguments(NamedTuple):
 def sdpa_arguments(
     query: torch.Tensor,
     key: torch.Tensor,
-    mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
+    mask_function: Callable[..., Any] = _CAUSAL,
     attention_mask: torch.Tensor | None = None,
     *,
     q_offset: int | torch.Tensor | None = None,
@@ -75,7 +78,7 @@ def sdpa_arguments(
         raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
     check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
     masked_value = checked_masked_value("sdpa_arguments", masked_value)
-    masking_utils._check_padding("sdpa_arguments", attention_mask)
+    check_padding("sdpa_arguments", attention_mask)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if key.shape[0] not in (1, batch_size):
         raise ValueError(
@@ -100,7 +103,7 @@ def sdpa_arguments(
             f"but got {q_offset} and {kv_offset}"
         )
     if attention_mask is not None:
-        masking_utils.name_numbers(attention_mask, q_length)
+        name_numbers(attention_mask, q_length)
         attention_mask = attention_mask.to(device=query.device, dtype=torch.bool)
     rule = rules.rule_of("sdpa_arguments", "mask_function", mask_function)
     if not is_recording():
@@ -109,24 +112,21 @@ def sdpa_arguments(
             if operand is not None:
                 program.rows(index, batch_size)  # also where no mask is made
     if not isinstance(q_offset, torch.Tensor) and q_length > 0 and kv_length > 0:
-        shown = rule._over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
+        shown = rule.shown_over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
         is_needed = shown is rules.Shown.OTHER or (
             shown is rules.Shown.CAUSAL and q_offset != kv_offset
         )
         if not is_needed and _hides_nothing(attention_mask, kv_length, kv_offset):
             return SdpaArguments(None, shown is rules.Shown.CAUSAL)
-    mask = masking_utils._materialize(
+    mask = write_mask(
+        "sdpa_arguments",
         rule,
-        batch_size,
-        q_length,
-        kv_length,
+        (batch_size, q_length, kv_length),
         q_offset,
         kv_offset,
         attention_mask,
-        False,
         query.device,
-        name="sdpa_arguments",
-        spelling=masking_utils.Spelling(dtype, None, unmask_unattended, masked_value),
+        Spelling(dtype, None, unmask_unattended, masked_value),
     )
     return SdpaArguments(mask, False)
 
@@ -143,4 +143,4 @@ def _hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offse
         return True
     if is_opaque(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
         return False
-    return masking_utils._shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])
+    return shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])

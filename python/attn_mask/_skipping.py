@@ -9,8 +9,6 @@ import torch
 from attn_mask._process import kept
 from attn_mask._tracing import is_exporting, is_jit_tracing
 
-__all__ = ["SkipPolicy", "current", "skip_policy"]
-
 _POLICIES = ("upstream", "shapes", "never")
 
 

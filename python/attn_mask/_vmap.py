@@ -11,6 +11,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils._pytree import tree_leaves
 
 from attn_mask import _process
+from attn_mask._library import operators_that
 
 _MASKS = ("attention_mask_2d", "attention_mask", "mask")
 _POSITIONS = ("q_positions", "kv_positions")
@@ -117,15 +118,5 @@ def _register(library: torch.library.Library, name: str) -> None:
 
 # Registrations go with the library.
 _library = _process.kept("vmap", lambda: torch.library.Library("attn_mask", "IMPL"))
-for _name in (
-    "to_4d",
-    "_expand_mask",
-    "_unmask_unattended",
-    "_prepare_4d_causal_attention_mask",
-    "_prepare_4d_causal_attention_mask_for_sdpa",
-    "_prepare_4d_attention_mask",
-    "_prepare_4d_attention_mask_for_sdpa",
-    "boolean",
-    "additive",
-):
+for _name in operators_that(writes_mask=True, takes_tensors=True):
     _register(_library, _name)

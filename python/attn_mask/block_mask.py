@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from attn_mask import masking_utils, rules
+from attn_mask import rules
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_flag
+from attn_mask._engine import Axis, Offset, axis, check_boolean, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 
@@ -24,7 +25,6 @@ __all__ = ["block_mask_to", "create_block_mask"]
 
 _NAME = "create_block_mask"
 _ops = torch.ops.attn_mask
-_Offset = int | torch.Tensor
 
 # How much of a mask is held at once where it has to be written: bytes, one for each element.
 _HELD = 8 * 2**20
@@ -42,8 +42,9 @@ _TENSORS = (
 )
 
 # What a byte of torch.ops.attn_mask._block_states says.
-_PARTIAL = 1
-_FULL = 2
+_EMPTY = _C.BLOCK_STATES["EMPTY"]
+_PARTIAL = _C.BLOCK_STATES["PARTIAL"]
+_FULL = _C.BLOCK_STATES["FULL"]
 
 
 class _Blocks(NamedTuple):
@@ -78,8 +79,8 @@ def create_block_mask(
     compute_dq_write_order: bool = False,
     dq_kv_order: bool = True,
     *,
-    q_offset: _Offset = 0,
-    kv_offset: _Offset = 0,
+    q_offset: Offset = 0,
+    kv_offset: Offset = 0,
     compact: bool | int | tuple[int, int] = False,
 ) -> "BlockMask":
     """The BlockMask of a mask function, equal to torch's in every tensor.
@@ -185,7 +186,7 @@ def _add_write_order(flex_attention: Any, block_mask: Any, dq_kv_order: bool) ->
 
 
 def _shifted(
-    mask_mod: Callable[..., Any], q_offset: _Offset, kv_offset: _Offset
+    mask_mod: Callable[..., Any], q_offset: Offset, kv_offset: Offset
 ) -> Callable[..., Any]:
     """Flex attention counts queries and keys from zero."""
     is_plain = not isinstance(q_offset, torch.Tensor) and not isinstance(kv_offset, torch.Tensor)
@@ -258,7 +259,7 @@ class _Writer:
             )
 
     def write(
-        self, rule: rules.MaskFunction, q_offset: _Offset, kv_offset: _Offset
+        self, rule: rules.MaskFunction, q_offset: Offset, kv_offset: Offset
     ) -> list[torch.Tensor]:
         blocks, device = self.blocks, self.device
         batch_size, _, q_length, kv_length = blocks[:4]
@@ -282,8 +283,8 @@ class _Writer:
             is_one = all(not isinstance(o, torch.Tensor) or o.dim() == 0 for o in of_rule)
             if is_one and isinstance(kv_offset, int) and kv_offset == 0:
                 rule, (q_offset, kv_offset) = rule.rule, of_rule
-        queries = masking_utils._axis(_NAME, "q_offset", q_length, q_offset, device)
-        keys = masking_utils._axis(_NAME, "kv_offset", kv_length, kv_offset, device)
+        queries = axis(_NAME, "q_offset", q_length, q_offset, device)
+        keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
         program = rule.program
         operands = program.operands
         is_recorded = is_recording()
@@ -294,39 +295,28 @@ class _Writer:
             or is_jit_tracing()
         )
         if not is_recorded:
-            for axis, line in enumerate((queries, keys)):
+            for index, line in enumerate((queries, keys)):
                 if line.positions is None and line.length > 0:
-                    by_element = by_element or line.start < program.lowest[axis]
-                    program.check_positions(_NAME, axis, line.start, line.start + line.length)
+                    by_element = by_element or line.start < program.lowest[index]
+                    program.check_positions(_NAME, index, line.start, line.start + line.length)
             if not program.is_plain:
-                operands = masking_utils._beside(_NAME, operands, program, batch_size, device)
+                operands = fitting(_NAME, operands, program, batch_size, device)
         if not by_element:
             return self._call(program.code, operands, blocks, queries, keys)
 
-        def mask_of(rows: masking_utils._Axis) -> torch.Tensor:
-            return masking_utils._materialize(
-                rule,
-                batch_size,
-                rows.length,
-                kv_length,
-                rows,
-                kv_offset,
-                None,
-                True,
-                device,
-                heads=blocks.heads,
-                name=_NAME,
+        def mask_of(rows: Axis) -> torch.Tensor:
+            sizes = batch_size, rows.length, kv_length
+            return write_mask(
+                _NAME, rule, sizes, rows, kv_offset, None, device, by_vmap=True, heads=blocks.heads
             )
 
         if is_tracing():
             mask = mask_of(queries)
-            zeros = masking_utils._Axis(q_length, 0, None), masking_utils._Axis(kv_length, 0, None)
+            zeros = Axis(q_length), Axis(kv_length)
             return self._call([rules.BITS, 0], [mask], blocks, *zeros)
         return self._of_states(self._states(mask_of, queries))
 
-    def _states(
-        self, mask_of: Callable[..., torch.Tensor], queries: masking_utils._Axis
-    ) -> torch.Tensor:
+    def _states(self, mask_of: Callable[..., torch.Tensor], queries: Axis) -> torch.Tensor:
         """What the blocks of a mask hold that is written some rows at a time."""
         batch_size, heads, q_length, kv_length, q_block, kv_block = self.blocks
         # Sizes are checked first: to evaluate a function for too many rows would take for ever.
@@ -338,7 +328,7 @@ class _Writer:
         for first in range(0, q_length, height):
             mask = mask_of(queries.rows(first, min(first + height, q_length)))
             if mask.dtype != torch.bool:
-                masking_utils._check_boolean(_NAME, mask)
+                check_boolean(_NAME, mask)
             parts.append(
                 (operators() or _ops)._block_states(
                     [rules.BITS, 0],
@@ -362,15 +352,16 @@ class _Writer:
         if self.separate_full_blocks:
             kinds = [states == _PARTIAL, states == _FULL]
         else:
-            kinds = [states != 0]
+            kinds = [states != _EMPTY]
         blocks = self.blocks
         elements = _Blocks(blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1)
-        q_axis = masking_utils._Axis(blocks.q_blocks, 0, None)
-        kv_axis = masking_utils._Axis(blocks.kv_blocks, 0, None)
         of_kind = _Writer(elements, self.device, False, False)
         of_kind.is_compact, of_kind.widths = self.is_compact, self.widths
         lists = [
-            of_kind._call([rules.BITS, 0], [kind], elements, q_axis, kv_axis) for kind in kinds
+            of_kind._call(
+                [rules.BITS, 0], [kind], elements, Axis(blocks.q_blocks), Axis(blocks.kv_blocks)
+            )
+            for kind in kinds
         ]
         return [tensor for half in (0, 2) for kind in lists for tensor in kind[half : half + 2]]
 
@@ -379,8 +370,8 @@ class _Writer:
         code: list[int],
         operands: list[Any],
         blocks: _Blocks,
-        queries: masking_utils._Axis,
-        keys: masking_utils._Axis,
+        queries: Axis,
+        keys: Axis,
     ) -> list[torch.Tensor]:
         """The tensors of an encoded rule, by the operator."""
         arguments: dict[str, Any] = {

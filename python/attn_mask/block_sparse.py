@@ -9,9 +9,11 @@ layer takes both: ``_flex_attention(query, key, value, _causal, _create_block_sp
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -36,11 +38,10 @@ __all__ = [
 
 _DEFAULT_SPARSE_BLOCK_SIZE = 128
 
-_score_mod_signature = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
-]
+_score_mod_signature = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+@dataclass(eq=False, repr=False)
 class _BlockSparseMask:
     """Which blocks of keys each block of queries attends to, and the same seen from the keys.
 
@@ -53,40 +54,24 @@ class _BlockSparseMask:
         KV_BLOCK_SIZE, Q_BLOCK_SIZE: how many keys and queries are a block.
     """
 
-    kv_num_blocks: torch.Tensor
-    kv_indices: torch.Tensor
-    q_num_blocks: torch.Tensor
-    q_indices: torch.Tensor
-    KV_BLOCK_SIZE: int
-    Q_BLOCK_SIZE: int
-
-    def __init__(
-        self,
-        kv_num_blocks: torch.Tensor,
-        kv_indices: torch.Tensor,
-        q_num_blocks: torch.Tensor,
-        q_indices: torch.Tensor,
-        KV_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
-        Q_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
-    ):
-        self.kv_num_blocks = kv_num_blocks
-        self.kv_indices = kv_indices
-        self.q_num_blocks = q_num_blocks
-        self.q_indices = q_indices
-        self.KV_BLOCK_SIZE = KV_BLOCK_SIZE
-        self.Q_BLOCK_SIZE = Q_BLOCK_SIZE
+    kv_num_blocks: Tensor
+    kv_indices: Tensor
+    q_num_blocks: Tensor
+    q_indices: Tensor
+    KV_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE
+    Q_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE
 
 
-def broadcast_to_dim(x: torch.Tensor, dim: int) -> torch.Tensor:
+def broadcast_to_dim(x: Tensor, dim: int) -> Tensor:
     """A view of x with dimensions of size 1 in front, ``dim`` in all; x if it has that many."""
     return x[(None,) * (dim - x.dim())] if x.dim() < dim else x
 
 
 def _convert_mask_to_block_mask(
-    mask: torch.Tensor,
+    mask: Tensor,
     KV_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
     Q_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
-) -> torch.Tensor:
+) -> Tensor:
     """Which blocks of a mask hold a True.
 
     Args:
@@ -101,10 +86,10 @@ def _convert_mask_to_block_mask(
 
 
 def _convert_block_mask_to_mask(
-    block_mask: torch.Tensor,
+    block_mask: Tensor,
     KV_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
     Q_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
-) -> torch.Tensor:
+) -> Tensor:
     """Each cell of [B, H, Qb, KVb], of any dtype, spread over its block.
 
     Returns [B, H, Qb * Q_BLOCK_SIZE, KVb * KV_BLOCK_SIZE]. Raises ValueError for another rank and
@@ -126,7 +111,7 @@ def _convert_block_mask_to_mask(
 
 
 def _create_block_sparse_mask(
-    mask: torch.Tensor,
+    mask: Tensor,
     KV_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
     Q_BLOCK_SIZE: int = _DEFAULT_SPARSE_BLOCK_SIZE,
 ) -> _BlockSparseMask:
@@ -143,9 +128,7 @@ def _create_block_sparse_mask(
     )
 
 
-def _create_empty_block_sparse_mask(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> _BlockSparseMask:
+def _create_empty_block_sparse_mask(query: Tensor, key: Tensor, value: Tensor) -> _BlockSparseMask:
     """The mask that masks nothing: all queries and all keys are one block, attended to.
 
     Args:
@@ -166,23 +149,19 @@ def _create_empty_block_sparse_mask(
 
 
 def _identity(
-    score: torch.Tensor,
-    batch: torch.Tensor,
-    head: torch.Tensor,
-    token_q: torch.Tensor,
-    token_kv: torch.Tensor,
-) -> torch.Tensor:
+    score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
+) -> Tensor:
     """The score_mod that changes nothing."""
     return score
 
 
 def _flex_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     score_mod: _score_mod_signature = _identity,
     block_sparse_mask: _BlockSparseMask | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Attention over the blocks of a mask, its scores changed by a function.
 
     The softmax, over the keys of those blocks, of score_mod(query @ key / sqrt(E), ...), times
@@ -228,34 +207,22 @@ def _flex_attention(
 
 
 def _causal(
-    score: torch.Tensor,
-    batch: torch.Tensor,
-    head: torch.Tensor,
-    token_q: torch.Tensor,
-    token_kv: torch.Tensor,
-) -> torch.Tensor:
+    score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
+) -> Tensor:
     """The score_mod that masks keys behind the query."""
     return torch.where(token_kv <= token_q, score, float("-inf"))
 
 
 def _rel_bias(
-    score: torch.Tensor,
-    batch: torch.Tensor,
-    head: torch.Tensor,
-    token_q: torch.Tensor,
-    token_kv: torch.Tensor,
-) -> torch.Tensor:
+    score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
+) -> Tensor:
     """The score_mod that adds how far the key is before the query."""
     return score + (token_q - token_kv)
 
 
 def _rel_causal(
-    score: torch.Tensor,
-    batch: torch.Tensor,
-    head: torch.Tensor,
-    token_q: torch.Tensor,
-    token_kv: torch.Tensor,
-) -> torch.Tensor:
+    score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
+) -> Tensor:
     """``_rel_bias``, causal."""
     return torch.where(token_kv <= token_q, score + (token_q - token_kv), float("-inf"))
 
@@ -271,12 +238,8 @@ def _generate_alibi_bias(num_heads: int) -> _score_mod_signature:
         )
 
     def _alibi_bias(
-        score: torch.Tensor,
-        batch: torch.Tensor,
-        head: torch.Tensor,
-        token_q: torch.Tensor,
-        token_kv: torch.Tensor,
-    ) -> torch.Tensor:
+        score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
+    ) -> Tensor:
         slope = torch.exp2(-((head + 1) * 8.0 / num_heads))
         return score + (token_kv - token_q) * slope
 
@@ -292,12 +255,8 @@ def _compose(*fs: _score_mod_signature) -> _score_mod_signature:
         raise TypeError("_compose: expected at least one score_mod, but got none")
 
     def composed(
-        score: torch.Tensor,
-        batch: torch.Tensor,
-        head: torch.Tensor,
-        token_q: torch.Tensor,
-        token_kv: torch.Tensor,
-    ) -> torch.Tensor:
+        score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
+    ) -> Tensor:
         for f in fs[::-1]:
             score = f(score, batch, head, token_q, token_kv)
         return score
@@ -311,9 +270,7 @@ def _check_block_sizes(name: str, kv_block_size: int, q_block_size: int) -> None
             raise ValueError(f"{name}: expected {argument} to be positive, but got {size}")
 
 
-def _blocks_of(
-    name: str, mask: torch.Tensor, kv_block_size: int, q_block_size: int
-) -> torch.Tensor:
+def _blocks_of(name: str, mask: Tensor, kv_block_size: int, q_block_size: int) -> Tensor:
     """What _convert_mask_to_block_mask returns; errors name the function that was called."""
     _check_block_sizes(name, kv_block_size, q_block_size)
     if mask.dtype != torch.bool:
@@ -347,15 +304,13 @@ def _blocks_of(
     return cells.amax(3).amax(4)
 
 
-def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """How many of each row are True, and where, followed by where the others are; int32."""
     order = torch.argsort(blocks.to(torch.uint8), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32), order.to(torch.int32)
 
 
-def _torch_block_mask(
-    name: str, query: torch.Tensor, key: torch.Tensor, mask: _BlockSparseMask
-) -> "BlockMask":
+def _torch_block_mask(name: str, query: Tensor, key: Tensor, mask: _BlockSparseMask) -> "BlockMask":
     """The mask as today's flex attention takes it, once it is known to fit query and key."""
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -418,7 +373,7 @@ def _size_for_torch(size: int, blocks: int) -> int:
 
 def _mask_mod(
     mask: _BlockSparseMask, batch_size: int, heads: int
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Whether the block of a cell is attended to."""
     indices = mask.kv_indices
     kv_blocks = indices.shape[-1]
@@ -432,9 +387,7 @@ def _mask_mod(
     blocks = blocks.expand(batch_size, heads, -1, -1)
     q_size, kv_size = mask.Q_BLOCK_SIZE, mask.KV_BLOCK_SIZE
 
-    def is_attended(
-        batch: torch.Tensor, head: torch.Tensor, token_q: torch.Tensor, token_kv: torch.Tensor
-    ) -> torch.Tensor:
+    def is_attended(batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor) -> Tensor:
         return blocks[batch, head, token_q // q_size, token_kv // kv_size]
 
     return is_attended

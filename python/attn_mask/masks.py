@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from attn_mask import masking_utils, rules
+from attn_mask import rules
 from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._engine import Axis, Offset, Sizes, Spelling, check_position_dtype, write_mask
 from attn_mask._tracing import default_device
 
 __all__ = ["additive", "boolean"]
-
-_Offset = int | torch.Tensor
 
 
 def boolean(
@@ -24,8 +23,8 @@ def boolean(
     q_length: int,
     kv_length: int,
     *,
-    q_offset: _Offset = 0,
-    kv_offset: _Offset = 0,
+    q_offset: Offset = 0,
+    kv_offset: Offset = 0,
     q_positions: torch.Tensor | None = None,
     kv_positions: torch.Tensor | None = None,
     device: torch.device | str | None = None,
@@ -55,7 +54,7 @@ def boolean(
     Raises ValueError for sizes, shapes and positions that don't fit, TypeError for dtypes and for
     mask functions that return no booleans.
     """
-    spelling = masking_utils.Spelling(None, None, unmask_unattended, None, out)
+    spelling = Spelling(None, None, unmask_unattended, None, out)
     return _mask(
         "boolean",
         rule,
@@ -73,8 +72,8 @@ def additive(
     q_length: int,
     kv_length: int,
     *,
-    q_offset: _Offset = 0,
-    kv_offset: _Offset = 0,
+    q_offset: Offset = 0,
+    kv_offset: Offset = 0,
     q_positions: torch.Tensor | None = None,
     kv_positions: torch.Tensor | None = None,
     device: torch.device | str | None = None,
@@ -104,7 +103,7 @@ def additive(
     masked_value = checked_masked_value("additive", masked_value)
     if bias is not None:
         check_strided("additive", "bias", bias)
-    spelling = masking_utils.Spelling(dtype, bias, unmask_unattended, masked_value, out)
+    spelling = Spelling(dtype, bias, unmask_unattended, masked_value, out)
     return _mask(
         "additive",
         rule,
@@ -119,11 +118,11 @@ def additive(
 def _mask(
     name: str,
     rule: Callable[..., Any],
-    sizes: tuple[int, int, int],
-    offsets: tuple[_Offset, _Offset],
+    sizes: Sizes,
+    offsets: tuple[Offset, Offset],
     positions: tuple[torch.Tensor | None, torch.Tensor | None],
     device: torch.device | str | None,
-    spelling: masking_utils.Spelling,
+    spelling: Spelling,
 ) -> torch.Tensor:
     integers = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset")
     for argument, value in zip(integers, (*sizes, *offsets), strict=True):
@@ -140,55 +139,42 @@ def _mask(
             if isinstance(tensor, torch.Tensor):
                 device = tensor.device
                 break
-    batch_size, q_length, kv_length = sizes
     of_device = default_device() if device is None else torch.device(device)
     queries, keys = (
         _line(name, axis, length, offset, given, of_device)
         for axis, length, offset, given in zip(
-            ("q", "kv"), (q_length, kv_length), offsets, positions, strict=True
+            ("q", "kv"), sizes[1:], offsets, positions, strict=True
         )
     )
     heads = [bits.shape[1] for bits in (program.operands[index] for index in program.bits)]
     if spelling.bias is not None and spelling.bias.dim() == 4:
         heads.append(spelling.bias.shape[1])
-    return masking_utils._materialize(
-        rule,
-        batch_size,
-        q_length,
-        kv_length,
-        queries,
-        keys,
-        None,
-        False,
-        of_device,
-        heads=next((size for size in heads if size != 1), 1),
-        name=name,
-        spelling=spelling,
-    )
+    of_heads = next((size for size in heads if size != 1), 1)
+    return write_mask(name, rule, sizes, queries, keys, None, of_device, spelling, heads=of_heads)
 
 
 def _line(
     name: str,
     axis: str,
     length: int,
-    offset: _Offset,
+    offset: Offset,
     positions: torch.Tensor | None,
     device: torch.device,
-) -> Any:
+) -> Offset | Axis:
     """Where queries or keys stand."""
     if positions is None:
         return offset
     positions = positions.to(device)
     if isinstance(offset, torch.Tensor):
-        masking_utils.check_position_dtype(name, f"{axis}_positions", positions)
-        masking_utils.check_position_dtype(name, f"{axis}_offset", offset)
+        check_position_dtype(name, f"{axis}_positions", positions)
+        check_position_dtype(name, f"{axis}_offset", offset)
         try:
             # Their sum may be too large for a narrow dtype.
             positions = positions.to(torch.int64) + offset.to(device)
-            return masking_utils._Axis(length, 0, positions)
+            return Axis(length, 0, positions)
         except RuntimeError as error:
             raise ValueError(
                 f"{name}: expected {axis}_offset to be an int, or a tensor [] or [batch_size, 1], "
                 f"but got {list(offset.shape)} beside {axis}_positions {list(positions.shape)}"
             ) from error
-    return masking_utils._Axis(length, offset, positions)
+    return Axis(length, offset, positions)

@@ -16,7 +16,8 @@ import torch
 
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
-from attn_mask._library import _C, UNMASKED_DEVICES
+from attn_mask._library import _C
+from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
 from attn_mask._tracing import default_device, holds, is_jit_tracing, is_opaque, is_tracing
 
 __all__ = [
@@ -142,8 +143,9 @@ class AttentionMaskConverter:
         ops = operators()
         if ops is not None:
             result: torch.Tensor = ops._expand_mask(mask, tgt_len, dtype=dtype)
-            return result
-        return _C.expand_mask(mask, tgt_len, dtype)
+        else:
+            result = _C._expand_mask(mask, tgt_len, dtype)
+        return result
 
     @staticmethod
     def _unmask_unattended(expanded_mask: torch.Tensor, min_dtype: float) -> torch.Tensor:
@@ -183,24 +185,12 @@ class AttentionMaskConverter:
         check_strided("_ignore_causal_mask_sdpa", "inputs_embeds", inputs_embeds)
         if attention_mask is not None:
             check_strided("_ignore_causal_mask_sdpa", "attention_mask", attention_mask)
-        query_length = inputs_embeds.shape[1]
-        key_value_length = query_length + past_key_values_length
-        shapes_allow = (query_length == 1 or key_value_length == query_length) and (
-            sliding_window is None or key_value_length < sliding_window
-        )
-        if attention_mask is None or not shapes_allow:
-            return bool(shapes_allow)
-        if attention_mask.dim() == 4 or is_opaque(attention_mask):
-            return False
-        ops = operators()
-        ignores = _C.ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
-        return bool(
-            ignores(
-                attention_mask,
-                _beside(attention_mask, inputs_embeds),
-                max(past_key_values_length, 0),
-                None,
-            )
+        return is_causal_enough(
+            attention_mask,
+            inputs_embeds,
+            past_key_values_length,
+            sliding_window,
+            lambda mask: not is_opaque(mask) and is_all_ones(mask),
         )
 
 
@@ -286,16 +276,26 @@ def _padding_mask_4d(
             sliding_window=sliding_window,
             unmask_unattended=unmask_unattended,
         )
-        return result
-    return _C.to_4d(
-        attention_mask_2d,
-        query_length,
-        dtype,
-        key_value_length,
-        is_causal,
-        sliding_window,
-        unmask_unattended,
-    )
+    else:
+        result = _C.to_4d(
+            attention_mask_2d,
+            query_length,
+            dtype,
+            key_value_length,
+            is_causal,
+            sliding_window,
+            unmask_unattended,
+        )
+    return result
+
+
+def is_all_ones(mask: torch.Tensor) -> bool:
+    """Whether every element is 1; waits for the mask's device."""
+    ops = operators()
+    ignores = _C._ignore_causal_mask_sdpa if ops is None else ops._ignore_causal_mask_sdpa
+    # As embeddings of as many queries as keys, for which the elements alone decide.
+    square = mask if mask.dim() > 1 else mask.reshape(1, -1)
+    return bool(ignores(mask, square, 0, None, False))
 
 
 def _beside(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -383,7 +383,9 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
             dtype=inputs_embeds.dtype,
             device=inputs_embeds.device,
         )
-    unmasks = attention_mask.device.type in UNMASKED_DEVICES and not is_tracing(inputs_embeds)
+    unmasks = is_unmasked(attention_mask) and not is_tracing(inputs_embeds)
+    if is_result(attention_mask, unmasks):
+        return attention_mask
     if attention_mask.dim() != 4:
         return _padding_mask_4d(
             converter,
@@ -393,11 +395,9 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
             key_value_length,
             unmasks,
         )
-    if unmasks:
-        return AttentionMaskConverter._unmask_unattended(
-            attention_mask, min_dtype=torch.finfo(inputs_embeds.dtype).min
-        )
-    return attention_mask
+    return AttentionMaskConverter._unmask_unattended(
+        attention_mask, min_dtype=torch.finfo(inputs_embeds.dtype).min
+    )
 
 
 def _prepare_4d_attention_mask(
@@ -420,8 +420,9 @@ def _prepare_4d_attention_mask_for_sdpa(
         result: torch.Tensor | None = ops._prepare_4d_attention_mask_for_sdpa(
             mask, tgt_len, dtype=dtype
         )
-        return result
-    return _C.prepare_4d_attention_mask_for_sdpa(mask, tgt_len, dtype)
+    else:
+        result = _C._prepare_4d_attention_mask_for_sdpa(mask, tgt_len, dtype, True)
+    return result
 
 
 def _create_4d_causal_attention_mask(

@@ -14,21 +14,20 @@ when they have the same structure over the same tensor objects. No value of a te
 """
 
 import enum
-import inspect
 import math
 import operator
-import re
 import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_strided, expected_of_function
 from attn_mask._library import _C
-from attn_mask._tracing import is_jit_tracing, is_known, is_recording
+from attn_mask._program import Place, Program, Source
+from attn_mask._tracing import is_jit_tracing, is_recording
 
 __all__ = [
     "MaskFunction",
@@ -49,31 +48,29 @@ __all__ = [
     "window",
 ]
 
-# The rules of a program; csrc/ops/rule_program.h defines them.
-ALL = 0
-CAUSAL = 1
-WINDOW = 2
-CHUNK = 3
-BLOCKS = 4
-PADDING = 5
-DOCUMENTS = 6
-BITS = 7
-AND = 8
-OR = 9
-REINDEX = 10
-SHIFT = 11
-NOTHING = 12
-# How often positions may change above a rule: one less than Rule::kMaxSteps of csrc/rule/rule.h, as
-# a window may add a shift.
-_MAX_CHANGES = 7
+
+# The rules of a program; csrc/rule/program.h defines them.
+ALL = _C.OPCODES["ALL"]
+CAUSAL = _C.OPCODES["CAUSAL"]
+WINDOW = _C.OPCODES["WINDOW"]
+CHUNK = _C.OPCODES["CHUNK"]
+BLOCKS = _C.OPCODES["BLOCKS"]
+PADDING = _C.OPCODES["PADDING"]
+DOCUMENTS = _C.OPCODES["DOCUMENTS"]
+BITS = _C.OPCODES["BITS"]
+AND = _C.OPCODES["AND"]
+OR = _C.OPCODES["OR"]
+REINDEX = _C.OPCODES["REINDEX"]
+SHIFT = _C.OPCODES["SHIFT"]
+NOTHING = _C.OPCODES["NOTHING"]
+
+# How often positions may change above a rule: a window may add a shift of its own.
+_MAX_CHANGES = _C.MAX_STEPS - 1
 
 # Offsets and shifts are within this distance of 0. Sizes may be larger, as configs spell "no
 # window" by numbers that fit into no 64 bits; they are cut to what no two positions are apart.
-FAR: int = _C.FAR
-_LARGEST = 8 * FAR
-
-# How deep trees may be nested (kMaxDepth of csrc/ops/rule_program.cpp).
-_MAX_DEPTH = 256
+FAR = _C.FAR
+OPEN = _C.OPEN
 
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -87,19 +84,6 @@ class Shown(enum.Enum):
     OTHER = enum.auto()
 
 
-class Source(NamedTuple):
-    """The function that made a leaf over a table, and what that function calls the table."""
-
-    function: str
-    argument: str
-    is_upstream: bool = False
-    """Whether tables are those of transformers' closures: of any dtype, with a row for each row of
-    the batch, or more. Else [length], [1, length] or [batch_size, length], of integers."""
-
-    def __str__(self) -> str:
-        return f"{self.function}: expected {self.argument}"
-
-
 _OF_BITS = Source("bits", "attends")
 _OF_PADDING = Source("padding", "mask")
 _OF_DOCUMENTS = Source("documents", "ids")
@@ -107,165 +91,7 @@ _OF_BLOCKS = Source("blockwise", "ids")
 _OF_CHUNKS = Source("chunked", "left_padding")
 _OF_POSITIONS = Source("reindex", "positions")
 
-
-class _Place(NamedTuple):
-    """Where in a tree a rule stands."""
-
-    above: tuple["Reindex | Shift", ...] = ()
-    """The nodes between it and the root that change positions."""
-    add: tuple[int, int] | None = (0, 0)
-    """What those add to the positions of queries and keys; None when a tensor decides."""
-
-
-class Program:
-    """A tree as the operators take it, and what to see to before they are called.
-
-    Attributes:
-        code: the rules, in prefix order.
-        padded_code: the same, and a padding mask that is the operand behind the others.
-        operands: the tensors that ``code`` names by index; None for answers to ``questions``.
-        sources: who made the leaf of each operand; None for answers to ``questions``.
-        bits: the indices of operands that are bits, with a row for each query.
-        questions: (index of the operand, function): what only a call can answer. The answers at
-            the mask's own positions, bool [b or 1, h or 1, q, kv], are the operand.
-        is_plain: True when there is no operand, and nothing to see to but positions below zero.
-        is_boolean: False when some padding of a function of transformers is not boolean: the
-            function then answers in its dtype.
-        lowest: for queries and keys: the first position that is in all tables. Before it, a call
-            counts from the end of a tensor.
-        highest: for queries and keys: the first position behind that, or None. Neither is known
-            (nor needed) while a graph is recorded.
-    """
-
-    def __init__(self, rule: "MaskFunction"):
-        self.code: list[int] = []
-        self.operands: list[Any] = []
-        self.sources: list[Source | None] = []
-        self.bits: list[int] = []
-        self.questions: list[tuple[int, MaskFunction]] = []
-        self.is_boolean = True
-        self.lowest = [0, 0]
-        self.highest: list[int | None] = [None, None]
-        self._limits: list[tuple[int, int, int]] = []  # axis, first position behind, operand
-        # Comparing sizes would make a graph depend on them.
-        self._finds_limits = not is_recording()
-        rule._encode(self, _Place())
-        self.padded_code = [AND, 2, *self.code, PADDING, len(self.operands)]
-        self.is_plain = not self.operands and self.lowest == [0, 0]
-
-    def add_operand(self, source: Source | None, operand: torch.Tensor | None) -> int:
-        self.operands.append(operand)
-        self.sources.append(source)
-        return len(self.operands) - 1
-
-    def add_table(
-        self,
-        opcode: int,
-        source: Source,
-        table: torch.Tensor,
-        place: _Place,
-        by_query: bool = True,
-    ) -> None:
-        """A rule that looks up positions in a table [b, n] or [n]."""
-        if table.dim() == 1 and not source.is_upstream:
-            table = table[None]
-        if table.dim() != 2:
-            raise ValueError(
-                f"{source} to be 2-D [batch_size, length], "
-                f"but got {table.dim()}-D {list(table.shape)}"
-            )
-        operand = self.add_operand(source, table)
-        self.code += (opcode, operand)
-        self.add_limits(place, operand, by_query)
-
-    def add_limits(self, place: _Place, operand: int | None, by_query: bool = True) -> None:
-        """Positions are not negative and, with an operand, in that table."""
-        if place.add is None:
-            return
-        for axis in range(0 if by_query else 1, 2):
-            if operand is not None:
-                limit = self.operands[operand].shape[1] - place.add[axis]
-                self._limits.append((axis, limit, operand))
-            if self._finds_limits:
-                self.lowest[axis] = max(self.lowest[axis], -place.add[axis])
-                if operand is not None:
-                    highest = self.highest[axis]
-                    self.highest[axis] = limit if highest is None else min(limit, highest)
-
-    def is_written(
-        self,
-        batch_size: int,
-        q_start: int,
-        q_end: int,
-        kv_start: int,
-        kv_end: int,
-        device: torch.device,
-    ) -> bool:
-        """Whether the operators need nothing else, for queries and keys at these positions."""
-        if self.is_plain:
-            return q_start >= 0 and kv_start >= 0
-        if self.questions or not self.is_boolean:
-            return False
-        if q_start < self.lowest[0] or kv_start < self.lowest[1]:
-            return False
-        q_highest, kv_highest = self.highest
-        if (q_highest is not None and q_end > q_highest) or (
-            kv_highest is not None and kv_end > kv_highest
-        ):
-            return False
-        for operand in self.operands:
-            if operand.shape[0] != batch_size or operand.device != device:
-                return False
-        return True
-
-    def rows(self, index: int, batch_size: int) -> torch.Tensor:
-        """An operand that is not None, with as many rows as a batch of ``batch_size`` needs.
-
-        Raises ValueError where it has others.
-        """
-        operand: torch.Tensor = self.operands[index]
-        rows, source = operand.shape[0], self.sources[index]
-        assert source is not None
-        if rows == batch_size or (rows == 1 and not source.is_upstream):
-            return operand
-        if not source.is_upstream:
-            fitting = "1 row" if batch_size == 1 else f"1 or {batch_size} rows"
-            raise ValueError(
-                f"{source} to have {fitting}, for a batch of {batch_size}, "
-                f"but got {list(operand.shape)}"
-            )
-        if rows < batch_size:
-            raise ValueError(f"{source} to have {batch_size} rows, but got {list(operand.shape)}")
-        # A mask function leaves rows beyond the batch alone.
-        return operand[:batch_size]
-
-    def check_positions(self, name: str, axis: int, start: int, end: int) -> None:
-        """Raises ValueError where queries (axis 0) or keys (1) from ``start`` to ``end`` are in no
-        table. Upstream's closures count positions below 0 from a table's end."""
-        line = ("queries", "keys")[axis]
-        for of_axis, limit, operand in self._limits:
-            if of_axis != axis:
-                continue
-            shape, source = list(self.operands[operand].shape), self.sources[operand]
-            if is_known(end > limit):
-                raise ValueError(
-                    f"{source} to be of length {shape[1] + end - limit} or longer, "
-                    f"for the {line} of {name}, but got {shape}"
-                )
-            assert source is not None
-            first = start + shape[1] - limit
-            if not source.is_upstream and is_known(first < 0):
-                raise ValueError(
-                    f"{source} for positions from 0 on, but the {line} of {name} begin at {first}"
-                )
-
-    def ask(self, rule: "MaskFunction", place: _Place) -> None:
-        """A rule that only a call can answer."""
-        for above in reversed(place.above):
-            rule = replace(above, rule=rule)
-        operand = self.add_operand(None, None)
-        self.questions.append((operand, rule))
-        self.code += (BITS, operand)
+UPSTREAM_PADDING = Source("padding_mask_function", "padding_mask", is_upstream=True)
 
 
 # eq=False: comparing tensors by value would be neither cheap nor a bool.
@@ -275,6 +101,9 @@ class MaskFunction:
 
     # What torch.vmap (and a BlockMask's repr) calls it; torch.compile can't trace the repr.
     __name__ = "mask_function"
+
+    spelled = ""
+    """The function that makes such a rule."""
 
     depth = 1
     """How deep the tree is nested; 1 of a leaf."""
@@ -289,10 +118,10 @@ class MaskFunction:
         """Whether queries attend to keys; index tensors that broadcast against each other."""
         raise NotImplementedError
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         raise NotImplementedError
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         """What it shows to the queries at q_start to q_end - 1, of such keys; one each at least."""
         return Shown.OTHER
 
@@ -392,7 +221,8 @@ class MaskFunction:
             return "..."
 
     def _repr(self) -> str:
-        raise NotImplementedError
+        shown = (_shown(of) for name, of in self._fields() if name not in ("depth", "source"))
+        return f"{self.spelled}({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._fields())
@@ -408,20 +238,7 @@ class MaskFunction:
 def _identity(value: Any) -> Any:
     """Tensors and callables of the user's are themselves: comparing them might read values."""
     plain = value is None or isinstance(value, int | tuple | MaskFunction)
-    return value if plain else _Itself(value)
-
-
-class _Itself:
-    """Equal to what holds the same object."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+    return value if plain else (object, id(value))
 
 
 def _shown(value: Any) -> str:
@@ -455,66 +272,62 @@ def _beside(answer: Any, other: Any) -> Any:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Causal(MaskFunction):
+    spelled = "causal"
+
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return kv_idx <= q_idx
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         program.code += (CAUSAL,)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         return Shown.ALL if kv_end - 1 <= q_start else Shown.CAUSAL
-
-    def _repr(self) -> str:
-        return "causal()"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Bidirectional(MaskFunction):
+    spelled = "bidirectional"
+
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx >= 0  # the shape of an index, and True
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         program.code += (ALL,)
         program.add_limits(place, None)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         return Shown.ALL if q_start >= 0 else Shown.OTHER
-
-    def _repr(self) -> str:
-        return "bidirectional()"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Nothing(MaskFunction):
+    spelled = "nothing"
+
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx != q_idx  # the shape of an index, and False
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         program.code += (NOTHING,)
-
-    def _repr(self) -> str:
-        return "nothing()"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bits(MaskFunction):
+    spelled = "bits"
+
     attends: torch.Tensor
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         batch, head = map(_row, self.attends.shape, (batch_idx, head_idx))
         return self.attends[batch, head, q_idx, kv_idx]
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         operand = program.add_operand(_OF_BITS, self.attends)
         program.bits.append(operand)
         program.code += (BITS, operand)
 
-    def _repr(self) -> str:
-        return f"bits({_shown(self.attends)})"
-
 
 def _has_bits(rule: MaskFunction) -> bool:
-    if isinstance(rule, _Intersection | _Union):
+    if isinstance(rule, _Join):
         return any(_has_bits(branch) for branch in rule.rules)
     return isinstance(rule, Bits)
 
@@ -523,9 +336,8 @@ def with_bits_moved(rule: MaskFunction, q_add: int, kv_add: int) -> MaskFunction
     """The rule for positions from which bits' rows and columns are so far away."""
     if isinstance(rule, Bits):
         return Shift(rule, q_add, kv_add, rule.depth + 1)
-    if _has_bits(rule):
-        branches = tuple(with_bits_moved(branch, q_add, kv_add) for branch in rule.rules)  # type: ignore[attr-defined]
-        return replace(rule, rules=branches)  # type: ignore[call-arg]
+    if isinstance(rule, _Join) and _has_bits(rule):
+        return replace(rule, rules=tuple(with_bits_moved(of, q_add, kv_add) for of in rule.rules))
     return rule
 
 
@@ -542,21 +354,24 @@ class Window(MaskFunction):
             return kv_idx - self.right <= q_idx
         return (kv_idx >= q_idx - self.left) & (kv_idx - self.right <= q_idx)
 
-    def _encode(self, program: Program, place: _Place) -> None:
-        # A negative side shifts the window away: -1 would mean an open side.
+    def encode_into(self, program: Program, place: Place) -> None:
+        # A negative side shifts the window away: in a program it would mean an open one.
         left, right = self.left, self.right
         if left is not None and right is not None and (left < 0 or right < 0):
             program.code += (AND, 2)
-            Window(left, None)._encode(program, place)
-            Window(None, right)._encode(program, place)
+            Window(left, None).encode_into(program, place)
+            Window(None, right).encode_into(program, place)
         elif left is not None and left < 0:
-            program.code += (SHIFT, -left, 0, WINDOW, 0, -1)
+            program.code += (SHIFT, -left, 0, WINDOW, 0, _C.ABSENT)
         elif right is not None and right < 0:
-            program.code += (SHIFT, right, 0, WINDOW, -1, 0)
+            program.code += (SHIFT, right, 0, WINDOW, _C.ABSENT, 0)
         else:
-            program.code += (WINDOW, *(-1 if side is None else side for side in (left, right)))
+            program.code += (
+                WINDOW,
+                *(_C.ABSENT if side is None else side for side in (left, right)),
+            )
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         if self.left is not None and q_end - 1 - kv_start > self.left:
             return Shown.OTHER
         if self.right is None or kv_end - 1 - q_start <= self.right:
@@ -584,12 +399,12 @@ class Chunked(MaskFunction):
         start = self.left_padding[row]
         return (kv_idx - start) // self.size == (q_idx - start) // self.size
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         start = self.left_padding
         if self.size < 0 or (start is not None and start.dtype not in ID_DTYPES):
             program.ask(self, place)
             return
-        operand = -1
+        operand = _C.ABSENT
         if start is not None:
             if start.dim() != 1:
                 raise ValueError(
@@ -599,7 +414,7 @@ class Chunked(MaskFunction):
             operand = program.add_operand(self.source, start)
         program.code += (CHUNK, self.size, operand)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         if self.left_padding is not None:
             return Shown.OTHER
         first = min(q_start, kv_start) // self.size
@@ -612,27 +427,38 @@ class Chunked(MaskFunction):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blockwise(MaskFunction):
+class _OfIds(MaskFunction):
+    """A rule that compares the ids of query and key."""
+
     ids: torch.Tensor
-    source: Source = _OF_BLOCKS
+    source: Source
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        of_query = _at(self.ids, self.source, batch_idx, q_idx)
-        of_key = _at(self.ids, self.source, batch_idx, kv_idx)
-        return (of_query == of_key) & (of_query >= 0)
+    opcode: ClassVar[int]
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def _ids_at(self, batch_idx: Any, idx: Any) -> Any:
+        return _at(self.ids, self.source, batch_idx, idx)
+
+    def encode_into(self, program: Program, place: Place) -> None:
         if self.ids.dtype in ID_DTYPES:
-            program.add_table(BLOCKS, self.source, self.ids, place)
+            program.add_table(self.opcode, self.source, self.ids, place)
         else:
             program.ask(self, place)
 
-    def _repr(self) -> str:
-        return f"blockwise({_shown(self.ids)})"
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blockwise(_OfIds):
+    spelled, opcode = "blockwise", BLOCKS
+    source: Source = _OF_BLOCKS
+
+    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        of_query = self._ids_at(batch_idx, q_idx)
+        return (of_query == self._ids_at(batch_idx, kv_idx)) & (of_query >= 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Padding(MaskFunction):
+    spelled = "padding"
+
     mask: torch.Tensor
     source: Source = _OF_PADDING
 
@@ -640,32 +466,19 @@ class Padding(MaskFunction):
         shown = _at(self.mask, self.source, batch_idx, kv_idx)
         return shown if self.source.is_upstream else shown.bool()
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         program.add_table(PADDING, self.source, self.mask, place, by_query=False)
         if self.source.is_upstream and self.mask.dtype != torch.bool:
             program.is_boolean = False
 
-    def _repr(self) -> str:
-        return f"padding({_shown(self.mask)})"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Documents(MaskFunction):
-    ids: torch.Tensor
+class Documents(_OfIds):
+    spelled, opcode = "documents", DOCUMENTS
     source: Source = _OF_DOCUMENTS
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        of_query = _at(self.ids, self.source, batch_idx, q_idx)
-        return of_query == _at(self.ids, self.source, batch_idx, kv_idx)
-
-    def _encode(self, program: Program, place: _Place) -> None:
-        if self.ids.dtype in ID_DTYPES:
-            program.add_table(DOCUMENTS, self.source, self.ids, place)
-        else:
-            program.ask(self, place)
-
-    def _repr(self) -> str:
-        return f"documents({_shown(self.ids)})"
+        return self._ids_at(batch_idx, q_idx) == self._ids_at(batch_idx, kv_idx)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -678,7 +491,7 @@ class Function(MaskFunction):
         try:
             answer = self.function(batch_idx, head_idx, q_idx, kv_idx)
         except (TypeError, ValueError, RuntimeError) as error:
-            expected = self._expected(error)
+            expected = expected_of_function(self.function, error)
             if expected is None:
                 raise
             raise TypeError(f"{self._name()}: expected the mask function {expected}") from error
@@ -691,120 +504,89 @@ class Function(MaskFunction):
             )
         return answer
 
-    def _expected(self, error: Exception) -> str | None:
-        """What the function must be to do without an error that it raised; None if none knows."""
-        if isinstance(error, TypeError):
-            try:
-                inspect.signature(self.function).bind(0, 0, 0, 0)
-            except TypeError as mismatch:
-                return (
-                    "to take the four arguments (batch_idx, head_idx, q_idx, kv_idx), "
-                    f"but it can't: {mismatch}"
-                )
-            except ValueError:  # no signature to be had
-                pass
-        if _OF_BRANCHES.search(str(error)):
-            return (
-                "not to branch on tensors: use `&`, `|`, `~` and torch.where in place of `and`, "
-                "`or`, `not` and `if`"
-            )
-        if _OF_VALUES.search(str(error)):
-            return (
-                "not to take indices out of their tensors (`.item()`, `int()`, `.numpy()`, an "
-                "index of a list): look them up in a tensor"
-            )
-        return None
-
     def _name(self) -> str:
         return getattr(self.function, "__qualname__", None) or repr(self.function)
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         program.ask(self, place)
 
     def _repr(self) -> str:
         return f"function({self._name()})"
 
 
-# What torch says where a tensor's truth is needed: under vmap, and of several elements.
-_OF_BRANCHES = re.compile("data-dependent control flow|Boolean value of Tensor")
-
-# And where its value is needed as a number of Python's or an array of NumPy's.
-_OF_VALUES = re.compile(
-    r"vmap: It looks like you're calling \.item\(\)|cannot be converted to Scalar"
-    "|only integer tensors of a single element|Cannot access data pointer of Tensor"
-    "|only one element tensors can be converted"
-)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class _Intersection(MaskFunction):
+class _Join(MaskFunction):
+    """An and / or of any number of rules."""
+
     rules: tuple[MaskFunction, ...]
     depth: int
 
+    sign: ClassVar[str]
+    join: ClassVar[Callable[[Any, Any], Any]]
+    opcode: ClassVar[int]
+    of_none: ClassVar[tuple[Any, int]]
+    """What no rules say, and the opcode of a rule that says it."""
+
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        result = q_idx.new_ones((), dtype=torch.bool) if isinstance(q_idx, torch.Tensor) else True
+        join, result = type(self).join, self.of_none[0]
+        if isinstance(q_idx, torch.Tensor):
+            # Not new_full, which torch.jit.trace can't record.
+            result = (q_idx.new_ones if result else q_idx.new_zeros)((), dtype=torch.bool)
         for rule in self.rules:
-            result = result & _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result)
+            result = join(result, _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result))
         return result
 
-    def _encode(self, program: Program, place: _Place) -> None:
-        _encode_all(self.rules, AND, ALL, program, place)
+    def over(self, change: Callable[[MaskFunction], MaskFunction]) -> MaskFunction:
+        """The same of changed rules."""
+        return _joined(type(self), tuple(change(rule) for rule in self.rules))
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        shown = {rule._over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
-        if Shown.OTHER in shown:
-            return Shown.OTHER
-        return Shown.CAUSAL if Shown.CAUSAL in shown else Shown.ALL
+    def encode_into(self, program: Program, place: Place) -> None:
+        if not self.rules:
+            program.code.append(self.of_none[1])
+        elif len(self.rules) > 1:  # the operators want one at least
+            program.code += (self.opcode, len(self.rules))
+        for rule in self.rules:
+            rule.encode_into(program, place)
 
     def _repr(self) -> str:
         if len(self.rules) < 2:
-            return f"intersection({', '.join(map(repr, self.rules))})"
-        return " & ".join(
-            f"({rule!r})" if isinstance(rule, _Union) and len(rule.rules) > 1 else repr(rule)
+            return f"{self.spelled}({', '.join(map(repr, self.rules))})"
+        return self.sign.join(
+            f"({rule!r})"
+            if isinstance(rule, _Union) and self.opcode == AND and len(rule.rules) > 1
+            else repr(rule)
             for rule in self.rules
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Union(MaskFunction):
-    rules: tuple[MaskFunction, ...]
-    depth: int
+class _Intersection(_Join):
+    spelled, sign, opcode, of_none = "intersection", " & ", AND, (True, ALL)
+    join = operator.and_
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        result = q_idx.new_zeros((), dtype=torch.bool) if isinstance(q_idx, torch.Tensor) else False
-        for rule in self.rules:
-            result = result | _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result)
-        return result
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+        if Shown.OTHER in shown:
+            return Shown.OTHER
+        return Shown.CAUSAL if Shown.CAUSAL in shown else Shown.ALL
 
-    def _encode(self, program: Program, place: _Place) -> None:
-        _encode_all(self.rules, OR, NOTHING, program, place)
 
-    def _over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        shown = {rule._over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+@dataclass(frozen=True, eq=False, repr=False)
+class _Union(_Join):
+    spelled, sign, opcode, of_none = "union", " | ", OR, (False, NOTHING)
+    join = operator.or_
+
+    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+        shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
         if Shown.ALL in shown:
             return Shown.ALL
         return Shown.CAUSAL if shown == {Shown.CAUSAL} else Shown.OTHER
 
-    def _repr(self) -> str:
-        if len(self.rules) < 2:
-            return f"union({', '.join(map(repr, self.rules))})"
-        return " | ".join(map(repr, self.rules))
-
-
-def _encode_all(
-    rules: tuple[MaskFunction, ...], opcode: int, of_none: int, program: Program, place: _Place
-) -> None:
-    """An and / or of any number of rules; the operators want one at least."""
-    if not rules:
-        program.code.append(of_none)
-    elif len(rules) > 1:
-        program.code += (opcode, len(rules))
-    for rule in rules:
-        rule._encode(program, place)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reindex(MaskFunction):
+    spelled = "reindex"
+
     rule: MaskFunction
     positions: torch.Tensor
     depth: int
@@ -815,19 +597,18 @@ class Reindex(MaskFunction):
         kv_position = _at(self.positions, self.source, batch_idx, kv_idx)
         return self.rule(batch_idx, head_idx, q_position, kv_position)
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         if self.positions.dtype in ID_DTYPES and len(place.above) < _MAX_CHANGES:
             program.add_table(REINDEX, self.source, self.positions, place)
-            self.rule._encode(program, _Place((*place.above, self), None))
+            self.rule.encode_into(program, Place((*place.above, self), None))
         else:
             program.ask(self, place)
-
-    def _repr(self) -> str:
-        return f"reindex({self.rule!r}, {_shown(self.positions)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Shift(MaskFunction):
+    spelled = "shift"
+
     rule: MaskFunction
     q_offset: int | torch.Tensor
     kv_offset: int | torch.Tensor
@@ -836,7 +617,7 @@ class Shift(MaskFunction):
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return self.rule(batch_idx, head_idx, q_idx + self.q_offset, kv_idx + self.kv_offset)
 
-    def _encode(self, program: Program, place: _Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         q_add, kv_add = self.q_offset, self.kv_offset
         if (
             isinstance(q_add, torch.Tensor)
@@ -847,10 +628,7 @@ class Shift(MaskFunction):
             return
         program.code += (SHIFT, q_add, kv_add)
         add = None if place.add is None else (place.add[0] + q_add, place.add[1] + kv_add)
-        self.rule._encode(program, _Place((*place.above, self), add))
-
-    def _repr(self) -> str:
-        return f"shift({self.rule!r}, {_shown(self.q_offset)}, {_shown(self.kv_offset)})"
+        self.rule.encode_into(program, Place((*place.above, self), add))
 
 
 def whole(name: str, argument: str, value: Any) -> int:
@@ -858,11 +636,11 @@ def whole(name: str, argument: str, value: Any) -> int:
     if isinstance(value, torch.SymInt) or (isinstance(value, int) and is_recording()):
         return value  # type: ignore[return-value]  # it does all that an int does
     if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
-        value = int(min(max(value, -_LARGEST), _LARGEST))
+        value = int(min(max(value, -OPEN), OPEN))
     # A tensor has an index, too, but it would have to be read.
     if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected {argument} to be an int, but got {type(value).__name__}")
-    return min(operator.index(value), _LARGEST)
+    return min(operator.index(value), OPEN)
 
 
 def _side(name: str, argument: str, value: Any, rounding: Callable[[float], int]) -> int:
@@ -1054,33 +832,28 @@ def rule_of(name: str, argument: str, mask_function: Any) -> MaskFunction:
 
 def intersection(*mask_functions: Callable[..., Any]) -> MaskFunction:
     """A query attends to the keys that it attends to by all of the functions."""
-    rules = _flat(_Intersection, mask_functions)
-    return _Intersection(rules, _depth_over("intersection", rules))
+    return _joined(_Intersection, mask_functions)
 
 
 def union(*mask_functions: Callable[..., Any]) -> MaskFunction:
     """A query attends to the keys that it attends to by any of the functions."""
-    rules = _flat(_Union, mask_functions)
-    return _Union(rules, _depth_over("union", rules))
+    return _joined(_Union, mask_functions)
 
 
-def _flat(
-    kind: type[_Intersection] | type[_Union], mask_functions: tuple[Callable[..., Any], ...]
-) -> tuple[MaskFunction, ...]:
-    name = "intersection" if kind is _Intersection else "union"
+def _joined(kind: type[_Join], mask_functions: tuple[Callable[..., Any], ...]) -> MaskFunction:
     rules: list[MaskFunction] = []
     for mask_function in mask_functions:
-        rule = rule_of(name, "mask_function", mask_function)
+        rule = rule_of(kind.spelled, "mask_function", mask_function)
         rules += rule.rules if isinstance(rule, kind) else (rule,)
-    return tuple(rules)
+    return kind(tuple(rules), _depth_over(kind.spelled, tuple(rules)))
 
 
 def _depth_over(name: str, rules: tuple[MaskFunction, ...]) -> int:
     """The depth of a tree with these branches. Raises ValueError for what is too deep."""
     depth = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
-    if depth > _MAX_DEPTH:
+    if depth > _C.MAX_DEPTH:
         raise ValueError(
-            f"{name}: expected rules to be nested at most {_MAX_DEPTH} deep, but got {depth}"
+            f"{name}: expected rules to be nested at most {_C.MAX_DEPTH} deep, but got {depth}"
         )
     return depth
 
@@ -1101,12 +874,11 @@ def reindexed(
 ) -> MaskFunction:
     """reindex of any positions that the source takes."""
     rule = rule_of(name, "mask_function", mask_function)
-    if _has_bits(rule):
-        if isinstance(rule, Bits):
-            # Where the positions tell nothing, nothing is seen.
-            return intersection(rule, reindexed(name, _bidirectional, positions, source))
-        branches = [reindexed(name, branch, positions, source) for branch in rule.rules]  # type: ignore[attr-defined]
-        return (intersection if isinstance(rule, _Intersection) else union)(*branches)
+    if isinstance(rule, Bits):
+        # Where the positions tell nothing, nothing is seen.
+        return intersection(rule, reindexed(name, _bidirectional, positions, source))
+    if isinstance(rule, _Join) and _has_bits(rule):
+        return rule.over(lambda branch: reindexed(name, branch, positions, source))
     return Reindex(rule, positions, _depth_over(name, (rule,)), source)
 
 
@@ -1120,10 +892,9 @@ def shift(
     Offsets: ints within 2^59 of 0, else ValueError; or tensors that add to indices.
     """
     rule = rule_of("shift", "mask_function", mask_function)
-    if _has_bits(rule):
-        if isinstance(rule, Bits):
-            return rule
-        branches = [shift(branch, q_offset, kv_offset) for branch in rule.rules]  # type: ignore[attr-defined]
-        return (intersection if isinstance(rule, _Intersection) else union)(*branches)
+    if isinstance(rule, Bits):
+        return rule
+    if isinstance(rule, _Join) and _has_bits(rule):
+        return rule.over(lambda branch: shift(branch, q_offset, kv_offset))
     q_add, kv_add = _offset("q_offset", q_offset), _offset("kv_offset", kv_offset)
     return Shift(rule, q_add, kv_add, _depth_over("shift", (rule,)))

@@ -5,7 +5,7 @@ import pickle
 import attn_mask
 import pytest
 import torch
-from attn_mask import masking_utils, rules
+from attn_mask import _engine, masking_utils, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_reference import TABLE, builders, calls
@@ -214,7 +214,7 @@ def test_a_shift_by_tensors_has_spans(monkeypatch):
     """As releases of transformers say offsets."""
     rule = rules.shift(USUAL["packed"], torch.tensor(100), torch.tensor(40))
     want = flex.create_block_mask(rule, 2, 1, 300, 500, device="cpu")
-    monkeypatch.setattr(attn_mask.block_mask.masking_utils, "_ask", None)  # about no element
+    monkeypatch.setattr(_engine._Problem, "evaluate", None)  # about no element
     assert_same_block_mask(attn_mask.create_block_mask(rule, 2, 1, 300, 500, "cpu"), want)
 
 
@@ -265,7 +265,7 @@ def test_dq_write_order_of_an_older_torch(monkeypatch):
 
 def test_a_function_of_the_users_is_called_for_some_rows_at_a_time(monkeypatch):
     monkeypatch.setattr(attn_mask.block_mask, "_HELD", 128 * 1500)
-    monkeypatch.setattr(masking_utils, "_TILE", 64 * 1500)
+    monkeypatch.setattr(_engine, "_TILE", 64 * 1500)
     calls_seen = []
 
     def by_distance(b, h, q, k):
@@ -636,7 +636,7 @@ def test_bad_input(change, error, message):
         ({"q_width": -1}, "block_mask: expected q_width to be at least 0, but got -1"),
         ({"kv_width": -1}, "block_mask: expected kv_width to be at least 0, but got -1"),
         (
-            {"rule": [7, 0], "operands": [torch.ones(1, 2, 20, 20).bool()]},
+            {"rule": [rules.BITS, 0], "operands": [torch.ones(1, 2, 20, 20).bool()]},
             "block_mask: expected bits operands to have 1 or 3 heads, but got 2",
         ),
     ],
@@ -644,7 +644,7 @@ def test_bad_input(change, error, message):
 )
 def test_bad_input_of_the_operator(change, message):
     arguments = {
-        "rule": [1],
+        "rule": [rules.CAUSAL],
         "operands": [],
         "batch_size": 1,
         "heads": 3,
@@ -695,7 +695,9 @@ def test_no_row_or_no_column(name, q_length, kv_length, batch_size):
 
 
 def test_compact_storage_of_a_mask_without_rows():
-    got = torch.ops.attn_mask.block_mask([1], [], 1, 1, 0, 9, 4, 4, kv_width=1, q_width=1)
+    got = torch.ops.attn_mask.block_mask(
+        *rules.causal().encode(), 1, 1, 0, 9, 4, 4, kv_width=1, q_width=1
+    )
     assert [indices.tolist() for indices in got[1::2]] == [[0, 0], [0, 0], [], []]
 
 
@@ -724,7 +726,9 @@ def test_widths_of_values_that_are_not_there():
     with pytest.raises(
         NotImplementedError, match="expected tensors with values, but got device me"
     ):
-        operator("_block_mask_widths")([1], [], 1, 1, 9, 9, 4, 4, device=torch.device("meta"))
+        operator("_block_mask_widths")(
+            *rules.causal().encode(), 1, 1, 9, 9, 4, 4, device=torch.device("meta")
+        )
 
 
 @pytest.mark.parametrize("lengths", [(0, 300), (300, 0), (0, 0)], ids=str)

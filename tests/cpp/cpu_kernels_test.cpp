@@ -35,21 +35,21 @@ std::vector<Isa> isas() {
 
 constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveFloat16, kAdditiveFloat32, kAdditiveFloat64};
 
-/// Writes the task with tiles of `keys` keys, in two ranges, into memory with a guard on either
+/// Writes the params with tiles of `keys` keys, in two ranges, into memory with a guard on either
 /// side.
-void expect_written(const Isa& isa, MaskTask task, int64_t keys, int64_t split) {
-  const test::Bytes want = test::reference_mask(task);
+void expect_written(const Isa& isa, MaskParams params, int64_t keys, int64_t split) {
+  const test::Bytes want = test::reference_mask(params);
   constexpr size_t kGuard = 64;
   test::Bytes memory(want.size() + 2 * kGuard, 0xA5);
-  task.out = memory.data() + kGuard;
-  const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
-  const int64_t tiles = task.batch_size * task.q_length * tiling.per_row;
+  params.out = memory.data() + kGuard;
+  const Tiling tiling{keys, (params.kv_length + keys - 1) / keys};
+  const int64_t tiles = params.batch_size * params.q_length * tiling.per_row;
   split = tiles == 0 ? 0 : split % tiles;
-  isa.kernels->write_tiles(task, tiling, split, tiles);
-  isa.kernels->write_tiles(task, tiling, 0, split);
+  isa.kernels->write_tiles(params, tiling, split, tiles);
+  isa.kernels->write_tiles(params, tiling, 0, split);
   const test::Bytes got(memory.begin() + kGuard, memory.end() - kGuard);
-  ASSERT_EQ(got, want) << isa.name << " b=" << task.batch_size << " q=" << task.q_length
-                       << " kv=" << task.kv_length << " size=" << task.format.element_size;
+  ASSERT_EQ(got, want) << isa.name << " b=" << params.batch_size << " q=" << params.q_length
+                       << " kv=" << params.kv_length << " size=" << params.format.element_size;
   for (size_t i = 0; i < kGuard; ++i) {
     ASSERT_EQ(memory[i], 0xA5) << "written before the mask";
     ASSERT_EQ(memory[memory.size() - 1 - i], 0xA5) << "written beyond the mask";
@@ -60,36 +60,36 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
   std::mt19937 random(11);
   for (const Isa& isa : isas()) {
     for (int trial = 0; trial < 600; ++trial) {
-      MaskTask task{};
-      task.batch_size = 1 + random() % 3;
-      task.heads = 1;
-      task.q_length = 1 + random() % 6;
-      task.kv_length = 1 + random() % 150;
-      task.q_positions.offset = random() % 120;
-      task.format = kFormats[random() % 4];
-      const test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length,
-                                        task.kv_length, 1 + random() % 2, random() % 2 == 0);
-      const test::RandomPadding more(random, 1 << random() % 4, task.batch_size, task.q_length,
-                                     task.kv_length, 1, false);
-      task.rule = make_rule(All{});
+      MaskParams params{};
+      params.batch_size = 1 + random() % 3;
+      params.heads = 1;
+      params.q_length = 1 + random() % 6;
+      params.kv_length = 1 + random() % 150;
+      params.q_positions.offset = random() % 120;
+      params.format = kFormats[random() % 4];
+      const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size, params.q_length,
+                                        params.kv_length, 1 + random() % 2, random() % 2 == 0);
+      const test::RandomPadding more(random, 1 << random() % 4, params.batch_size, params.q_length,
+                                     params.kv_length, 1, false);
+      params.rule = make_rule(All{});
       if (random() % 2 == 0) {
-        task.rule = task.rule & make_rule(Causal{});
+        params.rule = params.rule & make_rule(Causal{});
       }
       if (random() % 2 == 0) {
-        task.rule =
-            task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 50), kOpen});
+        params.rule =
+            params.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 50), kOpen});
       }
       if (random() % 4 != 0) {
-        task.rule = task.rule & make_rule(padding.leaf);
+        params.rule = params.rule & make_rule(padding.leaf);
       }
       if (random() % 4 == 0) {  // two leaves that are evaluated key by key
-        task.rule = task.rule & make_rule(more.leaf);
+        params.rule = params.rule & make_rule(more.leaf);
       }
-      test::set_contiguous(task);
+      test::set_contiguous(params);
       if (random() % 3 == 0) {
-        test::set_random_strides(task, random);
+        test::set_random_strides(params, random);
       }
-      expect_written(isa, task, 1 + static_cast<int64_t>(random() % 80), random());
+      expect_written(isa, params, 1 + static_cast<int64_t>(random() % 80), random());
     }
   }
 }
@@ -98,32 +98,32 @@ TEST(WriteTiles, UnmasksRowsWithoutAKey) {
   std::mt19937 random(14);
   for (const Isa& isa : isas()) {
     for (int trial = 0; trial < 200; ++trial) {
-      MaskTask task{};
-      task.batch_size = 1 + random() % 3;
-      task.heads = 1;
-      task.q_length = 1 + random() % 9;
-      task.kv_length = task.q_length + static_cast<int64_t>(random() % 40);
-      task.q_positions.offset = task.kv_length - task.q_length;
-      task.format = kFormats[random() % 4];
-      test::RandomPadding padding(random, 1 << random() % 4, task.batch_size, task.q_length,
-                                  task.kv_length, 1 + random() % 2, false);
+      MaskParams params{};
+      params.batch_size = 1 + random() % 3;
+      params.heads = 1;
+      params.q_length = 1 + random() % 9;
+      params.kv_length = params.q_length + static_cast<int64_t>(random() % 40);
+      params.q_positions.offset = params.kv_length - params.q_length;
+      params.format = kFormats[random() % 4];
+      test::RandomPadding padding(random, 1 << random() % 4, params.batch_size, params.q_length,
+                                  params.kv_length, 1 + random() % 2, false);
       if (random() % 2 == 0) {  // much of it
         padding.leaf.visible = bits_between(3, 3);
       }
-      task.rule = make_rule(Causal{}) & make_rule(padding.leaf);
+      params.rule = make_rule(Causal{}) & make_rule(padding.leaf);
       if (random() % 2 == 0) {
-        task.rule = task.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 6), kOpen});
+        params.rule = params.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 6), kOpen});
       }
       if (random() % 2 == 0) {  // a tree, not all of whose rows are their hull
-        task.rule = task.rule | (make_rule(SlidingWindow{0, 0}) & make_rule(padding.leaf));
+        params.rule = params.rule | (make_rule(SlidingWindow{0, 0}) & make_rule(padding.leaf));
       }
-      const std::vector<uint8_t> want = test::reference_masked_rows(task);
+      const std::vector<uint8_t> want = test::reference_masked_rows(params);
       std::vector<uint8_t> rows(want.size(), 2);
-      isa.kernels->find_masked_rows(task, 0, task.rows(), rows.data());
+      isa.kernels->find_masked_rows(params, 0, params.rows(), rows.data());
       ASSERT_EQ(rows, want) << isa.name;
-      task.unmasking = {rows.data(), 0x5A, true};
-      test::set_contiguous(task);
-      expect_written(isa, task, 1 + static_cast<int64_t>(random() % 20), random());
+      params.unmasking = {rows.data(), 0x5A, true};
+      test::set_contiguous(params);
+      expect_written(isa, params, 1 + static_cast<int64_t>(random() % 20), random());
     }
   }
 }
@@ -134,40 +134,40 @@ TEST(WriteTiles, RowsLongerThanATile) {
     for (const DenseFormat& format : kFormats) {
       const int64_t keys = kTileBytes / format.element_size;
       for (const int64_t kv_length : {keys - 1, keys, keys + 1, 2 * keys + 17}) {
-        MaskTask task{};
-        task.batch_size = 2;
-        task.heads = 1;
-        task.q_length = 3;
-        task.kv_length = kv_length;
-        task.q_positions.offset = kv_length - 3;
-        task.format = format;
+        MaskParams params{};
+        params.batch_size = 2;
+        params.heads = 1;
+        params.q_length = 3;
+        params.kv_length = kv_length;
+        params.q_positions.offset = kv_length - 3;
+        params.format = format;
         const test::RandomPadding padding(random, 8, 2, 3, kv_length, 1, false);
-        task.rule =
+        params.rule =
             make_rule(Causal{}) & make_rule(SlidingWindow{keys, kOpen}) & make_rule(padding.leaf);
-        test::set_contiguous(task);
-        expect_written(isa, task, keys, 5);
-        task.out_strides[3] = 2;
-        task.out_strides[2] = 2 * kv_length;
-        task.out_strides[0] = task.q_length * task.out_strides[2];
-        expect_written(isa, task, keys, 5);
+        test::set_contiguous(params);
+        expect_written(isa, params, keys, 5);
+        params.out_strides[3] = 2;
+        params.out_strides[2] = 2 * kv_length;
+        params.out_strides[0] = params.q_length * params.out_strides[2];
+        expect_written(isa, params, keys, 5);
       }
     }
   }
 }
 
-UnmaskTask random_rows(std::mt19937& random, int32_t size, test::Bytes& memory) {
-  UnmaskTask task{};
-  task.in.element_size = size;
-  task.in.length = random() % 40;
-  task.in.stride = 1 + random() % 2;
-  const int64_t row = task.in.length * task.in.stride;
-  for (auto& extent : task.in.sizes) {
+UnmaskParams random_rows(std::mt19937& random, int32_t size, test::Bytes& memory) {
+  UnmaskParams params{};
+  params.in.element_size = size;
+  params.in.length = random() % 40;
+  params.in.stride = 1 + random() % 2;
+  const int64_t row = params.in.length * params.in.stride;
+  for (auto& extent : params.in.sizes) {
     extent = 1 + random() % 3;
   }
-  task.in.strides[2] = random() % 4 == 0 ? 0 : row;
-  task.in.strides[1] = random() % 4 == 0 ? 0 : task.in.sizes[2] * row;
-  task.in.strides[0] = task.in.sizes[1] * task.in.sizes[2] * row;
-  const int64_t elements = task.in.sizes[0] * task.in.strides[0] + 1;
+  params.in.strides[2] = random() % 4 == 0 ? 0 : row;
+  params.in.strides[1] = random() % 4 == 0 ? 0 : params.in.sizes[2] * row;
+  params.in.strides[0] = params.in.sizes[1] * params.in.sizes[2] * row;
+  const int64_t elements = params.in.sizes[0] * params.in.strides[0] + 1;
   memory.assign(static_cast<size_t>(elements * size), 0);
   const uint64_t sign = uint64_t{1} << (8 * size - 1);
   const uint64_t minimum = sign | 0x7B;
@@ -175,10 +175,10 @@ UnmaskTask random_rows(std::mt19937& random, int32_t size, test::Bytes& memory) 
   for (int64_t i = 0; i < elements; ++i) {
     test::put(memory, i, size, mostly_minimum && random() % 40 != 0 ? minimum : random());
   }
-  task.in.data = memory.data();
-  task.is_min = bits_between(minimum, minimum);
-  task.sign = random() % 4 == 0 ? 0 : sign;
-  return task;
+  params.in.data = memory.data();
+  params.is_min = bits_between(minimum, minimum);
+  params.sign = random() % 4 == 0 ? 0 : sign;
+  return params;
 }
 
 TEST(UnmaskRows, AgreesWithTheReferenceOnEveryInstructionSet) {
@@ -187,20 +187,20 @@ TEST(UnmaskRows, AgreesWithTheReferenceOnEveryInstructionSet) {
   for (const Isa& isa : isas()) {
     for (int trial = 0; trial < 400; ++trial) {
       test::Bytes memory;
-      UnmaskTask task = random_rows(random, 1 << random() % 4, memory);
-      test::set_random_output(task, random);
-      const test::Bytes want = test::reference_unmask(task);
+      UnmaskParams params = random_rows(random, 1 << random() % 4, memory);
+      test::set_random_output(params, random);
+      const test::Bytes want = test::reference_unmask(params);
       test::Bytes got(want.size() + 8, 0xA5);
-      task.written = got.data();
-      const int64_t rows = task.in.rows();
-      isa.kernels->unmask_rows(task, rows / 2, rows);
-      isa.kernels->unmask_rows(task, 0, rows / 2);
+      params.written = got.data();
+      const int64_t rows = params.in.rows();
+      isa.kernels->unmask_rows(params, rows / 2, rows);
+      isa.kernels->unmask_rows(params, 0, rows / 2);
       for (size_t i = want.size(); i < got.size(); ++i) {
         ASSERT_EQ(got[i], 0xA5) << "written beyond the rows";
       }
       got.resize(want.size());
       ASSERT_EQ(got, want) << isa.name;
-      unmasked += isa.kernels->all(task.in, task.is_min, 0, 0, task.in.length) ? 1 : 0;
+      unmasked += isa.kernels->all(params.in, params.is_min, 0, 0, params.in.length) ? 1 : 0;
     }
   }
   EXPECT_GT(unmasked, 50);  // the trials do contain rows to unmask

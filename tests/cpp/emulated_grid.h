@@ -22,16 +22,16 @@ struct Stacks {
 };
 
 template <typename T>
-void emulate_write_mask(const MaskTask& task) {
-  const MaskParams params = mask_params<T>(task);
-  Stacks stacks(kLanes, params.plan.depth);
-  const int64_t parts = (params.groups + params.per_part - 1) / params.per_part;
-  for (int64_t row = 0; row < task.rows(); ++row) {
+void emulate_write_mask(const MaskParams& params) {
+  const MaskLaunch launch = mask_launch<T>(params);
+  Stacks stacks(kLanes, launch.plan.depth);
+  const int64_t parts = (launch.groups + launch.per_part - 1) / launch.per_part;
+  for (int64_t row = 0; row < params.rows(); ++row) {
     for (int64_t part = 0; part < parts; ++part) {
-      RowWriter<T> writer(params, row);
-      if (task.unmasking.wanted) {
+      RowWriter<T> writer(launch, row);
+      if (params.unmasking.wanted) {
         bool visible = false;
-        for (int64_t i = 0; i < params.groups * kLanes && !visible; ++i) {
+        for (int64_t i = 0; i < launch.groups * kLanes && !visible; ++i) {
           visible = writer.word(i / kLanes, i % kLanes, stacks.of(i % kLanes)) != 0;
         }
         if (!visible) {
@@ -39,14 +39,14 @@ void emulate_write_mask(const MaskTask& task) {
         }
       }
       const Interval groups =
-          intersect({part * params.per_part, (part + 1) * params.per_part}, {0, params.groups});
+          intersect({part * launch.per_part, (part + 1) * launch.per_part}, {0, launch.groups});
       for (int64_t group = groups.begin; group < groups.end; ++group) {
         alignas(8) uint64_t words[kLanes];
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           words[lane] = writer.word(group, lane, stacks.of(lane));
         }
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          if (params.by_words) {
+          if (launch.by_words) {
             writer.write_packs(group, lane, words);
           } else {
             writer.write_pack(group * kLanes + lane, static_cast<uint32_t>(words[lane]));
@@ -82,14 +82,14 @@ inline void emulate_prepare(const DeviceTables& tables, int64_t threads) {
   }
 }
 
-/// A question as the device sees it, with tables prepared there. Owns what its rule points to.
+/// A problem as the device sees it, with tables prepared there. Owns what its rule points to.
 template <typename Task>
 struct DevicePrepared {
-  Task task;
+  Task params;
   std::vector<uint64_t> memory;
 
-  DevicePrepared(const Task& of, int64_t threads) : task(of) {
-    const DeviceTables tables(task, [&](size_t bytes) {
+  DevicePrepared(const Task& of, int64_t threads) : params(of) {
+    const DeviceTables tables(params, [&](size_t bytes) {
       memory.assign(bytes / 8 + 1, 0xA5A5A5A5A5A5A5A5U);
       return static_cast<void*>(memory.data());
     });
@@ -97,22 +97,22 @@ struct DevicePrepared {
   }
 };
 
-inline void emulate_block_states(const BlockMaskTask& task, int64_t threads) {
-  const BlockStatesParams params(task);
-  Stacks stacks(threads, params.plan.depth);
-  for (int64_t index = 0; index < params.lines(); ++index) {
-    const BlockLine line(params, index);
+inline void emulate_block_states(const BlockMaskParams& params, int64_t threads) {
+  const BlockStatesLaunch launch(params);
+  Stacks stacks(threads, launch.plan.depth);
+  for (int64_t index = 0; index < launch.lines(); ++index) {
+    const BlockLine line(launch, index);
     for (int64_t thread = 0; thread < threads; ++thread) {
-      line.guess_body({0, params.kv_blocks}, thread, threads);
+      line.guess_body({0, launch.kv_blocks}, thread, threads);
     }
-    for (int64_t block = 0; block < params.kv_blocks; ++block) {
+    for (int64_t block = 0; block < launch.kv_blocks; ++block) {
       if (line.states[block] != BlockState::kUnknown) {
         continue;
       }
       bool some = false;
       bool all = true;
       for (int64_t thread = 0; thread < threads; ++thread) {
-        const BlockAnswer answer = line.words_body(block, thread, threads, stacks.of(thread));
+        const BlockContent answer = line.words_body(block, thread, threads, stacks.of(thread));
         some = some || answer.some;
         all = all && answer.all;
       }

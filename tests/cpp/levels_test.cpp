@@ -13,7 +13,7 @@
 #include "format/boolean.h"
 #include "reference.h"
 #include "rule/hull.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 #include "rule/spans.h"
 
 namespace attn_mask {
@@ -24,92 +24,92 @@ using Elements = std::vector<uint8_t>;
 
 /// `write(query, out)` writes one row.
 template <typename Write>
-Elements each_row(const Question& question, Write write) {
-  Elements out(static_cast<size_t>(question.rows() * question.kv_length), 2);
-  for (int64_t plane = 0; plane < question.batch_size * question.heads; ++plane) {
-    for (int64_t row = 0; row < question.q_length; ++row) {
-      write(question.query(plane, row),
-            out.data() + (plane * question.q_length + row) * question.kv_length);
+Elements each_row(const Problem& problem, Write write) {
+  Elements out(static_cast<size_t>(problem.rows() * problem.kv_length), 2);
+  for (int64_t plane = 0; plane < problem.batch_size * problem.heads; ++plane) {
+    for (int64_t row = 0; row < problem.q_length; ++row) {
+      write(problem.query(plane, row),
+            out.data() + (plane * problem.q_length + row) * problem.kv_length);
     }
   }
   return out;
 }
 
-Elements by_definition(const Question& question) {
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    for (int64_t k = 0; k < question.kv_length; ++k) {
-      out[k] = attends(question.rule, query, question.key(query.batch, k));
+Elements by_definition(const Problem& problem) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    for (int64_t k = 0; k < problem.kv_length; ++k) {
+      out[k] = attends(problem.rule, query, problem.key(query.batch, k));
     }
   });
 }
 
 /// The spans' result, with the nodes that they leave unresolved evaluated by their definition.
-void write_spans(const Question& question, const Query& query, const RowSpans& row, uint8_t* out) {
-  for (int64_t k = 0; k < question.kv_length; ++k) {
+void write_spans(const Problem& problem, const Query& query, const RowSpans& row, uint8_t* out) {
+  for (int64_t k = 0; k < problem.kv_length; ++k) {
     out[k] = std::any_of(row.spans.at, row.spans.at + row.spans.size,
                          [&](Interval span) { return span.contains(k); });
-    for (int32_t node = 0; node < question.rule.size; ++node) {
+    for (int32_t node = 0; node < problem.rule.size; ++node) {
       if (((row.unresolved >> node) & 1U) != 0) {
-        out[k] &= attends(question.rule, node, query, question.key(query.batch, k));
+        out[k] &= attends(problem.rule, node, query, problem.key(query.batch, k));
       }
     }
   }
 }
 
-Elements by_spans(const Question& question) {
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    write_spans(question, query,
-                row_spans(question.rule, query, question.kv_positions, question.kv_length), out);
+Elements by_spans(const Problem& problem) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    write_spans(problem, query,
+                row_spans(problem.rule, query, problem.kv_positions, problem.kv_length), out);
   });
 }
 
-Elements by_runs(const Question& question) {
+Elements by_runs(const Problem& problem) {
   int64_t left = 0;
   RowRun run{};
-  return each_row(question, [&](const Query& query, uint8_t* out) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
     if (left == 0) {
-      run = row_run(question.rule, query, question.q_positions, question.kv_positions,
-                    question.kv_length, question.q_length - query.row);
+      run = row_run(problem.rule, query, problem.q_positions, problem.kv_positions,
+                    problem.kv_length, problem.q_length - query.row);
       left = run.rows;
     }
-    write_spans(question, query, run.row(run.rows - left--), out);
+    write_spans(problem, query, run.row(run.rows - left--), out);
   });
 }
 
 /// By its rows' hulls where they are exact, else by definition within them.
-Elements by_hulls(const Question& question) {
-  const Hull of_rule(question.rule);
+Elements by_hulls(const Problem& problem) {
+  const Hull of_rule(problem.rule);
   // As if columns were not listed: keys have positions of their own.
-  const WordPlan plan(question.rule, of_rule, Positions{});
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    const RowHull hull = row_hull(question.rule, of_rule, plan, query);
-    for (int64_t k = 0; k < question.kv_length; ++k) {
-      const Key key = question.key(query.batch, k);
+  const WordPlan plan(problem.rule, of_rule, Positions{});
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    const RowHull hull = row_hull(problem.rule, of_rule, plan, query);
+    for (int64_t k = 0; k < problem.kv_length; ++k) {
+      const Key key = problem.key(query.batch, k);
       out[k] = hull.positions.contains(key.position) &&
-               (hull.exact || attends(question.rule, query, key));
+               (hull.exact || attends(problem.rule, query, key));
     }
   });
 }
 
 /// By the CPU kernels' loops over the leaves of a row.
-Elements by_answers(const Question& question) {
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    isa_default::kKernels.evaluate(question, query, uint32_t{1} << (question.rule.size - 1),
-                                   {0, question.kv_length}, out);
+Elements by_answers(const Problem& problem) {
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    isa_default::kKernels.evaluate(problem, query, uint32_t{1} << (problem.rule.size - 1),
+                                   {0, problem.kv_length}, out);
   });
 }
 
 /// By words of random lengths.
-Elements by_words(const Question& question, std::mt19937& random) {
-  const Hull hull(question.rule);
-  const WordPlan plan(question.rule, hull, question.kv_positions);
+Elements by_words(const Problem& problem, std::mt19937& random) {
+  const Hull hull(problem.rule);
+  const WordPlan plan(problem.rule, hull, problem.kv_positions);
   test::Stacks stacks(1, plan.depth);
-  return each_row(question, [&](const Query& query, uint8_t* out) {
-    const WordRow row = WordRow::of(question.rule, hull, plan, query, question.kv_positions);
-    for (int64_t begin = 0; begin < question.kv_length;) {
-      const int64_t end = std::min<int64_t>(begin + 1 + random() % 64, question.kv_length);
+  return each_row(problem, [&](const Query& query, uint8_t* out) {
+    const WordRow row = WordRow::of(problem.rule, hull, plan, query, problem.kv_positions);
+    for (int64_t begin = 0; begin < problem.kv_length;) {
+      const int64_t end = std::min<int64_t>(begin + 1 + random() % 64, problem.kv_length);
       const uint64_t word =
-          row_word(question.rule, plan, row, question.kv_positions, {begin, end}, stacks.of(0));
+          row_word(problem.rule, plan, row, problem.kv_positions, {begin, end}, stacks.of(0));
       for (int64_t k = begin; k < begin + 64; ++k) {
         if (k < end) {
           out[k] = word >> (k - begin) & 1U;
@@ -123,91 +123,91 @@ Elements by_words(const Question& question, std::mt19937& random) {
 }
 
 template <typename Write>
-Elements by_kernel(const Question& question, Write write) {
-  Elements out(static_cast<size_t>(question.rows() * question.kv_length), 2);
-  MaskTask task{};
-  static_cast<Question&>(task) = question;
-  task.format = kBoolean;
-  task.out = out.data();
-  test::set_contiguous(task);
-  write(task);
+Elements by_kernel(const Problem& problem, Write write) {
+  Elements out(static_cast<size_t>(problem.rows() * problem.kv_length), 2);
+  MaskParams params{};
+  static_cast<Problem&>(params) = problem;
+  params.format = kBoolean;
+  params.out = out.data();
+  test::set_contiguous(params);
+  write(params);
   return out;
 }
 
-Elements by_cpu_kernel(const Question& question) {
-  return by_kernel(question, [](const MaskTask& task) {
-    isa_default::kKernels.write_tiles(task, {task.kv_length, 1}, 0, task.rows());
+Elements by_cpu_kernel(const Problem& problem) {
+  return by_kernel(problem, [](const MaskParams& params) {
+    isa_default::kKernels.write_tiles(params, {params.kv_length, 1}, 0, params.rows());
   });
 }
 
-Elements by_cuda_kernel(const Question& question) {
-  return by_kernel(question, [](const MaskTask& task) { test::emulate_write_mask<uint8_t>(task); });
+Elements by_cuda_kernel(const Problem& problem) {
+  return by_kernel(problem, [](const MaskParams& params) { test::emulate_write_mask<uint8_t>(params); });
 }
 
-void expect_masked_rows(const Question& question) {
-  const std::vector<uint8_t> want = test::reference_masked_rows(question);
+void expect_masked_rows(const Problem& problem) {
+  const std::vector<uint8_t> want = test::reference_masked_rows(problem);
   std::vector<uint8_t> got(want.size(), 2);
-  isa_default::kKernels.find_masked_rows(question, 0, question.rows(), got.data());
+  isa_default::kKernels.find_masked_rows(problem, 0, problem.rows(), got.data());
   ASSERT_EQ(got, want);
 }
 
-std::vector<BlockState> states_of(const BlockMaskTask& task, const Elements& elements) {
+std::vector<BlockState> states_of(const BlockMaskParams& params, const Elements& elements) {
   std::vector<BlockState> states;
-  for (int64_t line = 0; line < task.planes() * task.q_blocks(); ++line) {
-    const Interval rows = task.rows_of(line % task.q_blocks());
-    for (int64_t block = 0; block < task.kv_blocks(); ++block) {
-      const Interval columns = task.columns_of(block);
+  for (int64_t line = 0; line < params.planes() * params.q_blocks(); ++line) {
+    const Interval rows = params.rows_of(line % params.q_blocks());
+    for (int64_t block = 0; block < params.kv_blocks(); ++block) {
+      const Interval columns = params.columns_of(block);
       int64_t visible = 0;
       for (int64_t row = rows.begin; row < rows.end; ++row) {
         const auto first =
-            elements.begin() + (line / task.q_blocks() * task.q_length + row) * task.kv_length;
+            elements.begin() + (line / params.q_blocks() * params.q_length + row) * params.kv_length;
         visible += std::count(first + columns.begin, first + columns.end, 1);
       }
-      states.push_back(state_of(visible > 0, visible == task.q_block * task.kv_block));
+      states.push_back(state_of(visible > 0, visible == params.q_block * params.kv_block));
     }
   }
   return states;
 }
 
-void expect_block_states(const BlockMaskTask& of, const Elements& elements) {
-  BlockMaskTask task = of;
-  const std::vector<BlockState> want = states_of(task, elements);
+void expect_block_states(const BlockMaskParams& of, const Elements& elements) {
+  BlockMaskParams params = of;
+  const std::vector<BlockState> want = states_of(params, elements);
   std::vector<BlockState> got(want.size(), BlockState::kUnknown);
-  task.states = got.data();
-  find_block_states_cpu(task);
+  params.states = got.data();
+  find_block_states_cpu(params);
   ASSERT_EQ(got, want);
 }
 
-void expect_block_states_on_device(const BlockMaskTask& of, const Elements& elements) {
-  BlockMaskTask task = of;
-  const std::vector<BlockState> want = states_of(task, elements);
+void expect_block_states_on_device(const BlockMaskParams& of, const Elements& elements) {
+  BlockMaskParams params = of;
+  const std::vector<BlockState> want = states_of(params, elements);
   std::vector<BlockState> got(want.size(), BlockState::kUnknown);
-  task.states = got.data();
-  test::emulate_block_states(task, 3);
+  params.states = got.data();
+  test::emulate_block_states(params, 3);
   ASSERT_EQ(got, want);
 }
 
-void expect_same_at_all_levels(const Question& question, std::mt19937& random) {
-  const Elements want = by_definition(question);
-  BlockMaskTask blocks{};
-  static_cast<Question&>(blocks) = question;
+void expect_same_at_all_levels(const Problem& problem, std::mt19937& random) {
+  const Elements want = by_definition(problem);
+  BlockMaskParams blocks{};
+  static_cast<Problem&>(blocks) = problem;
   blocks.q_block = 1 + random() % 7;
   blocks.kv_block = 1 + random() % 7;
   blocks.stored_heads = blocks.heads;
   // What is prepared is host memory, which CUDA kernels do not have.
-  ASSERT_EQ(by_hulls(question), want);
-  ASSERT_EQ(by_words(question, random), want);
-  ASSERT_EQ(by_cuda_kernel(question), want);
+  ASSERT_EQ(by_hulls(problem), want);
+  ASSERT_EQ(by_words(problem, random), want);
+  ASSERT_EQ(by_cuda_kernel(problem), want);
   const test::DevicePrepared on_device(blocks, 1 + random() % 5);
-  ASSERT_EQ(by_definition(on_device.task), want);
-  ASSERT_EQ(by_hulls(on_device.task), want);
-  ASSERT_EQ(by_words(on_device.task, random), want);
-  ASSERT_EQ(by_cuda_kernel(on_device.task), want);
-  ASSERT_NO_FATAL_FAILURE(expect_block_states_on_device(on_device.task, want));
-  ASSERT_NO_FATAL_FAILURE(expect_masked_rows(question));
+  ASSERT_EQ(by_definition(on_device.params), want);
+  ASSERT_EQ(by_hulls(on_device.params), want);
+  ASSERT_EQ(by_words(on_device.params, random), want);
+  ASSERT_EQ(by_cuda_kernel(on_device.params), want);
+  ASSERT_NO_FATAL_FAILURE(expect_block_states_on_device(on_device.params, want));
+  ASSERT_NO_FATAL_FAILURE(expect_masked_rows(problem));
   ASSERT_NO_FATAL_FAILURE(expect_block_states(blocks, want));
   ASSERT_NO_FATAL_FAILURE(expect_block_states_on_device(blocks, want));
-  const PreparedTables prepared(blocks);
+  const PreparedRuns prepared(blocks);
   ASSERT_EQ(by_definition(blocks), want);
   ASSERT_EQ(by_spans(blocks), want);
   ASSERT_EQ(by_runs(blocks), want);
@@ -239,31 +239,31 @@ TEST(Levels, SayTheSameOfEveryKind) {
     int64_t visible = 0;
     int64_t all = 0;
     for (int trial = 0; trial < 1000; ++trial) {
-      Question question{};
-      question.batch_size = 1 + random() % 2;
-      question.heads = 1 + random() % 2;
-      question.q_length = 1 + random() % 16;
-      question.kv_length = 1 + random() % 40;
+      Problem problem{};
+      problem.batch_size = 1 + random() % 2;
+      problem.heads = 1 + random() % 2;
+      problem.q_length = 1 + random() % 16;
+      problem.kv_length = 1 + random() % 40;
       std::vector<int64_t> numbers[2];
-      question.q_positions = random_positions(random, numbers[0], question.q_length);
-      question.kv_positions = random_positions(random, numbers[1], question.kv_length);
-      test::RandomRule made{{}, {}, question.batch_size, question.q_length, question.kv_length};
+      problem.q_positions = random_positions(random, numbers[0], problem.q_length);
+      problem.kv_positions = random_positions(random, numbers[1], problem.kv_length);
+      test::RandomRule made{{}, {}, problem.batch_size, problem.q_length, problem.kv_length};
       const auto sample = made.sample(random, kind);
       if (!sample) {
         ASSERT_GT(number, static_cast<int32_t>(Rule::Kind::kOr));
         return;
       }
-      question.rule = *sample;
-      if (question.rule.size == 1 && random() % 3 == 0) {
-        made.see_at_other_positions(question.rule, random);
+      problem.rule = *sample;
+      if (problem.rule.size == 1 && random() % 3 == 0) {
+        made.see_at_other_positions(problem.rule, random);
       }
       if (random() % 2 == 0) {
         const Rule other = made.leaf(random);
-        question.rule = random() % 3 == 0 ? question.rule | other : question.rule & other;
+        problem.rule = random() % 3 == 0 ? problem.rule | other : problem.rule & other;
       }
       SCOPED_TRACE("kind " + std::to_string(number) + ", trial " + std::to_string(trial));
-      ASSERT_NO_FATAL_FAILURE(expect_same_at_all_levels(question, random));
-      const Elements elements = by_definition(question);
+      ASSERT_NO_FATAL_FAILURE(expect_same_at_all_levels(problem, random));
+      const Elements elements = by_definition(problem);
       visible += std::count(elements.begin(), elements.end(), 1);
       all += static_cast<int64_t>(elements.size());
     }

@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "format/mask_task.h"
+#include "format/mask_params.h"
 #include "format/strided_rows.h"
 
 namespace attn_mask {
@@ -74,39 +74,39 @@ inline uint64_t get(const void* data, int64_t index, int32_t element_size) {
   return bits;
 }
 
-/// Makes the task's output contiguous.
-inline void set_contiguous(MaskTask& task) {
-  task.out_strides[3] = 1;
-  task.out_strides[2] = task.kv_length;
-  task.out_strides[1] = task.q_length * task.kv_length;
-  task.out_strides[0] = task.heads * task.q_length * task.kv_length;
+/// Makes the params's output contiguous.
+inline void set_contiguous(MaskParams& params) {
+  params.out_strides[3] = 1;
+  params.out_strides[2] = params.kv_length;
+  params.out_strides[1] = params.q_length * params.kv_length;
+  params.out_strides[0] = params.heads * params.q_length * params.kv_length;
 }
 
-/// How many elements of memory the task's output lies in.
-inline int64_t reach(const MaskTask& task) {
-  return (task.batch_size - 1) * task.out_strides[0] + (task.heads - 1) * task.out_strides[1] +
-         (task.q_length - 1) * task.out_strides[2] + (task.kv_length - 1) * task.out_strides[3] + 1;
+/// How many elements of memory the params's output lies in.
+inline int64_t reach(const MaskParams& params) {
+  return (params.batch_size - 1) * params.out_strides[0] + (params.heads - 1) * params.out_strides[1] +
+         (params.q_length - 1) * params.out_strides[2] + (params.kv_length - 1) * params.out_strides[3] + 1;
 }
 
 /// Strides of an output with gaps, its dimensions in a random order.
-inline void set_random_strides(MaskTask& task, std::mt19937& random) {
-  const int64_t sizes[] = {task.batch_size, task.heads, task.q_length, task.kv_length};
+inline void set_random_strides(MaskParams& params, std::mt19937& random) {
+  const int64_t sizes[] = {params.batch_size, params.heads, params.q_length, params.kv_length};
   int order[] = {3, 2, 1, 0};
   if (random() % 2 == 0) {
     std::shuffle(std::begin(order), std::end(order), random);
   }
   int64_t stride = 1 + random() % 2;
   for (const int dim : order) {
-    task.out_strides[dim] = stride;
+    params.out_strides[dim] = stride;
     stride *= sizes[dim];
     stride += random() % 4;
   }
 }
 
 /// Whether no key is visible in a row, by each of its elements.
-inline bool is_masked_row(const Question& question, const Query& query) {
-  for (int64_t key = 0; key < question.kv_length; ++key) {
-    if (attends(question.rule, query, question.key(query.batch, key))) {
+inline bool is_masked_row(const Problem& problem, const Query& query) {
+  for (int64_t key = 0; key < problem.kv_length; ++key) {
+    if (attends(problem.rule, query, problem.key(query.batch, key))) {
       return false;
     }
   }
@@ -114,70 +114,70 @@ inline bool is_masked_row(const Question& question, const Query& query) {
 }
 
 /// 1 for each of the mask's rows in which no key is visible.
-inline std::vector<uint8_t> reference_masked_rows(const Question& question) {
+inline std::vector<uint8_t> reference_masked_rows(const Problem& problem) {
   std::vector<uint8_t> rows;
-  for (int64_t plane = 0; plane < question.batch_size * question.heads; ++plane) {
-    for (int64_t row = 0; row < question.q_length; ++row) {
-      rows.push_back(is_masked_row(question, question.query(plane, row)) ? 1 : 0);
+  for (int64_t plane = 0; plane < problem.batch_size * problem.heads; ++plane) {
+    for (int64_t row = 0; row < problem.q_length; ++row) {
+      rows.push_back(is_masked_row(problem, problem.query(plane, row)) ? 1 : 0);
     }
   }
   return rows;
 }
 
-/// The memory of the task's output, between the elements of which 0xA5 stands.
-inline Bytes reference_mask(const MaskTask& task) {
-  const int32_t size = task.format.element_size;
-  Bytes out(static_cast<size_t>(reach(task) * size), 0xA5);
-  for (int64_t plane = 0; plane < task.batch_size * task.heads; ++plane) {
-    for (int64_t row = 0; row < task.q_length; ++row) {
+/// The memory of the params's output, between the elements of which 0xA5 stands.
+inline Bytes reference_mask(const MaskParams& params) {
+  const int32_t size = params.format.element_size;
+  Bytes out(static_cast<size_t>(reach(params) * size), 0xA5);
+  for (int64_t plane = 0; plane < params.batch_size * params.heads; ++plane) {
+    for (int64_t row = 0; row < params.q_length; ++row) {
       const bool unmasked =
-          task.unmasking.rows != nullptr && is_masked_row(task, task.query(plane, row));
-      for (int64_t key = 0; key < task.kv_length; ++key) {
+          params.unmasking.rows != nullptr && is_masked_row(params, params.query(plane, row));
+      for (int64_t key = 0; key < params.kv_length; ++key) {
         const bool attended =
-            attends(task.rule, task.query(plane, row), task.key(plane / task.heads, key));
-        const Query query = task.query(plane, row);
-        put(out, task.out_offset(query) + key * task.out_strides[3], size,
-            unmasked   ? task.unmasking.value
-            : attended ? task.format.attend
-                       : task.format.masked);
+            attends(params.rule, params.query(plane, row), params.key(plane / params.heads, key));
+        const Query query = params.query(plane, row);
+        put(out, params.out_offset(query) + key * params.out_strides[3], size,
+            unmasked   ? params.unmasking.value
+            : attended ? params.format.attend
+                       : params.format.masked);
       }
     }
   }
   return out;
 }
 
-/// The memory of the task's output, between the elements of which 0xA5 stands.
-inline Bytes reference_unmask(const UnmaskTask& task) {
-  const int32_t size = task.in.element_size;
-  int64_t reach = (task.in.length - 1) * task.out.stride + 1;
+/// The memory of the params's output, between the elements of which 0xA5 stands.
+inline Bytes reference_unmask(const UnmaskParams& params) {
+  const int32_t size = params.in.element_size;
+  int64_t reach = (params.in.length - 1) * params.out.stride + 1;
   for (int i = 0; i < StridedRows::kLeading; ++i) {
-    reach += (task.out.sizes[i] - 1) * task.out.strides[i];
+    reach += (params.out.sizes[i] - 1) * params.out.strides[i];
   }
-  Bytes out(static_cast<size_t>((task.in.length == 0 ? 0 : reach) * size), 0xA5);
-  for (int64_t row = 0; row < task.in.rows(); ++row) {
+  Bytes out(static_cast<size_t>((params.in.length == 0 ? 0 : reach) * size), 0xA5);
+  for (int64_t row = 0; row < params.in.rows(); ++row) {
     const auto element = [&](int64_t key) {
-      return get(task.in.data, task.in.row_offset(row) + key * task.in.stride, size);
+      return get(params.in.data, params.in.row_offset(row) + key * params.in.stride, size);
     };
     bool open = true;
-    for (int64_t key = 0; key < task.in.length; ++key) {
-      open = open && element(key) == task.is_min.first;
+    for (int64_t key = 0; key < params.in.length; ++key) {
+      open = open && element(key) == params.is_min.first;
     }
-    for (int64_t key = 0; key < task.in.length; ++key) {
-      put(out, task.out.row_offset(row) + key * task.out.stride, size,
-          open ? element(key) & task.sign : element(key));
+    for (int64_t key = 0; key < params.in.length; ++key) {
+      put(out, params.out.row_offset(row) + key * params.out.stride, size,
+          open ? element(key) & params.sign : element(key));
     }
   }
   return out;
 }
 
-/// Gives the task an output of its own, contiguous or with gaps.
-inline void set_random_output(UnmaskTask& task, std::mt19937& random) {
-  task.out = task.in;
-  task.out.stride = 1 + (random() % 3 == 0 ? 1 : 0);
-  int64_t stride = task.in.length * task.out.stride + random() % 3;
+/// Gives the params an output of its own, contiguous or with gaps.
+inline void set_random_output(UnmaskParams& params, std::mt19937& random) {
+  params.out = params.in;
+  params.out.stride = 1 + (random() % 3 == 0 ? 1 : 0);
+  int64_t stride = params.in.length * params.out.stride + random() % 3;
   for (int i = StridedRows::kLeading - 1; i >= 0; --i) {
-    task.out.strides[i] = stride;
-    stride *= task.in.sizes[i];
+    params.out.strides[i] = stride;
+    stride *= params.in.sizes[i];
   }
 }
 

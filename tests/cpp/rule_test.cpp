@@ -9,7 +9,7 @@
 
 #include "reference.h"
 #include "rule/hull.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 #include "rule/spans.h"
 #include "rule/word.h"
 
@@ -123,19 +123,19 @@ TEST(Rule, SpanLevelAgreesWithElementLevel) {
                           static_cast<int64_t>(1 + random() % 2),
                           static_cast<int64_t>(1 + random() % 6),
                           static_cast<int64_t>(random() % 24)};
-    MaskTask task{};
-    task.rule = made.tree(random, 3);
-    task.batch_size = made.batch_size;
-    task.heads = random() % 4 == 0 ? 1 : 1000;  // for a small mask tables are not prepared
-    task.q_length = made.q_length;
-    task.kv_length = made.kv_length;
-    task.kv_positions.offset = static_cast<int64_t>(random() % 7) - 3;
+    MaskParams params{};
+    params.rule = made.tree(random, 3);
+    params.batch_size = made.batch_size;
+    params.heads = random() % 4 == 0 ? 1 : 1000;  // for a small mask tables are not prepared
+    params.q_length = made.q_length;
+    params.kv_length = made.kv_length;
+    params.kv_positions.offset = static_cast<int64_t>(random() % 7) - 3;
     const auto q_offset = static_cast<int64_t>(random() % 20);
-    task.q_positions.offset = q_offset;
-    const Rule before = task.rule;
-    const PreparedTables prepared(task);
-    const Rule& rule = task.rule;
-    const Positions& kv_positions = task.kv_positions;
+    params.q_positions.offset = q_offset;
+    const Rule before = params.rule;
+    const PreparedRuns prepared(params);
+    const Rule& rule = params.rule;
+    const Positions& kv_positions = params.kv_positions;
     for (int64_t batch = 0; batch < made.batch_size; ++batch) {
       for (int64_t row = 0; row < made.q_length; ++row) {
         const Query query{batch, 0, row, q_offset + row};
@@ -182,35 +182,35 @@ TEST(Rule, RowRunsAgreeWithTheSpansOfTheirRows) {
                           static_cast<int64_t>(1 + random() % 2),
                           static_cast<int64_t>(1 + random() % 40),
                           static_cast<int64_t>(random() % 30)};
-    Question question{};
-    question.rule = made.tree(random, 3);
-    question.batch_size = made.batch_size;
-    question.heads = random() % 4 == 0 ? 1 : 1000;
-    question.q_length = made.q_length;
-    question.kv_length = made.kv_length;
-    question.q_positions.offset = static_cast<int64_t>(random() % 30) - 8;
-    question.kv_positions.offset = static_cast<int64_t>(random() % 9) - 4;
+    Problem problem{};
+    problem.rule = made.tree(random, 3);
+    problem.batch_size = made.batch_size;
+    problem.heads = random() % 4 == 0 ? 1 : 1000;
+    problem.q_length = made.q_length;
+    problem.kv_length = made.kv_length;
+    problem.q_positions.offset = static_cast<int64_t>(random() % 30) - 8;
+    problem.kv_positions.offset = static_cast<int64_t>(random() % 9) - 4;
     std::vector<int64_t> listed;
     if (random() % 3 == 0) {
       for (int64_t row = 0; row < made.q_length; ++row) {
         listed.push_back(random() % 4 == 0 ? static_cast<int64_t>(random() % 20)
                                            : (row == 0 ? 0 : listed.back() + 1));
       }
-      question.q_positions.numbers = {listed.data(), 8};
-      question.q_positions.stride = 1;
-      question.q_positions.listed = true;
+      problem.q_positions.numbers = {listed.data(), 8};
+      problem.q_positions.stride = 1;
+      problem.q_positions.listed = true;
     }
-    const PreparedTables prepared(question);
+    const PreparedRuns prepared(problem);
     for (int64_t batch = 0; batch < made.batch_size; ++batch) {
       for (int64_t row = 0; row < made.q_length;) {
-        const Query first = question.query(batch * question.heads, row);
-        const RowRun run = row_run(question.rule, first, question.q_positions,
-                                   question.kv_positions, made.kv_length, made.q_length - row);
+        const Query first = problem.query(batch * problem.heads, row);
+        const RowRun run = row_run(problem.rule, first, problem.q_positions,
+                                   problem.kv_positions, made.kv_length, made.q_length - row);
         ASSERT_LE(1, run.rows);
         ASSERT_LE(row + run.rows, made.q_length);
         ++runs;
         for (int64_t i = 0; i < run.rows; ++i, ++row, ++rows_seen) {
-          const Query query = question.query(batch * question.heads, row);
+          const Query query = problem.query(batch * problem.heads, row);
           const RowSpans got = run.row(i);
           for (int32_t span = 0; span < got.spans.size; ++span) {
             ASSERT_LE(0, got.spans.at[span].begin);
@@ -219,16 +219,16 @@ TEST(Rule, RowRunsAgreeWithTheSpansOfTheirRows) {
             ASSERT_TRUE(span == 0 || got.spans.at[span - 1].end < got.spans.at[span].begin);
           }
           for (int64_t column = 0; column < made.kv_length; ++column) {
-            const Key key = question.key(batch, column);
+            const Key key = problem.key(batch, column);
             bool answer = false;
             for (int32_t span = 0; span < got.spans.size; ++span) {
               answer = answer || got.spans.at[span].contains(column);
             }
-            for (int32_t node = 0; node < question.rule.size; ++node) {
+            for (int32_t node = 0; node < problem.rule.size; ++node) {
               answer = answer && (((got.unresolved >> node) & 1U) == 0 ||
-                                  attends(question.rule, node, query, key));
+                                  attends(problem.rule, node, query, key));
             }
-            ASSERT_EQ(answer, attends(question.rule, query, key))
+            ASSERT_EQ(answer, attends(problem.rule, query, key))
                 << "trial " << trial << " row " << row << " column " << column;
           }
         }
@@ -263,12 +263,12 @@ TEST(Prepare, RunsOfManyNumbers) {
         test::put(memory, i, static_cast<int32_t>(size), static_cast<uint64_t>(value));
       }
       const Table table{{memory.data(), width}, 0, stride, kLength, {}, {}};
-      Question question{};
-      question.rule = make_rule(SameId{table, false});
-      question.batch_size = question.heads = 1;
-      question.q_length = question.kv_length = kLength;
-      const PreparedTables prepared(question);
-      const Table& found = question.rule.nodes[0].same_id.ids;
+      Problem problem{};
+      problem.rule = make_rule(SameId{table, false});
+      problem.batch_size = problem.heads = 1;
+      problem.q_length = problem.kv_length = kLength;
+      const PreparedRuns prepared(problem);
+      const Table& found = problem.rule.nodes[0].same_id.ids;
       ASSERT_NE(found.runs.starts, nullptr);
       EXPECT_EQ(found.runs.is_once[0], 1);
       for (int64_t i = 0; i < kLength; ++i) {
@@ -289,14 +289,14 @@ TEST(Prepare, PackedDocumentsWithPositionsOfTheirOwnHaveSpans) {
   causal.steps[0].table = {{positions, 8}, 0, 1, 8, {}, {}};
   causal.steps_size = 1;
   causal.nodes[0].step_end = 1;
-  MaskTask task{};
-  task.rule = make_rule(SameId{{{ids, 8}, 0, 1, 8, {}, {}}, false}) & causal;
-  task.batch_size = task.heads = 1;
-  task.q_length = 64;
-  task.kv_length = 8;
-  const PreparedTables prepared(task);
+  MaskParams params{};
+  params.rule = make_rule(SameId{{{ids, 8}, 0, 1, 8, {}, {}}, false}) & causal;
+  params.batch_size = params.heads = 1;
+  params.q_length = 64;
+  params.kv_length = 8;
+  const PreparedRuns prepared(params);
   for (int64_t q = 0; q < 8; ++q) {
-    const RowSpans spans = row_spans(task.rule, {0, 0, q, q}, Positions{}, 8);
+    const RowSpans spans = row_spans(params.rule, {0, 0, q, q}, Positions{}, 8);
     ASSERT_EQ(spans.unresolved, 0U);
     ASSERT_EQ(spans.spans.size, 1);
     EXPECT_EQ(spans.spans.at[0].begin, q - positions[q]);

@@ -239,7 +239,7 @@ def operator_case(rng):
     if "rule" in names and rng.random() < 0.2:
         arguments["rule"] = mutated(rng, arguments["rule"])
     arguments = {key: value for key, value in arguments.items() if key in names}
-    host_decisions = (*sample_calls.HOST_DECISIONS, "_block_mask_widths")
+    host_decisions = attn_mask._library.operators_that(is_host_decision=True)
     if rng.random() < 0.4 and name not in host_decisions and is_plain(arguments):
         return as_on_meta, (overload, arguments), {}
     return overload, (), arguments

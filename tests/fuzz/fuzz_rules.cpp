@@ -24,12 +24,12 @@
 #include "format/additive.h"
 #include "format/boolean.h"
 #include "ops/dtypes.h"
-#include "ops/operators.h"
-#include "ops/rule_question.h"
+#include "ops/forms.h"
+#include "ops/rule_problem.h"
 #include "problem.h"
 #include "reference.h"
 #include "rule/hull.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 #include "rule/spans.h"
 #include "rule/word.h"
 
@@ -184,22 +184,22 @@ class Check {
       : random_(random), problem_(problem), arguments_(problem), mask_(problem) {}
 
   void run() {
-    const DecodedQuestion decoded =
-        decode_question("fuzz", arguments_.rule(), at::Device(at::kCPU));
+    const DecodedProblem decoded =
+        decode_problem("fuzz", arguments_.rule(), at::Device(at::kCPU));
     expect(decoded.heads == problem_.heads, "decoded heads", problem_);
     if (!decoded.has_parts && problem_.elements() != 0) {
-      Question question = decoded.question;
-      question.batch_size = problem_.batch_size;
-      question.heads = problem_.heads;
-      question.q_length = problem_.q_length;
-      question.kv_length = problem_.kv_length;
-      check_elements(question);
-      check_levels(question);
+      Problem problem = decoded.problem;
+      problem.batch_size = problem_.batch_size;
+      problem.heads = problem_.heads;
+      problem.q_length = problem_.q_length;
+      problem.kv_length = problem_.kv_length;
+      check_elements(problem);
+      check_levels(problem);
       // More heads: tables are prepared for a small mask, too.
-      Question prepared_question = question;
-      prepared_question.heads = random_.one_in(3) ? question.heads : 100000;
-      const PreparedTables prepared(prepared_question);
-      prepared_question.heads = question.heads;
+      Problem prepared_question = problem;
+      prepared_question.heads = random_.one_in(3) ? problem.heads : 100000;
+      const PreparedRuns prepared(prepared_question);
+      prepared_question.heads = problem.heads;
       check_levels(prepared_question);
     }
     check_operators();
@@ -209,31 +209,31 @@ class Check {
   void run_boolean() { check_boolean(); }
 
  private:
-  void check_elements(const Question& question) {
+  void check_elements(const Problem& problem) {
     for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
-      const Query query = question.query(plane, row);
+      const Query query = problem.query(plane, row);
       const RowHull hull =
-          row_hull(question.rule, Hull(question.rule),
-                   WordPlan(question.rule, Hull(question.rule), Positions{}), query);
+          row_hull(problem.rule, Hull(problem.rule),
+                   WordPlan(problem.rule, Hull(problem.rule), Positions{}), query);
       for (int64_t column = 0; column < problem_.kv_length; ++column) {
-        const Key key = question.key(batch, column);
+        const Key key = problem.key(batch, column);
         const bool attended = mask_.at(batch, head, row, column);
-        expect(attends(question.rule, query, key) == attended, "element level", problem_);
+        expect(attends(problem.rule, query, key) == attended, "element level", problem_);
         const bool inside = hull.positions.contains(key.position);
         expect(attended ? inside : !inside || !hull.exact, "hull", problem_);
       }
     });
   }
 
-  void check_levels(const Question& question) {
-    check_spans(question);
-    check_runs(question);
-    check_leaves(question);
+  void check_levels(const Problem& problem) {
+    check_spans(problem);
+    check_runs(problem);
+    check_leaves(problem);
     for (const auto& [name, kernels] : instruction_sets()) {
-      check_answers(question, name, *kernels);
-      check_dense(question, name, *kernels);
+      check_answers(problem, name, *kernels);
+      check_dense(problem, name, *kernels);
     }
-    check_block_mask(question);
+    check_block_mask(problem);
   }
 
   template <typename Visit>
@@ -245,10 +245,10 @@ class Check {
     }
   }
 
-  void check_row(const Question& question, int64_t plane, int64_t row, const RowSpans& spans,
+  void check_row(const Problem& problem, int64_t plane, int64_t row, const RowSpans& spans,
                  const char* what) const {
     const int64_t batch = plane / problem_.heads;
-    const Query query = question.query(plane, row);
+    const Query query = problem.query(plane, row);
     for (int32_t i = 0; i < spans.spans.size; ++i) {
       const Interval span = spans.spans.at[i];
       expect(!span.empty() && span.begin >= (i == 0 ? 0 : spans.spans.at[i - 1].end + 1) &&
@@ -261,31 +261,31 @@ class Check {
         ++next;
       }
       bool attended = next < spans.spans.size && spans.spans.at[next].contains(column);
-      for (int32_t node = 0; attended && node < question.rule.size; ++node) {
+      for (int32_t node = 0; attended && node < problem.rule.size; ++node) {
         attended = ((spans.unresolved >> node) & 1U) == 0 ||
-                   attends(question.rule, node, query, question.key(batch, column));
+                   attends(problem.rule, node, query, problem.key(batch, column));
       }
       expect(attended == mask_.at(batch, plane % problem_.heads, row, column), what, problem_);
     }
   }
 
-  void check_spans(const Question& question) const {
+  void check_spans(const Problem& problem) const {
     for_each_row([&](int64_t plane, int64_t, int64_t, int64_t row) {
-      const RowSpans spans = row_spans(question.rule, question.query(plane, row),
-                                       question.kv_positions, question.kv_length);
-      check_row(question, plane, row, spans, "spans");
+      const RowSpans spans = row_spans(problem.rule, problem.query(plane, row),
+                                       problem.kv_positions, problem.kv_length);
+      check_row(problem, plane, row, spans, "spans");
     });
   }
 
-  void check_runs(const Question& question) {
+  void check_runs(const Problem& problem) {
     for (int64_t plane = 0; plane < problem_.batch_size * problem_.heads; ++plane) {
       for (int64_t row = 0; row < problem_.q_length;) {
         const int64_t most = random_.between(1, problem_.q_length - row);
-        const RowRun run = row_run(question.rule, question.query(plane, row), question.q_positions,
-                                   question.kv_positions, question.kv_length, most);
+        const RowRun run = row_run(problem.rule, problem.query(plane, row), problem.q_positions,
+                                   problem.kv_positions, problem.kv_length, most);
         expect(1 <= run.rows && run.rows <= most, "length of a run of rows", problem_);
         for (int64_t i = 0; i < run.rows; ++i, ++row) {
-          check_row(question, plane, row, run.row(i), "run of rows");
+          check_row(problem, plane, row, run.row(i), "run of rows");
         }
       }
     }
@@ -297,16 +297,16 @@ class Check {
             random_.between(begin + 1, std::min(problem_.kv_length, begin + kColumnsAtOnce))};
   }
 
-  void check_leaves(const Question& question) {
+  void check_leaves(const Problem& problem) {
     for_each_row([&](int64_t plane, int64_t batch, int64_t, int64_t row) {
-      const auto leaf = static_cast<int32_t>(random_.between(0, question.rule.size - 1));
-      const Rule::Node& node = question.rule.nodes[leaf];
+      const auto leaf = static_cast<int32_t>(random_.between(0, problem.rule.size - 1));
+      const Rule::Node& node = problem.rule.nodes[leaf];
       if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
         return;
       }
-      const Query query = question.query(plane, row);
+      const Query query = problem.query(plane, row);
       const Interval context = some_columns();
-      const RowSpans found = leaf_spans(question.rule, leaf, query, question.kv_positions, context);
+      const RowSpans found = leaf_spans(problem.rule, leaf, query, problem.kv_positions, context);
       for (int32_t i = 0; i < found.spans.size; ++i) {
         const Interval span = found.spans.at[i];
         expect(context.begin <= span.begin && span.end <= context.end, "a leaf's span", problem_);
@@ -316,83 +316,83 @@ class Check {
         for (int32_t i = 0; i < found.spans.size; ++i) {
           inside = inside || found.spans.at[i].contains(column);
         }
-        const bool attended = leaf_attends(question.rule, node, query, question.key(batch, column));
+        const bool attended = leaf_attends(problem.rule, node, query, problem.key(batch, column));
         expect(attended ? inside : !inside || found.unresolved != 0, "a leaf's spans", problem_);
       }
     });
   }
 
-  void check_answers(const Question& question, const char* name, const CpuKernels& kernels) {
+  void check_answers(const Problem& problem, const char* name, const CpuKernels& kernels) {
     for (int64_t trial = 0; trial < 4; ++trial) {
       const int64_t plane = random_.between(0, problem_.batch_size * problem_.heads - 1);
-      const Query query = question.query(plane, random_.between(0, problem_.q_length - 1));
+      const Query query = problem.query(plane, random_.between(0, problem_.q_length - 1));
       const Interval columns = some_columns();
       const auto nodes =
-          static_cast<uint32_t>(random_.between(1, (int64_t{1} << question.rule.size) - 1));
+          static_cast<uint32_t>(random_.between(1, (int64_t{1} << problem.rule.size) - 1));
       std::vector<uint8_t> out(static_cast<size_t>(columns.end - columns.begin), 7);
-      kernels.answer(question, query, nodes, columns, out.data());
+      kernels.answer(problem, query, nodes, columns, out.data());
       for (int64_t column = columns.begin; column < columns.end; ++column) {
         bool all = true;
-        for (int32_t node = 0; node < question.rule.size; ++node) {
+        for (int32_t node = 0; node < problem.rule.size; ++node) {
           all = all && (((nodes >> node) & 1U) == 0 ||
-                        attends(question.rule, node, query, question.key(query.batch, column)));
+                        attends(problem.rule, node, query, problem.key(query.batch, column)));
         }
         expect(out[static_cast<size_t>(column - columns.begin)] == (all ? 1 : 0), name, problem_);
       }
     }
   }
 
-  void check_dense(const Question& question, const char* name, const CpuKernels& kernels) {
-    MaskTask task{};
-    static_cast<Question&>(task) = question;
+  void check_dense(const Problem& problem, const char* name, const CpuKernels& kernels) {
+    MaskParams params{};
+    static_cast<Problem&>(params) = problem;
     const at::ScalarType dtype =
         random_.pick({at::kBool, at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
-    task.format = dtype == at::kBool ? kBoolean : additive_format(dtype);
-    const int32_t size = task.format.element_size;
+    params.format = dtype == at::kBool ? kBoolean : additive_format(dtype);
+    const int32_t size = params.format.element_size;
     at::Tensor bias;
     if (dtype != at::kBool && random_.one_in(3)) {
       bias = random_bias(dtype, problem_.heads);
-      task.bias.data = bias.data_ptr();
+      params.bias.data = bias.data_ptr();
       for (int64_t dim = 0; dim < 4; ++dim) {
-        task.bias.strides[dim] = bias.size(dim) == 1 ? 0 : bias.stride(dim);
+        params.bias.strides[dim] = bias.size(dim) == 1 ? 0 : bias.stride(dim);
       }
     }
-    std::vector<uint8_t> masked_rows(static_cast<size_t>(task.rows()), 7);
+    std::vector<uint8_t> masked_rows(static_cast<size_t>(params.rows()), 7);
     if (random_.one_in(2)) {
-      const int64_t middle = random_.between(0, task.rows());
-      kernels.find_masked_rows(task, middle, task.rows(), masked_rows.data());
-      kernels.find_masked_rows(task, 0, middle, masked_rows.data());
-      task.unmasking = {masked_rows.data(),
-                        task.bias.data == nullptr ? uint64_t{1} : task.format.attend, true};
+      const int64_t middle = random_.between(0, params.rows());
+      kernels.find_masked_rows(params, middle, params.rows(), masked_rows.data());
+      kernels.find_masked_rows(params, 0, middle, masked_rows.data());
+      params.unmasking = {masked_rows.data(),
+                        params.bias.data == nullptr ? uint64_t{1} : params.format.attend, true};
     }
-    test::set_contiguous(task);
+    test::set_contiguous(params);
     if (random_.one_in(2)) {
-      test::set_random_strides(task, random_.generator);
+      test::set_random_strides(params, random_.generator);
     }
     // Elements stand anywhere in a cache line.
     const int64_t before = random_.between(0, 70);
-    test::Bytes memory(static_cast<size_t>((before + test::reach(task)) * size), 0xA5);
+    test::Bytes memory(static_cast<size_t>((before + test::reach(params)) * size), 0xA5);
     test::Bytes want = memory;
-    task.out = memory.data() + before * size;
-    const int64_t most = std::min<int64_t>(kTileBytes / size, task.kv_length);
+    params.out = memory.data() + before * size;
+    const int64_t most = std::min<int64_t>(kTileBytes / size, params.kv_length);
     const int64_t keys = random_.one_in(2) ? most : random_.between(1, most);
-    const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
-    const int64_t tiles = task.rows() * tiling.per_row;
+    const Tiling tiling{keys, (params.kv_length + keys - 1) / keys};
+    const int64_t tiles = params.rows() * tiling.per_row;
     const int64_t split = random_.between(0, tiles);
-    kernels.write_tiles(task, tiling, split, tiles);
-    kernels.write_tiles(task, tiling, 0, split);
+    kernels.write_tiles(params, tiling, split, tiles);
+    kernels.write_tiles(params, tiling, 0, split);
     for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
-      const int64_t offset = before + task.out_offset(question.query(plane, row));
-      const bool unmasked = task.unmasking.rows != nullptr && mask_.is_masked(batch, head, row);
-      const uint64_t attend = unmasked ? task.unmasking.value : task.format.attend;
+      const int64_t offset = before + params.out_offset(problem.query(plane, row));
+      const bool unmasked = params.unmasking.rows != nullptr && mask_.is_masked(batch, head, row);
+      const uint64_t attend = unmasked ? params.unmasking.value : params.format.attend;
       for (int64_t column = 0; column < problem_.kv_length; ++column) {
-        uint64_t bits = task.format.masked;
+        uint64_t bits = params.format.masked;
         if (unmasked || mask_.at(batch, head, row, column)) {
-          bits = task.bias.data == nullptr ? attend
+          bits = params.bias.data == nullptr ? attend
                                            : get(bias, {bias.size(0) == 1 ? 0 : batch,
                                                         bias.size(1) == 1 ? 0 : head, row, column});
         }
-        test::put(want, offset + column * task.out_strides[3], size, bits);
+        test::put(want, offset + column * params.out_strides[3], size, bits);
       }
     });
     expect(memory == want, name, problem_);
@@ -413,26 +413,26 @@ class Check {
   }
 
   /// The sizes of a block mask of the problem.
-  BlockMaskTask block_task() {
-    BlockMaskTask task{};
-    task.batch_size = problem_.batch_size;
-    task.heads = problem_.heads;
-    task.q_length = problem_.q_length;
-    task.kv_length = problem_.kv_length;
+  BlockMaskParams block_task() {
+    BlockMaskParams params{};
+    params.batch_size = problem_.batch_size;
+    params.heads = problem_.heads;
+    params.q_length = problem_.q_length;
+    params.kv_length = problem_.kv_length;
     const auto block_size = [&] { return random_.between(1, random_.pick<int64_t>({3, 16, 200})); };
-    task.q_block = block_size();
-    task.kv_block = block_size();
-    task.separate_full = !random_.one_in(4);
-    return task;
+    params.q_block = block_size();
+    params.kv_block = block_size();
+    params.separate_full = !random_.one_in(4);
+    return params;
   }
 
-  std::vector<BlockState> states_of(const BlockMaskTask& task) const {
+  std::vector<BlockState> states_of(const BlockMaskParams& params) const {
     std::vector<BlockState> states;
-    for (int64_t plane = 0; plane < task.planes(); ++plane) {
-      for (int64_t row = 0; row < task.q_blocks(); ++row) {
-        for (int64_t column = 0; column < task.kv_blocks(); ++column) {
-          states.push_back(mask_.state(plane / task.heads, plane % task.heads, task.rows_of(row),
-                                       task.columns_of(column), task.q_block * task.kv_block));
+    for (int64_t plane = 0; plane < params.planes(); ++plane) {
+      for (int64_t row = 0; row < params.q_blocks(); ++row) {
+        for (int64_t column = 0; column < params.kv_blocks(); ++column) {
+          states.push_back(mask_.state(plane / params.heads, plane % params.heads, params.rows_of(row),
+                                       params.columns_of(column), params.q_block * params.kv_block));
         }
       }
     }
@@ -449,15 +449,15 @@ class Check {
   static constexpr int32_t kUntouched = -7;
 
   /// [batch_size, stored_heads, lines] and [.., width] from states, those of other heads untouched.
-  static Lists lists_of(const BlockMaskTask& task, const std::vector<BlockState>& states,
+  static Lists lists_of(const BlockMaskParams& params, const std::vector<BlockState>& states,
                         bool of_keys, int64_t width) {
     Lists lists;
-    const int64_t lines = of_keys ? task.q_blocks() : task.kv_blocks();
-    const int64_t total = of_keys ? task.kv_blocks() : task.q_blocks();
+    const int64_t lines = of_keys ? params.q_blocks() : params.kv_blocks();
+    const int64_t total = of_keys ? params.kv_blocks() : params.q_blocks();
     for (size_t kind = 0; kind < 2; ++kind) {
-      for (int64_t plane = 0; plane < task.batch_size * task.stored_heads; ++plane) {
-        const int64_t head = plane % task.stored_heads;
-        const bool is_written = head < task.heads && (kind == 0 || task.separate_full);
+      for (int64_t plane = 0; plane < params.batch_size * params.stored_heads; ++plane) {
+        const int64_t head = plane % params.stored_heads;
+        const bool is_written = head < params.heads && (kind == 0 || params.separate_full);
         for (int64_t line = 0; line < lines; ++line) {
           std::vector<int32_t> blocks;
           std::vector<int32_t> others;
@@ -465,10 +465,10 @@ class Check {
             const int64_t row = of_keys ? line : i;
             const int64_t column = of_keys ? i : line;
             const BlockState state = states[static_cast<size_t>(
-                ((plane / task.stored_heads * task.heads + head) * task.q_blocks() + row) *
-                    task.kv_blocks() +
+                ((plane / params.stored_heads * params.heads + head) * params.q_blocks() + row) *
+                    params.kv_blocks() +
                 column)];
-            const bool is_full = state == BlockState::kFull && task.separate_full;
+            const bool is_full = state == BlockState::kFull && params.separate_full;
             const bool is_of_kind = kind == 1 ? is_full : state != BlockState::kEmpty && !is_full;
             (is_of_kind ? blocks : others).push_back(static_cast<int32_t>(i));
           }
@@ -493,33 +493,33 @@ class Check {
     return lists;
   }
 
-  void check_block_mask(const Question& question) {
-    BlockMaskTask task = block_task();
-    static_cast<Question&>(task) = question;
-    task.stored_heads = task.heads + random_.between(0, 1);
+  void check_block_mask(const Problem& problem) {
+    BlockMaskParams params = block_task();
+    static_cast<Problem&>(params) = problem;
+    params.stored_heads = params.heads + random_.between(0, 1);
     const auto narrower = [&](int64_t blocks) {
       return random_.one_in(3) ? random_.between(0, blocks) : blocks;
     };
-    task.kv_width = narrower(task.kv_blocks());
-    task.q_width = narrower(task.q_blocks());
-    std::vector<BlockState> want_states = states_of(task);
+    params.kv_width = narrower(params.kv_blocks());
+    params.q_width = narrower(params.q_blocks());
+    std::vector<BlockState> want_states = states_of(params);
     std::vector<BlockState> states(want_states.size(), BlockState::kUnknown);
-    BlockMaskTask of_states = task;
+    BlockMaskParams of_states = params;
     of_states.states = states.data();
     find_block_states_cpu(of_states);
     expect(states == want_states, "states of blocks", problem_);
     const bool from_states = random_.one_in(3);
-    task.states = from_states ? states.data() : nullptr;
-    const Lists want_kv = lists_of(task, want_states, /*of_keys=*/true, task.kv_width);
-    const Lists want_q = lists_of(task, want_states, /*of_keys=*/false, task.q_width);
+    params.states = from_states ? states.data() : nullptr;
+    const Lists want_kv = lists_of(params, want_states, /*of_keys=*/true, params.kv_width);
+    const Lists want_q = lists_of(params, want_states, /*of_keys=*/false, params.q_width);
     Lists kv = untouched(want_kv);
     Lists q = untouched(want_q);
     const bool counts_only = random_.one_in(4);
     for (size_t kind = 0; kind < 2; ++kind) {
-      task.kv[kind] = {kv.counts[kind].data(), counts_only ? nullptr : kv.indices[kind].data()};
-      task.q[kind] = {q.counts[kind].data(), counts_only ? nullptr : q.indices[kind].data()};
+      params.kv[kind] = {kv.counts[kind].data(), counts_only ? nullptr : kv.indices[kind].data()};
+      params.q[kind] = {q.counts[kind].data(), counts_only ? nullptr : q.indices[kind].data()};
     }
-    const auto longest = write_block_mask_cpu(task);
+    const auto longest = write_block_mask_cpu(params);
     expect(longest && longest->kv == want_kv.longest && longest->q == want_q.longest,
            "longest lines", problem_);
     for (size_t kind = 0; kind < 2; ++kind) {
@@ -567,13 +567,15 @@ class Check {
     const bool unmasks = random_.one_in(3);
     at::Tensor mask;
     if (random_.one_in(2)) {
-      mask = ops::boolean(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
-                          a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, unmasks,
-                          random_.pick<int64_t>({1, 2, 8, 16}));
+      mask = ops::Forms<ops::Boolean>::fresh(a.code, a.operands, a.batch_size, a.q_length,
+                                             a.kv_length, a.q_offset, a.kv_offset, a.q_positions,
+                                             a.kv_positions, std::nullopt, unmasks,
+                                             random_.pick<int64_t>({1, 2, 8, 16}));
     } else {
       mask = random_out(problem_.heads, at::kBool);
-      ops::boolean_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, a.q_offset,
-                       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, unmasks, mask);
+      ops::Forms<ops::Boolean>::out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length,
+                                    a.q_offset, a.kv_offset, a.q_positions, a.kv_positions,
+                                    std::nullopt, unmasks, mask);
     }
     expect_mask(
         mask, problem_.heads,
@@ -661,15 +663,15 @@ class Check {
     }
     at::Tensor mask;
     if (random_.one_in(2)) {
-      mask =
-          ops::additive(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
-                        a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias, std::nullopt,
-                        unmasks, masked_value, random_.pick<int64_t>({1, 2, 8, 16}));
+      mask = ops::Forms<ops::Additive>::fresh(
+          a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype, a.q_offset, a.kv_offset,
+          a.q_positions, a.kv_positions, bias, std::nullopt, unmasks, masked_value,
+          random_.pick<int64_t>({1, 2, 8, 16}));
     } else {
       mask = random_out(heads, dtype);
-      ops::additive_out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length, dtype,
-                        a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, bias, std::nullopt,
-                        unmasks, masked_value, mask);
+      ops::Forms<ops::Additive>::out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length,
+                                     dtype, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions,
+                                     bias, std::nullopt, unmasks, masked_value, mask);
     }
     expect_mask(
         mask, heads,
@@ -688,34 +690,34 @@ class Check {
 
   void check_block_operators() {
     const OperatorArguments& a = arguments_;
-    BlockMaskTask task = block_task();
-    const std::vector<BlockState> states = states_of(task);
-    const at::Tensor found = ops::block_states(
-        a.code, a.operands, a.batch_size, problem_.heads, a.q_length, a.kv_length, task.q_block,
-        task.kv_block, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
-    const at::Tensor all = found.expand({task.batch_size, task.heads, -1, -1}).contiguous();
+    BlockMaskParams params = block_task();
+    const std::vector<BlockState> states = states_of(params);
+    const at::Tensor found = ops::BlockStates::run(
+        a.code, a.operands, a.batch_size, problem_.heads, a.q_length, a.kv_length, params.q_block,
+        params.kv_block, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
+    const at::Tensor all = found.expand({params.batch_size, params.heads, -1, -1}).contiguous();
     expect(all.numel() == std::ssize(states) &&
                (states.empty() || std::memcmp(all.data_ptr(), states.data(), states.size()) == 0),
            "_block_states", problem_);
     // Of a rule for all heads there are as many as are wanted.
     const int64_t heads = problem_.heads == 1 ? random_.between(1, 3) : problem_.heads;
     std::vector<BlockState> of_heads;
-    for (int64_t batch = 0; batch < task.batch_size; ++batch) {
-      const auto plane = task.heads * task.q_blocks() * task.kv_blocks();
+    for (int64_t batch = 0; batch < params.batch_size; ++batch) {
+      const auto plane = params.heads * params.q_blocks() * params.kv_blocks();
       for (int64_t head = 0; head < heads / std::max<int64_t>(problem_.heads, 1); ++head) {
         of_heads.insert(of_heads.end(), states.begin() + batch * plane,
                         states.begin() + (batch + 1) * plane);
       }
     }
-    task.heads = task.stored_heads = heads;
-    const Lists kv = lists_of(task, of_heads, /*of_keys=*/true, task.kv_blocks());
-    const Lists q = lists_of(task, of_heads, /*of_keys=*/false, task.q_blocks());
+    params.heads = params.stored_heads = heads;
+    const Lists kv = lists_of(params, of_heads, /*of_keys=*/true, params.kv_blocks());
+    const Lists q = lists_of(params, of_heads, /*of_keys=*/false, params.q_blocks());
     const auto widths =
-        ops::block_mask_widths(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
-                               task.q_block, task.kv_block, a.q_offset, a.kv_offset, a.q_positions,
-                               a.kv_positions, std::nullopt, task.separate_full);
-    expect(widths.size() == 2 && kv.longest <= widths[0] && widths[0] <= task.kv_blocks() &&
-               q.longest <= widths[1] && widths[1] <= task.q_blocks(),
+        ops::BlockMaskWidths::run(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
+                                  params.q_block, params.kv_block, a.q_offset, a.kv_offset,
+                                  a.q_positions, a.kv_positions, std::nullopt, params.separate_full);
+    expect(widths.size() == 2 && kv.longest <= widths[0] && widths[0] <= params.kv_blocks() &&
+               q.longest <= widths[1] && widths[1] <= params.q_blocks(),
            "_block_mask_widths", problem_);
     const auto random_width = [&](int64_t width, int64_t longest) -> std::optional<int64_t> {
       return random_.one_in(2) ? std::nullopt
@@ -728,22 +730,22 @@ class Check {
         kv_width.value_or(kMost) >= kv.longest && q_width.value_or(kMost) >= q.longest;
     std::vector<at::Tensor> lists;
     try {
-      lists = ops::block_mask(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
-                              task.q_block, task.kv_block, a.q_offset, a.kv_offset, a.q_positions,
-                              a.kv_positions, std::nullopt, task.separate_full,
-                              kv_width ? std::optional<c10::SymInt>(*kv_width) : std::nullopt,
-                              q_width ? std::optional<c10::SymInt>(*q_width) : std::nullopt);
+      lists = ops::BlockMask::run(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
+                                  params.q_block, params.kv_block, a.q_offset, a.kv_offset,
+                                  a.q_positions, a.kv_positions, std::nullopt, params.separate_full,
+                                  kv_width ? std::optional<c10::SymInt>(*kv_width) : std::nullopt,
+                                  q_width ? std::optional<c10::SymInt>(*q_width) : std::nullopt);
     } catch (const c10::ValueError&) {
       expect(!fits, "block_mask refused widths", problem_);
       return;
     }
     expect(fits, "block_mask took widths", problem_);
-    const size_t kinds = task.separate_full ? 2 : 1;
+    const size_t kinds = params.separate_full ? 2 : 1;
     expect(lists.size() == 4 * kinds, "lists of block_mask", problem_);
     for (size_t kind = 0; kind < kinds; ++kind) {
-      check_lists(lists[2 * kind], lists[2 * kind + 1], task.kv_blocks(), kv_width, kv.counts[kind],
+      check_lists(lists[2 * kind], lists[2 * kind + 1], params.kv_blocks(), kv_width, kv.counts[kind],
                   kv.indices[kind]);
-      check_lists(lists[2 * (kinds + kind)], lists[2 * (kinds + kind) + 1], task.q_blocks(),
+      check_lists(lists[2 * (kinds + kind)], lists[2 * (kinds + kind) + 1], params.q_blocks(),
                   q_width, q.counts[kind], q.indices[kind]);
     }
   }
@@ -788,9 +790,9 @@ void check_decoder(Random& random, Drawer& drawer) {
     drawer.mutate(problem);
   }
   const OperatorArguments arguments(problem);
-  DecodedQuestion decoded;
+  DecodedProblem decoded;
   try {
-    decoded = decode_question("fuzz", arguments.rule(), at::Device(at::kCPU));
+    decoded = decode_problem("fuzz", arguments.rule(), at::Device(at::kCPU));
   } catch (const c10::ValueError&) {
     return;
   } catch (const c10::TypeError&) {
@@ -811,45 +813,45 @@ void check_decoder(Random& random, Drawer& drawer) {
 
 /// Rows without a visible key are unmasked, for causality, a window and padding.
 void check_unmasked_rows(Random& random, const CpuKernels& kernels) {
-  MaskTask task{};
-  task.batch_size = random.between(1, 3);
-  task.heads = 1;
-  task.q_length = random.between(1, 40);
-  task.kv_length = task.q_length + random.between(0, random.pick<int64_t>({5, 200}));
-  task.q_positions.offset = task.kv_length - task.q_length;
-  task.format = random.pick({kAdditiveFloat16, kAdditiveFloat32, kAdditiveFloat64});
+  MaskParams params{};
+  params.batch_size = random.between(1, 3);
+  params.heads = 1;
+  params.q_length = random.between(1, 40);
+  params.kv_length = params.q_length + random.between(0, random.pick<int64_t>({5, 200}));
+  params.q_positions.offset = params.kv_length - params.q_length;
+  params.format = random.pick({kAdditiveFloat16, kAdditiveFloat32, kAdditiveFloat64});
   const at::ScalarType dtype = random.pick({at::kBool, at::kShort, at::kInt, at::kLong});
-  const at::Tensor memory = random_layout(random, {task.batch_size, task.kv_length}, dtype);
+  const at::Tensor memory = random_layout(random, {params.batch_size, params.kv_length}, dtype);
   const int64_t one_in = random.between(1, 30);
   for (int64_t i = 0; i < memory.numel(); ++i) {
-    put(memory, {i / task.kv_length, i % task.kv_length}, random.one_in(one_in) ? 1 : 0);
+    put(memory, {i / params.kv_length, i % params.kv_length}, random.one_in(one_in) ? 1 : 0);
   }
   const Padding padding{memory.data_ptr(),   memory.stride(0),
                         /*head_stride=*/0,
                         /*q_stride=*/0,      memory.stride(1),
-                        task.kv_length,      static_cast<int32_t>(memory.element_size()),
+                        params.kv_length,      static_cast<int32_t>(memory.element_size()),
                         /*by_column=*/false, bits_between(1, 1)};
-  task.rule = make_rule(Causal{}) & make_rule(padding);
+  params.rule = make_rule(Causal{}) & make_rule(padding);
   if (random.one_in(2)) {
-    task.rule = task.rule & make_rule(SlidingWindow{random.between(0, 9), kOpen});
+    params.rule = params.rule & make_rule(SlidingWindow{random.between(0, 9), kOpen});
   }
-  const std::vector<uint8_t> want_rows = test::reference_masked_rows(task);
+  const std::vector<uint8_t> want_rows = test::reference_masked_rows(params);
   std::vector<uint8_t> rows(want_rows.size());
-  kernels.find_masked_rows(task, 0, task.rows(), rows.data());
+  kernels.find_masked_rows(params, 0, params.rows(), rows.data());
   if (rows != want_rows) {
     fail("rows without a key");
   }
-  task.unmasking = {rows.data(), /*value=*/1, true};
-  test::set_contiguous(task);
+  params.unmasking = {rows.data(), /*value=*/1, true};
+  test::set_contiguous(params);
   if (random.one_in(2)) {
-    test::set_random_strides(task, random.generator);
+    test::set_random_strides(params, random.generator);
   }
-  const test::Bytes want = test::reference_mask(task);
+  const test::Bytes want = test::reference_mask(params);
   test::Bytes got(want.size(), 0xA5);
-  task.out = got.data();
-  const int64_t keys = random.between(1, task.kv_length);
-  const Tiling tiling{keys, (task.kv_length + keys - 1) / keys};
-  kernels.write_tiles(task, tiling, 0, task.rows() * tiling.per_row);
+  params.out = got.data();
+  const int64_t keys = random.between(1, params.kv_length);
+  const Tiling tiling{keys, (params.kv_length + keys - 1) / keys};
+  kernels.write_tiles(params, tiling, 0, params.rows() * tiling.per_row);
   if (got != want) {
     fail("unmasked rows");
   }
@@ -872,39 +874,39 @@ void check_strided_rows(Random& random, const CpuKernels& kernels) {
           masked || (i != other && random.one_in(2)) ? least : random.bits());
     }
   }
-  UnmaskTask task{};
+  UnmaskParams params{};
   for (size_t dim = 0; dim < 3; ++dim) {
-    task.in.sizes[dim] = sizes[dim];
-    task.in.strides[dim] = tensor.stride(static_cast<int64_t>(dim));
+    params.in.sizes[dim] = sizes[dim];
+    params.in.strides[dim] = tensor.stride(static_cast<int64_t>(dim));
   }
-  task.in.data = tensor.const_data_ptr();
-  task.in.length = sizes[3];
-  task.in.stride = tensor.stride(3);
-  task.in.element_size = static_cast<int32_t>(tensor.element_size());
-  task.is_min = bits_between(least, least);
-  task.sign = sign;
-  if (task.in.rows() == 0 || task.in.length == 0) {
+  params.in.data = tensor.const_data_ptr();
+  params.in.length = sizes[3];
+  params.in.stride = tensor.stride(3);
+  params.in.element_size = static_cast<int32_t>(tensor.element_size());
+  params.is_min = bits_between(least, least);
+  params.sign = sign;
+  if (params.in.rows() == 0 || params.in.length == 0) {
     return;  // nothing is evaluated
   }
-  for (int64_t row = 0; row < task.in.rows(); ++row) {
-    const int64_t begin = random.between(0, task.in.length);
-    const int64_t end = random.between(begin, task.in.length);
+  for (int64_t row = 0; row < params.in.rows(); ++row) {
+    const int64_t begin = random.between(0, params.in.length);
+    const int64_t end = random.between(begin, params.in.length);
     bool all = true;
     for (int64_t i = begin; i < end; ++i) {
-      all = all && test::get(task.in.data, task.in.row_offset(row) + i * task.in.stride,
-                             task.in.element_size) == least;
+      all = all && test::get(params.in.data, params.in.row_offset(row) + i * params.in.stride,
+                             params.in.element_size) == least;
     }
-    if (kernels.all(task.in, task.is_min, row, begin, end) != all) {
+    if (kernels.all(params.in, params.is_min, row, begin, end) != all) {
       fail("all");
     }
   }
-  test::set_random_output(task, random.generator);
-  const test::Bytes want = test::reference_unmask(task);
+  test::set_random_output(params, random.generator);
+  const test::Bytes want = test::reference_unmask(params);
   test::Bytes got(want.size(), 0xA5);
-  task.written = got.data();
-  const int64_t split = random.between(0, task.in.rows());
-  kernels.unmask_rows(task, split, task.in.rows());
-  kernels.unmask_rows(task, 0, split);
+  params.written = got.data();
+  const int64_t split = random.between(0, params.in.rows());
+  kernels.unmask_rows(params, split, params.in.rows());
+  kernels.unmask_rows(params, 0, split);
   if (got != want) {
     fail("unmask_rows");
   }
@@ -934,11 +936,11 @@ void check_padding_operators(Random& random) {
   const bool unmasks = random.one_in(2);
   at::Tensor got;
   if (random.one_in(2)) {
-    got = ops::to_4d(mask, q_length, dtype, kv_length, causal, window, unmasks,
-                     random.pick<int64_t>({1, 8}));
+    got = ops::Forms<ops::To4d>::fresh(mask, q_length, dtype, kv_length, causal, window, unmasks,
+                                       random.pick<int64_t>({1, 8}));
   } else {
     got = random_layout(random, {batch_size, 1, q_length, kv_length}, dtype, /*repeats=*/false);
-    ops::to_4d_out(mask, q_length, dtype, kv_length, causal, window, unmasks, got);
+    ops::Forms<ops::To4d>::out(mask, q_length, dtype, kv_length, causal, window, unmasks, got);
   }
   const DenseFormat format = additive_format(dtype);
   // One query without a window attends to all keys.
@@ -986,10 +988,10 @@ void check_mask_operators(Random& random) {
   for (int64_t i = 0; i < mask.numel(); ++i) {
     put(mask, index_of(i), random.one_in(visible) ? 0 : format.masked);
   }
-  at::Tensor got = ops::unmask_unattended(mask, lowest(dtype), 1);
+  at::Tensor got = ops::Forms<ops::UnmaskUnattended>::fresh(mask, lowest(dtype), 1);
   if (random.one_in(2)) {
     got = random_layout(random, sizes, dtype, /*repeats=*/false);
-    ops::unmask_unattended_out(mask, lowest(dtype), got);
+    ops::Forms<ops::UnmaskUnattended>::out(mask, lowest(dtype), got);
   }
   bool all = true;
   for (int64_t row = 0; row < mask.numel(); row += length) {
@@ -1005,7 +1007,7 @@ void check_mask_operators(Random& random) {
       }
     }
   }
-  if (ops::is_all_visible(mask) != all) {
+  if (ops::IsAllVisible::run(mask) != all) {
     fail("_is_all_visible");
   }
 }
@@ -1055,7 +1057,7 @@ void check_huge_block_masks(Random& random) {
   problem.q_offset = any_shift();
   problem.kv_offset = random.one_in(2) ? any_shift() : problem.q_offset;
   const OperatorArguments a(problem);
-  const at::Tensor states = ops::block_states(
+  const at::Tensor states = ops::BlockStates::run(
       a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
   int64_t longest = 0;
@@ -1080,7 +1082,7 @@ void check_huge_block_masks(Random& random) {
     }
     longest = std::max(longest, in_row);
   }
-  const auto widths = ops::block_mask_widths(
+  const auto widths = ops::BlockMaskWidths::run(
       a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, /*separate_full_blocks=*/false);
   expect(longest <= widths[0] && widths[0] <= kv_blocks, "widths of a band", problem);

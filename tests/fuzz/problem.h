@@ -1,6 +1,6 @@
 #pragma once
 
-// Random problems for the fuzzer: programs of rules (see ops/rule_program.h) over tensors in memory
+// Random problems for the fuzzer: programs of rules (see rule/program.h) over tensors in memory
 // of exactly their size, so that AddressSanitizer sees each read beside them; and what each
 // program gives for each element, worked out from the program alone, not from anything that the
 // library makes of it.

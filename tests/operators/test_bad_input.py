@@ -6,6 +6,7 @@ import attn_mask  # noqa: F401 - registers the operators
 import pytest
 import reference
 import torch
+from attn_mask.rules import causal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import (
@@ -563,8 +564,8 @@ def test_no_tensor_to_write_to():
         (lambda: ops.to_4d(PADDING, 3, dtype=FLOAT, key_value_length=4, out=None), "to_4d"),
         (lambda: ops.to_causal_4d(2, 3, 4, out=None), "to_causal_4d"),
         (lambda: ops._unmask_unattended(QUERIES, 0.0, out=None), "_unmask_unattended"),
-        (lambda: ops.boolean([1], [], 1, 3, 3, out=None), "boolean"),
-        (lambda: ops.additive([1], [], 1, 3, 3, out=None), "additive"),
+        (lambda: ops.boolean(*causal().encode(), 1, 3, 3, out=None), "boolean"),
+        (lambda: ops.additive(*causal().encode(), 1, 3, 3, out=None), "additive"),
     ):
         with pytest.raises(
             TypeError, match=f"^{name}: expected out to be a tensor, but got an undefined one"
@@ -589,4 +590,4 @@ def test_a_masked_value_that_fits_into_no_int64():
     with pytest.raises(
         ValueError, match=r"^additive: expected masked_value to be at most 0, but got 9"
     ):
-        ops.additive([1], [], 1, 3, 3, dtype=FLOAT, masked_value=2**63)
+        ops.additive(*causal().encode(), 1, 3, 3, dtype=FLOAT, masked_value=2**63)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from attn_mask import masking_utils, rules
 from attn_mask import modeling_attn_mask_utils as ours
+from attn_mask.rules import bits, causal, chunked, documents, padding
 from masks import assert_same_mask
 from sample_calls import DOCUMENTS, PADDING, POSITIONS, operator
 from test_compile import CALLS, HALF, every_call, inputs
@@ -64,32 +65,35 @@ MAPPED = {
     "_unmask_unattended of a row": lambda mask: operator("_unmask_unattended")(
         mask[0].float(), 0.0
     ),
-    "boolean": lambda mask: operator("boolean")([8, 2, 1, 5, 0], [mask], 2, 4, 7, q_offset=3),
+    "boolean": lambda mask: operator("boolean")(
+        *(causal() & padding(mask)).encode(), 2, 4, 7, q_offset=3
+    ),
     "boolean, ids for all": lambda mask: operator("boolean")(
-        [8, 2, 5, 0, 6, 1], [mask, DOCUMENTS.repeat(1, 2)], 2, 4, 7
+        *(padding(mask) & documents(DOCUMENTS.repeat(1, 2))).encode(), 2, 4, 7
     ),
     "boolean, ids for each row": lambda mask: operator("boolean")(
-        [8, 2, 5, 0, 6, 1], [mask, torch.arange(14).view(2, 7) // 3], 2, 4, 7
+        *(padding(mask) & documents(torch.arange(14).view(2, 7) // 3)).encode(), 2, 4, 7
     ),
     "boolean, one operand for the batch": lambda mask: operator("boolean")(
-        [5, 0], [mask[:1]], 2, 4, 7
+        *padding(mask[:1]).encode(), 2, 4, 7
     ),
     "boolean, bits": lambda mask: operator("boolean")(
-        [7, 0], [(mask > 0)[:, None, None, :].expand(2, 3, 4, 7)], 2, 4, 7
+        *bits((mask > 0)[:, None, None, :].expand(2, 3, 4, 7)).encode(), 2, 4, 7
     ),
-    "boolean, starts of chunks": lambda mask: operator("boolean")([3, 3, 0], [mask[:, 1]], 2, 4, 7),
+    "boolean, starts of chunks": lambda mask: operator("boolean")(
+        *chunked(3, mask[:, 1]).encode(), 2, 4, 7
+    ),
     "boolean, offset": lambda mask: operator("boolean")(
-        [1], [], 2, 4, 7, q_positions=mask.sum() // 2
+        *causal().encode(), 2, 4, 7, q_positions=mask.sum() // 2
     ),
     "boolean, offset of each row": lambda mask: operator("boolean")(
-        [1], [], 2, 4, 7, q_positions=mask.sum(1, keepdim=True)
+        *causal().encode(), 2, 4, 7, q_positions=mask.sum(1, keepdim=True)
     ),
     "boolean, positions": lambda mask: operator("boolean")(
-        [1], [], 2, 4, 7, q_positions=mask[0].cumsum(0)[:4], kv_positions=mask.cumsum(1)
+        *causal().encode(), 2, 4, 7, q_positions=mask[0].cumsum(0)[:4], kv_positions=mask.cumsum(1)
     ),
     "boolean, positions for all": lambda mask: operator("boolean")(
-        [8, 2, 1, 5, 0],
-        [mask],
+        *(causal() & padding(mask)).encode(),
         2,
         4,
         7,
@@ -97,11 +101,10 @@ MAPPED = {
         kv_positions=torch.arange(14).view(2, 7) % 5,
     ),
     "additive": lambda mask: operator("additive")(
-        [8, 2, 1, 5, 0], [mask], 2, 7, 7, dtype=torch.bfloat16
+        *(causal() & padding(mask)).encode(), 2, 7, 7, dtype=torch.bfloat16
     ),
     "additive, bias": lambda mask: operator("additive")(
-        [1],
-        [],
+        *causal().encode(),
         2,
         7,
         7,
@@ -109,7 +112,7 @@ MAPPED = {
         bias=(mask[:, None, :, None] - mask[:, None, None, :]).float(),
     ),
     "additive, bias for all": lambda mask: operator("additive")(
-        [5, 0], [mask], 2, 2, 7, dtype=FLOAT, bias=torch.arange(28.0).view(1, 2, 2, 7)
+        *padding(mask).encode(), 2, 2, 7, dtype=FLOAT, bias=torch.arange(28.0).view(1, 2, 2, 7)
     ),
 }
 
@@ -185,7 +188,7 @@ def test_warnings_as_errors_free_results_once():
         masks, failed = torch.ones(3, 2, 7), 0
         for _ in range(100):
             try:
-                torch.vmap(lambda mask: direct.expand_mask(mask, 4, torch.half))(masks)
+                torch.vmap(lambda mask: direct._expand_mask(mask, 4, torch.half))(masks)
             except UserWarning:
                 failed += 1
             kept = [bytearray(size) for size in range(0, 3000, 8)]
@@ -336,7 +339,9 @@ def unmask_by_name(mask):
 
 def add(bias):
     # The lowest number of a dtype has no numerical derivative beside it: look at what attends.
-    mask = operator("additive")([8, 2, 1, 5, 0], [PADDING], 3, 4, 5, dtype=bias.dtype, bias=bias)
+    mask = operator("additive")(
+        *(causal() & padding(PADDING)).encode(), 3, 4, 5, dtype=bias.dtype, bias=bias
+    )
     return torch.where(mask > -1e9, mask, 0.0)
 
 
@@ -370,8 +375,10 @@ def test_gradient_of_an_unmasked_row():
 def test_gradient_of_a_bias(dtype):
     """It passes where a key is attended to, in the bias' own dtype."""
     bias = torch.randn(3, 2, 4, 5).to(dtype).requires_grad_()
-    attends = operator("boolean")([8, 2, 1, 5, 0], [PADDING], 3, 4, 5)
-    mask = operator("additive")([8, 2, 1, 5, 0], [PADDING], 3, 4, 5, dtype=dtype, bias=bias)
+    attends = operator("boolean")(*(causal() & padding(PADDING)).encode(), 3, 4, 5)
+    mask = operator("additive")(
+        *(causal() & padding(PADDING)).encode(), 3, 4, 5, dtype=dtype, bias=bias
+    )
     weights = torch.randn(3, 2, 4, 5).to(dtype)
     mask.backward(weights)
     assert_same_mask(bias.grad, torch.where(attends, weights, torch.zeros((), dtype=dtype)))

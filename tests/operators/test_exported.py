@@ -26,8 +26,7 @@ def additive(mask, queries):
     """Without an operand: what AOTInductor keeps of an empty list is None."""
     positions = mask.to(torch.int64).sum() * 0 + PAST
     return operator("additive")(
-        [1],
-        [],
+        *rules.causal().encode(),
         mask.shape[0],
         queries.shape[1],
         mask.shape[1],

@@ -5,6 +5,7 @@ import logging
 import attn_mask
 import pytest
 import torch
+from attn_mask import rules
 from masks import assert_same_mask
 from test_compile import inputs
 from test_decompositions import OF_RULES, RELEASES, Layer, helpers_of
@@ -95,7 +96,11 @@ def test_operators(tmp_path):
     check(
         {
             "boolean": lambda mask, queries: ops.boolean(
-                [8, 2, 1, 5, 0], [mask], mask.shape[0], queries.shape[1], mask.shape[1]
+                [rules.AND, 2, rules.CAUSAL, rules.PADDING, 0],
+                [mask],
+                mask.shape[0],
+                queries.shape[1],
+                mask.shape[1],
             ),
             "to_4d": lambda mask, queries: ops.to_4d(
                 mask, queries.shape[1], dtype=torch.float32, key_value_length=mask.shape[1]

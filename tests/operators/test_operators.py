@@ -3,9 +3,11 @@
 import attn_mask
 import pytest
 import torch
+from attn_mask._library import operators_that
 from masks import assert_same_mask
 from sample_calls import (
     BLOCK_OPERATORS,
+    BLOCK_SAMPLES,
     CALL_IDS,
     CALLS,
     HOST_DECISIONS,
@@ -52,7 +54,45 @@ def layout(result):
 def test_every_operator_is_sampled():
     schemas = torch._C._jit_get_all_schemas()
     registered = {s.name.split("::")[1] for s in schemas if s.name.startswith("attn_mask::")}
-    assert registered == {*OPERATORS, *BLOCK_OPERATORS}
+    assert registered == {*OPERATORS, *BLOCK_OPERATORS} == {*SAMPLES, *BLOCK_SAMPLES}
+
+
+@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS)
+def test_traits_are_those_of_the_registered_schema(name):
+    """attn_mask._C reads them off the text of its table, torch has parsed the schema itself."""
+    packet = operator(name)
+    schema = packet.default._schema
+    types = {argument.name: str(argument.type) for argument in schema.arguments}
+    results = [str(result.type) for result in schema.returns]
+    traits = {
+        "writes_mask": "out" in packet.overloads(),
+        "is_factory": "device" in types,
+        "takes_tensors": any("Tensor" in type_ for type_ in types.values()),
+        "takes_rule": "rule" in types,
+        "may_give_none": results == ["Optional[Tensor]"],
+        "is_host_decision": "Tensor" not in results[0],
+    }
+    assert attn_mask._C.operators()[name] == traits
+
+
+@pytest.mark.parametrize("name", operators_that(writes_mask=True))
+def test_out_form_takes_the_same(name):
+    """But the dtype may be left to `out`, which stands in the place of stride_multiple."""
+    fresh, out = (overload._schema for overload in (operator(name).default, operator(name).out))
+    assert str(out.returns) == "[]"
+    assert len(fresh.arguments) == len(out.arguments)
+    for one, other in zip(fresh.arguments, out.arguments, strict=True):
+        assert one.kwarg_only == other.kwarg_only
+        if one.name == "stride_multiple":
+            assert (one.default_value, other.name) == (1, "out")
+            assert str(other.type) == "Tensor" and other.alias_info.is_write
+        elif one.name == "dtype":
+            assert (other.name, str(other.type)) == ("dtype", "Optional[int]")
+            assert other.has_default_value() and other.default_value is None
+        else:
+            default = one.has_default_value() and one.default_value
+            assert (other.name, str(other.type)) == (one.name, str(one.type))
+            assert (other.has_default_value() and other.default_value) == default
 
 
 @every_mask
@@ -223,6 +263,12 @@ def argument_names(name):
 )
 def test_argument_names(name, arguments):
     assert argument_names(name) == arguments.split()
+
+
+def test_opcodes_stay():
+    """Graphs that were exported hold them."""
+    names = "ALL CAUSAL WINDOW CHUNK BLOCKS PADDING DOCUMENTS BITS AND OR REINDEX SHIFT NOTHING"
+    assert {name: number for number, name in enumerate(names.split())} == attn_mask._C.OPCODES
 
 
 def test_default_device_is_the_cpu():

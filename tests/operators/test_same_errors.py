@@ -30,12 +30,12 @@ WRONG = {
         2, 7, 4, dtype=HALF, device=mask.device
     ),
     "rule": lambda mask, queries: operator("boolean")([99], [mask], 2, 4, 7),
-    "bits": lambda mask, queries: operator("boolean")([7, 0], [mask], 2, 4, 7),
+    "bits": lambda mask, queries: operator("boolean")([rules.BITS, 0], [mask], 2, 4, 7),
     "positions": lambda mask, queries: operator("boolean")(
-        [1], [], 2, 4, 7, q_positions=mask[0].long()
+        *rules.causal().encode(), 2, 4, 7, q_positions=mask[0].long()
     ),
     "bias": lambda mask, queries: operator("additive")(
-        [1], [], 2, 4, 7, dtype=HALF, bias=mask[:, None, None]
+        *rules.causal().encode(), 2, 4, 7, dtype=HALF, bias=mask[:, None, None]
     ),
     "out": lambda mask, queries: operator("_expand_mask")(mask, 3, out=queries),
     "4-D mask": lambda mask, queries: ours._prepare_4d_causal_attention_mask(

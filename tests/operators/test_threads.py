@@ -3,9 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import attn_mask  # noqa: F401 - registers the operators
 import pytest
 import torch
+from attn_mask.rules import causal, padding
 from masks import OUT_DTYPES, assert_same_mask, lowest
 from sample_calls import CALL_IDS, CALLS, operator
 
@@ -89,7 +89,9 @@ CLOSED = torch.zeros(4, 1, LENGTH, LENGTH).fill_(torch.finfo(torch.float32).min)
 
 PARALLEL = {
     "to_4d": lambda: operator("to_4d")(LARGE, LENGTH, dtype=torch.float32, key_value_length=LENGTH),
-    "boolean": lambda: operator("boolean")([8, 2, 1, 5, 0], [LARGE], 4, LENGTH, LENGTH),
+    "boolean": lambda: operator("boolean")(
+        *(causal() & padding(LARGE)).encode(), 4, LENGTH, LENGTH
+    ),
     "_unmask_unattended": lambda: operator("_unmask_unattended")(
         CLOSED, torch.finfo(torch.float32).min
     ),

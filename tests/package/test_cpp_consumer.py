@@ -110,7 +110,7 @@ def module():
 
 for name in {order!r}:
     {{"plugin": plugin, "module": module}}[name]()
-    mask = torch.ops.attn_mask.boolean([1], [], 1, 3, 3)
+    mask = torch.ops.attn_mask.boolean([{causal}], [], 1, 3, 3)
     assert mask.equal(torch.ones(3, 3).tril().bool()[None, None])
 assert torch.ops.attn_mask_consumer.causal(3).equal(mask)
 """
@@ -119,7 +119,9 @@ assert torch.ops.attn_mask_consumer.causal(3).equal(mask)
 @pytest.mark.parametrize("order", [("plugin", "module"), ("module", "plugin")], ids="-".join)
 def test_beside_the_python_module(consumer, order):
     """There are two copies of the library, the prefix's and the package's: both use one of them."""
-    code = PLUGIN_AND_MODULE.format(plugin=str(consumer / "libplugin.so"), order=order)
+    code = PLUGIN_AND_MODULE.format(
+        plugin=str(consumer / "libplugin.so"), order=order, causal=attn_mask.rules.CAUSAL
+    )
     output_of(sys.executable, "-W", "error", "-c", code)
 
 

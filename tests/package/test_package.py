@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +46,23 @@ def test_build_info_is_a_copy():
 
 def test_version_is_the_distributions():
     assert attn_mask.__version__ == metadata.version("attn-mask")
+
+
+def test_all_folders_and_tables_are_packaged():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    listed = project["tool"]["setuptools"]
+    root = Path(attn_mask.__file__).parent
+    folders = {path.parent for path in root.rglob("*.py")}
+    names = {".".join(("attn_mask", *folder.relative_to(root).parts)) for folder in folders}
+    assert names == set(listed["packages"])
+    data = {path for folder in folders for path in folder.iterdir() if path.suffix == ".json"}
+    assert data == {
+        root.joinpath(*package.split(".")[1:], name)
+        for package, of_package in listed["package-data"].items()
+        for name in of_package
+        if name.endswith(".json")
+    }
+    assert data
 
 
 def test_paths():

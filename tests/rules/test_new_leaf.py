@@ -19,6 +19,9 @@ struct EvenKeys {
     return key.position % 2 == 0;
   }
   ATTN_MASK_INLINE LeafRow row(const Query&) const { return still_row(kEverywhere, false); }
+  ATTN_MASK_INLINE uint64_t word(const Query&, const Key& first, int64_t) const {
+    return first.position % 2 == 0 ? 0x5555555555555555U : 0xAAAAAAAAAAAAAAAAU;
+  }
 };
 
 """
@@ -27,7 +30,7 @@ PROGRAM = """
 #include <initializer_list>
 
 #include "cpu/kernels.h"
-#include "cuda/bodies.h"
+#include "emulated_grid.h"
 #include "format/boolean.h"
 #include "rule/spans.h"
 
@@ -36,35 +39,35 @@ using namespace attn_mask;
 int main() {
   uint8_t on_cpu[2][6];
   uint8_t on_cuda[2][6];
-  MaskTask task{};
-  narrow(task.rule, EvenKeys{});
-  narrow(task.rule, SlidingWindow{0, 2});
-  task.batch_size = task.heads = 1;
-  task.q_length = 2;
-  task.kv_length = 6;
-  task.format = kBoolean;
-  task.out_strides[2] = 6;
-  task.out_strides[3] = 1;
-  task.out = on_cpu;
-  isa_default::kKernels.write_tiles(task, {6, 1}, 0, 2);
-  task.out = on_cuda;
-  write_mask_body<uint8_t>(task, packs_per_row<uint8_t>(task), GridPosition{0, 0, 1, 1});
+  MaskParams params{};
+  narrow(params.rule, EvenKeys{});
+  narrow(params.rule, SlidingWindow{0, 2});
+  params.batch_size = params.heads = 1;
+  params.q_length = 2;
+  params.kv_length = 6;
+  params.format = kBoolean;
+  params.out_strides[2] = 6;
+  params.out_strides[3] = 1;
+  params.out = on_cpu;
+  isa_default::kKernels.write_tiles(params, {6, 1}, 0, 2);
+  params.out = on_cuda;
+  test::emulate_write_mask<uint8_t>(params);
   for (int q = 0; q < 2; ++q) {
-    const Query query = task.query(0, q);
+    const Query query = params.query(0, q);
     uint8_t elements[6];
     uint8_t answers[6];
     for (int k = 0; k < 6; ++k) {
-      elements[k] = attends(task.rule, query, task.key(0, k));
+      elements[k] = attends(params.rule, query, params.key(0, k));
     }
-    isa_default::kKernels.evaluate(task, query, 1U << 2, {0, 6}, answers);
+    isa_default::kKernels.evaluate(params, query, 1U << 2, {0, 6}, answers);
     for (const uint8_t* row : {elements, answers, on_cpu[q], on_cuda[q]}) {
       for (int k = 0; k < 6; ++k) {
         std::putchar('0' + row[k]);
       }
       std::putchar(' ');
     }
-    const RowSpans spans = row_spans(task.rule, query, task.kv_positions, 6);
-    const RowRun run = row_run(task.rule, query, task.q_positions, task.kv_positions, 6, 1);
+    const RowSpans spans = row_spans(params.rule, query, params.kv_positions, 6);
+    const RowRun run = row_run(params.rule, query, params.q_positions, params.kv_positions, 6, 1);
     std::printf("%u %u ", spans.unresolved, run.unresolved);
   }
 }
@@ -87,7 +90,7 @@ def flags():
 
 def compile_with(compiler, csrc, *arguments):
     torch_headers = ["-isystem", TORCH, "-isystem", TORCH / "torch/csrc/api/include"]
-    command = [compiler, *flags(), f"-I{csrc}", *torch_headers, *arguments]
+    command = [compiler, *flags(), f"-I{csrc}", f"-I{ROOT}/tests/cpp", *torch_headers, *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 

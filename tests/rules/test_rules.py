@@ -289,7 +289,7 @@ def test_positions_beyond_the_operands(kv_offset, length):
     check([PADDING, 0], [operand + 1], 2, 6, 6, **positions)
 
 
-FAR = 2**59
+FAR = rules.FAR
 
 
 @pytest.mark.parametrize("value", [-(2**63), -FAR, -1, FAR, 2**63 - 1])
@@ -438,7 +438,7 @@ def test_trees_of_chains_that_overlap():
 
 
 def test_open_sides_reach_far():
-    far = 2**59 - 1
+    far = FAR - 1
     for sides in ((-1, -1), (2**61, -1), (-1, 2**62), (2**63 - 1, 2**63 - 1)):
         got = check([WINDOW, *sides], [], 1, 4, 4, q_offset=far, kv_offset=-far)
         assert got.all()
@@ -761,7 +761,7 @@ def raises(name, error, rule, operands=(), sizes=(2, 3, 4), match="", **position
 
 CORRUPT = {
     "empty": [],
-    "unknown opcode": [13],
+    "unknown opcode": [len(OPCODES)],
     "negative opcode": [-1],
     "huge opcode": [2**62],
     "smallest opcode": [-(2**63)],
@@ -989,7 +989,7 @@ def test_deep_nesting(opening, name):
         raises(name, ValueError, opening * depth, operands)
 
 
-STRAY = (-(2**63), -99, -1, *OPCODES, 13, 64, 2**31, 2**40, 2**63 - 1)
+STRAY = (-(2**63), -99, -1, *OPCODES.values(), len(OPCODES), 64, 2**31, 2**40, 2**63 - 1)
 
 
 @st.composite

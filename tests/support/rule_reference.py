@@ -9,25 +9,27 @@ import dataclasses
 import itertools
 import random
 
+import attn_mask
 import torch
 from hypothesis import strategies as st
 from masks import FLOAT8_DTYPES, INT_DTYPES, LAYOUTS, OUT_DTYPES
 
-ALL = 0  # every key
-CAUSAL = 1  # k <= q
-WINDOW = 2  # left, right: q - left <= k <= q + right, -1 for an open side
-CHUNK = 3  # size, operand or -1: the chunks, counted from the operand [b], are the same
-BLOCKS = 4  # operand [b or 1, n]: the ids of q and k are the same and not negative
-PADDING = 5  # operand [b or 1, n]: not zero at k
-DOCUMENTS = 6  # operand [b or 1, n]: the ids of q and k are the same
-BITS = 7  # operand [b or 1, h or 1, q, kv]: set at the row and column, wherever those stand
-AND = 8  # n, then n rules
-OR = 9  # n, then n rules
-REINDEX = 10  # operand [b or 1, n], rule: evaluated at operand[q] and operand[k]
-SHIFT = 11  # q_add, kv_add, rule: evaluated at q + q_add and k + kv_add
-NOTHING = 12  # no key
+# What follows each of them in a program:
+OPCODES = attn_mask._C.OPCODES
+ALL = OPCODES["ALL"]  # every key
+CAUSAL = OPCODES["CAUSAL"]  # k <= q
+WINDOW = OPCODES["WINDOW"]  # left, right: q - left <= k <= q + right, -1 for an open side
+CHUNK = OPCODES["CHUNK"]  # size, operand or -1: the same chunk, counted from the operand [b]
+BLOCKS = OPCODES["BLOCKS"]  # operand [b or 1, n]: ids of q and k are the same, not negative
+PADDING = OPCODES["PADDING"]  # operand [b or 1, n]: not zero at k
+DOCUMENTS = OPCODES["DOCUMENTS"]  # operand [b or 1, n]: the ids of q and k are the same
+BITS = OPCODES["BITS"]  # operand [b or 1, h or 1, q, kv]: set at the row and column
+AND = OPCODES["AND"]  # n, then n rules
+OR = OPCODES["OR"]  # n, then n rules
+REINDEX = OPCODES["REINDEX"]  # operand [b or 1, n], rule: evaluated at operand[q] and operand[k]
+SHIFT = OPCODES["SHIFT"]  # q_add, kv_add, rule: evaluated at q + q_add and k + kv_add
+NOTHING = OPCODES["NOTHING"]  # no key
 
-OPCODES = tuple(range(13))
 _PARAMETERS = {
     WINDOW: 2,
     CHUNK: 2,
@@ -65,7 +67,7 @@ def _parse_at(rule, at, number_of_operands):
         return rule[at - 1]
 
     opcode = take()
-    if opcode not in OPCODES:
+    if opcode not in OPCODES.values():
         raise CorruptRule(f"no rule is called {opcode}")
     number_of_children = 1 if opcode in (REINDEX, SHIFT) else 0
     if opcode in (AND, OR):

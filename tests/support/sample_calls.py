@@ -4,6 +4,18 @@ import contextlib
 import warnings
 
 import torch
+from attn_mask._library import operators_that
+from attn_mask.rules import (
+    blockwise,
+    causal,
+    chunked,
+    documents,
+    padding,
+    reindex,
+    shift,
+    union,
+    window,
+)
 
 PADDING = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
 ONES = torch.ones(2, 5, dtype=torch.int64)
@@ -12,6 +24,10 @@ HALF = torch.float16
 FLOAT = torch.float32
 DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2]])
 POSITIONS = torch.tensor([[0, 1, 0, 1, 2, 0]])
+
+PACKED = documents(DOCUMENTS) & reindex(window(2, None) & causal(), POSITIONS)
+# More than kernels take at once.
+LARGE = union(*[shift(causal(), 0, 1), padding(PADDING)] * 15)
 
 
 def _embeds(batch_size, q_length, dtype=FLOAT):
@@ -96,48 +112,53 @@ SAMPLES = {
         (((2, 4), 3, 2), {"dtype": torch.bfloat16}),
         (((2, 1), 3), {"dtype": FLOAT}),
     ],
-    # Programs of rules, see csrc/ops/rule_program.h.
     "boolean": [
-        (([1], [], 2, 4, 4), {}),
-        (([8, 2, 1, 5, 0], [PADDING], 3, 2, 5), {"q_offset": 3}),
-        (([8, 2, 6, 0, 10, 1, 8, 2, 2, 2, -1, 1], [DOCUMENTS, POSITIONS], 1, 6, 6), {}),
-        (([9, 2, 8, 2, 3, 2, -1, 1, 4, 0], [DOCUMENTS], 2, 6, 6), {}),
-        (([1], [], 3, 2, 5), {"q_positions": torch.tensor(3)}),
-        (([9, 30, *[11, 0, 1, 1, 5, 0] * 15], [PADDING], 3, 2, 5), {}),
+        ((*causal().encode(), 2, 4, 4), {}),
+        ((*(causal() & padding(PADDING)).encode(), 3, 2, 5), {"q_offset": 3}),
+        ((*PACKED.encode(), 1, 6, 6), {}),
+        ((*(chunked(2) & causal() | blockwise(DOCUMENTS)).encode(), 2, 6, 6), {}),
+        ((*causal().encode(), 3, 2, 5), {"q_positions": torch.tensor(3)}),
+        ((*LARGE.encode(), 3, 2, 5), {}),
     ],
     "additive": [
-        (([8, 2, 1, 5, 0], [PADDING], 3, 5, 5), {"dtype": HALF}),
-        (([1], [], 2, 4, 4), {"dtype": FLOAT, "bias": torch.arange(32.0).view(1, 2, 4, 4)}),
-        (([11, 1, 0, 2, 2, 0], [], 1, 3, 7), {"dtype": torch.float64, "kv_offset": 1}),
+        ((*(causal() & padding(PADDING)).encode(), 3, 5, 5), {"dtype": HALF}),
+        (
+            (*causal().encode(), 2, 4, 4),
+            {"dtype": FLOAT, "bias": torch.arange(32.0).view(1, 2, 4, 4)},
+        ),
+        ((*shift(window(2, 0), 1, 0).encode(), 1, 3, 7), {"dtype": torch.float64, "kv_offset": 1}),
     ],
 }
 
 # Operators of several tensors, or of none that is a mask; test_block_mask.py calls them.
 BLOCK_SAMPLES = {
     "block_mask": [
-        (([1], [], 2, 2, 40, 50, 16, 16), {}),
-        (([8, 2, 1, 5, 0], [PADDING], 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
-        (([6, 0], [DOCUMENTS], 2, 3, 6, 6, 4, 2), {"separate_full_blocks": False}),
-        (([8, 2, 2, 3, -1, 1], [], 1, 1, 90, 90, 8, 16), {"kv_width": 3, "q_width": 4}),
-        (([9, 30, *[11, 0, 1, 1, 5, 0] * 15], [PADDING], 3, 1, 2, 5, 2, 2), {}),
-        (([1], [], 3, 1, 2, 5, 2, 2), {"q_positions": torch.tensor([[3], [1], [0]])}),
+        ((*causal().encode(), 2, 2, 40, 50, 16, 16), {}),
+        ((*(causal() & padding(PADDING)).encode(), 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
+        ((*documents(DOCUMENTS).encode(), 2, 3, 6, 6, 4, 2), {"separate_full_blocks": False}),
+        (
+            (*(window(3, None) & causal()).encode(), 1, 1, 90, 90, 8, 16),
+            {"kv_width": 3, "q_width": 4},
+        ),
+        ((*LARGE.encode(), 3, 1, 2, 5, 2, 2), {}),
+        ((*causal().encode(), 3, 1, 2, 5, 2, 2), {"q_positions": torch.tensor([[3], [1], [0]])}),
     ],
     "_block_states": [
-        (([1], [], 2, 2, 40, 50, 16, 16), {}),
-        (([8, 2, 1, 5, 0], [PADDING], 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
+        ((*causal().encode(), 2, 2, 40, 50, 16, 16), {}),
+        ((*(causal() & padding(PADDING)).encode(), 3, 1, 2, 5, 2, 4), {"q_offset": 3}),
     ],
-    "_block_mask_widths": [(([1], [], 2, 2, 40, 50, 16, 16), {})],
+    "_block_mask_widths": [((*causal().encode(), 2, 2, 40, 50, 16, 16), {})],
 }
-BLOCK_OPERATORS = tuple(BLOCK_SAMPLES)
+
+BLOCK_OPERATORS = operators_that(takes_rule=True, writes_mask=False)
+OPERATORS = [name for name in operators_that() if name not in BLOCK_OPERATORS]
 
 # A bool is decided on the host and cannot stand in a graph.
-HOST_DECISIONS = ("_ignore_causal_mask_sdpa", "_is_all_visible")
+HOST_DECISIONS = operators_that(is_host_decision=True, takes_rule=False)
 
-OPERATORS = tuple(SAMPLES)
-
-# Those that take a program; test_rules.py compares and fuzzes them with a reference of their own.
-RULE_OPERATORS = ("boolean", "additive")
-LEGACY_OPERATORS = tuple(name for name in OPERATORS if name not in RULE_OPERATORS)
+# All that take no program; test_rules.py compares and fuzzes the others with a reference of their
+# own.
+LEGACY_OPERATORS = operators_that(takes_rule=False)
 
 CALLS = [(name, args, kwargs) for name in SAMPLES for args, kwargs in SAMPLES[name]]
 

@@ -19,17 +19,10 @@ from pathlib import Path
 import attn_mask
 import pytest
 import torch
-from attn_mask import (
-    _aten_only,
-    _install,
-    _named_once,
-    _process,
-    _upstream_source,
-    masking_utils,
-    rules,
-)
-from attn_mask import _upstream_masks as upstream_masks
-from attn_mask._upstream_known import KNOWN
+from attn_mask import _aten_only, _named_once, _process, masking_utils, rules
+from attn_mask._upstream import install as install_module
+from attn_mask._upstream import masks as upstream_masks
+from attn_mask._upstream import skip_rules, source
 from masks import assert_same_mask
 from oracle_loader import Config, FakeCache
 from packaging.version import Version
@@ -135,7 +128,7 @@ def create(name="create_causal_mask", implementation="sdpa", mask=None, cache=No
 
 
 def is_ours(function):
-    return function.__module__ == "attn_mask._upstream_masks"
+    return function.__module__ == "attn_mask._upstream.masks"
 
 
 # What is replaced
@@ -395,19 +388,18 @@ def assert_masks_of_the_release():
 
 @needs_masking_utils
 def test_all_of_the_installed_release_is_known(warned):
-    source = _upstream_source.Module(upstream).source
-    found = _upstream_source.hashes(source)
+    found = source.hashes(source.Module(upstream).source)
     assert {"causal_mask_function", "and_masks", "eager_mask", "decisions"} <= found.keys()
-    assert [name for name in found.items() if name not in KNOWN] == []
+    assert [name for name, digest in found.items() if digest not in source.known()[name]] == []
     with attn_mask.installed():
-        for name in _upstream_source.FACTORIES:
+        for name in source.FACTORIES:
             if hasattr(upstream, name):
                 held = getattr(upstream, name)
                 assert (
                     isinstance(held, rules.MaskFunction)
                     or held.__module__.split(".")[0] == "attn_mask"
                 ), name
-        is_fast = upstream_masks.state.release.decisions is upstream_masks.own_decisions
+        is_fast = upstream_masks.state.release.decisions is skip_rules.OWN_DECISIONS
         assert is_fast == (RELEASE >= (5, 20))
     assert warned() == []
 
@@ -514,12 +506,12 @@ def test_patched_helpers_are_called(monkeypatch, warned, name):
     if name not in ("_can_skip_bidirectional_mask_xpu", "_non_vmap_expansion_sdpa"):
         assert calls
     if name not in ("and_masks", "padding_mask_function", "_non_vmap_expansion_sdpa"):
-        assert decisions is not upstream_masks.own_decisions
+        assert decisions is not skip_rules.OWN_DECISIONS
     assert f"transformers.masking_utils.{name} is not transformers' own" in warned()[0]
     monkeypatch.undo()
     with attn_mask.installed():
         decisions = upstream_masks.state.release.decisions
-    assert (decisions is upstream_masks.own_decisions) == (RELEASE >= (5, 20))
+    assert (decisions is skip_rules.OWN_DECISIONS) == (RELEASE >= (5, 20))
 
 
 PATCHES = {
@@ -555,13 +547,13 @@ def test_a_patched_create_block_mask_stays(monkeypatch, warned):
 
 @needs_masking_utils
 def test_unknown_functions_are_called(monkeypatch, warned):
-    monkeypatch.setattr(_install, "KNOWN", {})
+    monkeypatch.setattr(install_module, "known", dict)
     assert_masks_of_the_release()
     with attn_mask.installed():
         assert upstream.causal_mask_function is not rules.causal()
         assert is_ours(upstream.sdpa_mask)
         decisions = upstream_masks.state.release.decisions
-        assert decisions is not upstream_masks.own_decisions
+        assert decisions is not skip_rules.OWN_DECISIONS
     (said,) = warned()
     assert "and_masks, " in said and "_ignore_causal_mask_sdpa, " in said
     assert f"of transformers {transformers.__version__} are not those of a release that is" in said
@@ -575,7 +567,7 @@ def test_without_source(monkeypatch, warned):
     with attn_mask.installed():
         assert is_ours(upstream.sdpa_mask)
         decisions = upstream_masks.state.release.decisions
-        assert decisions is not upstream_masks.own_decisions
+        assert decisions is not skip_rules.OWN_DECISIONS
     (said,) = warned()
     assert "the source of transformers.masking_utils can't be read" in said
 
@@ -612,7 +604,7 @@ def test_a_patched_legacy_module_stays(legacy_module, monkeypatch, warned):
 
 
 def hash_of(code):
-    return _upstream_source.Source(textwrap.dedent(code)).hash(["f"])
+    return source.Source(textwrap.dedent(code)).hash(["f"])
 
 
 CODE = """
@@ -708,7 +700,7 @@ def decorated_module(tmp_path, monkeypatch):
 
 
 def test_decorators_of_the_source_are_known(decorated_module):
-    module = _upstream_source.Module(decorated_module)
+    module = source.Module(decorated_module)
     function = decorated_module.f
     assert module.own(function) == "f"
     assert module.own(function.__wrapped__) == "f"
@@ -720,7 +712,7 @@ def test_decorators_of_the_source_are_known(decorated_module):
 
 def test_another_function_at_the_same_place_is_no_own_one(decorated_module):
     """As when a file is changed and executed anew, in whole or in part."""
-    module = _upstream_source.Module(decorated_module)
+    module = source.Module(decorated_module)
     path = decorated_module.__file__
     (line,) = [node.lineno for node in module.source.functions["g"]]
     for body, expected in (("return x + 1", "g"), ("return x + 2", None), ("return 1 + x", None)):
@@ -754,7 +746,7 @@ class Interrupted(BaseException):
 
 def interrupted_at(line, call):
     """Calls, and raises where the call comes to the nth line of its own; whether it did."""
-    files = {module.__file__ for module in (_install, _process, _upstream_source, upstream_masks)}
+    files = {module.__file__ for module in (install_module, _process, source, upstream_masks)}
     seen = 0
 
     def trace(frame, event, argument):
@@ -831,7 +823,7 @@ def test_an_interrupted_block_leaves_none():
         if attn_mask.is_installed():
             break
         assert_same_objects(state(), before)
-    _install._state.blocks = ()
+    install_module._state.blocks = ()
     attn_mask.uninstall()
 
 
@@ -905,8 +897,8 @@ def test_a_release_without_the_module():
 def test_a_release_that_decides_otherwise(monkeypatch, name):
     """Its own function takes other arguments."""
     before = state()
-    source = Path(upstream.__file__).read_text()
-    changed = source.replace(
+    text = Path(upstream.__file__).read_text()
+    changed = text.replace(
         f"def {name}(", f"def {name}(padding_mask, other, another): ...\ndef _unused("
     )
     loader = upstream.__spec__.loader
@@ -920,10 +912,10 @@ def test_a_release_that_decides_otherwise(monkeypatch, name):
 
 
 RELOADS = {
-    "reload": "importlib.reload(sys.modules['attn_mask._install'])",
+    "reload": "importlib.reload(sys.modules['attn_mask._upstream.install'])",
     "reload of all": """
 for name in [name for name in sys.modules if name.split(".")[0] == "attn_mask"]:
-    if name != "attn_mask._C" and not name.startswith("attn_mask._releases."):
+    if name != "attn_mask._C" and not name.startswith("attn_mask._upstream.releases."):
         importlib.reload(sys.modules[name])
 """,
     "purge": """
@@ -951,8 +943,8 @@ def test_state_outlasts_modules(again):
         import attn_mask
         print(attn_mask.is_installed())
         attn_mask.install()
-        print(attn_mask._upstream_masks.state.options, attn_mask._aten_only.is_aten_only())
-        print(masking_utils.sdpa_mask is sys.modules["attn_mask._upstream_masks"].sdpa_mask)
+        print(attn_mask._upstream.masks.state.options, attn_mask._aten_only.is_aten_only())
+        print(masking_utils.sdpa_mask is sys.modules["attn_mask._upstream.masks"].sdpa_mask)
         with attn_mask.skip_policy("never"):
             print(masking_utils.sdpa_mask(1, 3, 3) is None)
         print(masking_utils.sdpa_mask(1, 2, 3, allow_is_causal_skip=False).shape)
@@ -1299,7 +1291,11 @@ def test_a_release_before_masking_utils():
         print(hasattr(package, "modeling_attn_mask_utils"))
         """
     )
-    assert said.splitlines() == ["attn_mask._releases.transformers_4_37_0", "False", "False"]
+    assert said.splitlines() == [
+        "attn_mask._upstream.releases.transformers_4_37_0",
+        "False",
+        "False",
+    ]
 
 
 def test_a_release_before_both():

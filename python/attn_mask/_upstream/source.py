@@ -2,17 +2,18 @@
 
 A function is known by a hash over its syntax tree and those of all that it calls in its module.
 Comments, docstrings, annotations and positions do not count, nor does the version of Python.
+known.json holds the hashes of all releases; scripts/hash_upstream.py writes it.
 """
 
 import ast
 import functools
 import hashlib
+import importlib.resources
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
-
-__all__ = ["DECISIONS", "FACTORIES", "SKIPPING", "Module", "Source", "hashes"]
 
 # Mask functions whose results depend on their arguments alone. Those that prepare the arguments
 # stay the release's.
@@ -165,6 +166,14 @@ def hashes(source: Source) -> dict[str, str]:
         **{name: source.hash([name], SKIPPING) for name in writers},
         "decisions": source.hash(DECISIONS),
     }
+
+
+@functools.cache
+def known() -> dict[str, dict[str, str]]:
+    """The first release with a function of some name (see hashes) and hash."""
+    table = importlib.resources.files("attn_mask._upstream").joinpath("known.json").read_text()
+    found: dict[str, dict[str, str]] = json.loads(table)
+    return found
 
 
 @functools.lru_cache(4)

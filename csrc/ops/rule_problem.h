@@ -7,7 +7,7 @@
 #include <functional>
 #include <optional>
 
-#include "format/question.h"
+#include "rule/problem.h"
 #include "ops/rule_program.h"
 
 namespace attn_mask {
@@ -28,19 +28,19 @@ struct RuleArguments {
 at::Device device_of(const char* op, const RuleArguments& arguments,
                      const std::optional<at::Tensor>& another = std::nullopt);
 
-/// Checks the arguments, and says what they ask in a kernel's own `question`: its rule and
+/// Checks the arguments, and says what they ask in a kernel's own `problem`: its rule and
 /// positions, without a batch size, heads and lengths; under Meta it points nowhere. Where the
-/// result has parts ask_in_parts has to ask it.
-Decoded decode_question(const char* op, const RuleArguments& arguments, at::Device device,
-                        Question& question);
+/// result has parts evaluate_in_parts has to ask it.
+Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Device device,
+                        Problem& problem);
 
-/// Asks a question whose rule is too large for kernels, `height` rows after the other: `ask` with
-/// the first row and a question of some rows, whose rule has what its parts answer in it.
-void ask_in_parts(const char* op, const RuleProgram& program, const Question& question,
+/// Asks a problem whose rule is too large for kernels, `height` rows after the other: `ask` with
+/// the first row and a problem of some rows, whose rule has what its parts answer in it.
+void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
                   at::Device device, int64_t height,
-                  const std::function<void(int64_t first, const Question& rows)>& ask);
+                  const std::function<void(int64_t first, const Problem& rows)>& ask);
 
 /// How many rows may be asked at once so that what lies beside a mask stays small.
-int64_t height_of_parts(const Question& question);
+int64_t height_of_parts(const Problem& problem);
 
 }  // namespace attn_mask

@@ -3,22 +3,22 @@
 #include <cstdint>
 #include <vector>
 
-#include "format/question.h"
+#include "rule/problem.h"
 
 namespace attn_mask {
 
 /// The first position after all at which a table is read by a leaf with the steps `[begin, end)`.
-int64_t end_of_positions(const Question& question, int32_t begin, int32_t end);
+int64_t end_of_positions(const Problem& problem, int32_t begin, int32_t end);
 
 /// Whether a table of `rows` rows is small enough beside the mask.
-bool is_worth_preparing(const Question& question, int64_t rows, int64_t length);
+bool is_worth_preparing(const Problem& problem, int64_t rows, int64_t length);
 
-/// The prepare step on the host: finds the runs in the tables of a question's rule, O(batch_size x
+/// The prepare step on the host: finds the runs in the tables of a problem's rule, O(batch_size x
 /// length) for each, so that documents, blocks and packed positions have spans. Only where tables
 /// are asked, and not for one that is much larger than the mask. Owns what the rule then points to.
-class PreparedTables {
+class PreparedRuns {
  public:
-  explicit PreparedTables(Question& question);
+  explicit PreparedRuns(Problem& problem);
 
  private:
   struct Runs {
@@ -30,7 +30,7 @@ class PreparedTables {
 
   enum class Kind { kSame, kAffine };
 
-  void prepare(Table& table, Kind kind, const Question& question, int64_t end);
+  void prepare(Table& table, Kind kind, const Problem& problem, int64_t end);
 
   std::vector<Runs> runs_;
 };

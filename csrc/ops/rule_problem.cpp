@@ -1,4 +1,4 @@
-#include "ops/rule_question.h"
+#include "ops/rule_problem.h"
 
 #include <ATen/ops/empty.h>
 
@@ -9,7 +9,7 @@
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/write_mask.h"
-#include "rule/prepare.h"
+#include "rule/runs.h"
 
 namespace attn_mask {
 namespace {
@@ -85,34 +85,34 @@ at::Device device_of(const char* op, const RuleArguments& arguments,
   return arguments.device.value_or(at::kCPU);
 }
 
-Decoded decode_question(const char* op, const RuleArguments& arguments, at::Device device,
-                        Question& question) {
+Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Device device,
+                        Problem& problem) {
   const RuleProgram& program = arguments.program;
   check_size(op, "batch_size", program.batch_size);
   check_size(op, "q_length", program.q_length);
   check_size(op, "kv_length", program.kv_length);
   const bool with_data = !device.is_meta();
-  Decoded decoded = decode_rule(op, program, device, with_data, question.rule);
-  question.q_positions = positions_of(op, "q_positions", "q_offset", arguments.q_offset,
+  Decoded decoded = decode_rule(op, program, device, with_data, problem.rule);
+  problem.q_positions = positions_of(op, "q_positions", "q_offset", arguments.q_offset,
                                       arguments.q_positions, program.q_length, program.batch_size,
                                       device, with_data, decoded.depends_on_batch);
-  question.kv_positions = positions_of(
+  problem.kv_positions = positions_of(
       op, "kv_positions", "kv_offset", arguments.kv_offset, arguments.kv_positions,
       program.kv_length, program.batch_size, device, with_data, decoded.depends_on_batch);
   return decoded;
 }
 
-void ask_in_parts(const char* op, const RuleProgram& program, const Question& question,
+void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
                   at::Device device, int64_t height,
-                  const std::function<void(int64_t first, const Question& rows)>& ask) {
-  for (int64_t begin = 0; begin < question.q_length; begin += height) {
-    Question rows = question.part(begin, std::min(begin + height, question.q_length));
+                  const std::function<void(int64_t first, const Problem& rows)>& ask) {
+  for (int64_t begin = 0; begin < problem.q_length; begin += height) {
+    Problem rows = problem.part(begin, std::min(begin + height, problem.q_length));
     std::vector<at::Tensor> answers;
     const auto bits_of_part = [&](const Rule& part) -> Padding {
       const at::Tensor bits =
           at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
                     at::TensorOptions().dtype(at::kBool).device(device));
-      MaskTask of_part{};
+      MaskParams of_part{};
       set_output(of_part, bits, kBoolean);
       of_part.rule = part;
       of_part.q_positions = rows.q_positions;
@@ -132,8 +132,8 @@ void ask_in_parts(const char* op, const RuleProgram& program, const Question& qu
   }
 }
 
-int64_t height_of_parts(const Question& question) {
-  const int64_t row_bytes = question.batch_size * question.heads * question.kv_length;
+int64_t height_of_parts(const Problem& problem) {
+  const int64_t row_bytes = problem.batch_size * problem.heads * problem.kv_length;
   return std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, row_bytes));
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "format/dense.h"
-#include "format/question.h"
+#include "rule/problem.h"
 
 namespace attn_mask {
 
@@ -22,7 +22,7 @@ struct Unmasking {
 
 /// All that a kernel needs to write one dense mask: what is asked, and where and how to write the
 /// answer.
-struct MaskTask : Question {
+struct MaskParams : Problem {
   DenseFormat format;
   Bias bias;
   Unmasking unmasking;
@@ -39,19 +39,19 @@ struct MaskTask : Question {
     return query.batch * out_strides[0] + query.head * out_strides[1] + query.row * out_strides[2];
   }
 
-  /// The task of rows `[begin, end)` of each plane. Masks in the rule that were given for each row
+  /// The params of rows `[begin, end)` of each plane. Masks in the rule that were given for each row
   /// of the mask stay where they are.
-  MaskTask part(int64_t begin, int64_t end) const {
-    MaskTask task = *this;
-    static_cast<Question&>(task) = Question::part(begin, end);
-    task.bias.data = bias.data == nullptr ? nullptr
+  MaskParams part(int64_t begin, int64_t end) const {
+    MaskParams params = *this;
+    static_cast<Problem&>(params) = Problem::part(begin, end);
+    params.bias.data = bias.data == nullptr ? nullptr
                                           : static_cast<const char*>(bias.data) +
                                                 begin * bias.strides[2] * format.element_size;
-    task.out = static_cast<char*>(out) + begin * out_strides[2] * format.element_size;
-    return task;
+    params.out = static_cast<char*>(out) + begin * out_strides[2] * format.element_size;
+    return params;
   }
 };
 
-static_assert(sizeof(MaskTask) + sizeof(int64_t) <= kMaxParameterBytes);  // and packs_per_row
+static_assert(sizeof(MaskParams) + sizeof(int64_t) <= kMaxParameterBytes);  // and packs_per_row
 
 }  // namespace attn_mask

@@ -3,7 +3,7 @@
 Models hold transformers' create functions as objects, and those go on running: what they do is the
 installed release's. But they look mask functions up in ``transformers.masking_utils`` when they are
 called, and the functions that write masks in ALL_MASK_ATTENTION_FUNCTIONS. Those become ours here,
-where they are transformers' own; ``_upstream_source`` tells.
+where they are transformers' own; ``source`` tells.
 """
 
 import functools
@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple, TypeVar, cast
 
-from attn_mask import _aten_only, _process, _upstream_masks, block_mask, masking_utils
-from attn_mask._install_options import DEFAULT, Options, checked
-from attn_mask._named_once import name_once
-from attn_mask._releases import for_transformers, release_numbers
-from attn_mask._upstream_known import KNOWN
-from attn_mask._upstream_source import DECISIONS, FACTORIES, SKIPPING, Module, hashes
+import torch
 
-__all__ = ["install", "installed", "is_installed", "uninstall"]
+from attn_mask import _aten_only, _process, block_mask
+from attn_mask._named_once import name_once
+from attn_mask._upstream import mask_functions, masks
+from attn_mask._upstream.masks import Options, checked_options
+from attn_mask._upstream.releases import for_transformers, release_numbers
+from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions
+from attn_mask._upstream.source import DECISIONS, FACTORIES, SKIPPING, Module, hashes, known
 
 _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
@@ -72,7 +73,7 @@ class _Installation:
         # (before, now) of objects that modules hold by name.
         self._objects: dict[str, tuple[Any, Any]] = {}
         self._mapping: dict[str, Any] = {}
-        self._release = _upstream_masks.state.release
+        self._release = masks.state.release
         self._legacy: _Change | None = None
         ours = _our_legacy_module(version)
         if release_numbers(version) >= (4, 53):
@@ -85,7 +86,7 @@ class _Installation:
                     self._changes.append(_Change(namespace, name, before, now))
 
     def make(self) -> None:
-        _upstream_masks.state.release = self._release
+        masks.state.release = self._release
         for change in self._changes:
             change.make()
 
@@ -160,18 +161,18 @@ class _Plan:
         # The first release with what is defined here, by name.
         self._since: dict[str, tuple[int, ...]] = {}
         if self._module.source is not None:
-            for known in hashes(self._module.source).items():
-                if known in KNOWN:
-                    self._since[known[0]] = release_numbers(KNOWN[known])
+            for name, digest in hashes(self._module.source).items():
+                if first := known().get(name, {}).get(digest):
+                    self._since[name] = release_numbers(first)
         self._others: set[str] = set()  # names that hold what others put there
         self._unknown: set[str] = set()  # what no known release has
         self._registered: dict[str, Any] = {}  # by others, for "eager" and "sdpa"
         arguments = self._arguments()
         self._takes_positions = "cache_position" in arguments
-        self.release = _upstream_masks.Release(
+        self.release = masks.Release(
             self._decisions(upstream),
             "use_vmap" not in arguments,  # until 4.57
-            self._names.get("find_packed_sequence_indices", _upstream_masks.no_sequences),
+            self._names.get("find_packed_sequence_indices", masks.no_sequences),
             self._names.get(_PREPROCESS),
         )
         self.objects: dict[str, tuple[Any, Any]] = {}
@@ -189,15 +190,15 @@ class _Plan:
                     return defined
         return list(inspect.signature(self._names["sdpa_mask"]).parameters)
 
-    def _decisions(self, upstream: ModuleType) -> _upstream_masks.Decisions:
+    def _decisions(self, upstream: ModuleType) -> Decisions:
         reached = self._reached(DECISIONS, without=())
         if others := self._module.replaced(reached):
             self._others |= others
         elif "decisions" not in self._since:
             self._unknown.update(SKIPPING)
         elif self._since["decisions"] >= (5, 20):
-            return _upstream_masks.own_decisions  # the same, faster
-        return _upstream_masks.release_decisions(upstream, self._module)
+            return OWN_DECISIONS  # the same, faster
+        return _release_decisions(upstream, self._module)
 
     def _reached(self, roots: Iterable[str], without: Iterable[str]) -> set[str]:
         source = self._module.source
@@ -231,9 +232,9 @@ class _Plan:
             if self._module.own(before) != name:
                 self._others.add(name)
             elif not self._calls_others(name):
-                self.objects[name] = before, _upstream_masks.find_packed_sequence_indices
+                self.objects[name] = before, masks.find_packed_sequence_indices
         if self._module.own(before := self._names.get(_PREPROCESS)) == _PREPROCESS:
-            self.objects[_PREPROCESS] = before, _upstream_masks._preprocess_mask_arguments
+            self.objects[_PREPROCESS] = before, masks.preprocess_mask_arguments
         elif before is not None:
             self._others.add(_PREPROCESS)
 
@@ -249,7 +250,6 @@ class _Plan:
             return None
         if defined not in self._since:
             self._unknown.add(defined)
-        masks = _upstream_masks
         if defined.startswith("sdpa_mask"):
             return masks.sdpa_mask_at if self._takes_positions else masks.sdpa_mask
         return masks.eager_mask_at if self._takes_positions else masks.eager_mask
@@ -313,10 +313,79 @@ class _Plan:
             )
 
 
+def _release_decisions(upstream: ModuleType, module: Module) -> Decisions:
+    """As the release does it, by calling its functions.
+
+    Raises NotImplementedError where it calls them in a way that is not known here.
+    """
+    causal: Any = getattr(upstream, "_ignore_causal_mask_sdpa", None)
+    bidirectional: Any = getattr(upstream, "_ignore_bidirectional_mask_sdpa", None)
+    prepare = upstream.prepare_padding_mask
+    of_causal = _parameters(module, "_ignore_causal_mask_sdpa", causal)
+    of_bidirectional = _parameters(module, "_ignore_bidirectional_mask_sdpa", bidirectional)
+    sizes = ["kv_length", "kv_offset", "local_attention_size"]
+    takes_offset = of_causal == ["padding_mask", "q_length", *sizes[:1], "q_offset", *sizes[1:]]
+    if not takes_offset and of_causal not in (
+        ["padding_mask", "q_length", *sizes],
+        ["padding_mask", "query_length", *sizes],
+    ):
+        raise _other_arguments("_ignore_causal_mask_sdpa")
+    takes_size = of_bidirectional == ["padding_mask", "kv_length", "local_attention_size"]
+    if bidirectional is not None and not takes_size and of_bidirectional != ["padding_mask"]:
+        raise _other_arguments("_ignore_bidirectional_mask_sdpa")
+    # Until 4.57 it cuts the mask, too, unless told not to.
+    of_prepare = _parameters(module, "prepare_padding_mask", prepare)
+    whole = {"_slice": False} if "_slice" in of_prepare else {}
+
+    def decides_causal(
+        attention_mask: torch.Tensor | None,
+        q_length: int,
+        kv_length: int,
+        q_offset: Any,
+        kv_offset: Any,
+        local_size: int | None,
+    ) -> bool:
+        padding_mask = prepare(attention_mask, kv_length, kv_offset, **whole)
+        offset = (q_offset,) if takes_offset else ()
+        return bool(causal(padding_mask, q_length, kv_length, *offset, kv_offset, local_size))
+
+    def decides_bidirectional(
+        attention_mask: torch.Tensor | None,
+        kv_length: int,
+        kv_offset: Any,
+        local_size: int | None,
+    ) -> bool:
+        padding_mask = prepare(attention_mask, kv_length, kv_offset, **whole)
+        size = (kv_length, local_size) if takes_size else ()
+        return bool(bidirectional(padding_mask, *size))
+
+    return Decisions(decides_causal, decides_bidirectional)
+
+
+def _parameters(module: Module, name: str, function: Callable[..., Any] | None) -> list[str]:
+    """How the release calls it: as its source defines it, whatever stands in its place."""
+    if function is None:
+        return []
+    defined = module.source.parameters(name) if module.source else None
+    if defined is not None:
+        return defined
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _other_arguments(name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"attn_mask.install: expected transformers' {name} to take the arguments of a release that "
+        "is known here, but it takes others: this attn_mask is too old for the transformers here"
+    )
+
+
 def _factory(name: str, since: tuple[int, ...]) -> Any:
     # Until 4.55, chunks did not start after left padding.
     is_old = name in ("chunked_overlay", "chunked_causal_mask_function") and since < (4, 56)
-    return getattr(_upstream_masks if is_old else masking_utils, name)
+    return getattr(masks if is_old else mask_functions, name)
 
 
 def _our_legacy_module(version: str) -> ModuleType:
@@ -449,7 +518,7 @@ def _set(kept: Options | None, blocks: tuple[_Block, ...]) -> None:
 
 def _update() -> None:
     options = _state.blocks[-1].options if _state.blocks else _state.kept
-    _upstream_masks.state.options = options or DEFAULT
+    masks.state.options = options or Options()
     _aten_only.set_everywhere(options is not None and options.aten_only)
     if options is None:
         if _state.installation is not None:
@@ -500,7 +569,7 @@ def install(
     before 4.35; NotImplementedError for a later one that lacks functions, or calls its own in a way
     that is not known here.
     """
-    options = checked("install", masked_value, unmask_unattended, aten_only)
+    options = checked_options("install", masked_value, unmask_unattended, aten_only)
     with _state.lock:
         _set(options, _state.blocks)
 
@@ -543,7 +612,7 @@ class installed:
         unmask_unattended: bool = False,
         aten_only: bool = False,
     ) -> None:
-        self._options = checked("installed", masked_value, unmask_unattended, aten_only)
+        self._options = checked_options("installed", masked_value, unmask_unattended, aten_only)
         self._blocks: list[_Block] = []
 
     def __enter__(self) -> None:

@@ -1,4 +1,4 @@
-#include "rule/prepare.h"
+#include "rule/runs.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -11,15 +11,15 @@ constexpr int64_t kElementsPerEntry = 8;
 
 }  // namespace
 
-int64_t end_of_positions(const Question& question, int32_t begin, int32_t end) {
-  if (question.q_positions.numbers.data != nullptr ||
-      question.kv_positions.numbers.data != nullptr) {
+int64_t end_of_positions(const Problem& problem, int32_t begin, int32_t end) {
+  if (problem.q_positions.numbers.data != nullptr ||
+      problem.kv_positions.numbers.data != nullptr) {
     return kOpen;  // where those lie is data
   }
-  int64_t q_end = question.q_positions.offset + question.q_length;
-  int64_t key_end = question.kv_positions.offset + question.kv_length;
+  int64_t q_end = problem.q_positions.offset + problem.q_length;
+  int64_t key_end = problem.kv_positions.offset + problem.kv_length;
   for (int32_t i = begin; i < end; ++i) {
-    const Rule::Step& step = question.rule.steps[i];
+    const Rule::Step& step = problem.rule.steps[i];
     if (step.table.exists()) {
       return kOpen;
     }
@@ -29,9 +29,9 @@ int64_t end_of_positions(const Question& question, int32_t begin, int32_t end) {
   return q_end > key_end ? q_end : key_end;
 }
 
-bool is_worth_preparing(const Question& question, int64_t rows, int64_t length) {
-  const auto elements = static_cast<double>(question.rows()) *
-                        static_cast<double>(question.kv_length) / static_cast<double>(rows);
+bool is_worth_preparing(const Problem& problem, int64_t rows, int64_t length) {
+  const auto elements = static_cast<double>(problem.rows()) *
+                        static_cast<double>(problem.kv_length) / static_cast<double>(rows);
   return static_cast<double>(length) <= elements / kElementsPerEntry;
 }
 
@@ -126,28 +126,28 @@ bool is_once(const Table& table, int64_t row, const int64_t* starts, const int64
 
 }  // namespace
 
-PreparedTables::PreparedTables(Question& question) {
-  Rule& rule = question.rule;
+PreparedRuns::PreparedRuns(Problem& problem) {
+  Rule& rule = problem.rule;
   for (int32_t i = 0; i < rule.size; ++i) {
     Rule::Node& node = rule.nodes[i];
     if (node.kind == Rule::Kind::kSameId) {
-      prepare(node.same_id.ids, Kind::kSame, question,
-              end_of_positions(question, node.step_begin, node.step_end));
+      prepare(node.same_id.ids, Kind::kSame, problem,
+              end_of_positions(problem, node.step_begin, node.step_end));
     }
   }
   for (int32_t i = 0; i < rule.steps_size; ++i) {
     if (rule.steps[i].table.exists()) {
-      prepare(rule.steps[i].table, Kind::kAffine, question, kOpen);
+      prepare(rule.steps[i].table, Kind::kAffine, problem, kOpen);
     }
   }
 }
 
-void PreparedTables::prepare(Table& table, Kind kind, const Question& question, int64_t end) {
-  const int64_t rows = table.batch_stride == 0 ? 1 : question.batch_size;
+void PreparedRuns::prepare(Table& table, Kind kind, const Problem& problem, int64_t end) {
+  const int64_t rows = table.batch_stride == 0 ? 1 : problem.batch_size;
   if (end < table.length) {
     table.length = end > 0 ? end : 0;
   }
-  if (!is_worth_preparing(question, rows, table.length)) {
+  if (!is_worth_preparing(problem, rows, table.length)) {
     return;
   }
   Runs runs;

@@ -5,7 +5,7 @@
 namespace attn_mask {
 
 /// What a mask answers: which keys may each query attend to, and where do queries and keys stand?
-struct Question {
+struct Problem {
   Rule rule;
   int64_t batch_size;
   int64_t heads;  // all alike but for what is given for each head
@@ -31,10 +31,10 @@ struct Question {
     return {column, kv_positions.at(batch, column)};
   }
 
-  /// The question of rows `[begin, end)` of each plane. Masks in the rule that were given for each
+  /// The problem of rows `[begin, end)` of each plane. Masks in the rule that were given for each
   /// row of the mask stay where they are.
-  Question part(int64_t begin, int64_t end) const {
-    Question rows = *this;
+  Problem part(int64_t begin, int64_t end) const {
+    Problem rows = *this;
     rows.q_length = end - begin;
     if (q_positions.listed) {
       rows.q_positions.numbers.data = q_positions.numbers.address(begin * q_positions.stride);

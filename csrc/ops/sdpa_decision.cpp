@@ -1,14 +1,14 @@
+#include "ops/sdpa_decision.h"
+
 #include <ATen/Functions.h>
 
 #include "cpu/dispatch.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
-#include "ops/operators.h"
-#include "ops/padding_mask.h"
 #include "ops/strided_rows.h"
+#include "ops/table.h"
 
 namespace attn_mask {
-
 namespace {
 
 /// Reads the mask, which must have values, on the host; `test` says what they should be, and
@@ -32,35 +32,46 @@ bool is_all_ones(const char* op, const char* argument, const at::Tensor& mask) {
                 [](const at::Tensor& on_device) { return on_device.eq(1).all(); });
 }
 
-namespace ops {
+bool needs_causal_mask(const c10::SymInt& q_length,
+                       const std::optional<c10::SymInt>& sliding_window) {
+  return sliding_window.has_value() || q_length > 1;
+}
 
-bool ignore_causal_mask_sdpa(const std::optional<at::Tensor>& attention_mask,
-                             const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-                             OptionalSymInt sliding_window, bool is_training) {
-  static constexpr auto kOp = "_ignore_causal_mask_sdpa";
-  static_cast<void>(
-      is_training);  // it matters to upstream only while tracing; this is never traced
+bool is_causal_enough(const char* op, const std::optional<at::Tensor>& attention_mask,
+                      const at::Tensor& inputs_embeds, const c10::SymInt& past_key_values_length,
+                      const std::optional<c10::SymInt>& sliding_window) {
   check_sliding_window(sliding_window);
-  TORCH_CHECK_VALUE(inputs_embeds.dim() >= 2, kOp,
+  TORCH_CHECK_VALUE(inputs_embeds.dim() >= 2, op,
                     ": expected inputs_embeds to be [batch_size, query_length, ...], but got ",
                     describe_sizes(inputs_embeds));
   if (attention_mask) {
-    check_same_device(kOp, "attention_mask", *attention_mask, "inputs_embeds", inputs_embeds);
+    check_same_device(op, "attention_mask", *attention_mask, "inputs_embeds", inputs_embeds);
   }
+  const bool is_4d = attention_mask && attention_mask->dim() == 4;
   const c10::SymInt& q_length = inputs_embeds.sym_size(1);
-  const c10::SymInt kv_length = check_kv_length(kOp, q_length, past_key_values_length);
+  const c10::SymInt kv_length =
+      check_kv_length(op, q_length, past_key_values_length, /*fewer_keys=*/is_4d);
   const bool shapes_allow =
       (q_length == 1 || kv_length == q_length) && (!sliding_window || kv_length < *sliding_window);
   if (!shapes_allow || !attention_mask) {
     return shapes_allow;
   }
-  return attention_mask->dim() != 4 && is_all_ones(kOp, "attention_mask", *attention_mask);
+  return !is_4d && is_all_ones(op, "attention_mask", *attention_mask);
 }
 
-bool is_all_visible(const at::Tensor& mask) {
-  static constexpr auto kOp = "_is_all_visible";
-  check_mask_dtype(kOp, "mask", mask);
-  return is_all(kOp, "mask", mask, is_nonzero(mask.scalar_type()),
+namespace ops {
+
+bool IgnoreCausalMaskSdpa::run(const std::optional<at::Tensor>& attention_mask,
+                               const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
+                               OptionalSymInt sliding_window,
+                               bool /*is_training: matters to upstream while tracing alone*/) {
+  return is_causal_enough(kName, attention_mask, inputs_embeds, past_key_values_length,
+                          sliding_window);
+}
+
+bool IsAllVisible::run(const at::Tensor& mask) {
+  check_mask_dtype(kName, "mask", mask);
+  return is_all(kName, "mask", mask, is_nonzero(mask.scalar_type()),
                 [](const at::Tensor& on_device) { return on_device.all(); });
 }
 

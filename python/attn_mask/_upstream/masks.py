@@ -1,0 +1,217 @@
+"""What install() puts into transformers.masking_utils.
+
+It stands at the top of a module, so that it can be pickled; what depends on the release is looked
+up when it is called.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from attn_mask import _process, _skipping, rules
+from attn_mask._checks import check_flag, checked_masked_value
+from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
+from attn_mask._upstream.documents import (
+    count_sequences,
+    name_numbers,
+)
+from attn_mask._upstream.documents import (
+    find_packed_sequence_indices as own_find_packed_sequence_indices,
+)
+from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, is_skipped
+
+_CAUSAL = rules.causal()
+
+
+class Options(NamedTuple):
+    """See install()."""
+
+    masked_value: float | None = None
+    unmask_unattended: bool = False
+    aten_only: bool = False
+
+
+def checked_options(
+    name: str, masked_value: Any, unmask_unattended: Any, aten_only: Any
+) -> Options:
+    """The options as they were given to a function.
+
+    Raises TypeError or ValueError for what can be none.
+    """
+    for argument, flag in (("unmask_unattended", unmask_unattended), ("aten_only", aten_only)):
+        check_flag(name, argument, flag)
+    masked_value = checked_masked_value(name, masked_value)
+    return Options(masked_value, unmask_unattended, aten_only)
+
+
+class Release(NamedTuple):
+    """What depends on the release."""
+
+    decisions: Decisions = OWN_DECISIONS
+    by_vmap: bool = False
+    """Whether mask functions are evaluated at one element at a time, where nothing is said."""
+    find_packed_sequence_indices: Callable[..., Any] = own_find_packed_sequence_indices
+    preprocess: Any = None
+    """Its _preprocess_mask_arguments; None where that is not replaced."""
+
+
+class _State:
+    def __init__(self) -> None:
+        self.release = Release()
+        self.options = Options()
+
+
+state = _process.kept("upstream_masks", _State)
+
+
+def sdpa_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Offset | Axis = 0,
+    kv_offset: Any = 0,
+    mask_function: Callable[..., Any] = _CAUSAL,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """The boolean mask [b, 1, q, kv], or None where the release skips it."""
+    release = state.release
+    if (allow_is_causal_skip or allow_is_bidirectional_skip) and is_skipped(
+        release.decisions,
+        allow_is_causal_skip,
+        allow_is_bidirectional_skip,
+        attention_mask,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        local_size,
+    ):
+        return None
+    return write_mask(
+        "sdpa_mask",
+        mask_function,
+        (batch_size, q_length, kv_length),
+        q_offset,
+        kv_offset,
+        attention_mask,
+        device,
+        Spelling(unmask_unattended=True) if state.options.unmask_unattended else BOOLEAN,
+        release.by_vmap if use_vmap is None else use_vmap,
+    )
+
+
+def eager_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Offset | Axis = 0,
+    kv_offset: Any = 0,
+    mask_function: Callable[..., Any] = _CAUSAL,
+    attention_mask: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool | None = None,
+    device: torch.device | str = "cpu",
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """The additive mask [b, 1, q, kv], or None where the release skips it."""
+    release, options = state.release, state.options
+    if allow_is_bidirectional_skip and is_skipped(
+        release.decisions,
+        False,
+        True,
+        attention_mask,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        local_size,
+    ):
+        return None
+    return write_mask(
+        "eager_mask",
+        mask_function,
+        (batch_size, q_length, kv_length),
+        q_offset,
+        kv_offset,
+        attention_mask,
+        device,
+        Spelling(dtype, None, options.unmask_unattended, options.masked_value),
+        release.by_vmap if use_vmap is None else use_vmap,
+    )
+
+
+# Until 5.3, q_length was the positions of the queries as a tensor [q], on the device of the mask,
+# and there was no q_offset.
+
+
+def sdpa_mask_at(
+    batch_size: int,
+    cache_position: torch.Tensor,
+    kv_length: int,
+    kv_offset: Any = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """sdpa_mask of queries at the positions."""
+    q_length = cache_position.shape[0]
+    at = Axis(q_length, 0, cache_position)
+    kwargs["device"] = cache_position.device
+    return sdpa_mask(batch_size, q_length, kv_length, at, kv_offset, *args, **kwargs)
+
+
+def eager_mask_at(
+    batch_size: int,
+    cache_position: torch.Tensor,
+    kv_length: int,
+    kv_offset: Any = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """eager_mask of queries at the positions."""
+    q_length = cache_position.shape[0]
+    at = Axis(q_length, 0, cache_position)
+    kwargs["device"] = cache_position.device
+    return eager_mask(batch_size, q_length, kv_length, at, kv_offset, *args, **kwargs)
+
+
+def find_packed_sequence_indices(position_ids: torch.Tensor) -> Any:
+    """The release's, unless skip_policy says that no values are looked at."""
+    policy = _skipping.current()
+    if policy.name != "shapes":
+        return state.release.find_packed_sequence_indices(position_ids)
+    return None if policy.packing == "none" else count_sequences(position_ids)
+
+
+def preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
+    """The release's, which makes booleans of whatever numbers a padding mask holds."""
+    # (config, inputs_embeds, attention_mask, ...); until 5.1, input_embeds.
+    mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
+        if embeds is not None:
+            name_numbers(mask, embeds.shape[1])
+    return state.release.preprocess(*args, **kwargs)
+
+
+def no_sequences(position_ids: torch.Tensor) -> None:
+    """Of 4.53.0, which does not look for them."""
+
+
+# Until 4.55, chunks did not start after left padding.
+
+
+def chunked_overlay(chunk_size: int) -> rules.MaskFunction:
+    return rules.chunked(chunk_size)
+
+
+def chunked_causal_mask_function(chunk_size: int) -> rules.MaskFunction:
+    return rules.intersection(rules.chunked(chunk_size), rules.causal())

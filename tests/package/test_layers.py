@@ -1,0 +1,175 @@
+"""The Python modules of the package: what they import of each other, and how they call."""
+
+import ast
+import functools
+import graphlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attn_mask
+import torch
+
+PACKAGE = Path(attn_mask.__file__).parent
+
+
+def name_of(path):
+    parts = ("attn_mask", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@functools.cache
+def tree(name):
+    return ast.parse(MODULES[name].read_text())
+
+
+def imports(name):
+    """(module of the package, name in it or None) for each import, at whatever depth."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "attn_mask":
+                    yield alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            if (node.module or "").split(".")[0] == "attn_mask":
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    is_module = inner in MODULES or inner == "attn_mask._C"
+                    yield (inner, None) if is_module else (node.module, alias.name)
+
+
+def is_private(name):
+    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
+
+
+def exported(name):
+    """What a module says is public, whatever it is called: the mirrors have upstream's names."""
+    for node in tree(name).body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets
+        ):
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+FIRST = """
+import importlib, os, sys, traceback
+import torch
+
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        print(name)
+"""
+
+
+def test_each_module_can_be_the_first():
+    """In a process that has imported torch only: the names printed could not."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, *MODULES],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+WAITING = """
+import sys
+import attn_mask
+
+for name in attn_mask._LOADED_WHEN_USED:
+    assert f"attn_mask.{name}" not in sys.modules
+    assert name in dir(attn_mask) and name in attn_mask.__all__
+    assert getattr(attn_mask, name) is sys.modules[f"attn_mask.{name}"]
+    print(name)
+assert not hasattr(attn_mask, "no_such_module")
+"""
+
+
+def test_modules_that_few_need_are_loaded_when_they_are_used():
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "block_sparse" in done.stdout.split()
+
+
+def test_no_import_is_a_circle():
+    graph = {name: {module for module, _ in imports(name)} - {name} for name in MODULES}
+    assert sum(map(len, graph.values())) > 50
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(MODULES) <= set(order)
+
+
+def test_no_private_name_of_another_module_is_imported():
+    found = [
+        f"{name} imports {inner} of {module}"
+        for name in MODULES
+        for module, inner in imports(name)
+        if inner is not None
+        and is_private(inner)
+        and inner not in exported(module)
+        and f"{module}.{inner}" != "attn_mask._library._C"
+    ]
+    assert found == []
+
+
+def defined_privately(name):
+    """Private names of a module: at its top, in its classes, of its objects."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return set(filter(is_private, found))
+
+
+def test_no_private_attribute_of_another_module_is_used():
+    defined = {name: defined_privately(name) for name in MODULES}
+    public = {"_C"}.union(*map(exported, MODULES))
+    found = []
+    # Of NamedTuples, which have no other names for them.
+    public |= {"_asdict", "_fields", "_replace"}
+    for name in MODULES:
+        elsewhere = set().union(*(defined[other] for other in MODULES if other != name))
+        for node in ast.walk(tree(name)):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in elsewhere - defined[name] - public
+                and f"attn_mask.{node.attr}" not in MODULES
+                # Operators have upstream's names.
+                and not hasattr(torch.ops.attn_mask, node.attr)
+            ):
+                found.append(f"{name}:{node.lineno} uses {node.attr}")
+    assert found == []
+
+
+def test_no_call_has_twelve_arguments_by_place():
+    """But for those of ``_C``, which take no names."""
+    found = []
+    for name in MODULES:
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.Call) and len(node.args) >= 12:
+                called = node.func
+                of_c = isinstance(called, ast.Attribute) and ast.unparse(called.value) == "_C"
+                if not of_c:
+                    found.append(f"{name}:{node.lineno} calls {ast.unparse(called)}")
+    assert found == []
