@@ -39,7 +39,7 @@ class Program:
 
     Attributes:
         code: the rules, in prefix order.
-        padded_code: the same, and a padding mask that is the operand behind the others.
+        padded_code: the same, and a padding mask that is the operand after the others.
         operands: the tensors that ``code`` names by index; None for answers to ``questions``.
         sources: who made the leaf of each operand; None for answers to ``questions``.
         bits: the indices of operands that are bits, with a row for each query.
@@ -50,7 +50,7 @@ class Program:
             function then answers in its dtype.
         lowest: for queries and keys: the first position that is in all tables. Before it, a call
             counts from the end of a tensor.
-        highest: for queries and keys: the first position behind that, or None. Neither is known
+        highest: for queries and keys: the first position beyond that, or None. Neither is known
             (nor needed) while a graph is recorded.
     """
 
@@ -63,7 +63,7 @@ class Program:
         self.is_boolean = True
         self.lowest = [0, 0]
         self.highest: list[int | None] = [None, None]
-        self._limits: list[tuple[int, int, int]] = []  # axis, first position behind, operand
+        self._limits: list[tuple[int, int, int]] = []  # axis, first position beyond, operand
         # Comparing sizes would make a graph depend on them.
         self._finds_limits = not is_recording()
         rule.encode_into(self, Place())

@@ -40,9 +40,9 @@ def sdpa_arguments(
         scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal)
 
     A mask keeps it from its fastest kernels, so none is made where the answer is the same without:
-    where every key is attended to (one query behind a cache, windows and chunks that hold all), and
+    where every key is attended to (one query after a cache, windows and chunks that hold all), and
     where causality is all there is and ``is_causal`` means the same. That counts queries and keys
-    from the same position (so not where queries stand behind a cache).
+    from the same position (so not where queries stand after a cache).
 
     Args:
         query: [batch_size, heads, q_length, head size].

@@ -46,7 +46,7 @@ class SkipPolicy:
             attention_mask, kv_length, kv_offset
         ):
             return True
-        # Before anything is cached, keys behind the queries are hidden by causality.
+        # Before anything is cached, keys after the queries are hidden by causality.
         return (
             not isinstance(q_offset, torch.Tensor)
             and q_offset == 0
@@ -75,7 +75,7 @@ class SkipPolicy:
 
 
 def _reaches(attention_mask: torch.Tensor | None, kv_length: int, kv_offset: Any) -> bool:
-    """Whether the mask has a value for each key: those behind its end are padding."""
+    """Whether the mask has a value for each key: those after its end are padding."""
     if attention_mask is None:
         return True
     if isinstance(kv_offset, torch.Tensor):

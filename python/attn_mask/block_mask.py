@@ -98,7 +98,7 @@ def create_block_mask(
         q_offset, kv_offset: where the first query and the first key stand; an int, or a tensor
             ([] or [B, 1]), whose value is not read.
         compact: store of each row and column of blocks only as many as the longest has, in tensors
-            whose rows overlap in memory (views of full width; what lies behind the blocks that are
+            whose rows overlap in memory (views of full width; what lies after the blocks that are
             counted is undefined, as torch's documentation has it). True finds out how many: from
             windows and chunks, else by looking, for which a GPU is waited for. A number declares
             it, or two of them: the most blocks of a row, and of a column. Where it is too small,

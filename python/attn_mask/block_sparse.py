@@ -177,7 +177,7 @@ def _flex_attention(
         value: [B, H, kv_length, Ev].
         score_mod: (score, batch, head, token_q, token_kv) -> score, all 0-d tensors.
         block_sparse_mask: for B and H, or 1 of them; its blocks cover both lengths, of the last
-            ones a part may lie behind. By default all is attended to.
+            ones a part may lie beyond them. By default all is attended to.
 
     Returns [B, H, q_length, Ev].
 
@@ -209,7 +209,7 @@ def _flex_attention(
 def _causal(
     score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
 ) -> Tensor:
-    """The score_mod that masks keys behind the query."""
+    """The score_mod that masks keys after the query."""
     return torch.where(token_kv <= token_q, score, float("-inf"))
 
 

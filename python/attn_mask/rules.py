@@ -685,7 +685,7 @@ _bidirectional = _Bidirectional()
 
 
 def causal() -> MaskFunction:
-    """A query attends to no key behind its own position."""
+    """A query attends to no key after its own position."""
     return _causal
 
 

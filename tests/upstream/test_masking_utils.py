@@ -1341,7 +1341,7 @@ def test_old_orders_of_the_interfaces():
         for positions in (torch.arange(4)[None], torch.arange(0)):
             with pytest.raises(ValueError, match=rf"^{name}: expected cache_position to be 1-D"):
                 function(1, positions, 5)
-        with pytest.raises(TypeError, match=rf"^{name}: expected arguments behind attention_mask"):
+        with pytest.raises(TypeError, match=rf"^{name}: expected arguments after attention_mask"):
             function(1, torch.arange(4, 6), 5, 1, rule, mask, None)
 
 

@@ -83,7 +83,7 @@ def understands_cache_position(mask: Callable[_P, _R]) -> Callable[_P, _R]:
                 )
             if len(args) > len(_ORDER_WITH_POSITIONS):
                 raise TypeError(
-                    f"{mask.__name__}: expected arguments behind attention_mask by name, "
+                    f"{mask.__name__}: expected arguments after attention_mask by name, "
                     "as cache_position is in the place of q_length"
                 )
             named = dict(zip(_ORDER_WITH_POSITIONS, args, strict=False))

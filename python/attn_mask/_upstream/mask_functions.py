@@ -165,7 +165,7 @@ def maybe_pad_block_sequence_ids(
     if block_sequence_ids.dtype == torch.uint8 and length > block_sequence_ids.shape[-1]:
         raise TypeError(
             "maybe_pad_block_sequence_ids: expected block_sequence_ids to be of a signed dtype, "
-            f"since -1 stands behind them, but got {block_sequence_ids.dtype}"
+            f"since -1 stands after them, but got {block_sequence_ids.dtype}"
         )
     return padded(block_sequence_ids, length, -1)
 
