@@ -62,7 +62,7 @@ struct VisibleKeys {
 };
 
 /// Padding that is the same for all queries of a batch row, and that nothing is shown against: what
-/// it leaves of a block can be told from the block's keys.
+/// it leaves of a block is decided by the block's keys.
 uint32_t nodes_of_keys(const BlockMaskParams& params) {
   uint32_t nodes = 0;
   for (int32_t i = 0; i < params.rule.size; ++i) {
@@ -77,15 +77,16 @@ uint32_t nodes_of_keys(const BlockMaskParams& params) {
 
 /// Whether keys have to be evaluated one by one, as seen from a row in the middle.
 bool needs_elements(const BlockMaskParams& params, uint32_t of_keys) {
-  const RowSpans spans =
-      row_spans(params.rule, params.query(0, params.q_length / 2), params.kv_positions, params.kv_length);
+  const RowSpans spans = row_spans(params.rule, params.query(0, params.q_length / 2),
+                                   params.kv_positions, params.kv_length);
   return (spans.unresolved & ~of_keys) != 0;
 }
 
 /// Finds lines straight from the rule.
 class LineFinder {
  public:
-  LineFinder(const BlockMaskParams& params, uint32_t of_keys, const std::vector<VisibleKeys>& visible)
+  LineFinder(const BlockMaskParams& params, uint32_t of_keys,
+             const std::vector<VisibleKeys>& visible)
       : params_(params), of_keys_(of_keys), visible_(visible) {}
 
   /// Valid until the next call.
@@ -326,7 +327,8 @@ void for_each_line(const BlockMaskParams& params, const std::function<VisitLine(
   }
   const uint32_t of_keys = nodes_of_keys(params);
   const std::vector<VisibleKeys> visible = visible_keys(params, of_keys);
-  const int64_t elements = needs_elements(params, of_keys) ? 4 * params.q_block * params.kv_length : 0;
+  const int64_t elements =
+      needs_elements(params, of_keys) ? 4 * params.q_block * params.kv_length : 0;
   run(elements, [&] { return LineFinder(params, of_keys, visible); });
 }
 

@@ -88,12 +88,13 @@ void raise(std::atomic<int64_t>& most, int64_t count) {
 /// something to do only where lines differ.
 class Transposer {
  public:
-  Transposer(const BlockMaskParams& params, const FoundLines& lines, int64_t plane, Interval columns)
+  Transposer(const BlockMaskParams& params, const FoundLines& lines, int64_t plane,
+             Interval columns)
       : params_(params),
         lines_(lines),
         plane_(plane),
         columns_(columns),
-        opened_(static_cast<size_t>(columns.end - columns.begin)) {}
+        opened_at_(static_cast<size_t>(columns.end - columns.begin)) {}
 
   /// Writes those of one kind; returns the most of any column.
   int64_t write(const BlockLists& lists, Part Line::* kind) {
@@ -111,11 +112,11 @@ class Transposer {
       }
       for_each_beyond(part_of(before_), part_of(now_), [&](int32_t begin, int32_t end) {
         for (int32_t column = begin; column < end; ++column) {
-          changes_.push_back({column, {opened(column), static_cast<int32_t>(row)}});
+          changes_.push_back({column, {opened_at(column), static_cast<int32_t>(row)}});
         }
       });
       for_each_beyond(part_of(now_), part_of(before_), [&](int32_t begin, int32_t end) {
-        std::fill(&opened(begin), &opened(begin) + (end - begin), static_cast<int32_t>(row));
+        std::fill(&opened_at(begin), &opened_at(begin) + (end - begin), static_cast<int32_t>(row));
       });
       std::swap(before_, now_);
     }
@@ -128,11 +129,13 @@ class Transposer {
     BlockSpan rows;
   };
 
-  int32_t& opened(int64_t column) { return opened_[static_cast<size_t>(column - columns_.begin)]; }
+  int32_t& opened_at(int64_t column) {
+    return opened_at_[static_cast<size_t>(column - columns_.begin)];
+  }
 
   int64_t write_changes(const BlockLists& lists) {
     // They are in order of their rows; now by column.
-    ends_.assign(opened_.size() + 1, 0);
+    ends_.assign(opened_at_.size() + 1, 0);
     const auto place = [&](int32_t column) { return static_cast<size_t>(column - columns_.begin); };
     for (const Change& change : changes_) {
       ++ends_[place(change.column) + 1];
@@ -148,8 +151,8 @@ class Transposer {
     for (int64_t column = columns_.begin; column < columns_.end; ++column) {
       const size_t end = ends_[static_cast<size_t>(column - columns_.begin)];
       const Part blocks{by_column_.data() + begin, by_column_.data() + end};
-      most =
-          std::max(most, write_line(lists, line + column, blocks, params_.q_blocks(), params_.q_width));
+      most = std::max(
+          most, write_line(lists, line + column, blocks, params_.q_blocks(), params_.q_width));
       begin = end;
     }
     return most;
@@ -159,7 +162,7 @@ class Transposer {
   const FoundLines& lines_;
   int64_t plane_;
   Interval columns_;
-  std::vector<int32_t> opened_;
+  std::vector<int32_t> opened_at_;
   std::vector<Change> changes_;
   std::vector<size_t> ends_;
   std::vector<BlockSpan> by_column_;

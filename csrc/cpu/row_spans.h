@@ -1,7 +1,7 @@
 #pragma once
 
-#include "rule/problem.h"
 #include "rule/hull.h"
+#include "rule/problem.h"
 #include "rule/spans.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
@@ -10,7 +10,9 @@ namespace attn_mask::ATTN_MASK_ISA {
 class RowSpanFinder {
  public:
   explicit RowSpanFinder(const Problem& params)
-      : params_(params), hull_(params.rule), hull_is_all_(hull_.is_all && !params.kv_positions.listed) {}
+      : params_(params),
+        hull_(params.rule),
+        hull_is_all_(hull_.is_all && !params.kv_positions.listed) {}
 
   RowSpans operator()(const Query& query) const {
     if (!hull_is_all_) {
@@ -25,7 +27,7 @@ class RowSpanFinder {
     return row;
   }
 
-  /// Whether rows are their hull, and within it what one padding leaf or none says.
+  /// Whether rows are their hull, or that and one padding leaf.
   bool is_simple() const { return hull_is_all_ && (hull_.unresolved == 0 || padding() != nullptr); }
 
   /// The only leaf that has yet to be evaluated within hulls, if it is padding.

@@ -8,7 +8,7 @@
 namespace attn_mask::ATTN_MASK_ISA {
 namespace {
 
-/// What a padding leaf says of the keys of one tile, the same for every query of its batch row.
+/// The values of a padding leaf at the keys of one tile, the same for every query of its batch row.
 template <typename Out>
 struct PaddingTile {
   alignas(64) Out values[kTileBytes / sizeof(Out)];
@@ -41,13 +41,13 @@ struct TileRow {
          out + columns.begin);
   }
 
-  /// What leaf `node`, which says the same for all queries, says of the tile's columns.
+  /// The values of leaf `node`, the same for all queries, at the tile's columns.
   const Out* values_of(int32_t node, PaddingTile<Out>& cache) const {
     const Padding& padding = params.rule.nodes[node].padding;
     if (cache.column != column || cache.node != node) {
       const int64_t shift = padding.by_column ? 0 : params.kv_positions.at(query.batch, 0);
-      const Interval within =
-          intersect(tile, {-shift, (padding.by_column ? params.kv_length : padding.length) - shift});
+      const Interval within = intersect(
+          tile, {-shift, (padding.by_column ? params.kv_length : padding.length) - shift});
       if (!within.empty()) {
         translate(padding, query, shift + within.begin, within.end - within.begin, attend, masked,
                   cache.values + (within.begin - tile.begin));
@@ -126,7 +126,7 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
     Query query = params.query(plane, tile % params.q_length);
     if (is_simple) {
       // The most frequent rules: nothing to find out for each row but where its hull ends.
-      const TileRow<Out> any_row{params,    query,  column, {first, last},
+      const TileRow<Out> any_row{params,  query,  column, {first, last},
                                  nullptr, attend, masked, values};
       const int32_t padding = find_spans.padding_node();
       const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
@@ -155,7 +155,8 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
       const RowSpans spans = find_spans(query);
       Out* const stored = static_cast<Out*>(params.out) + params.out_offset(query);
       Out* const out = scattered ? scratch - first : stored;
-      const TileRow<Out> tile_row{params, query, column, {first, last}, out, attend, masked, values};
+      const TileRow<Out> tile_row{params, query,  column, {first, last},
+                                  out,    attend, masked, values};
       // From left to right: the other order takes twice as long, since hardware prefetches
       // forwards.
       int64_t written = first;

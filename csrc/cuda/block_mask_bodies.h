@@ -11,7 +11,7 @@
 
 namespace attn_mask {
 
-/// What the hulls of a block's first and last row say of it.
+/// What the hulls of a block's first and last row decide.
 enum class BlockGuess : uint8_t { kEmpty, kFull, kUnknown };
 
 /// Blocks of a line that one block of threads takes.
@@ -43,7 +43,7 @@ struct BlockStatesLaunch {
 
 static_assert(sizeof(BlockStatesLaunch) <= 4096, "kernel parameters");
 
-/// What the elements of a block say, as far as one thread has looked.
+/// What the elements of a block hold, as far as one thread has evaluated them.
 struct BlockContent {
   bool some;
   bool all;
@@ -92,7 +92,7 @@ struct BlockLine {
     return full ? BlockGuess::kFull : BlockGuess::kUnknown;
   }
 
-  /// Of some blocks, the states that hulls tell; for one thread of the line's.
+  /// Of some blocks, the states that hulls decide; for one thread of the line's.
   ATTN_MASK_INLINE void guess_body(Interval blocks, int64_t thread, int64_t threads) const {
     ATTN_MASK_ONE_BY_ONE
     for (int64_t block = blocks.begin + thread; block < blocks.end; block += threads) {
@@ -103,14 +103,14 @@ struct BlockLine {
     }
   }
 
-  /// What some words of a block say.
+  /// What some words of a block hold.
   ATTN_MASK_INLINE BlockContent words_body(int64_t block, int64_t thread, int64_t threads,
-                                          const WordStack& stack) const {
+                                           const WordStack& stack) const {
     const BlockMaskParams& params = launch.params;
     const Interval columns = params.columns_of(block);
     const Hull hull(params.rule);
-    BlockContent answer{false, rows.end - rows.begin == params.q_block &&
-                                  columns.end - columns.begin == params.kv_block};
+    BlockContent content{false, rows.end - rows.begin == params.q_block &&
+                                    columns.end - columns.begin == params.kv_block};
     ATTN_MASK_ONE_BY_ONE
     for (int64_t i = thread; i < (rows.end - rows.begin) * launch.row_words; i += threads) {
       const int64_t row = launch.by_row_words.divide(i);
@@ -123,13 +123,13 @@ struct BlockLine {
           WordRow::of(params.rule, hull, launch.plan, query(rows.begin + row), params.kv_positions);
       const uint64_t word =
           row_word(params.rule, launch.plan, of_row, params.kv_positions, of_word, stack);
-      answer.some = answer.some || word != 0;
-      answer.all = answer.all && word == low_bits(of_word.end - of_word.begin);
-      if (answer.some && !answer.all) {
+      content.some = content.some || word != 0;
+      content.all = content.all && word == low_bits(of_word.end - of_word.begin);
+      if (content.some && !content.all) {
         break;
       }
     }
-    return answer;
+    return content;
   }
 };
 

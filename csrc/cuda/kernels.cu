@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
       if (line.states[block] != BlockState::kUnknown) {
         continue;
       }
-      const BlockContent answer = line.words_body(block, threadIdx.x, kThreadsPerBlock, stack);
-      const bool some = __syncthreads_or(answer.some) != 0;
-      const bool all = __syncthreads_and(answer.all) != 0;
+      const BlockContent content = line.words_body(block, threadIdx.x, kThreadsPerBlock, stack);
+      const bool some = __syncthreads_or(content.some) != 0;
+      const bool all = __syncthreads_and(content.all) != 0;
       if (threadIdx.x == 0) {
         line.states[block] = state_of(some, all);
       }
@@ -193,7 +193,8 @@ void launch_write_block_mask(const BlockMaskParams& params, cudaStream_t stream)
 }
 
 void launch_unmask(const UnmaskParams& params, cudaStream_t stream) {
-  with_bits(params.in.element_size, [&](auto bits) { launch_unmask<decltype(bits)>(params, stream); });
+  with_bits(params.in.element_size,
+            [&](auto bits) { launch_unmask<decltype(bits)>(params, stream); });
 }
 
 }  // namespace attn_mask

@@ -9,7 +9,7 @@ namespace attn_mask {
 /// its numbers.
 struct BlockLists {
   int32_t* num_blocks;  // [batch_size, stored_heads, lines]
-  int32_t* indices;     // [batch_size, stored_heads, lines, width]; null: not asked for
+  int32_t* indices;     // [batch_size, stored_heads, lines, width]; null: not wanted
 };
 
 /// The most blocks of one kind that any line has.
@@ -27,7 +27,7 @@ struct BlockMaskParams : Problem {
   int64_t q_block;
   int64_t kv_block;
   bool separate_full;    // else full blocks count as partial, and nothing is written for them
-  int64_t stored_heads;  // the params's own heads are the first of these
+  int64_t stored_heads;  // the parameters' own heads are the first of these
   int64_t kv_width;      // at most kv_blocks()
   int64_t q_width;       // at most q_blocks()
   BlockLists kv[2];      // blocks of keys for each block of queries: partial, full

@@ -20,8 +20,8 @@ struct Unmasking {
   bool wanted;
 };
 
-/// All that a kernel needs to write one dense mask: what is asked, and where and how to write the
-/// answer.
+/// All that a kernel needs to write one dense mask: what to evaluate, and where and how to write
+/// the result.
 struct MaskParams : Problem {
   DenseFormat format;
   Bias bias;
@@ -39,14 +39,14 @@ struct MaskParams : Problem {
     return query.batch * out_strides[0] + query.head * out_strides[1] + query.row * out_strides[2];
   }
 
-  /// The params of rows `[begin, end)` of each plane. Masks in the rule that were given for each row
-  /// of the mask stay where they are.
+  /// The params of rows `[begin, end)` of each plane. Masks in the rule that were given for each
+  /// row of the mask stay where they are.
   MaskParams part(int64_t begin, int64_t end) const {
     MaskParams params = *this;
     static_cast<Problem&>(params) = Problem::part(begin, end);
     params.bias.data = bias.data == nullptr ? nullptr
-                                          : static_cast<const char*>(bias.data) +
-                                                begin * bias.strides[2] * format.element_size;
+                                            : static_cast<const char*>(bias.data) +
+                                                  begin * bias.strides[2] * format.element_size;
     params.out = static_cast<char*>(out) + begin * out_strides[2] * format.element_size;
     return params;
   }

@@ -17,7 +17,7 @@
 namespace attn_mask {
 namespace {
 
-// More than any device can spare for where blocks lie, so that whoever asks for it does not know.
+// More than any device can spare for indices of blocks: an error that names the alternative.
 constexpr int64_t kMostIndexBytes = int64_t{32} << 30;
 
 void check_block_size(const char* op, const char* argument, const c10::SymInt& size) {
@@ -135,20 +135,22 @@ at::Tensor find_states(const char* op, const BlockArguments& arguments,
     return states_of(params);
   }
   const at::Tensor states = empty_states(params);
-  const int64_t height = std::max<int64_t>(1, height_of_parts(params) / params.q_block) * params.q_block;
+  const int64_t height =
+      std::max<int64_t>(1, height_of_parts(params) / params.q_block) * params.q_block;
   evaluate_in_parts(op, arguments.program, params, device, height,
-               [&](int64_t first, const Problem& rows) {
-                 BlockMaskParams part = params;
-                 static_cast<Problem&>(part) = rows;
-                 const at::Tensor of_part = states_of(part);
-                 states.narrow(2, first / params.q_block, part.q_blocks()).copy_(of_part);
-               });
+                    [&](int64_t first, const Problem& rows) {
+                      BlockMaskParams part = params;
+                      static_cast<Problem&>(part) = rows;
+                      const at::Tensor of_part = states_of(part);
+                      states.narrow(2, first / params.q_block, part.q_blocks()).copy_(of_part);
+                    });
   return states;
 }
 
 }  // namespace
 
-CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskParams& params) {
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
+                           BlockMaskParams& params) {
   check_size(op, "heads", arguments.heads);
   check_block_size(op, "q_block_size", arguments.q_block_size);
   check_block_size(op, "kv_block_size", arguments.kv_block_size);
@@ -189,7 +191,8 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, Bloc
 }
 
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
-                                             const CheckedBlocks& checked, BlockMaskParams& params) {
+                                             const CheckedBlocks& checked,
+                                             BlockMaskParams& params) {
   const DeviceKernels& kernels = device_kernels(checked.device.type());
   const c10::OptionalDeviceGuard guard(checked.device);
   if (checked.decoded.has_parts || kernels.needs_block_states) {

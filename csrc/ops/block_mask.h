@@ -24,9 +24,10 @@ struct CheckedBlocks {
   c10::SymInt kv_blocks;
 };
 
-/// Checks the arguments and says in `params` (but under Meta) all but where to write; of planes that
-/// are alike it has one.
-CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments, BlockMaskParams& params);
+/// Checks the arguments and says in `params` (but under Meta) all but where to write; of planes
+/// that are alike it has one.
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
+                           BlockMaskParams& params);
 
 /// Runs the params on the device; it points nowhere afterwards.
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,

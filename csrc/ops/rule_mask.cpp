@@ -69,8 +69,8 @@ at::Tensor rule_mask(const Output& output, const Arguments& arguments, at::Scala
     set_output(params, out, format);
     if (bias) {
       params.bias = {bias->const_data_ptr(),
-                   {bias->size(0) == 1 ? 0 : bias->stride(0),
-                    bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
+                     {bias->size(0) == 1 ? 0 : bias->stride(0),
+                      bias->size(1) == 1 ? 0 : bias->stride(1), bias->stride(2), bias->stride(3)}};
       // What kernels replace by the bias: a NaN, as a masked element may hold any number.
       params.format.attend = ~uint64_t{0};
     }
@@ -78,11 +78,11 @@ at::Tensor rule_mask(const Output& output, const Arguments& arguments, at::Scala
         arguments.unmask_unattended ? std::optional(params.format.attend) : std::nullopt;
     if (decoded.has_parts) {
       evaluate_in_parts(op, program, params, device, height_of_parts(params),
-                   [&](int64_t first, const Problem& rows) {
-                     MaskParams part = params.part(first, first + rows.q_length);
-                     part.rule = rows.rule;
-                     prepare_and_run(part, device, unmasked);
-                   });
+                        [&](int64_t first, const Problem& rows) {
+                          MaskParams part = params.part(first, first + rows.q_length);
+                          part.rule = rows.rule;
+                          prepare_and_run(part, device, unmasked);
+                        });
     } else {
       prepare_and_run(params, device, unmasked);
     }
@@ -90,7 +90,7 @@ at::Tensor rule_mask(const Output& output, const Arguments& arguments, at::Scala
   return one_for_all ? with_batch_of(out, program.batch_size) : out;
 }
 
-/// What masked elements hold: as asked, or the lowest finite number.
+/// What masked elements hold: `masked_value`, or the lowest finite number.
 DenseFormat format_of(at::ScalarType dtype, const std::optional<c10::Scalar>& masked_value) {
   if (!masked_value) {
     return additive_format(dtype);

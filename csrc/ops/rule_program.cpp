@@ -20,7 +20,7 @@ bool same_step(const Rule::Step& a, const Rule::Step& b) {
   return a.q_add == b.q_add && a.key_add == b.key_add && same_numbers(a.table, b.table);
 }
 
-/// Writes a program down as a rule. Complete subtrees lie one behind the other in its nodes until
+/// Writes a program down as a rule. Complete subtrees lie one after the other in its nodes until
 /// the `and` or `or` over them follows.
 class Decoder {
  public:
@@ -115,7 +115,7 @@ class Decoder {
     check_batch(what, tensor);
     Table result{};
     if (with_data_) {
-      // A table without rows is never asked; one without columns holds no position.
+      // A table without rows is never read; one without columns holds no position.
       result.numbers = integers_of(tensor);
       if (tensor.numel() == 0) {
         result.numbers.data = &kNowhere;
@@ -169,7 +169,7 @@ class Decoder {
     return result;
   }
 
-  /// Replaces the subtree that ends with node `last` by a leaf with its answers.
+  /// Replaces the subtree that ends with node `last` by a leaf with its results.
   void replace_by_bits(int32_t last) {
     const int32_t first = rule_.nodes[last].first;
     const auto part = std::make_unique<Rule>();
@@ -339,7 +339,7 @@ class Decoder {
   void subtree(bool conjunct, int32_t depth) {
     TORCH_CHECK_VALUE(depth <= kMaxDepth, op_, ": expected rule to be nested at most ",
                       int64_t{kMaxDepth}, " deep, but it is deeper");
-    // Of the free nodes one may be taken by this subtree and one by the `and` or `or` behind it.
+    // Of the free nodes one may be taken by this subtree and one by the `and` or `or` after it.
     while (rule_.size > Rule::kMaxNodes - 3) {
       if (!make_room()) {
         subtree_apart(conjunct, depth);

@@ -6,7 +6,7 @@
 
 namespace attn_mask {
 
-/// A problem about one element of a mask, asked of its bits read as an unsigned integer: is
+/// A test of one element of a mask, by its bits read as an unsigned integer: is
 /// `(bits & keep) - first <= extent`? Non-negative IEEE numbers are ordered as their bits are, so
 /// that "rounds to 1", "is nonzero" and "equals the minimum" are all such ranges, and kernels need
 /// one instance per element size instead of one per dtype.

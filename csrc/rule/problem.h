@@ -4,7 +4,7 @@
 
 namespace attn_mask {
 
-/// What a mask answers: which keys may each query attend to, and where do queries and keys stand?
+/// What a mask shows: which keys each query attends to, and the positions of queries and keys.
 struct Problem {
   Rule rule;
   int64_t batch_size;

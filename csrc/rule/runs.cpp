@@ -12,8 +12,7 @@ constexpr int64_t kElementsPerEntry = 8;
 }  // namespace
 
 int64_t end_of_positions(const Problem& problem, int32_t begin, int32_t end) {
-  if (problem.q_positions.numbers.data != nullptr ||
-      problem.kv_positions.numbers.data != nullptr) {
+  if (problem.q_positions.numbers.data != nullptr || problem.kv_positions.numbers.data != nullptr) {
     return kOpen;  // where those lie is data
   }
   int64_t q_end = problem.q_positions.offset + problem.q_length;

@@ -15,7 +15,7 @@ struct Spans {
 /// Span level: what a row of the mask looks like.
 struct RowSpans {
   Spans spans;          // the query attends to no column outside of them
-  uint32_t unresolved;  // bit i: node i has yet to be asked about each column within
+  uint32_t unresolved;  // bit i: node i has yet to be evaluated at each column within
 };
 
 /// The columns `[0, kv_length)` that the query may attend to, in O(nodes) (and the logarithm of a
@@ -48,7 +48,7 @@ struct MovingSpans {
   int32_t size;
 };
 
-/// Row-run level: what some rows, one behind the other, look like. From one to the next a span
+/// Row-run level: what some rows, one after the other, look like. From one to the next a span
 /// moves by one column at most, and none appears or vanishes.
 struct RowRun {
   MovingSpans spans;

@@ -67,8 +67,9 @@ TEST(WriteTiles, AgreesWithTheRuleOnEveryInstructionSet) {
       params.kv_length = 1 + random() % 150;
       params.q_positions.offset = random() % 120;
       params.format = kFormats[random() % 4];
-      const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size, params.q_length,
-                                        params.kv_length, 1 + random() % 2, random() % 2 == 0);
+      const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
+                                        params.q_length, params.kv_length, 1 + random() % 2,
+                                        random() % 2 == 0);
       const test::RandomPadding more(random, 1 << random() % 4, params.batch_size, params.q_length,
                                      params.kv_length, 1, false);
       params.rule = make_rule(All{});
@@ -112,7 +113,8 @@ TEST(WriteTiles, UnmasksRowsWithoutAKey) {
       }
       params.rule = make_rule(Causal{}) & make_rule(padding.leaf);
       if (random() % 2 == 0) {
-        params.rule = params.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 6), kOpen});
+        params.rule =
+            params.rule & make_rule(SlidingWindow{static_cast<int64_t>(random() % 6), kOpen});
       }
       if (random() % 2 == 0) {  // a tree, not all of whose rows are their hull
         params.rule = params.rule | (make_rule(SlidingWindow{0, 0}) & make_rule(padding.leaf));

@@ -82,8 +82,9 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         params.kv_length = kv_length;
         params.q_positions.offset = random() % 40;
         params.format = format;
-        const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size, params.q_length,
-                                          kv_length, 1 + random() % 2, random() % 2 == 0);
+        const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
+                                          params.q_length, kv_length, 1 + random() % 2,
+                                          random() % 2 == 0);
         params.rule = make_rule(Causal{});
         if (random() % 2 == 0) {
           params.rule =
@@ -168,7 +169,7 @@ TEST(Grid, BlocksOfARowAreWholeWarps) {
   EXPECT_EQ(threads_for_row(100000), kThreadsPerBlock);
 }
 
-/// A block mask's numbers, in the order of the params's lists.
+/// A block mask's numbers, in the order of the parameters' lists.
 struct BlockMaskNumbers {
   std::vector<int32_t> memory[2][2][2];  // keys or queries; partial or full; counts and indices
 
@@ -220,8 +221,9 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     params.separate_full = random() % 4 != 0;
     params.q_positions.offset = random() % 20;
     params.kv_positions.offset = random() % 9;
-    const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size, params.q_length + 1,
-                                      params.kv_length + 9, 1 + random() % 2, random() % 2 == 0);
+    const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
+                                      params.q_length + 1, params.kv_length + 9, 1 + random() % 2,
+                                      random() % 2 == 0);
     std::vector<int64_t> ids(80);
     for (size_t i = 0; i < ids.size(); ++i) {
       ids[i] = i == 0 ? 0 : ids[i - 1] + (random() % 9 == 0 ? 1 : 0);

@@ -141,7 +141,8 @@ Elements by_cpu_kernel(const Problem& problem) {
 }
 
 Elements by_cuda_kernel(const Problem& problem) {
-  return by_kernel(problem, [](const MaskParams& params) { test::emulate_write_mask<uint8_t>(params); });
+  return by_kernel(problem,
+                   [](const MaskParams& params) { test::emulate_write_mask<uint8_t>(params); });
 }
 
 void expect_masked_rows(const Problem& problem) {
@@ -159,8 +160,8 @@ std::vector<BlockState> states_of(const BlockMaskParams& params, const Elements&
       const Interval columns = params.columns_of(block);
       int64_t visible = 0;
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const auto first =
-            elements.begin() + (line / params.q_blocks() * params.q_length + row) * params.kv_length;
+        const auto first = elements.begin() +
+                           (line / params.q_blocks() * params.q_length + row) * params.kv_length;
         visible += std::count(first + columns.begin, first + columns.end, 1);
       }
       states.push_back(state_of(visible > 0, visible == params.q_block * params.kv_block));

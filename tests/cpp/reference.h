@@ -74,7 +74,7 @@ inline uint64_t get(const void* data, int64_t index, int32_t element_size) {
   return bits;
 }
 
-/// Makes the params's output contiguous.
+/// Makes the parameters' output contiguous.
 inline void set_contiguous(MaskParams& params) {
   params.out_strides[3] = 1;
   params.out_strides[2] = params.kv_length;
@@ -82,10 +82,12 @@ inline void set_contiguous(MaskParams& params) {
   params.out_strides[0] = params.heads * params.q_length * params.kv_length;
 }
 
-/// How many elements of memory the params's output lies in.
+/// How many elements of memory the parameters' output lies in.
 inline int64_t reach(const MaskParams& params) {
-  return (params.batch_size - 1) * params.out_strides[0] + (params.heads - 1) * params.out_strides[1] +
-         (params.q_length - 1) * params.out_strides[2] + (params.kv_length - 1) * params.out_strides[3] + 1;
+  return (params.batch_size - 1) * params.out_strides[0] +
+         (params.heads - 1) * params.out_strides[1] +
+         (params.q_length - 1) * params.out_strides[2] +
+         (params.kv_length - 1) * params.out_strides[3] + 1;
 }
 
 /// Strides of an output with gaps, its dimensions in a random order.
@@ -124,7 +126,7 @@ inline std::vector<uint8_t> reference_masked_rows(const Problem& problem) {
   return rows;
 }
 
-/// The memory of the params's output, between the elements of which 0xA5 stands.
+/// The memory of the parameters' output, between the elements of which 0xA5 stands.
 inline Bytes reference_mask(const MaskParams& params) {
   const int32_t size = params.format.element_size;
   Bytes out(static_cast<size_t>(reach(params) * size), 0xA5);
@@ -146,7 +148,7 @@ inline Bytes reference_mask(const MaskParams& params) {
   return out;
 }
 
-/// The memory of the params's output, between the elements of which 0xA5 stands.
+/// The memory of the parameters' output, between the elements of which 0xA5 stands.
 inline Bytes reference_unmask(const UnmaskParams& params) {
   const int32_t size = params.in.element_size;
   int64_t reach = (params.in.length - 1) * params.out.stride + 1;

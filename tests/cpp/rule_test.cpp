@@ -204,8 +204,8 @@ TEST(Rule, RowRunsAgreeWithTheSpansOfTheirRows) {
     for (int64_t batch = 0; batch < made.batch_size; ++batch) {
       for (int64_t row = 0; row < made.q_length;) {
         const Query first = problem.query(batch * problem.heads, row);
-        const RowRun run = row_run(problem.rule, first, problem.q_positions,
-                                   problem.kv_positions, made.kv_length, made.q_length - row);
+        const RowRun run = row_run(problem.rule, first, problem.q_positions, problem.kv_positions,
+                                   made.kv_length, made.q_length - row);
         ASSERT_LE(1, run.rows);
         ASSERT_LE(row + run.rows, made.q_length);
         ++runs;

@@ -184,8 +184,7 @@ class Check {
       : random_(random), problem_(problem), arguments_(problem), mask_(problem) {}
 
   void run() {
-    const DecodedProblem decoded =
-        decode_problem("fuzz", arguments_.rule(), at::Device(at::kCPU));
+    const DecodedProblem decoded = decode_problem("fuzz", arguments_.rule(), at::Device(at::kCPU));
     expect(decoded.heads == problem_.heads, "decoded heads", problem_);
     if (!decoded.has_parts && problem_.elements() != 0) {
       Problem problem = decoded.problem;
@@ -212,9 +211,8 @@ class Check {
   void check_elements(const Problem& problem) {
     for_each_row([&](int64_t plane, int64_t batch, int64_t head, int64_t row) {
       const Query query = problem.query(plane, row);
-      const RowHull hull =
-          row_hull(problem.rule, Hull(problem.rule),
-                   WordPlan(problem.rule, Hull(problem.rule), Positions{}), query);
+      const RowHull hull = row_hull(problem.rule, Hull(problem.rule),
+                                    WordPlan(problem.rule, Hull(problem.rule), Positions{}), query);
       for (int64_t column = 0; column < problem_.kv_length; ++column) {
         const Key key = problem.key(batch, column);
         const bool attended = mask_.at(batch, head, row, column);
@@ -363,7 +361,7 @@ class Check {
       kernels.find_masked_rows(params, middle, params.rows(), masked_rows.data());
       kernels.find_masked_rows(params, 0, middle, masked_rows.data());
       params.unmasking = {masked_rows.data(),
-                        params.bias.data == nullptr ? uint64_t{1} : params.format.attend, true};
+                          params.bias.data == nullptr ? uint64_t{1} : params.format.attend, true};
     }
     test::set_contiguous(params);
     if (random_.one_in(2)) {
@@ -388,9 +386,10 @@ class Check {
       for (int64_t column = 0; column < problem_.kv_length; ++column) {
         uint64_t bits = params.format.masked;
         if (unmasked || mask_.at(batch, head, row, column)) {
-          bits = params.bias.data == nullptr ? attend
-                                           : get(bias, {bias.size(0) == 1 ? 0 : batch,
-                                                        bias.size(1) == 1 ? 0 : head, row, column});
+          bits = params.bias.data == nullptr
+                     ? attend
+                     : get(bias, {bias.size(0) == 1 ? 0 : batch, bias.size(1) == 1 ? 0 : head, row,
+                                  column});
         }
         test::put(want, offset + column * params.out_strides[3], size, bits);
       }
@@ -431,8 +430,9 @@ class Check {
     for (int64_t plane = 0; plane < params.planes(); ++plane) {
       for (int64_t row = 0; row < params.q_blocks(); ++row) {
         for (int64_t column = 0; column < params.kv_blocks(); ++column) {
-          states.push_back(mask_.state(plane / params.heads, plane % params.heads, params.rows_of(row),
-                                       params.columns_of(column), params.q_block * params.kv_block));
+          states.push_back(mask_.state(plane / params.heads, plane % params.heads,
+                                       params.rows_of(row), params.columns_of(column),
+                                       params.q_block * params.kv_block));
         }
       }
     }
@@ -712,10 +712,10 @@ class Check {
     params.heads = params.stored_heads = heads;
     const Lists kv = lists_of(params, of_heads, /*of_keys=*/true, params.kv_blocks());
     const Lists q = lists_of(params, of_heads, /*of_keys=*/false, params.q_blocks());
-    const auto widths =
-        ops::BlockMaskWidths::run(a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length,
-                                  params.q_block, params.kv_block, a.q_offset, a.kv_offset,
-                                  a.q_positions, a.kv_positions, std::nullopt, params.separate_full);
+    const auto widths = ops::BlockMaskWidths::run(
+        a.code, a.operands, a.batch_size, heads, a.q_length, a.kv_length, params.q_block,
+        params.kv_block, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, std::nullopt,
+        params.separate_full);
     expect(widths.size() == 2 && kv.longest <= widths[0] && widths[0] <= params.kv_blocks() &&
                q.longest <= widths[1] && widths[1] <= params.q_blocks(),
            "_block_mask_widths", problem_);
@@ -743,8 +743,8 @@ class Check {
     const size_t kinds = params.separate_full ? 2 : 1;
     expect(lists.size() == 4 * kinds, "lists of block_mask", problem_);
     for (size_t kind = 0; kind < kinds; ++kind) {
-      check_lists(lists[2 * kind], lists[2 * kind + 1], params.kv_blocks(), kv_width, kv.counts[kind],
-                  kv.indices[kind]);
+      check_lists(lists[2 * kind], lists[2 * kind + 1], params.kv_blocks(), kv_width,
+                  kv.counts[kind], kv.indices[kind]);
       check_lists(lists[2 * (kinds + kind)], lists[2 * (kinds + kind) + 1], params.q_blocks(),
                   q_width, q.counts[kind], q.indices[kind]);
     }
@@ -829,7 +829,7 @@ void check_unmasked_rows(Random& random, const CpuKernels& kernels) {
   const Padding padding{memory.data_ptr(),   memory.stride(0),
                         /*head_stride=*/0,
                         /*q_stride=*/0,      memory.stride(1),
-                        params.kv_length,      static_cast<int32_t>(memory.element_size()),
+                        params.kv_length,    static_cast<int32_t>(memory.element_size()),
                         /*by_column=*/false, bits_between(1, 1)};
   params.rule = make_rule(Causal{}) & make_rule(padding);
   if (random.one_in(2)) {

@@ -81,7 +81,7 @@ def replace(path, old, new):
 
 
 def flags():
-    """The C++ flags of every build, also of those that do not ask for -Werror."""
+    """The C++ flags of every build, also of those without -Werror."""
     text = (ROOT / "CMakeLists.txt").read_text()
     of_everybody = text[: text.index("if(ATTN_MASK_WERROR)")]
     (listed,) = re.findall(r"COMPILE_LANGUAGE:CXX>:([^>]+)>", of_everybody)
