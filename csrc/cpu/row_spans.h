@@ -18,7 +18,7 @@ class RowSpanFinder {
     if (!hull_is_all_) {
       return row_spans(params_.rule, query, params_.kv_positions, params_.kv_length);
     }
-    const Interval columns = hull(query);
+    const Interval columns = hull(query, known(query.batch, {0, params_.kv_length}));
     RowSpans row{};
     if (!columns.empty()) {
       row.spans.at[row.spans.size++] = columns;
@@ -41,11 +41,17 @@ class RowSpanFinder {
     return padding_node() < 0 ? nullptr : &params_.rule.nodes[padding_node()].padding;
   }
 
-  /// The columns of a row's hull.
-  Interval hull(const Query& query) const {
+  /// The columns of a row's hull; `known`: of those, and those of the batch row's.
+  Interval hull(const Query& query, Interval known) const {
     const int64_t shift = params_.kv_positions.at(query.batch, 0);
-    const Interval keys = hull_.keys(params_.rule, query);
-    return intersect({keys.begin - shift, keys.end - shift}, {0, params_.kv_length});
+    const Interval near = hull_.near(params_.rule, query);
+    return intersect({near.begin - shift, near.end - shift}, known);
+  }
+
+  /// Where the hulls of a batch row's rows lie, among some columns.
+  Interval known(int64_t batch, Interval columns) const {
+    const int64_t shift = params_.kv_positions.at(batch, 0);
+    return intersect({hull_.known.begin - shift, hull_.known.end - shift}, columns);
   }
 
  private:

@@ -128,6 +128,7 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
       // The most frequent rules: nothing to find out for each row but where its hull ends.
       const TileRow<Out> any_row{params,  query,  column, {first, last},
                                  nullptr, attend, masked, values};
+      const Interval known = find_spans.known(query.batch, {first, last});
       const int32_t padding = find_spans.padding_node();
       const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
       for (; query.row < params.q_length && tile < end; ++query.row, ++tile) {
@@ -137,7 +138,7 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
                unmasked);
           continue;
         }
-        Interval keys = intersect(find_spans.hull(query), {first, last});
+        Interval keys = find_spans.hull(query, known);
         keys = keys.empty() ? Interval{last, last} : keys;
         Out* const out = static_cast<Out*>(params.out) + params.out_offset(query);
         fill(out + first, keys.begin - first, masked);

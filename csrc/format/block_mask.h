@@ -21,13 +21,13 @@ struct LongestLines {
 /// What a block of queries and keys holds: no pair that attends, some, or nothing but.
 enum class BlockState : uint8_t { kEmpty, kPartial, kFull, kUnknown };
 
-/// All that a kernel needs to write a block mask, flex attention's. A block is full only if all of
-/// its q_block x kv_block elements exist, so that blocks that reach beyond the mask are not.
+/// The parameters of a kernel that writes a block mask, flex attention's. A block is full only if
+/// all of its q_block x kv_block elements exist, so that blocks that reach beyond the mask are not.
 struct BlockMaskParams : Problem {
   int64_t q_block;
   int64_t kv_block;
   bool separate_full;    // else full blocks count as partial, and nothing is written for them
-  int64_t stored_heads;  // the parameters' own heads are the first of these
+  int64_t stored_heads;  // `heads` are the first of these
   int64_t kv_width;      // at most kv_blocks()
   int64_t q_width;       // at most q_blocks()
   BlockLists kv[2];      // blocks of keys for each block of queries: partial, full

@@ -4,7 +4,7 @@
 
 namespace attn_mask {
 
-/// How a dense mask writes its two values: the bits of an element. Kernels are written for element
+/// The two bit patterns of a dense mask. Kernels are written for element
 /// sizes, not for dtypes.
 struct DenseFormat {
   int32_t element_size;  // 1, 2, 4 or 8 bytes

@@ -115,7 +115,7 @@ class Decoder {
     check_batch(what, tensor);
     Table result{};
     if (with_data_) {
-      // A table without rows is never read; one without columns holds no position.
+      // A table without rows is never looked at; one without columns holds no position.
       result.numbers = integers_of(tensor);
       if (tensor.numel() == 0) {
         result.numbers.data = &kNowhere;
@@ -169,7 +169,7 @@ class Decoder {
     return result;
   }
 
-  /// Replaces the subtree that ends with node `last` by a leaf with its results.
+  /// Replaces the subtree that ends with node `last` by a leaf of its bits.
   void replace_by_bits(int32_t last) {
     const int32_t first = rule_.nodes[last].first;
     const auto part = std::make_unique<Rule>();

@@ -48,11 +48,15 @@ struct Hull {
                                               }));
   }
 
+  /// The positions of the keys that a query may attend to, if they are known.
+  ATTN_MASK_INLINE Interval near(const Rule& rule, const Query& query) const {
+    const Interval band{query.position - before, query.position + after + 1};
+    return chunk < 0 ? band : intersect(band, rule.nodes[chunk].chunk.keys(query));
+  }
+
   /// The positions of the keys that a query may attend to.
   ATTN_MASK_INLINE Interval keys(const Rule& rule, const Query& query) const {
-    const Interval near{query.position - before, query.position + after + 1};
-    const Interval keys = intersect(near, known);
-    return chunk < 0 ? keys : intersect(keys, rule.nodes[chunk].chunk.keys(query));
+    return intersect(near(rule, query), known);
   }
 
  private:

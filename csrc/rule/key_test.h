@@ -6,8 +6,8 @@
 
 namespace attn_mask {
 
-/// A test of one element of a mask, by its bits read as an unsigned integer: is
-/// `(bits & keep) - first <= extent`? Non-negative IEEE numbers are ordered as their bits are, so
+/// A test of one element of a mask, on its bits read as an unsigned integer: whether
+/// `(bits & keep) - first <= extent`. Non-negative IEEE numbers are ordered as their bits are, so
 /// that "rounds to 1", "is nonzero" and "equals the minimum" are all such ranges, and kernels need
 /// one instance per element size instead of one per dtype.
 struct KeyTest {

@@ -60,7 +60,7 @@ struct Leaf {
 
 /// Calls `f` with the leaf and returns what it does. A node that joins others decides nothing
 /// itself.
-ATTN_MASK_CALLS_ANY
+ATTN_MASK_ANY_EXECUTION_SPACE
 template <typename F>
 ATTN_MASK_INLINE auto visit_leaf(const Leaf& leaf, const F& f) {
   switch (leaf.kind) {

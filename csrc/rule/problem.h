@@ -4,7 +4,7 @@
 
 namespace attn_mask {
 
-/// What a mask shows: which keys each query attends to, and the positions of queries and keys.
+/// What a mask is to say: which keys each query may attend to, and where queries and keys stand.
 struct Problem {
   Rule rule;
   int64_t batch_size;
@@ -16,8 +16,8 @@ struct Problem {
 
   ATTN_MASK_INLINE int64_t rows() const { return batch_size * heads * q_length; }
 
-  /// Whether the mask has no element. Kernels, spans and the prepare step need one: operators
-  /// return before they run.
+  /// Whether the mask has no element. Kernels, spans and runs need one: operators return
+  /// before they run.
   ATTN_MASK_INLINE bool empty() const {
     return batch_size == 0 || heads == 0 || q_length == 0 || kv_length == 0;
   }

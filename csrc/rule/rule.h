@@ -58,7 +58,7 @@ ATTN_MASK_INLINE bool leaf_attends(const Rule& rule, const Rule::Node& leaf, con
 /// Element level, the definition: does the query attend to the key, under the subtree that ends
 /// with node `last`?
 ATTN_MASK_INLINE bool attends(const Rule& rule, int32_t last, const Query& query, const Key& key) {
-  uint32_t stack = 0;  // a bit for each result that waits for its `and` or `or`
+  uint32_t stack = 0;  // a bit for each value that waits for its `and` or `or`
   for (int32_t i = rule.nodes[last].first; i <= last; ++i) {
     const Rule::Node& node = rule.nodes[i];
     if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {

@@ -4,8 +4,8 @@ namespace attn_mask {
 namespace {
 
 // The same lines find the spans of one row and how they move in the rows after it. In the second
-// case borders are compared for all rows at once: `less` gives the result for the first row and
-// cuts `rows` to those in which it is the same.
+// case borders are compared for all rows at once: `less` compares them in the first row and cuts
+// `rows` to those in which it is the same.
 
 /// Spans of one row.
 struct OneRow {
@@ -50,7 +50,7 @@ struct ManyRows {
   }
 };
 
-/// One problem: columns stand at `shift + column`.
+/// Columns stand at `shift + column`.
 template <typename Rows>
 struct Finder {
   using Border = typename Rows::Border;
@@ -205,7 +205,7 @@ auto Finder<Rows>::subtree(int32_t last, const Interval& context) -> Result {
   const Result left = subtree(left_last, context);
   Result result{};
   if (node.kind == Rule::Kind::kAnd) {
-    // The right side is only evaluated where the left allows something: within one document, say,
+    // The right side is only looked at where the left allows something: within one document, say,
     // positions that begin anew with each document go up by one.
     const Result right = subtree(right_last, hull(left.spans));
     const bool exact = intersect(left.spans, right.spans, result.spans);

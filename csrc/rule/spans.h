@@ -15,7 +15,7 @@ struct Spans {
 /// Span level: what a row of the mask looks like.
 struct RowSpans {
   Spans spans;          // the query attends to no column outside of them
-  uint32_t unresolved;  // bit i: node i has yet to be evaluated at each column within
+  uint32_t unresolved;  // bit i: node i has yet to be evaluated for each column within
 };
 
 /// The columns `[0, kv_length)` that the query may attend to, in O(nodes) (and the logarithm of a

@@ -9,7 +9,7 @@
 
 namespace attn_mask {
 
-/// What the prepare step finds out about a table on the host: where its runs begin. A run of ids is
+/// Where the runs of a table begin, if it is on the host (see runs.h). A run of ids is
 /// of equal numbers, one of positions goes up by 1 each.
 struct TableRuns {
   const int64_t* starts;   // of each row: the first positions of its runs, ascending, then `length`

@@ -74,7 +74,7 @@ inline uint64_t get(const void* data, int64_t index, int32_t element_size) {
   return bits;
 }
 
-/// Makes the parameters' output contiguous.
+/// Makes the output contiguous.
 inline void set_contiguous(MaskParams& params) {
   params.out_strides[3] = 1;
   params.out_strides[2] = params.kv_length;
@@ -82,7 +82,7 @@ inline void set_contiguous(MaskParams& params) {
   params.out_strides[0] = params.heads * params.q_length * params.kv_length;
 }
 
-/// How many elements of memory the parameters' output lies in.
+/// How many elements of memory the output lies in.
 inline int64_t reach(const MaskParams& params) {
   return (params.batch_size - 1) * params.out_strides[0] +
          (params.heads - 1) * params.out_strides[1] +
@@ -126,7 +126,7 @@ inline std::vector<uint8_t> reference_masked_rows(const Problem& problem) {
   return rows;
 }
 
-/// The memory of the parameters' output, between the elements of which 0xA5 stands.
+/// The memory of the output, between the elements of which 0xA5 stands.
 inline Bytes reference_mask(const MaskParams& params) {
   const int32_t size = params.format.element_size;
   Bytes out(static_cast<size_t>(reach(params) * size), 0xA5);
@@ -148,7 +148,7 @@ inline Bytes reference_mask(const MaskParams& params) {
   return out;
 }
 
-/// The memory of the parameters' output, between the elements of which 0xA5 stands.
+/// The memory of the output, between the elements of which 0xA5 stands.
 inline Bytes reference_unmask(const UnmaskParams& params) {
   const int32_t size = params.in.element_size;
   int64_t reach = (params.in.length - 1) * params.out.stride + 1;
@@ -172,7 +172,7 @@ inline Bytes reference_unmask(const UnmaskParams& params) {
   return out;
 }
 
-/// Gives the params an output of its own, contiguous or with gaps.
+/// Gives `params` an output of its own, contiguous or with gaps.
 inline void set_random_output(UnmaskParams& params, std::mt19937& random) {
   params.out = params.in;
   params.out.stride = 1 + (random() % 3 == 0 ? 1 : 0);

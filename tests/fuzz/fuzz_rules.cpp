@@ -228,7 +228,7 @@ class Check {
     check_runs(problem);
     check_leaves(problem);
     for (const auto& [name, kernels] : instruction_sets()) {
-      check_answers(problem, name, *kernels);
+      check_values(problem, name, *kernels);
       check_dense(problem, name, *kernels);
     }
     check_block_mask(problem);
@@ -320,7 +320,7 @@ class Check {
     });
   }
 
-  void check_answers(const Problem& problem, const char* name, const CpuKernels& kernels) {
+  void check_values(const Problem& problem, const char* name, const CpuKernels& kernels) {
     for (int64_t trial = 0; trial < 4; ++trial) {
       const int64_t plane = random_.between(0, problem_.batch_size * problem_.heads - 1);
       const Query query = problem.query(plane, random_.between(0, problem_.q_length - 1));
@@ -328,7 +328,7 @@ class Check {
       const auto nodes =
           static_cast<uint32_t>(random_.between(1, (int64_t{1} << problem.rule.size) - 1));
       std::vector<uint8_t> out(static_cast<size_t>(columns.end - columns.begin), 7);
-      kernels.answer(problem, query, nodes, columns, out.data());
+      kernels.evaluate(problem, query, nodes, columns, out.data());
       for (int64_t column = columns.begin; column < columns.end; ++column) {
         bool all = true;
         for (int32_t node = 0; node < problem.rule.size; ++node) {
