@@ -20,7 +20,7 @@ namespace attn_mask {
 namespace {
 
 constexpr auto kNoCudaKernels =
-    ": this build of attn_mask has no CUDA kernels (attn_mask.build_info() tells), but got ";
+    ": this build of attn_mask has no CUDA kernels (see attn_mask.build_info()), but got ";
 
 /// The operator's name without its namespace, as errors give it.
 std::string short_name(const c10::OperatorHandle& op) {
@@ -86,7 +86,7 @@ template <typename T>
 void take_device(T&, std::optional<at::Device>*&) {}
 
 /// Operators that may be called without a tensor come here first: the key is then that of the
-/// device asked for. (Typed, since boxing the arguments would cost as much as a small mask.)
+/// device argument. (Typed, since boxing the arguments would cost as much as a small mask.)
 template <typename Operator, typename Call = typename Operator::Call>
 struct BySelectedDevice;
 

@@ -3,7 +3,7 @@
 /// Marks inline code that the CPU kernels, the CUDA kernels and the host tests of the CUDA kernels
 /// share. Inlining is forced because CPU kernels are compiled once per instruction set: an
 /// out-of-line copy built with AVX-512 could be the one that the linker keeps for everybody.
-/// ATTN_MASK_INLINE_LAMBDA is the same for lambdas, which stands after their parameters. Before a
+/// ATTN_MASK_INLINE_LAMBDA is the same for lambdas, which comes after their parameters. Before a
 /// template, ATTN_MASK_ANY_EXECUTION_SPACE: what it is given to call may be for the host alone.
 #if defined(__CUDACC__)
 #define ATTN_MASK_INLINE __host__ __device__ __forceinline__

@@ -87,7 +87,7 @@ ATTN_MASK_API std::optional<at::Tensor> prepare_4d_causal_attention_mask(
 
 /// `_prepare_4d_causal_attention_mask_for_sdpa`: as above, for scaled_dot_product_attention;
 /// nothing where its `is_causal` will do. With `allow_skip` false the padding mask's values are not
-/// looked at and that is never so. `unmask_unattended`: whether rows without a key are unmasked, as
+/// read and that is never so. `unmask_unattended`: whether rows without a key are unmasked, as
 /// unmask_unattended does; absent: on CUDA and XPU. Where not, a 4-D mask comes back as it is.
 ATTN_MASK_API std::optional<at::Tensor> prepare_4d_causal_attention_mask_for_sdpa(
     const std::optional<at::Tensor>& attention_mask, at::IntArrayRef input_shape,
@@ -100,7 +100,7 @@ ATTN_MASK_API at::Tensor prepare_4d_attention_mask(const at::Tensor& mask, at::S
                                                    std::optional<int64_t> tgt_len = std::nullopt);
 
 /// `_prepare_4d_attention_mask_for_sdpa`: as above; nothing when the mask is all ones and
-/// `allow_skip` lets that be looked at.
+/// `allow_skip` permits reading its values.
 ATTN_MASK_API std::optional<at::Tensor> prepare_4d_attention_mask_for_sdpa(
     const at::Tensor& mask, at::ScalarType dtype, std::optional<int64_t> tgt_len = std::nullopt,
     bool allow_skip = true);

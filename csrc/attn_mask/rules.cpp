@@ -24,7 +24,7 @@ namespace attn_mask {
 struct MaskRule::Encoded {
   c10::SmallVector<c10::SymInt, 16> code;
   c10::SmallVector<at::Tensor, 4> operands;
-  c10::SmallVector<size_t, 4> operand_places;  // where in the code the index of each operand stands
+  c10::SmallVector<size_t, 4> operand_places;  // where in the code the index of each operand is
 
   static const Encoded& of(const MaskRule& rule) { return *rule.encoded_; }
 

@@ -87,7 +87,7 @@ ATTN_MASK_API MaskRule documents(const at::Tensor& ids);
 /// A query attends to the keys that `mask` [b, n] shows: true, or not zero.
 ATTN_MASK_API MaskRule padding(const at::Tensor& mask);
 
-/// A query attends to the keys of the mask that a boolean tensor [b, heads or 1, q, kv] says.
+/// A query attends to the keys of the mask where a boolean tensor [b, heads or 1, q, kv] is true.
 ATTN_MASK_API MaskRule bits(const at::Tensor& attends);
 
 /// The rule, evaluated at positions[b, q] and positions[b, k]; integers [b, n].
@@ -96,11 +96,11 @@ ATTN_MASK_API MaskRule reindex(const MaskRule& rule, const at::Tensor& positions
 /// The rule, evaluated at q + q_offset and k + kv_offset, both within 2^59 of 0.
 ATTN_MASK_API MaskRule shift(const MaskRule& rule, int64_t q_offset, int64_t kv_offset);
 
-/// What `additive` may be told, in this order: `{.dtype = at::kHalf, .q_offset = past}`.
+/// The options of `additive`, in this order: `{.dtype = at::kHalf, .q_offset = past}`.
 struct AdditiveOptions {
   /// kHalf, kBFloat16, kFloat or kDouble.
   at::ScalarType dtype = at::kFloat;
-  /// Where there is no tensor to tell; absent: the CPU.
+  /// For rules without a tensor; absent: the CPU.
   std::optional<at::Device> device = std::nullopt;
   /// The position of the first query and of the first key.
   int64_t q_offset = 0;
@@ -112,7 +112,7 @@ struct AdditiveOptions {
   /// [b or 1, heads or 1, q, kv] of `dtype`: what elements that are attended to hold in place of 0.
   /// Differentiable.
   std::optional<at::Tensor> bias = std::nullopt;
-  /// Rows begin a multiple of so many elements apart (memory-efficient attention wants 8 or 16).
+  /// Rows begin a multiple of so many elements apart (memory-efficient attention needs 8 or 16).
   int64_t stride_multiple = 1;
   /// Whether rows in which no key is visible hold 0 (or the bias) throughout, for attention that
   /// gives NaN for them.
@@ -122,7 +122,7 @@ struct AdditiveOptions {
   std::optional<double> masked_value = std::nullopt;
 };
 
-/// What `boolean` may be told; see AdditiveOptions.
+/// The options of `boolean`; see AdditiveOptions.
 struct BooleanOptions {
   std::optional<at::Device> device = std::nullopt;
   int64_t q_offset = 0;
@@ -145,7 +145,7 @@ ATTN_MASK_API at::Tensor additive(const MaskRule& rule, int64_t batch_size, int6
 ATTN_MASK_API at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length,
                                  int64_t kv_length, const BooleanOptions& options = {});
 
-/// What `block_mask` may be told; see AdditiveOptions.
+/// The options of `block_mask`; see AdditiveOptions.
 struct BlockMaskOptions {
   int64_t heads = 1;
   /// How many queries and keys a block holds.

@@ -62,7 +62,7 @@ struct VisibleKeys {
 };
 
 /// Padding that is the same for all queries of a batch row, and that nothing is shown against: what
-/// it leaves of a block can be told from the block's keys.
+/// it leaves of a block is decided by the block's keys.
 uint32_t nodes_of_keys(const BlockMaskParams& params) {
   uint32_t nodes = 0;
   for (int32_t i = 0; i < params.rule.size; ++i) {

@@ -94,7 +94,7 @@ class Transposer {
         lines_(lines),
         plane_(plane),
         columns_(columns),
-        opened_(static_cast<size_t>(columns.end - columns.begin)) {}
+        opened_at_(static_cast<size_t>(columns.end - columns.begin)) {}
 
   /// Writes those of one kind; returns the most of any column.
   int64_t write(const BlockLists& lists, Part Line::* kind) {
@@ -112,11 +112,11 @@ class Transposer {
       }
       for_each_beyond(part_of(before_), part_of(now_), [&](int32_t begin, int32_t end) {
         for (int32_t column = begin; column < end; ++column) {
-          changes_.push_back({column, {opened(column), static_cast<int32_t>(row)}});
+          changes_.push_back({column, {opened_at(column), static_cast<int32_t>(row)}});
         }
       });
       for_each_beyond(part_of(now_), part_of(before_), [&](int32_t begin, int32_t end) {
-        std::fill(&opened(begin), &opened(begin) + (end - begin), static_cast<int32_t>(row));
+        std::fill(&opened_at(begin), &opened_at(begin) + (end - begin), static_cast<int32_t>(row));
       });
       std::swap(before_, now_);
     }
@@ -129,11 +129,13 @@ class Transposer {
     BlockSpan rows;
   };
 
-  int32_t& opened(int64_t column) { return opened_[static_cast<size_t>(column - columns_.begin)]; }
+  int32_t& opened_at(int64_t column) {
+    return opened_at_[static_cast<size_t>(column - columns_.begin)];
+  }
 
   int64_t write_changes(const BlockLists& lists) {
     // They are in order of their rows; now by column.
-    ends_.assign(opened_.size() + 1, 0);
+    ends_.assign(opened_at_.size() + 1, 0);
     const auto place = [&](int32_t column) { return static_cast<size_t>(column - columns_.begin); };
     for (const Change& change : changes_) {
       ++ends_[place(change.column) + 1];
@@ -160,7 +162,7 @@ class Transposer {
   const FoundLines& lines_;
   int64_t plane_;
   Interval columns_;
-  std::vector<int32_t> opened_;
+  std::vector<int32_t> opened_at_;
   std::vector<Change> changes_;
   std::vector<size_t> ends_;
   std::vector<BlockSpan> by_column_;

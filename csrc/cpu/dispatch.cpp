@@ -43,7 +43,7 @@ void write_mask_cpu(const MaskParams& params) {
 }
 
 void find_masked_rows_cpu(const Problem& problem, uint8_t* rows) {
-  // Most rows show one of the first keys that are looked at.
+  // In most rows one of the first keys that are read is visible.
   constexpr int64_t kBytesOfRow = 256;
   parallel_for(problem.rows(), kBytesOfRow, [&](int64_t begin, int64_t end) {
     cpu_kernels().find_masked_rows(problem, begin, end, rows);
@@ -73,7 +73,7 @@ bool all_cpu(const StridedRows& rows, const KeyTest& test) {
       }
     }
   };
-  // A thread that looks for a miss does so in little time.
+  // A thread that searches for a miss does so in little time.
   parallel_for(rows.rows() * per_row, std::min(piece, rows.length) * rows.element_size / 8, visit);
   return is_all.load(std::memory_order_relaxed);
 }

@@ -25,7 +25,7 @@ int64_t threads();
 /// Writes a whole mask to host memory, with torch's intra-op threads.
 void write_mask_cpu(const MaskParams& params);
 
-/// Says of each row whether no key is visible in it, [batch_size, heads, q_length].
+/// Writes for each row whether no key is visible in it, [batch_size, heads, q_length].
 void find_masked_rows_cpu(const Problem& problem, uint8_t* rows);
 
 /// Copies all rows in host memory and unmasks those that are masked throughout, with torch's

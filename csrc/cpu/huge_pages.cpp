@@ -13,7 +13,7 @@ void advise_huge_pages(void* data, int64_t bytes) {
   const uintptr_t begin = (address + kHugePage - 1) & ~(kHugePage - 1);
   const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) & ~(kHugePage - 1);
   if (begin + kHugePage < end) {
-    // Advice: where the system refuses it, memory comes in small pages as ever.
+    // Advice: where the system does not follow it, memory comes in small pages as ever.
     static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
   }
 #else

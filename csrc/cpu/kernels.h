@@ -34,7 +34,7 @@ struct CpuKernels {
   /// Whether `test` holds for elements `[begin, end)` of row `row`.
   bool (*all)(const StridedRows& rows, const KeyTest& test, int64_t row, int64_t begin,
               int64_t end);
-  /// Writes what all of some nodes of the rule (bit i: node i) say of some columns of one row, at
+  /// Writes the `and` of some nodes of the rule (bit i: node i) at some columns of one row, at
   /// most kColumnsAtOnce: a byte for each, 1 or 0.
   void (*evaluate)(const Problem& problem, const Query& query, uint32_t nodes, Interval columns,
                    uint8_t* out);

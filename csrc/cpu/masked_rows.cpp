@@ -25,8 +25,8 @@ int64_t first_visible(const Problem& problem, const Query& query, uint32_t nodes
   return columns.end;
 }
 
-/// What rows before told of the keys of a batch row, where one padding leaf says the same to all
-/// queries: with it, each key is looked at about once.
+/// What rows before found of the keys of a batch row, where one padding leaf is the same for all
+/// queries: with it, each key is read about once.
 struct KnownKeys {
   int64_t batch = -1;
   int64_t visible = -1;      // one that is

@@ -27,7 +27,7 @@ class RowSpanFinder {
     return row;
   }
 
-  /// Whether rows are their hull, and within it what one padding leaf or none says.
+  /// Whether rows are their hull, or that and one padding leaf.
   bool is_simple() const { return hull_is_all_ && (hull_.unresolved == 0 || padding() != nullptr); }
 
   /// The only leaf that has yet to be evaluated within hulls, if it is padding.

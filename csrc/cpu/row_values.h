@@ -4,9 +4,9 @@
 
 namespace attn_mask::ATTN_MASK_ISA {
 
-/// Row level: what nodes of a rule say of some columns of one row, a byte for each: 1 or 0. Loops
-/// over one leaf at a time vectorise; evaluating the whole tree for each key takes tens of times as
-/// long.
+/// Row level: the values of nodes of a rule at some columns of one row, a byte for each: 1 or 0.
+/// Loops over one leaf at a time vectorise; evaluating the whole tree for each key takes tens of
+/// times as long.
 class RowValues {
  public:
   /// Of the subtree that ends with node `last`; at most kColumnsAtOnce. Valid until the next call.

@@ -19,7 +19,7 @@ void translate(const In* in, int64_t stride, int64_t n, KeyTest visible, Out att
   }
 }
 
-/// Writes what the padding says of `n` keys from `first` on to `out`.
+/// Writes the padding's values at `n` keys from `first` on to `out`.
 template <typename Out>
 void translate(const Padding& padding, const Query& query, int64_t first, int64_t n, Out attend,
                Out masked, Out* out) {

@@ -8,7 +8,7 @@
 namespace attn_mask::ATTN_MASK_ISA {
 namespace {
 
-/// What a padding leaf says of the keys of one tile, the same for every query of its batch row.
+/// The values of a padding leaf at the keys of one tile, the same for every query of its batch row.
 template <typename Out>
 struct PaddingTile {
   alignas(64) Out values[kTileBytes / sizeof(Out)];
@@ -41,7 +41,7 @@ struct TileRow {
          out + columns.begin);
   }
 
-  /// What leaf `node`, which says the same for all queries, says of the tile's columns.
+  /// The values of leaf `node`, the same for all queries, at the tile's columns.
   const Out* values_of(int32_t node, PaddingTile<Out>& cache) const {
     const Padding& padding = params.rule.nodes[node].padding;
     if (cache.column != column || cache.node != node) {

@@ -42,7 +42,7 @@ struct BlockStatesLaunch {
 
 static_assert(sizeof(BlockStatesLaunch) <= 4096, "kernel parameters");
 
-/// What the elements of a block say, as far as one thread has looked.
+/// What the elements of a block hold, as far as one thread has evaluated them.
 struct BlockContent {
   bool some;
   bool all;
@@ -68,7 +68,7 @@ struct BlockLine {
     return {batch, head, row, launch.params.q_positions.at(batch, row)};
   }
 
-  /// Of some blocks, the states that hulls tell; for one thread of the line's. Hulls go upwards
+  /// Of some blocks, the states that hulls decide; for one thread of the line's. Hulls go upwards
   /// with the query, so that those of the first and the last row tell where those between them lie.
   ATTN_MASK_INLINE void guess_body(Interval blocks, int64_t thread, int64_t threads) const {
     const BlockMaskParams& params = launch.params;
@@ -91,13 +91,13 @@ struct BlockLine {
     }
   }
 
-  /// What some words of a block say.
+  /// What some words of a block hold.
   ATTN_MASK_INLINE BlockContent words_body(int64_t block, int64_t thread, int64_t threads,
                                            const WordStack& stack) const {
     const BlockMaskParams& params = launch.params;
     const Interval columns = params.columns_of(block);
-    BlockContent answer{false, rows.end - rows.begin == params.q_block &&
-                                   columns.end - columns.begin == params.kv_block};
+    BlockContent content{false, rows.end - rows.begin == params.q_block &&
+                                    columns.end - columns.begin == params.kv_block};
     ATTN_MASK_ONE_BY_ONE
     for (int64_t i = thread; i < (rows.end - rows.begin) * launch.row_words; i += threads) {
       const int64_t row = launch.by_row_words.divide(i);
@@ -110,13 +110,13 @@ struct BlockLine {
                                          query(rows.begin + row), params.kv_positions);
       const uint64_t word =
           row_word(params.rule, launch.plan, of_row, params.kv_positions, of_word, stack);
-      answer.some = answer.some || word != 0;
-      answer.all = answer.all && word == low_bits(of_word.end - of_word.begin);
-      if (answer.some && !answer.all) {
+      content.some = content.some || word != 0;
+      content.all = content.all && word == low_bits(of_word.end - of_word.begin);
+      if (content.some && !content.all) {
         break;
       }
     }
-    return answer;
+    return content;
   }
 };
 

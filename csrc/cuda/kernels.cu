@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 2)
       if (line.states[block] != BlockState::kUnknown) {
         continue;
       }
-      const BlockContent answer = line.words_body(block, threadIdx.x, kThreadsPerBlock, stack);
-      const bool some = __syncthreads_or(answer.some) != 0;
-      const bool all = __syncthreads_and(answer.all) != 0;
+      const BlockContent content = line.words_body(block, threadIdx.x, kThreadsPerBlock, stack);
+      const bool some = __syncthreads_or(content.some) != 0;
+      const bool all = __syncthreads_and(content.all) != 0;
       if (threadIdx.x == 0) {
         line.states[block] = state_of(some, all);
       }

@@ -9,7 +9,7 @@
 
 namespace attn_mask {
 
-/// Launches on `stream`; the params's pointers are device memory. Check cudaGetLastError after
+/// Launches on `stream`; the parameters' pointers are device memory. Check cudaGetLastError after
 /// each.
 void launch_write_mask(const MaskParams& params, cudaStream_t stream);
 
@@ -17,7 +17,7 @@ void launch_prepare(const DeviceTables& tables, cudaStream_t stream);
 
 void launch_find_block_states(const BlockMaskParams& params, cudaStream_t stream);
 
-/// By the params's states.
+/// By the parameters' states.
 void launch_write_block_mask(const BlockMaskParams& params, cudaStream_t stream);
 
 void launch_unmask(const UnmaskParams& params, cudaStream_t stream);

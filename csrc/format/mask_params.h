@@ -20,8 +20,8 @@ struct Unmasking {
   bool wanted;
 };
 
-/// All that a kernel needs to write one dense mask: what is asked, and where and how to write the
-/// answer.
+/// All that a kernel needs to write one dense mask: what to evaluate, and where and how to write
+/// the result.
 struct MaskParams : Problem {
   DenseFormat format;
   Bias bias;

@@ -17,7 +17,7 @@
 namespace attn_mask {
 namespace {
 
-// More than any device can spare for where blocks lie, so that whoever asks for it does not know.
+// More than any device can spare for indices of blocks: an error that names the alternative.
 constexpr int64_t kMostIndexBytes = int64_t{32} << 30;
 
 void check_block_size(const char* op, const char* argument, const c10::SymInt& size) {

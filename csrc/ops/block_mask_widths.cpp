@@ -17,7 +17,7 @@ namespace {
 /// The blocks of `size` that so many neighbours can touch.
 int64_t touched(int64_t neighbours, int64_t size) { return (neighbours + size - 2) / size + 1; }
 
-/// What windows and chunks that hold for the whole rule tell without a look at anything; leaves of
+/// What windows and chunks that hold for the whole rule decide without reading data; leaves of
 /// other kinds can but make lines shorter.
 std::optional<LongestLines> declared(const BlockMaskParams& params) {
   if (params.q_positions.listed || params.kv_positions.listed) {

@@ -96,9 +96,9 @@ void check_integer(const char* op, const char* argument, const at::Tensor& tenso
                    dtype);
 }
 
-bool is_asked_for(at::Device asked, at::Device device) {
-  return asked.type() == device.type() &&
-         (device.is_cpu() || !asked.has_index() || asked.index() == device.index());
+bool is_same_device(at::Device wanted, at::Device device) {
+  return wanted.type() == device.type() &&
+         (device.is_cpu() || !wanted.has_index() || wanted.index() == device.index());
 }
 
 void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,

@@ -1,7 +1,7 @@
 #pragma once
 
-// What operators ask of their arguments. Sizes are SymInts throughout, so that the same lines run
-// for real tensors, under Meta and while tracing. Errors are the caller's: ValueError and
+// What operators require of their arguments. Sizes are SymInts throughout, so that the same lines
+// run for real tensors, under Meta and while tracing. Errors are the caller's: ValueError and
 // TypeError, with a text that names operator, argument, expectation and what came.
 
 #include <ATen/core/Tensor.h>
@@ -60,9 +60,9 @@ void check_mask_dtype(const char* op, const char* argument, const at::Tensor& ma
 /// Ids and positions: uint8, int8 to int64.
 void check_integer(const char* op, const char* argument, const at::Tensor& tensor);
 
-/// Whether a tensor on `device` is where the caller asked for: without an index any will do, and
-/// the CPU is one whatever its index.
-bool is_asked_for(at::Device asked, at::Device device);
+/// Whether `device` is the one that the caller wanted: without an index any will do, and the CPU is
+/// one whatever its index.
+bool is_same_device(at::Device wanted, at::Device device);
 
 /// The two must be on one device.
 void check_same_device(const char* op, const char* argument, const at::Tensor& tensor,

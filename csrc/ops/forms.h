@@ -30,11 +30,11 @@ inline void add_tensors(std::vector<at::Tensor>& to, at::TensorList tensors) {
 template <typename Other>
 void add_tensors(std::vector<at::Tensor>&, const Other&) {}
 
-inline at::ScalarType of_output(const Output& output, std::optional<at::ScalarType> asked) {
-  return output.dtype(asked);
+inline at::ScalarType of_output(const Output& output, std::optional<at::ScalarType> wanted) {
+  return output.dtype(wanted);
 }
-inline std::optional<at::Device> of_output(const Output& output, std::optional<at::Device> asked) {
-  return output.device(asked);
+inline std::optional<at::Device> of_output(const Output& output, std::optional<at::Device> wanted) {
+  return output.device(wanted);
 }
 template <typename Other>
 Other&& of_output(const Output&, Other&& other) {
@@ -55,7 +55,7 @@ struct Forms<Operator, Result(const Output&, Arguments...)> {
     std::vector<at::Tensor> inputs;
     (add_tensors(inputs, arguments), ...);
     const Output output(Operator::kName, out, inputs, Operator::kMayWriteInPlace);
-    // In braces, so that the dtype is looked at before the device.
+    // In braces, so that the dtype is checked before the device.
     std::apply(&Operator::run,
                std::tuple<const Output&, Arguments...>{
                    output, of_output(output, std::forward<BesideOut<Arguments>>(arguments))...});

@@ -77,8 +77,8 @@ bool lie_alike(const at::Tensor& a, const at::Tensor& b) {
          a.strides() == b.strides() && a.const_data_ptr() == b.const_data_ptr();
 }
 
-/// at::empty, on the CPU without the dispatcher, which has had its say about the operator. (Fake
-/// tensors run Meta kernels that ask for other devices.)
+/// at::empty, on the CPU without the dispatcher, which has already dispatched the operator. (Fake
+/// tensors run Meta kernels with other devices.)
 at::Tensor new_tensor(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
   const auto known = c10::asIntArrayRefSlowOpt(sizes);
   if (known && options.device().is_cpu() &&
@@ -126,20 +126,20 @@ void Output::check_no_gradient(const char* argument, const at::Tensor& input) co
                     ": expected ", argument, " not to require a gradient where out is given");
 }
 
-at::ScalarType Output::dtype(std::optional<at::ScalarType> asked) const {
-  if (asked) {
-    return *asked;
+at::ScalarType Output::dtype(std::optional<at::ScalarType> wanted) const {
+  if (wanted) {
+    return *wanted;
   }
   check_additive_dtype(op_, "out", given_->scalar_type());
   return given_->scalar_type();
 }
 
-at::Device Output::device(std::optional<at::Device> asked) const {
+at::Device Output::device(std::optional<at::Device> wanted) const {
   const at::Device of_out = given_->device();
   // Fake tensors run Meta kernels, for which all tensors are meta, on behalf of any device.
   const bool is_fake = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta);
-  TORCH_CHECK_VALUE(!asked || is_fake || is_asked_for(*asked, of_out), op_,
-                    ": expected out to be on ", *asked, ", but got ", of_out);
+  TORCH_CHECK_VALUE(!wanted || is_fake || is_same_device(*wanted, of_out), op_,
+                    ": expected out to be on ", *wanted, ", but got ", of_out);
   return of_out;
 }
 
@@ -201,7 +201,7 @@ at::Tensor with_batch_of(const at::Tensor& mask, const c10::SymInt& batch_size) 
     sizes.front() = batch_size;
     return mask.expand_symint(sizes);
   }
-  // It is nobody's yet, and expand costs as much as writing a small mask.
+  // It has no other owner yet, and expand costs as much as writing a small mask.
   at::DimVector sizes(mask.sizes());
   at::DimVector strides(mask.strides());
   sizes.front() = *known;

@@ -27,11 +27,11 @@ class Output {
   /// everywhere in torch.
   void check_no_gradient(const char* argument, const at::Tensor& input) const;
 
-  /// The dtype of the additive mask asked for, or that of a given tensor.
-  at::ScalarType dtype(std::optional<at::ScalarType> asked) const;
+  /// The dtype argument, or that of a given tensor.
+  at::ScalarType dtype(std::optional<at::ScalarType> wanted) const;
 
-  /// The device of a given tensor, which must be that asked for.
-  at::Device device(std::optional<at::Device> asked) const;
+  /// The device of a given tensor, which must be that of the argument.
+  at::Device device(std::optional<at::Device> wanted) const;
 
   /// A mask to be written, [batch_size, heads, q_length, kv_length]; a given one must be just that.
   at::Tensor mask(const c10::SymInt& batch_size, const c10::SymInt& heads,

@@ -40,7 +40,7 @@ at::Tensor padding_mask_4d(const Output& output, const char* argument, const at:
   TORCH_CHECK_NOT_IMPLEMENTED(is_causal || !sliding_window,
                               "Sliding window is currently only implemented for causal masking");
   // One query without a window attends to all keys that the mask has, however many those are. Of a
-  // length that only a compiled run will tell, the general case writes the same.
+  // length that only a compiled run decides, the general case writes the same.
   const bool causal = is_causal && (sliding_window || TORCH_GUARD_OR_TRUE(q_length.sym_gt(1)));
   if (causal) {
     TORCH_CHECK_VALUE(kv_length.has_value(),

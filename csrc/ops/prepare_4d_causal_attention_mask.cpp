@@ -34,7 +34,7 @@ c10::SymInt check_arguments(const char* op, const std::optional<at::Tensor>& att
                                 ", but got ", describe_sizes(*attention_mask));
     }
   }
-  // A 4-D mask says itself who attends to whom, so that there is no causality to need as many keys.
+  // A 4-D mask is used as it is, so that there is no causality to need as many keys.
   const bool fewer_keys = attention_mask && attention_mask->dim() == 4;
   return check_kv_length(op, shape.q_length, past_key_values_length, fewer_keys);
 }

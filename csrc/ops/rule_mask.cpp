@@ -90,7 +90,7 @@ at::Tensor rule_mask(const Output& output, const Arguments& arguments, at::Scala
   return one_for_all ? with_batch_of(out, program.batch_size) : out;
 }
 
-/// What masked elements hold: as asked, or the lowest finite number.
+/// What masked elements hold: `masked_value`, or the lowest finite number.
 DenseFormat format_of(at::ScalarType dtype, const std::optional<c10::Scalar>& masked_value) {
   if (!masked_value) {
     return additive_format(dtype);

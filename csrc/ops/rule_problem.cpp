@@ -58,7 +58,7 @@ Positions positions_of(const char* op, const char* argument, const char* offset_
   return positions;
 }
 
-// What a part of a rule answers beside the mask is held for so many bytes of rows at once.
+// The results of a part of a rule are held beside the mask for so many bytes of rows at once.
 constexpr int64_t kPartBytes = int64_t{2} << 20;
 
 }  // namespace
@@ -76,7 +76,7 @@ at::Device device_of(const char* op, const RuleArguments& arguments,
     of_tensors = another->device();
   }
   if (of_tensors) {
-    const bool same = !arguments.device || is_asked_for(*arguments.device, *of_tensors);
+    const bool same = !arguments.device || is_same_device(*arguments.device, *of_tensors);
     TORCH_CHECK_VALUE(same || of_tensors->is_meta(), op,
                       ": expected device to be that of the operands, which is ", *of_tensors,
                       ", but got ", *arguments.device);
@@ -104,10 +104,10 @@ Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Devic
 
 void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
                        at::Device device, int64_t height,
-                       const std::function<void(int64_t first, const Problem& rows)>& ask) {
+                       const std::function<void(int64_t first, const Problem& rows)>& solve) {
   for (int64_t begin = 0; begin < problem.q_length; begin += height) {
     Problem rows = problem.part(begin, std::min(begin + height, problem.q_length));
-    std::vector<at::Tensor> answers;
+    std::vector<at::Tensor> results;
     const auto bits_of_part = [&](const Rule& part) -> Padding {
       const at::Tensor bits =
           at::empty({rows.batch_size, rows.heads, rows.q_length, rows.kv_length},
@@ -118,17 +118,17 @@ void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem
       of_part.q_positions = rows.q_positions;
       of_part.kv_positions = rows.kv_positions;
       prepare_and_run(of_part, device);
-      // What the part's own parts answered has been used.
-      std::erase_if(answers, [&](const at::Tensor& answer) {
+      // The results of the part's own parts have been used.
+      std::erase_if(results, [&](const at::Tensor& result) {
         return std::any_of(part.nodes, part.nodes + part.size, [&](const Rule::Node& node) {
-          return node.kind == Rule::Kind::kPadding && node.padding.mask == answer.const_data_ptr();
+          return node.kind == Rule::Kind::kPadding && node.padding.mask == result.const_data_ptr();
         });
       });
-      answers.push_back(bits);
+      results.push_back(bits);
       return bits_leaf(bits, /*first_row=*/0);
     };
     decode_rule(op, program, device, /*with_data=*/true, rows.rule, begin, bits_of_part);
-    ask(begin, rows);
+    solve(begin, rows);
   }
 }
 

@@ -12,7 +12,7 @@
 
 namespace attn_mask {
 
-/// What operators on any rule are given: the program, and where queries and keys stand. Positions
+/// What operators on any rule are given: the program, and the positions of queries and keys. These
 /// are an offset ([] or [batch_size, 1]) or a position for each ([length] or [batch_size, length]).
 struct RuleArguments {
   RuleProgram program;
@@ -23,24 +23,24 @@ struct RuleArguments {
   std::optional<at::Device> device;
 };
 
-/// The device of the result: as asked for, else that of the first tensor, `another` last, else the
+/// The device of the result: the given one, else that of the first tensor, `another` last, else the
 /// CPU.
 at::Device device_of(const char* op, const RuleArguments& arguments,
                      const std::optional<at::Tensor>& another = std::nullopt);
 
-/// Checks the arguments, and says what they ask in a kernel's own `problem`: its rule and
-/// positions, without a batch size, heads and lengths; under Meta it points nowhere. Where the
-/// result has parts evaluate_in_parts has to ask it.
+/// Checks the arguments and decodes them into a kernel's own `problem`: its rule and positions,
+/// without a batch size, heads and lengths; under Meta it points nowhere. A result that has parts
+/// is for evaluate_in_parts.
 Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Device device,
                        Problem& problem);
 
-/// Asks a problem whose rule is too large for kernels, `height` rows after the other: `ask` with
-/// the first row and a problem of some rows, whose rule has what its parts answer in it.
+/// Solves a problem whose rule is too large for kernels, `height` rows at a time: `solve` gets
+/// the first row and a problem of some rows, whose rule has the results of its parts in it.
 void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
                        at::Device device, int64_t height,
-                       const std::function<void(int64_t first, const Problem& rows)>& ask);
+                       const std::function<void(int64_t first, const Problem& rows)>& solve);
 
-/// How many rows may be asked at once so that what lies beside a mask stays small.
+/// How many rows may be evaluated at once so that memory beside the mask stays small.
 int64_t height_of_parts(const Problem& problem);
 
 }  // namespace attn_mask

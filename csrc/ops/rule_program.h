@@ -10,7 +10,7 @@
 
 namespace attn_mask {
 
-/// A program, the tensors it names, and the mask that it is asked for.
+/// A program, the tensors it names, and the mask that it is evaluated for.
 struct RuleProgram {
   c10::SymIntArrayRef code;
   at::TensorList operands;
@@ -23,18 +23,18 @@ struct RuleProgram {
 struct Decoded {
   bool depends_on_batch;
   c10::SymInt heads;  // 1 unless bits have more
-  bool has_parts;     // the tree was too large: the answers of its parts stand in for them
+  bool has_parts;     // the tree was too large: the results of its parts replace them
 };
 
 /// A boolean tensor [b or 1, h or 1, rows, kv_length], from one of its rows on, as a leaf.
 Padding bits_leaf(const at::Tensor& bits, int64_t first_row);
 
-/// The answers of a part of a rule, for each row and column of the mask.
+/// The results of a part of a rule, for each row and column of the mask.
 using BitsOfPart = std::function<Padding(const Rule& part)>;
 
 /// Checks a program and writes it down as `rule`, a kernel's own. With `with_data` false (Meta) the
 /// rule points nowhere. Kernels take trees of limited size: of a larger one the largest branches
-/// are replaced by what `bits_of_part` answers. Without it, and where `has_parts`, the rule is not
+/// are replaced by what `bits_of_part` returns. Without it, and where `has_parts`, the rule is not
 /// to be used. `first_row`: where in the operands that have a row for each query the mask's own
 /// rows begin.
 Decoded decode_rule(const char* op, const RuleProgram& program, at::Device device, bool with_data,

@@ -1,6 +1,6 @@
 #pragma once
 
-// What an operator's schema says, read by the compiler: its types in C++, and its traits.
+// An operator's schema, read by the compiler: its types in C++, and its traits.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -148,7 +148,7 @@ struct Operator<Literal, std::index_sequence<Index...>> {
 
   /// Besides the form that makes a new tensor there is `.out`, into one of the caller's.
   static constexpr bool kWritesMask = kSchema<Literal>.writes_mask;
-  /// It may be called without a tensor: the device is then the one asked for.
+  /// It may be called without a tensor: the device is then an argument.
   static constexpr bool kIsFactory = kSchema<Literal>.takes("Device? device");
   static constexpr bool kTakesTensors = kSchema<Literal>.takes("Tensor");
   static constexpr bool kTakesRule = kSchema<Literal>.takes("SymInt[] rule");

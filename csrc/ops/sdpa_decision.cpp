@@ -11,13 +11,13 @@
 namespace attn_mask {
 namespace {
 
-/// Reads the mask, which must have values, on the host; `test` says what they should be, and
+/// Reads the mask, which must have values, on the host; `test` is what they should fulfil, and
 /// `on_device` the same in torch's words, as a 0-d boolean tensor.
 template <typename OnDevice>
 bool is_all(const char* op, const char* argument, const at::Tensor& mask, const KeyTest& test,
             OnDevice on_device) {
   TORCH_CHECK_VALUE(!mask.is_meta(), op, ": expected ", argument,
-                    " to have values to look at, but got a meta tensor");
+                    " to have values, but got a meta tensor");
   if (mask.device().is_cpu()) {
     return all_cpu(strided_rows(with_few_dimensions(mask)), test);
   }

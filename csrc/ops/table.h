@@ -10,7 +10,7 @@
 // Those that end with `stride_multiple` write a mask into a new tensor, whose rows begin a multiple
 // of so many elements apart, and have a second form, into a tensor of the caller's:
 // `NAME.out(..., ScalarType? dtype=None, ..., Tensor(a!) out) -> ()`. Where the first gives no mask
-// since none is needed, `.out` writes the mask that says the same.
+// since none is needed, `.out` writes the mask with the same meaning.
 
 #include "ops/schema.h"
 
@@ -24,7 +24,7 @@ struct ToCausal4d
   static Run run;
 };
 
-/// With `unmask_unattended`, rows without a key are opened, as the operator of that name would.
+/// With `unmask_unattended`, rows without a key are unmasked, as by the operator of that name.
 struct To4d : Operator<
                   "to_4d(Tensor attention_mask_2d, SymInt query_length, *, "
                   "ScalarType dtype, SymInt? key_value_length=None, bool is_causal=True, "
@@ -96,8 +96,8 @@ struct Create4dCausalAttentionMask
   static Run run;
 };
 
-/// Any rule (rule/program.h says how `rule` spells it) as a boolean mask. With `unmask_unattended`,
-/// rows in which no key is visible become true throughout.
+/// Any rule (rule/program.h documents its encoding `rule`) as a boolean mask. With
+/// `unmask_unattended`, rows in which no key is visible become true throughout.
 struct Boolean : Operator<
                      "boolean(SymInt[] rule, Tensor[] operands, SymInt batch_size, "
                      "SymInt q_length, SymInt kv_length, *, SymInt q_offset=0, "
@@ -162,7 +162,7 @@ struct BlockMaskWidths
   static Run run;
 };
 
-/// Whether attention can do without the mask; with one to look at, the host waits for its device.
+/// Whether attention can do without the mask; with one to read, the host waits for its device.
 struct IgnoreCausalMaskSdpa
     : Operator<
           "_ignore_causal_mask_sdpa(Tensor? attention_mask, Tensor inputs_embeds, "

@@ -17,7 +17,7 @@ namespace attn_mask::ops {
 
 namespace {
 
-/// Kernels know four dimensions; the outermost of more are gone through here.
+/// Kernels have four dimensions; this loops over the outermost of more.
 void run_unmask(const at::Tensor& in, const at::Tensor& out, const UnmaskParams& settings) {
   if (in.dim() > StridedRows::kLeading + 1) {
     for (int64_t i = 0; i < in.size(0); ++i) {
@@ -77,17 +77,17 @@ at::Tensor UnmaskUnattended::autograd(const at::Tensor& expanded_mask, const c10
                                       c10::SymInt stride_multiple) {
   check_strided(kName, "expanded_mask", expanded_mask);
   const bool differentiable = c10::GradMode::is_enabled() && expanded_mask.requires_grad();
-  at::Tensor opened;
+  at::Tensor unmasked;
   {
     const at::AutoDispatchBelowAutograd below;
-    opened = call<UnmaskUnattended>(expanded_mask, min_dtype, stride_multiple);
+    unmasked = call<UnmaskUnattended>(expanded_mask, min_dtype, stride_multiple);
   }
   if (!differentiable) {
-    return opened;
+    return unmasked;
   }
-  // A bias that is being learned: rows that stay pass their gradient on, opened ones have none.
-  const at::Tensor closed = expanded_mask.detach().eq(min_dtype).all(-1, /*keepdim=*/true);
-  return with_stride_multiple(at::where(closed, opened, expanded_mask), stride_multiple);
+  // A bias that is being learned: rows that stay pass their gradient on, unmasked ones have none.
+  const at::Tensor fully_masked = expanded_mask.detach().eq(min_dtype).all(-1, /*keepdim=*/true);
+  return with_stride_multiple(at::where(fully_masked, unmasked, expanded_mask), stride_multiple);
 }
 
 }  // namespace attn_mask::ops

@@ -7,7 +7,7 @@
 
 namespace attn_mask::ops {
 
-/// A copy of an additive mask with its rows of `min_dtype` throughout opened.
+/// A copy of an additive mask with its rows of `min_dtype` throughout unmasked.
 at::Tensor unmask(const Output& output, const at::Tensor& expanded_mask,
                   const c10::Scalar& min_dtype);
 

@@ -12,7 +12,7 @@ struct Hull {
   int64_t before = kOpen;        // from so many positions before the query's
   int64_t after = kOpen;         // to so many after it,
   Interval known = kEverywhere;  // and among these,
-  int32_t chunk = -1;            // and in the chunk that this node says, if there is one
+  int32_t chunk = -1;            // and in the chunk of this node, if there is one
   uint32_t unresolved = 0;       // bit i: node i has yet to be evaluated for each key that is left
   bool is_all = true;            // nothing else decides
 

@@ -14,14 +14,14 @@ namespace attn_mask {
 ///
 /// A new leaf is a struct in leaf/ and, here, a constructor, a Kind, a member and a case in
 /// visit_leaf; nothing compiles while the case is missing, as -Werror=switch is always on. The
-/// struct says
+/// struct has
 ///
 ///     bool attends(query, key)   whether the query attends to the key: the leaf's definition
-///     LeafRow row(query)         which keys it may attend to; where that can't be told,
+///     LeafRow row(query)         which keys it may attend to; where that is not known,
 ///                                `still_row(kEverywhere, false)`
 ///     uint64_t word(query, first, count)   which of `count` consecutive keys (and columns) from
 ///                                `first` on it attends to; bits beyond them may be anything
-///     bool kIsBand               row() says the same of all queries, at as many positions before
+///     bool kIsBand               row() is the same for all queries, at as many positions before
 ///                                and after them, or at the same positions, and reads no data
 ///
 /// The positions of query and key are those that the leaf sees. Code that tests for a kind by `if`
@@ -58,7 +58,8 @@ struct Leaf {
   Leaf(const Padding& leaf) : kind(Kind::kPadding), padding(leaf) {}
 };
 
-/// Calls `f` with the leaf and returns what it does. A node that joins others says nothing itself.
+/// Calls `f` with the leaf and returns what it does. A node that joins others decides nothing
+/// itself.
 ATTN_MASK_ANY_EXECUTION_SPACE
 template <typename F>
 ATTN_MASK_INLINE auto visit_leaf(const Leaf& leaf, const F& f) {

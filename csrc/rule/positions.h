@@ -8,8 +8,8 @@
 
 namespace attn_mask {
 
-/// Where the rows (or the columns) of a mask stand: `offset + index`, plus an offset that lies in
-/// memory for all or for each batch row; or positions of their own. Memory is the device's and
+/// The positions of the rows (or the columns) of a mask: `offset + index`, plus an offset that lies
+/// in memory for all or for each batch row; or positions of their own. Memory is the device's and
 /// never read on the host.
 struct Positions {
   int64_t offset;

@@ -9,7 +9,7 @@ struct Query {
   int64_t batch;
   int64_t head;
   int64_t row;       // 0 <= row < q_length: where it is stored
-  int64_t position;  // where it stands
+  int64_t position;  // its position
 };
 
 /// A column of the mask.

@@ -15,7 +15,8 @@ bool is_worth_preparing(const Problem& problem, int64_t rows, int64_t length);
 
 /// The prepare step on the host: finds the runs in the tables of a problem's rule, O(batch_size x
 /// length) for each, so that documents, blocks and packed positions have spans. Only where tables
-/// are asked, and not for one that is much larger than the mask. Owns what the rule then points to.
+/// are evaluated, and not for one that is much larger than the mask. Owns what the rule then points
+/// to.
 class PreparedRuns {
  public:
   explicit PreparedRuns(Problem& problem);

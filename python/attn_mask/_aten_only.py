@@ -24,7 +24,7 @@ class aten_only:
     operator, whether this package is called or transformers under ``install()``. Masks are the
     same, bit for bit; to make one takes longer. torch.jit.trace and torch.onnx.export need no such
     block. It holds for the thread or asynchronous task that enters it; torch.compile, which can't
-    tell threads apart, heeds it in all of them.
+    distinguish threads, obeys it in all of them.
     """
 
     def __init__(self) -> None:

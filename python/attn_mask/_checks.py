@@ -1,4 +1,4 @@
-"""What functions require of their arguments before anything else looks at them."""
+"""What functions require of their arguments before anything else uses them."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from attn_mask._tracing import is_recording
 def check_strided(function: str, argument: str, tensor: Any) -> None:
     """Raises TypeError for what is no tensor, and for nested and sparse tensors.
 
-    Torch's own errors for those come from inside whatever happens to look at them first.
+    Torch's own errors for those come from inside whatever happens to read them first.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
@@ -28,7 +28,7 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
 def check_integer(function: str, argument: str, value: Any) -> None:
     """Raises TypeError for what is no size or offset, ValueError for what fits into no 64 bits.
 
-    Not while a graph is recorded: dynamo can't look at what stands for an int there.
+    Not while a graph is recorded: dynamo can't inspect what stands for an int there.
     """
     if is_recording():
         return
@@ -50,7 +50,7 @@ def check_flag(function: str, argument: str, value: Any) -> None:
 
 
 def checked_masked_value(function: str, value: Any) -> float | None:
-    """What masked elements hold, as it was given; whether a dtype holds it, the operators see.
+    """What masked elements hold, as it was given; operators check whether a dtype holds it.
 
     Raises TypeError for what is no number, ValueError for NaN and what is above 0.
     """
@@ -71,7 +71,7 @@ def checked_masked_value(function: str, value: Any) -> float | None:
         ) from error
 
 
-# What torch says where a tensor's truth is needed: under vmap, and of several elements.
+# Torch's errors where a tensor is used as a bool: under vmap, and with several elements.
 _OF_BRANCHES = re.compile("data-dependent control flow|Boolean value of Tensor")
 
 # And where its value is needed as a number of Python's or an array of NumPy's.

@@ -1,7 +1,7 @@
 """The operators in ATen's, for graphs that leave PyTorch and for devices without kernels of ours.
 
 Each function here has the name, the arguments and the result of an operator. A program of numbers
-(csrc/rule/program.h) is decoded into the rule of ``attn_mask.rules`` that it spells, whose call
+(csrc/rule/program.h) is decoded into the rule of ``attn_mask.rules`` that it encodes, whose call
 is the definition of each leaf in ATen operators. The other operators are rules from the start.
 """
 
@@ -40,7 +40,7 @@ def _is(number: int, size: Any) -> bool:
 
 
 class _Span(NamedTuple):
-    """Between which positions all queries (or keys) stand."""
+    """The range of the positions of all queries (or keys)."""
 
     first: Any
     end: Any
@@ -188,7 +188,7 @@ def _far(numbers: torch.Tensor) -> torch.Tensor:
 
 
 class _Line(NamedTuple):
-    """Where the queries (or the keys) of a mask stand."""
+    """The positions of the queries (or the keys) of a mask."""
 
     positions: torch.Tensor  # [1 or b, length]
     span: _Span | None
@@ -358,7 +358,7 @@ def _by_name(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Lets the operator say what is wrong with its arguments, as meta tensors."""
+    """Lets the operator check its arguments, as meta tensors."""
     if _get_current_dispatch_mode() is not None or torch._C._functorch.peek_interpreter_stack():
         return  # it has been called before, or will be with what is mapped over
     tracing = torch._C._get_tracing_state()
@@ -371,7 +371,7 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if argument.name == "device":
                 given["device"] = torch.device("meta")
             elif argument.name == "allow_skip":
-                given["allow_skip"] = False  # it would look at values
+                given["allow_skip"] = False  # it would read values
             elif argument.name in given:
                 value = given[argument.name]
                 given[argument.name] = _for_check(str(argument.type), value)
@@ -529,7 +529,7 @@ def to_4d(
 ) -> torch.Tensor:
     if is_causal and key_value_length is not None and torch.compiler.is_compiling():
         torch._check(attention_mask_2d.shape[1] == key_value_length)
-    # One query attends to all keys that the mask has, which is also what causality says of the
+    # One query attends to all keys that the mask has, as causality gives for the
     # last one.
     return _padding_mask(attention_mask_2d, query_length, is_causal=is_causal, **given)
 
@@ -794,7 +794,7 @@ def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
         _check(func, args, kwargs)
         try:
             return decomposition(*args, **kwargs)
-        except (AssertionError, ImportError) as error:  # so says torch.xpu, or its absence
+        except (AssertionError, ImportError) as error:  # by torch.xpu, or its absence
             raise NotImplementedError(
                 f"{name}: expected device to be one that torch was built for, "
                 f"but got {kwargs.get('device')}"

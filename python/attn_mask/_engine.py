@@ -50,7 +50,7 @@ BOOLEAN = Spelling()
 
 
 class Axis(NamedTuple):
-    """Where the queries (or the keys) stand: ``start`` + i, on top of the tensor's positions."""
+    """The positions of the queries (or the keys): ``start`` + i, added to the tensor's."""
 
     length: int
     start: int = 0
@@ -168,7 +168,7 @@ class _Problem(NamedTuple):
     by_vmap: bool
 
     def evaluate(self, mask_function: Callable[..., Any]) -> torch.Tensor:
-        """What a mask function says: broadcast over [b, h, q, kv] or, by vmap, of that shape."""
+        """A mask function's result: broadcast over [b, h, q, kv] or, by vmap, of that shape."""
         device = self.device
         batch_idx = torch.arange(self.batch_size, device=device)
         head_idx = torch.arange(self.heads, device=device)
@@ -185,24 +185,24 @@ class _Problem(NamedTuple):
             from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
             with TransformGetItemToIndex():
-                answer = mask_function(batch_idx, head_idx, q_idx, kv_idx)
+                result = mask_function(batch_idx, head_idx, q_idx, kv_idx)
         else:
             if q_idx.dim() == 1:
                 q_idx = q_idx[None]
             if kv_idx.dim() == 1:
                 kv_idx = kv_idx[None]
-            answer = mask_function(
+            result = mask_function(
                 batch_idx[:, None, None, None],
                 head_idx[None, :, None, None],
                 q_idx[:, None, :, None],
                 kv_idx[:, None, None, :],
             )
-        if not isinstance(answer, torch.Tensor):
+        if not isinstance(result, torch.Tensor):
             raise TypeError(
                 f"{self.name}: expected mask_function to return a bool tensor, "
-                f"but got {type(answer).__name__}"
+                f"but got {type(result).__name__}"
             )
-        return answer
+        return result
 
     def _check_positions(self, line: str, of: Axis) -> None:
         """Operators check this themselves."""
@@ -216,22 +216,22 @@ class _Problem(NamedTuple):
                 f"length] = {[self.batch_size, of.length]}, but got {list(shape)}"
             )
 
-    def as_bits(self, answer: torch.Tensor, at_least: int) -> torch.Tensor:
-        """The answer of a mask function, of some rank at least, as [b or 1, h or 1, q, kv]."""
-        check_boolean(self.name, answer)
+    def as_bits(self, result: torch.Tensor, at_least: int) -> torch.Tensor:
+        """The result of a mask function, of some rank at least, as [b or 1, h or 1, q, kv]."""
+        check_boolean(self.name, result)
         q_length, kv_length = self.queries.length, self.keys.length
         limits = (kv_length, q_length, None, self.batch_size)
-        fits = at_least <= answer.dim() <= 4 and all(
+        fits = at_least <= result.dim() <= 4 and all(
             limit is None or size in (1, limit)
-            for size, limit in zip(reversed(answer.shape), limits, strict=False)
+            for size, limit in zip(reversed(result.shape), limits, strict=False)
         )
         if not fits:
             raise ValueError(
                 f"{self.name}: expected mask_function to return a tensor that can be expanded to "
-                f"[{self.batch_size}, 1, {q_length}, {kv_length}], but got {list(answer.shape)}"
+                f"[{self.batch_size}, 1, {q_length}, {kv_length}], but got {list(result.shape)}"
             )
-        answer = answer[(None,) * (4 - answer.dim())]
-        return answer.expand(-1, -1, q_length, kv_length)
+        result = result[(None,) * (4 - result.dim())]
+        return result.expand(-1, -1, q_length, kv_length)
 
     def write(self, code: list[int], operands: list[Any], spelling: Spelling) -> torch.Tensor:
         """The mask of an encoded rule, by the operators."""
@@ -308,8 +308,8 @@ class _Problem(NamedTuple):
         except (RuntimeError, ValueError, IndexError):
             tile = None
         if tile is None:
-            # A function that holds something of the whole mask's size answers for the whole only;
-            # what is wrong with any other, it will say again.
+            # A function that holds something of the whole mask's size works for the whole only;
+            # any other error will be raised again.
             return write(self)
         mask = out
         if mask is None:
@@ -339,7 +339,7 @@ def write_mask(
 
     Args:
         name: of the function that was called, for errors.
-        q_offset, kv_offset: the position of the first query and key, or where each stands.
+        q_offset, kv_offset: the position of the first query and key, or of each.
         padding_mask: which keys are not padding, bool [b, n]; those after its end are.
         by_vmap: whether callables of the user's are called for one element at a time.
         heads: how many of them callables are called for.
@@ -353,7 +353,7 @@ def write_mask(
     if not isinstance(rule, MaskFunction):
         rule = rules.rule_of(name, "mask_function", mask_function)
     batch_size, q_length, kv_length = sizes
-    # What most calls ask for, where all that is seen to below is as it should be.
+    # The common case, in which nothing below is needed.
     if (
         type(q_offset) is int
         and type(kv_offset) is int
@@ -375,7 +375,7 @@ def write_mask(
         code, operands = program.code, program.operands
         if padding_mask is not None:
             code, operands = program.padded_code, [*operands, padding_mask]
-        mask: torch.Tensor  # called directly, since it is asked for in every decode step
+        mask: torch.Tensor  # called directly, since it is needed in every decode step
         if spelling.dtype is None:
             mask = _C.boolean(
                 code,
@@ -428,7 +428,7 @@ def write_mask(
         is_jit_tracing()  # it would fix an operator's sizes
         or not program.is_boolean
         or counts
-        or (len(program.questions) > 0 and is_tracing(padding_mask))
+        or (len(program.calls) > 0 and is_tracing(padding_mask))
     )
     for index, line in enumerate((queries, keys)):
         if line.positions is None and (is_recording() or line.length > 0):
@@ -455,18 +455,18 @@ def write_mask(
         if not by_vmap:
             mask = mask.expand(batch_size, -1, q_length, kv_length)
         return problem.spell(mask, spelling)
-    if not program.questions:
+    if not program.calls:
         return problem.write(code, operands, spelling)
     is_root = padding_mask is None and isinstance(rule, rules.Function)
 
     def write_rows(part: _Problem) -> torch.Tensor:
-        answered = list(operands)
+        filled = list(operands)
         for index in program.bits:
-            answered[index] = part.queries.of_mask(answered[index])
-        for operand, question in program.questions:
-            answer = part.evaluate(question)
-            answered[operand] = part.as_bits(answer, at_least=4 if is_root else 0)
-        return part.write(code, answered, spelling.of_rows(part.queries))
+            filled[index] = part.queries.of_mask(filled[index])
+        for operand, function in program.calls:
+            result = part.evaluate(function)
+            filled[operand] = part.as_bits(result, at_least=4 if is_root else 0)
+        return part.write(code, filled, spelling.of_rows(part.queries))
 
     return problem.write_in_tiles(write_rows, spelling.out)
 
@@ -481,7 +481,7 @@ def _check_rows_of_bits(bits: torch.Tensor, queries: Axis) -> None:
 
 
 def _with_bits_at(problem: _Problem, rule: MaskFunction) -> MaskFunction:
-    """The rule, called with positions, with bits for the rows and columns that stand there."""
+    """The rule, called with positions, with bits for the rows and columns at these positions."""
     queries, keys = problem.queries, problem.keys
     for argument, line in (("queries", queries), ("keys", keys)):
         if line.positions is not None:
@@ -518,8 +518,8 @@ def fitting(
     return fitting
 
 
-def check_boolean(name: str, answer: torch.Tensor) -> None:
-    if answer.dtype != torch.bool:
+def check_boolean(name: str, result: torch.Tensor) -> None:
+    if result.dtype != torch.bool:
         raise TypeError(
-            f"{name}: expected mask_function to return a bool tensor, but got {answer.dtype}"
+            f"{name}: expected mask_function to return a bool tensor, but got {result.dtype}"
         )

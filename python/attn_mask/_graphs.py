@@ -1,4 +1,4 @@
-"""How operators stand in graphs that torch records: what fake tensors and proxies make of them."""
+"""Operators in graphs that torch records: what fake tensors and proxies make of them."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def _fake_factory(
 ) -> Any:
     """Runs an operator without tensors under fake tensors.
 
-    They know how to treat operators that can't have tensor arguments and return a Tensor, but not
+    They handle operators that can't have tensor arguments and return a Tensor, but not
     those that return an optional one, or several, or just were given none: shapes (or None) and
     errors come from the Meta kernel.
     """

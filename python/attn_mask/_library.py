@@ -13,7 +13,7 @@ from attn_mask._named_once import name_once
 
 __all__ = ["UNMASKED_DEVICES", "_C", "build_info", "operators_that"]
 
-# Another torch has other symbols: say so before the linker says it in its own words.
+# Another torch has other symbols: an error here is clearer than the linker's.
 if torch.__version__ != TORCH_VERSION:
     raise ImportError(
         f"attn_mask was built for torch {TORCH_VERSION}, but torch {torch.__version__} is running. "

@@ -1,4 +1,4 @@
-"""What users should know but need not act on: said once in a process, through logging."""
+"""What users should know but need not act on: logged once in a process."""
 
 import logging
 
@@ -12,7 +12,7 @@ _named: set[str] = _process.kept("named", set)
 
 
 def is_named(kind: str) -> bool:
-    """Whether name_once would say nothing (any more), so that finding out can be spared."""
+    """Whether name_once would log nothing (any more), so that the check can be left out."""
     # A mode (make_fx, fake tensors) may be recording, too.
     return is_recording() or _get_current_dispatch_mode() is not None or kind in _named
 

@@ -15,7 +15,7 @@ _kept: dict[str, object] = vars(torch.ops.attn_mask).setdefault("__process__", {
 
 
 def kept(name: str, make: Callable[[], _T]) -> _T:
-    """What ``make`` gave when this name was first asked for in this process.
+    """What ``make`` gave when this name was first used in this process.
 
     An object may be of a class of a former module: only its attributes are to be used.
     """

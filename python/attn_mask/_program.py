@@ -12,7 +12,7 @@ _AND, _BITS, _PADDING = (_C.OPCODES[name] for name in ("AND", "BITS", "PADDING")
 
 
 class Source(NamedTuple):
-    """The function that made a leaf over a table, and what that function calls the table."""
+    """The function that made a leaf over a table, and that function's name for the table."""
 
     function: str
     argument: str
@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where in a tree a rule stands."""
+    """The place of a rule in a tree."""
 
     above: tuple[Any, ...] = ()
     """The nodes between it and the root that change positions: Reindex and Shift."""
@@ -40,14 +40,14 @@ class Program:
     Attributes:
         code: the rules, in prefix order.
         padded_code: the same, and a padding mask that is the operand after the others.
-        operands: the tensors that ``code`` names by index; None for answers to ``questions``.
-        sources: who made the leaf of each operand; None for answers to ``questions``.
+        operands: the tensors that ``code`` names by index; None for results of ``calls``.
+        sources: who made the leaf of each operand; None for results of ``calls``.
         bits: the indices of operands that are bits, with a row for each query.
-        questions: (index of the operand, function): what only a call can answer. The answers at
+        calls: (index of the operand, function): what has to be called. The results at
             the mask's own positions, bool [b or 1, h or 1, q, kv], are the operand.
         is_plain: True when there is no operand, and nothing to see to but positions below zero.
         is_boolean: False when some padding of a function of transformers is not boolean: the
-            function then answers in its dtype.
+            function's results then have its dtype.
         lowest: for queries and keys: the first position that is in all tables. Before it, a call
             counts from the end of a tensor.
         highest: for queries and keys: the first position beyond that, or None. Neither is known
@@ -59,7 +59,7 @@ class Program:
         self.operands: list[Any] = []
         self.sources: list[Source | None] = []
         self.bits: list[int] = []
-        self.questions: list[tuple[int, Any]] = []
+        self.calls: list[tuple[int, Any]] = []
         self.is_boolean = True
         self.lowest = [0, 0]
         self.highest: list[int | None] = [None, None]
@@ -121,7 +121,7 @@ class Program:
         """Whether the operators need nothing else, for queries and keys at these positions."""
         if self.is_plain:
             return q_start >= 0 and kv_start >= 0
-        if self.questions or not self.is_boolean:
+        if self.calls or not self.is_boolean:
             return False
         if q_start < self.lowest[0] or kv_start < self.lowest[1]:
             return False
@@ -176,10 +176,10 @@ class Program:
                     f"{source} for positions from 0 on, but the {line} of {name} begin at {first}"
                 )
 
-    def ask(self, rule: Any, place: Place) -> None:
-        """A rule that only a call can answer."""
+    def add_call(self, rule: Any, place: Place) -> None:
+        """A rule that has to be called."""
         for above in reversed(place.above):
             rule = replace(above, rule=rule)
         operand = self.add_operand(None, None)
-        self.questions.append((operand, rule))
+        self.calls.append((operand, rule))
         self.code += (_BITS, operand)

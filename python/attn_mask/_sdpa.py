@@ -34,12 +34,12 @@ def sdpa_arguments(
     unmask_unattended: bool = False,
     masked_value: float | None = None,
 ) -> SdpaArguments:
-    """The cheapest way to tell scaled_dot_product_attention which keys a query attends to::
+    """The cheapest arguments of scaled_dot_product_attention for a rule::
 
         attn_mask, is_causal = attn_mask.sdpa_arguments(query, key, causal() & sliding_window(64))
         scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal)
 
-    A mask keeps it from its fastest kernels, so none is made where the answer is the same without:
+    A mask keeps it from its fastest kernels, so none is made where the result is the same without:
     where every key is attended to (one query after a cache, windows and chunks that hold all), and
     where causality is all there is and ``is_causal`` means the same. That counts queries and keys
     from the same position (so not where queries stand after a cache).
@@ -49,11 +49,11 @@ def sdpa_arguments(
         key: [batch_size, heads, kv_length, head size]; gives sizes and device, as query does.
         mask_function: a rule of ``attn_mask.rules``, or any mask function.
         attention_mask: which keys are not padding [batch_size, n], not zero; those after its end
-            are. Whether it hides any is found out as skip_policy says: by "upstream", its values
-            are looked at, if not tracing.
-        q_offset: where the first query stands, an int or a tensor [] or [batch_size, 1], which is
+            are. Whether it masks any is found out by skip_policy: under "upstream" its values
+            are read, if not tracing.
+        q_offset: the first query's position, an int or a tensor [] or [batch_size, 1], which is
             not read; by default, where the last query and the last key are the same token.
-        kv_offset: where the first key stands.
+        kv_offset: the first key's position.
         dtype: of an additive mask; by default the mask is boolean.
         unmask_unattended: whether rows in which no key is visible are visible throughout, for
             attention that gives NaN for them.
@@ -132,7 +132,7 @@ def sdpa_arguments(
 
 
 def _hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offset: int) -> bool:
-    """Whether, as far as skip_policy lets one know, each key shows."""
+    """Whether each key is visible, as far as skip_policy permits to find out."""
     policy = _skipping.current()
     if policy.name != "upstream":
         return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, None)

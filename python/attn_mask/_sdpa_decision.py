@@ -15,14 +15,14 @@ __all__ = ["is_causal_enough", "is_result", "is_unmasked"]
 
 
 def is_unmasked(mask: torch.Tensor, unmask_unattended: bool | None = None) -> bool:
-    """Whether rows of a mask without a key are unmasked: as asked for, else by its device."""
+    """Whether rows of a mask without a key are unmasked: by the argument, else by its device."""
     if unmask_unattended is None:
         return mask.device.type in UNMASKED_DEVICES
     return unmask_unattended
 
 
 def is_result(mask: torch.Tensor | None, unmask_unattended: bool | None = None) -> bool:
-    """A 4D mask says all by itself: it is the result, but for rows that are unmasked."""
+    """A 4D mask is the result as it is, but for rows that are unmasked."""
     return mask is not None and mask.dim() == 4 and not is_unmasked(mask, unmask_unattended)
 
 
@@ -33,9 +33,9 @@ def is_causal_enough(
     sliding_window: Any,
     is_all_ones: Callable[[torch.Tensor], bool],
 ) -> bool:
-    """Whether ``is_causal`` (or there being one query) says all that the mask does.
+    """Whether ``is_causal`` (or there being one query) replaces the mask.
 
-    ``is_all_ones`` looks at a 2D mask, where shapes allow it.
+    ``is_all_ones`` reads a 2D mask, where shapes allow it.
     """
     q_length = inputs_embeds.shape[1]
     kv_length = q_length + past_key_values_length

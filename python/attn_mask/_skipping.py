@@ -1,4 +1,4 @@
-"""Who decides whether attention gets a mask at all, where it could do without one."""
+"""The policy by which attention gets no mask where it can do without one."""
 
 import contextvars
 import threading
@@ -34,9 +34,9 @@ class SkipPolicy:
         kv_offset: Any,
         local_size: int | None,
     ) -> bool:
-        """Whether ``is_causal`` stands for the mask, without a look at any tensor's values.
+        """Whether ``is_causal`` stands for the mask, without reading any tensor's values.
 
-        Not asked under "upstream". ``attention_mask`` is [b, n], as it was given.
+        Not used under "upstream". ``attention_mask`` is [b, n], as it was given.
         """
         if self.name == "never" or not self._knows(attention_mask):
             return False
@@ -185,22 +185,22 @@ class _Call:
 
 
 def skip_policy(policy: str, padding: str | None = None, *, packing: str | None = None) -> _Call:
-    """Sets who decides, in the whole process or in a block, whether a mask is needed.
+    """Sets how it is decided, in the whole process or in a block, whether a mask is needed.
 
-    Where a mask says nothing beyond causality (or nothing at all), attention can do without:
+    Where a mask masks nothing beyond causality (or nothing at all), attention can do without:
     scaled_dot_product_attention then takes faster kernels. What is skipped so becomes None. Holds
     for the create functions, ``sdpa_mask`` and ``eager_mask`` of ``attn_mask.masking_utils``, for
     transformers' under ``install()``, and for ``sdpa_arguments``; not for flash and flex attention.
 
     Args:
-        policy: "upstream" (the default): as the release of transformers decides, which may look at
+        policy: "upstream" (the default): as the release of transformers decides, which may read
             the padding mask's values (a wait for its device), but not while torch.compile traces.
             "shapes": from shapes and what is declared here, so that eager and compiled code choose
             the same and nothing waits. "never": there is always a mask.
         padding: "none" declares for "shapes" that no padding mask hides a key that it has a value
             for. A mask that is written respects it all the same.
         packing: "none" declares for "shapes" that rows hold one sequence each. Else position_ids
-            that are given without a cache and a mask make a mask, whatever they say.
+            that are given without a cache and a mask make a mask, whatever they hold.
 
     A plain call sets the policy of the process. ``with skip_policy(...):`` leaves that as it is and
     sets the policy of the block, in this thread or task alone; within the block it wins over plain
@@ -224,7 +224,7 @@ def skip_policy(policy: str, padding: str | None = None, *, packing: str | None 
             )
         if declared is not None and policy != "shapes":
             raise ValueError(
-                f"skip_policy: expected no {name} beside {policy!r}, which heeds no declaration"
+                f"skip_policy: expected no {name} beside {policy!r}, which ignores declarations"
             )
     made = SkipPolicy(policy, padding, packing)
     if torch.compiler.is_compiling():

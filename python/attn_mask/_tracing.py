@@ -28,7 +28,7 @@ def is_exporting() -> bool:
 
 
 def is_tracing(tensor: Any = None) -> bool:
-    """Whether values must not be looked at, because they would be fixed in a graph.
+    """Whether values must not be read, because they would be fixed in a graph.
 
     True under torch.compile, torch.export and torch.jit.trace, while a CUDA stream is being
     captured, and for a ``tensor`` that is an fx.Proxy or a FakeTensor. Mirrors ``is_tracing`` of
@@ -36,7 +36,7 @@ def is_tracing(tensor: Any = None) -> bool:
     """
     if is_recording():
         return True
-    # A stream can only be captured once CUDA is in use; asking first would initialise it.
+    # A stream can only be captured once CUDA is in use; the query itself would initialise it.
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return True
     return isinstance(tensor, _OF_GRAPHS)
@@ -66,9 +66,9 @@ def is_known(fact: bool | torch.SymBool | torch.Tensor) -> bool:
 
 
 def holds(fact: bool | torch.SymBool | torch.Tensor) -> bool:
-    """Whether a comparison of sizes holds; False of sizes that only a later run will tell.
+    """Whether a comparison of sizes holds; False of sizes that only a later run decides.
 
-    Branches on it leave to the general case whatever they can't know: "unbacked" sizes, and those
+    Branches on it leave what is undecided to the general case: "unbacked" sizes, and those
     that torch.jit.trace records.
     """
     if isinstance(fact, torch.Tensor):

@@ -99,7 +99,7 @@ def _register(library: torch.library.Library, name: str) -> None:
     func = getattr(torch.ops.attn_mask, name).default
     arguments = [argument.name for argument in func._schema.arguments]
 
-    # As torch.library.register_vmap does it, which does not look at arguments by name.
+    # As torch.library.register_vmap does it, which ignores arguments by name.
     def rule(keys: Any, *args: Any, **kwargs: Any) -> Any:
         level = retrieve_current_functorch_interpreter().level()
         given, dims = unwrap_batched(dict(zip(arguments, args, strict=False)) | kwargs, level)

@@ -1,8 +1,8 @@
 """BlockMasks for flex attention, straight from a mask function's rule.
 
-torch's own ``create_block_mask`` writes the whole mask and adds it up; here a rule's spans say what
-each block holds, so that time and memory grow with the blocks, not with the elements. The results
-are the same, tensor for tensor.
+torch's own ``create_block_mask`` writes the whole mask and adds it up; here a rule's spans decide
+what each block holds, so that time and memory grow with the blocks, not with the elements. The
+results are the same, tensor for tensor.
 """
 
 import copy
@@ -41,7 +41,7 @@ _TENSORS = (
     "full_q_indices",
 )
 
-# What a byte of torch.ops.attn_mask._block_states says.
+# The values of torch.ops.attn_mask._block_states.
 _EMPTY = _C.BLOCK_STATES["EMPTY"]
 _PARTIAL = _C.BLOCK_STATES["PARTIAL"]
 _FULL = _C.BLOCK_STATES["FULL"]
@@ -87,7 +87,7 @@ def create_block_mask(
 
     Args:
         mask_mod: which keys a query attends to: an object of ``attn_mask.rules``, which is not
-            evaluated, a callable of the user's, which is asked about some rows at a time (as torch
+            evaluated, a callable of the user's, which is evaluated some rows at a time (as torch
             does, by vmap), or a tree of both. It becomes the BlockMask's mask_mod, shifted where
             there are offsets.
         B, H: None for 1.
@@ -95,12 +95,12 @@ def create_block_mask(
         _compile: has no effect.
         separate_full_blocks: whether blocks without a masked element are listed apart.
         compute_dq_write_order, dq_kv_order: as torch's, where that has them.
-        q_offset, kv_offset: where the first query and the first key stand; an int, or a tensor
+        q_offset, kv_offset: the positions of the first query and key; an int, or a tensor
             ([] or [B, 1]), whose value is not read.
         compact: store of each row and column of blocks only as many as the longest has, in tensors
             whose rows overlap in memory (views of full width; what lies after the blocks that are
             counted is undefined, as torch's documentation has it). True finds out how many: from
-            windows and chunks, else by looking, for which a GPU is waited for. A number declares
+            windows and chunks, else from values, for which a GPU is waited for. A number declares
             it, or two of them: the most blocks of a row, and of a column. Where it is too small,
             ValueError, or on a GPU an error when the kernel runs.
 
@@ -254,8 +254,8 @@ class _Writer:
             self.widths = (_size("compact", compact, 0),) * 2
         elif compact and is_recording():
             raise ValueError(
-                f"{_NAME}: expected compact to be a number of blocks, since True may have to look "
-                "at values, which can't be done while a graph is recorded"
+                f"{_NAME}: expected compact to be a number of blocks, since True may have to read "
+                "values, which can't be done while a graph is recorded"
             )
 
     def write(
@@ -271,14 +271,14 @@ class _Writer:
                     f"{_NAME}: expected {argument} to be an int or a tensor, "
                     f"but got {type(offset).__name__}"
                 )
-            # Where positions can be asked about one by one, too.
+            # Where positions can be evaluated one by one, too.
             is_known = not is_recording() and isinstance(offset, int)
             if is_known and not -rules.FAR < offset < rules.FAR:
                 raise ValueError(
                     f"{_NAME}: expected {argument} to be within 2^59 of 0, but got {offset}"
                 )
         if isinstance(rule, rules.Shift) and isinstance(q_offset, int) and q_offset == 0:
-            # How releases of transformers say offsets that are tensors: as such they have spans.
+            # How releases of transformers write offsets that are tensors: as such they have spans.
             of_rule = rule.q_offset, rule.kv_offset
             is_one = all(not isinstance(o, torch.Tensor) or o.dim() == 0 for o in of_rule)
             if is_one and isinstance(kv_offset, int) and kv_offset == 0:
@@ -289,7 +289,7 @@ class _Writer:
         operands = program.operands
         is_recorded = is_recording()
         by_element = (
-            bool(program.questions)
+            bool(program.calls)
             or not program.is_boolean
             # It would fix an operator's sizes.
             or is_jit_tracing()

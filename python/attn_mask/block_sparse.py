@@ -1,8 +1,8 @@
 """Attention over chosen blocks of queries and keys, in the form that flex attention first had.
 
 Mirrors ``torch.nn.attention._flex_attention`` of torch 2.4's development, names, fields and
-defaults, on top of today's ``torch.nn.attention.flex_attention``. A mask says which blocks are
-attended to, each wholly; what is finer than a block is said by a score_mod, a function
+defaults, on top of today's ``torch.nn.attention.flex_attention``. A mask lists the blocks that are
+attended to, each wholly; what is finer than a block is left to a score_mod, a function
 ``(score, batch, head, token_q, token_kv) -> score`` of 0-d tensors, where -inf masks. So a causal
 layer takes both: ``_flex_attention(query, key, value, _causal, _create_block_sparse_mask(mask))``.
 """
@@ -169,7 +169,7 @@ def _flex_attention(
     sqrt(E).) A query that attends to nothing, by the blocks or by scores of -inf, gets zeros.
 
     In eager code torch's unfused implementation holds all scores; code compiled by inductor skips
-    blocks. On GPUs its kernels want blocks of a multiple of their tiles; the default, 128, is one.
+    blocks. On GPUs its kernels need blocks of a multiple of their tiles; the default, 128, is one.
 
     Args:
         query: [B, H, q_length, E].
@@ -336,8 +336,8 @@ def _torch_block_mask(name: str, query: Tensor, key: Tensor, mask: _BlockSparseM
             f"[{batch_size} or 1, {heads} or 1, {q_blocks}, {kv_blocks}] for {q_length} queries "
             f"and {kv_length} keys, but got {list(shape)}"
         )
-    # To torch all blocks are full ones. Kernels that skip blocks do not ask a full one's mask_mod;
-    # the unfused implementation knows no blocks and asks for each cell.
+    # To torch all blocks are full ones. Kernels that skip blocks do not call a full one's mask_mod;
+    # the unfused implementation has no blocks and calls it for each cell.
     partial_blocks = torch.zeros_like(mask.kv_num_blocks)
     if q_length == 1:
         # The CPU kernel for one query writes no result where it visits no block (torch 2.15). So it

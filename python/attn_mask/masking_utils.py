@@ -1,8 +1,8 @@
 """Drop-in for ``transformers.masking_utils``, on native rules.
 
 Names, signatures, defaults, results and errors are those of the release of transformers that
-``attn_mask._upstream.UPSTREAM`` names; transformers itself is not needed: configs and caches are
-asked for the attributes that upstream's have. Mask functions are objects that carry their rule
+``attn_mask._upstream.UPSTREAM`` names; transformers itself is not needed: configs and caches need
+the attributes that upstream's have. Mask functions are objects that carry their rule
 (``attn_mask.rules``), so that a mask is written at once by ``torch.ops.attn_mask.boolean`` or
 ``.additive``. Only callables of the user's are called, for some rows at a time.
 
@@ -159,13 +159,13 @@ def sdpa_mask(
     """The boolean mask [b, 1, q, kv] for scaled_dot_product_attention.
 
     Args:
-        mask_function: which keys a query attends to. A callable of the user's must answer about
-            each element by itself: in large masks it is asked about some rows at a time.
+        mask_function: which keys a query attends to. The result of a callable of the user's must
+            not depend on other elements: large masks are evaluated some rows at a time.
         attention_mask: which keys are not padding, bool [b, n]; those after its end are.
         local_size: the window or chunk of the mask function, if any; matters to skipping.
-        allow_is_causal_skip: whether to return None where ``is_causal`` says the same.
+        allow_is_causal_skip: whether to return None where ``is_causal`` means the same.
         allow_is_bidirectional_skip: whether to return None where nothing is masked.
-        use_vmap: whether callables of the user's are asked about one element at a time, under
+        use_vmap: whether callables of the user's are evaluated one element at a time, under
             torch.vmap, rather than with index tensors that broadcast.
         unmask_unattended: whether rows in which no key is visible are True throughout; beyond
             upstream.
@@ -270,7 +270,7 @@ def flash_attention_mask(
 ) -> torch.Tensor | None:
     """What flash attention takes: the padding of the last kv keys [b, kv], or None without any.
 
-    A shorter mask (static caches) is returned as it is. ``mask_function`` is not looked at.
+    A shorter mask (static caches) is returned as it is. ``mask_function`` is not used.
 
     Mirrors ``transformers.masking_utils.flash_attention_mask``.
     """
@@ -387,7 +387,7 @@ def _preprocess(
     *,
     name: str = "_preprocess_mask_arguments",
 ) -> tuple[bool, Any, Any, Any, Any, Any, Any]:
-    """What all the create functions, of which ``name`` is one, need to know.
+    """What all the create functions, of which ``name`` is one, need.
 
     Returns (early_exit, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset,
     kv_offset): with early_exit, attention_mask is the result (a 4D mask as it came, or None for an
@@ -485,7 +485,7 @@ def _create_mask(
     if has_documents and encoder_hidden_states is not None:
         raise ValueError(
             f"{name}: expected no document_ids or cu_seqlens beside encoder_hidden_states, whose "
-            "documents they don't tell"
+            "documents are others"
         )
     embeds = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
     early_exit, attention_mask, sequences, q_length, kv_length, q_offset, kv_offset = _preprocess(
@@ -717,21 +717,21 @@ create_causal_mask = _creates_causal(
     Args:
         config: of the model; its ``_attn_implementation`` names a function in
             ALL_MASK_ATTENTION_FUNCTIONS (None is returned for one that is not there), and its
-            ``is_causal`` of False asks for create_bidirectional_mask.
+            ``is_causal`` of False selects create_bidirectional_mask.
         inputs_embeds: [b, q, hidden]; gives the sizes, dtype and device.
         attention_mask: which keys are not padding [b, n], not zero; or a 4D mask or a BlockMask,
             which is returned as it is.
         cache: the cache, or None.
         position_ids: [b or 1, q]; without mask and cache, jumps in them are the borders of packed
-            sequences. Those of another rank are not looked at.
+            sequences. Those of another rank are ignored.
         or_mask_function, and_mask_function: what else, or only, is attended to.
         block_sequence_ids: ints [b, n]; tokens with the same id (not negative) attend to each
             other, whatever their order.
-        layer_idx: which of the cache's layers to ask; by default the first of full attention.
+        layer_idx: the cache's layer that gives the sizes; by default the first of full attention.
         allow_is_causal_skip: whether None may stand for a plain causal mask.
         document_ids: ints [b or 1, n], for each of the n tokens up to the last query, those in the
             cache included (without a cache, n is q): tokens of different documents do not attend
-            to each other, not even within a block. Stands in for what position_ids would say.
+            to each other, not even within a block. Replaces position_ids.
             Chunks, and the mask functions given, count positions from the start of each run of
             equal ids.
         cu_seqlens: the same as ints [documents + 1] that rise from 0 to n, the same for each row.
@@ -857,7 +857,7 @@ def create_masks_for_generate(
         "and_mask_function": and_mask_function,
         "block_sequence_ids": block_sequence_ids,
     }
-    # Functions that users put into the mapping know upstream's arguments only.
+    # Functions that users put into the mapping take upstream's arguments only.
     if document_ids is not None:
         arguments["document_ids"] = document_ids
     if cu_seqlens is not None:

@@ -1,7 +1,7 @@
 """Masks from rules: which keys each query attends to, as scaled_dot_product_attention takes it.
 
-Shapes: b batch_size, q q_length, kv kv_length. Query row i stands at q_offset + i, or where
-q_positions say; key column j at kv_offset + j, or where kv_positions say.
+Shapes: b batch_size, q q_length, kv kv_length. Query row i has position q_offset + i, or
+that in q_positions; key column j has kv_offset + j, or that in kv_positions.
 """
 
 from collections.abc import Callable

@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass
 class AttentionMaskConverter:
-    """A causal flag and a sliding window, to be asked for 4D masks.
+    """A causal flag and a sliding window, and the 4D masks for them.
 
     Args:
         is_causal: whether a query attends to no key after its own position.
@@ -112,7 +112,7 @@ class AttentionMaskConverter:
         """The causal mask of ``input_ids_shape`` (b, q) after ``past_key_values_length`` keys.
 
         Returns [b, 1, q, q + past], the batch a stride-0 expand. A window of 0 leaves a query its
-        own position, a negative one nothing (the class refuses both; upstream's static method does
+        own position, a negative one nothing (the class rejects both; upstream's static method does
         not).
         """
         batch_size, query_length = input_ids_shape
@@ -149,9 +149,9 @@ class AttentionMaskConverter:
 
     @staticmethod
     def _unmask_unattended(expanded_mask: torch.Tensor, min_dtype: float) -> torch.Tensor:
-        """A copy of an additive mask [..., q, kv] with its rows of ``min_dtype`` throughout opened.
+        """A copy of an additive mask [..., q, kv] with rows of ``min_dtype`` throughout unmasked.
 
-        Memory-efficient attention on CUDA gives NaN for a row without a key. Opened elements are
+        Memory-efficient attention on CUDA gives NaN for a row without a key. Unmasked elements are
         -0.0, as upstream's product leaves them. Raises ValueError for a boolean mask.
         """
         if not isinstance(min_dtype, int | float):  # a number of NumPy's, or in a tensor
@@ -177,7 +177,7 @@ class AttentionMaskConverter:
         """Whether scaled_dot_product_attention can do without the mask, by its ``is_causal``.
 
         So when nothing is padded, the window (if any) is longer than kv, and there is one query or
-        no past. Looks at the values of a 2D mask (a wait for its device), but not while tracing.
+        no past. Reads the values of a 2D mask (a wait for its device), but not while tracing.
         """
         # Tracing first: a graph must not depend on a comparison of shapes that decides nothing.
         if is_tracing(inputs_embeds) and not (attention_mask is None and is_training):
@@ -210,7 +210,7 @@ def _causal_mask(
     result: torch.Tensor | None
     ops = operators()
     if sliding_window is None and not holds(query_length > 1):
-        # One query, for which a mask was asked; or a length that only a run will tell.
+        # One query, for which a mask is required; or a length that only a run decides.
         result = (ops or torch.ops.attn_mask)._make_causal_mask(
             (batch_size, query_length),
             key_value_length - query_length,
@@ -300,7 +300,7 @@ def is_all_ones(mask: torch.Tensor) -> bool:
 
 def _beside(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
     """``inputs_embeds``, or where it is on another device something beside the mask that stands for
-    its dtype and shape: operators refuse mixed devices, upstream doesn't look at the embeddings."""
+    its dtype and shape: operators reject mixed devices, upstream does not read the embeddings."""
     if inputs_embeds.device == attention_mask.device:
         return inputs_embeds
     return attention_mask.new_empty(inputs_embeds.shape[:2], dtype=inputs_embeds.dtype)
@@ -365,9 +365,9 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     """The ``attn_mask`` argument of scaled_dot_product_attention for causal attention.
 
     Arguments as for _prepare_4d_causal_attention_mask, but a 4D mask must be additive already and
-    comes back as the same object. Returns None where ``is_causal`` says all that is needed (see
+    comes back as the same object. Returns None where ``is_causal`` is all that is needed (see
     AttentionMaskConverter._ignore_causal_mask_sdpa), else [b, 1, q, kv]. On CUDA, but not while
-    tracing, rows without a key are opened.
+    tracing, rows without a key are unmasked.
     """
     converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
     key_value_length = input_shape[-1] + past_key_values_length

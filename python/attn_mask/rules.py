@@ -1,8 +1,8 @@
-"""Mask functions as objects: each can be called, and says by which rule it answers.
+"""Mask functions as objects: each can be called, and carries the rule that it evaluates.
 
-A mask function takes tensors of indices (batch_idx, head_idx, q_idx, kv_idx) and says whether query
-q_idx attends to key kv_idx: the closures of transformers' ``masking_utils``, the mask_mods of flex
-attention. A MaskFunction answers as those do (same dtype, shape and broadcasting; under torch.vmap
+A mask function takes tensors of indices (batch_idx, head_idx, q_idx, kv_idx) and returns whether
+query q_idx attends to key kv_idx: the closures of transformers' ``masking_utils``, the mask_mods of
+flex attention. A MaskFunction gives the same (dtype, shape and broadcasting; under torch.vmap
 and torch.compile, too), and ``encode()`` gives what ``torch.ops.attn_mask.boolean`` and
 ``.additive`` need to write the whole mask at once. Trees grow by ``&`` and ``|``, with any
 callables::
@@ -76,7 +76,7 @@ ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Shown(enum.Enum):
-    """What a rule shows of some keys to some queries, as far as it can be told from positions."""
+    """Which of some keys are visible to some queries, as far as positions decide it."""
 
     ALL = enum.auto()
     CAUSAL = enum.auto()
@@ -147,8 +147,8 @@ class MaskFunction:
         rank than the rule's.
         """
         program = self.program
-        for _, question in program.questions:
-            raise TypeError(f"encode: expected a tree of rules, but got {question!r} in it")
+        for _, function in program.calls:
+            raise TypeError(f"encode: expected a tree of rules, but got {function!r} in it")
         return list(program.code), list(program.operands)
 
     def to(self, device: torch.device | str) -> Self:
@@ -175,7 +175,7 @@ class MaskFunction:
             return True
         raise TypeError(
             f"{self.__name__}: expected rules to be joined by `&` and `|`, not by `and`, `or` and "
-            "`not`: a rule is neither true nor false (`is None` tells whether there is one)"
+            "`not`: a rule is neither true nor false (test for one by `is None`)"
         )
 
     def __and__(self, other: Callable[..., Any]) -> "MaskFunction":
@@ -249,7 +249,7 @@ def _shown(value: Any) -> str:
 
 
 def _at(table: torch.Tensor, source: Source, batch_idx: Any, idx: Any) -> torch.Tensor:
-    """What a table says of positions; one row of it may serve the whole batch."""
+    """The entries of a table at positions; one row of it may serve the whole batch."""
     if source.is_upstream:
         return table[batch_idx, idx]
     if table.dim() == 1:
@@ -264,10 +264,10 @@ def _row(rows: int, batch_idx: Any) -> Any:
     return 0 if rows == 1 else batch_idx
 
 
-def _beside(answer: Any, other: Any) -> Any:
-    """An answer on the other's device, where they are tensors."""
-    both = isinstance(answer, torch.Tensor) and isinstance(other, torch.Tensor)
-    return answer.to(other.device) if both else answer
+def _beside(result: Any, other: Any) -> Any:
+    """A result on the other's device, where they are tensors."""
+    both = isinstance(result, torch.Tensor) and isinstance(other, torch.Tensor)
+    return result.to(other.device) if both else result
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -402,7 +402,7 @@ class Chunked(MaskFunction):
     def encode_into(self, program: Program, place: Place) -> None:
         start = self.left_padding
         if self.size < 0 or (start is not None and start.dtype not in ID_DTYPES):
-            program.ask(self, place)
+            program.add_call(self, place)
             return
         operand = _C.ABSENT
         if start is not None:
@@ -442,7 +442,7 @@ class _OfIds(MaskFunction):
         if self.ids.dtype in ID_DTYPES:
             program.add_table(self.opcode, self.source, self.ids, place)
         else:
-            program.ask(self, place)
+            program.add_call(self, place)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -489,26 +489,26 @@ class Function(MaskFunction):
         if is_recording():
             return self.function(batch_idx, head_idx, q_idx, kv_idx)
         try:
-            answer = self.function(batch_idx, head_idx, q_idx, kv_idx)
+            result = self.function(batch_idx, head_idx, q_idx, kv_idx)
         except (TypeError, ValueError, RuntimeError) as error:
             expected = expected_of_function(self.function, error)
             if expected is None:
                 raise
             raise TypeError(f"{self._name()}: expected the mask function {expected}") from error
-        if not isinstance(answer, torch.Tensor | bool) or (
-            isinstance(answer, bool) and isinstance(q_idx, torch.Tensor)
+        if not isinstance(result, torch.Tensor | bool) or (
+            isinstance(result, bool) and isinstance(q_idx, torch.Tensor)
         ):
             raise TypeError(
                 f"{self._name()}: expected the mask function to return a bool tensor, "
-                f"but got {type(answer).__name__}"
+                f"but got {type(result).__name__}"
             )
-        return answer
+        return result
 
     def _name(self) -> str:
         return getattr(self.function, "__qualname__", None) or repr(self.function)
 
     def encode_into(self, program: Program, place: Place) -> None:
-        program.ask(self, place)
+        program.add_call(self, place)
 
     def _repr(self) -> str:
         return f"function({self._name()})"
@@ -525,7 +525,7 @@ class _Join(MaskFunction):
     join: ClassVar[Callable[[Any, Any], Any]]
     opcode: ClassVar[int]
     of_none: ClassVar[tuple[Any, int]]
-    """What no rules say, and the opcode of a rule that says it."""
+    """The result of no rules, and the opcode of a rule with this result."""
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         join, result = type(self).join, self.of_none[0]
@@ -543,7 +543,7 @@ class _Join(MaskFunction):
     def encode_into(self, program: Program, place: Place) -> None:
         if not self.rules:
             program.code.append(self.of_none[1])
-        elif len(self.rules) > 1:  # the operators want one at least
+        elif len(self.rules) > 1:  # the operators need one at least
             program.code += (self.opcode, len(self.rules))
         for rule in self.rules:
             rule.encode_into(program, place)
@@ -602,7 +602,7 @@ class Reindex(MaskFunction):
             program.add_table(REINDEX, self.source, self.positions, place)
             self.rule.encode_into(program, Place((*place.above, self), None))
         else:
-            program.ask(self, place)
+            program.add_call(self, place)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -624,7 +624,7 @@ class Shift(MaskFunction):
             or isinstance(kv_add, torch.Tensor)
             or len(place.above) >= _MAX_CHANGES
         ):
-            program.ask(self, place)
+            program.add_call(self, place)
             return
         program.code += (SHIFT, q_add, kv_add)
         add = None if place.add is None else (place.add[0] + q_add, place.add[1] + kv_add)
@@ -700,7 +700,7 @@ def nothing() -> MaskFunction:
 
 
 def bits(attends: torch.Tensor) -> MaskFunction:
-    """A query attends to the keys of the mask that a tensor says.
+    """A query attends to the keys that a boolean tensor marks.
 
     ``attends``: bool [b or 1, heads or 1, q, kv], for the rows and columns of the mask, wherever
     they stand: shift and reindex leave it alone. Raises TypeError for other dtypes, ValueError for
@@ -875,7 +875,7 @@ def reindexed(
     """reindex of any positions that the source takes."""
     rule = rule_of(name, "mask_function", mask_function)
     if isinstance(rule, Bits):
-        # Where the positions tell nothing, nothing is seen.
+        # Where positions are unknown, nothing is visible.
         return intersection(rule, reindexed(name, _bidirectional, positions, source))
     if isinstance(rule, _Join) and _has_bits(rule):
         return rule.over(lambda branch: reindexed(name, branch, positions, source))

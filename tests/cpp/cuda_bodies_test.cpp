@@ -169,7 +169,7 @@ TEST(Grid, BlocksOfARowAreWholeWarps) {
   EXPECT_EQ(threads_for_row(100000), kThreadsPerBlock);
 }
 
-/// A block mask's numbers, in the order of the params's lists.
+/// A block mask's numbers, in the order of the parameters' lists.
 struct BlockMaskNumbers {
   std::vector<int32_t> memory[2][2][2];  // keys or queries; partial or full; counts and indices
 

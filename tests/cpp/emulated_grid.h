@@ -112,9 +112,9 @@ inline void emulate_block_states(const BlockMaskParams& params, int64_t threads)
       bool some = false;
       bool all = true;
       for (int64_t thread = 0; thread < threads; ++thread) {
-        const BlockContent answer = line.words_body(block, thread, threads, stacks.of(thread));
-        some = some || answer.some;
-        all = all && answer.all;
+        const BlockContent content = line.words_body(block, thread, threads, stacks.of(thread));
+        some = some || content.some;
+        all = all && content.all;
       }
       line.states[block] = state_of(some, all);
     }

@@ -92,7 +92,7 @@ Elements by_hulls(const Problem& problem) {
 }
 
 /// By the CPU kernels' loops over the leaves of a row.
-Elements by_answers(const Problem& problem) {
+Elements by_row_values(const Problem& problem) {
   return each_row(problem, [&](const Query& query, uint8_t* out) {
     isa_default::kKernels.evaluate(problem, query, uint32_t{1} << (problem.rule.size - 1),
                                    {0, problem.kv_length}, out);
@@ -212,7 +212,7 @@ void expect_same_at_all_levels(const Problem& problem, std::mt19937& random) {
   ASSERT_EQ(by_definition(blocks), want);
   ASSERT_EQ(by_spans(blocks), want);
   ASSERT_EQ(by_runs(blocks), want);
-  ASSERT_EQ(by_answers(blocks), want);
+  ASSERT_EQ(by_row_values(blocks), want);
   ASSERT_EQ(by_cpu_kernel(blocks), want);
   ASSERT_NO_FATAL_FAILURE(expect_masked_rows(blocks));
   ASSERT_NO_FATAL_FAILURE(expect_block_states(blocks, want));

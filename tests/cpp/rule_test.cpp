@@ -152,16 +152,16 @@ TEST(Rule, SpanLevelAgreesWithElementLevel) {
         }
         for (int64_t column = 0; column < made.kv_length; ++column) {
           const Key key{column, kv_positions.at(batch, column)};
-          bool answer = false;
+          bool attended = false;
           for (int32_t i = 0; i < spans.spans.size; ++i) {
-            answer = answer || spans.spans.at[i].contains(column);
+            attended = attended || spans.spans.at[i].contains(column);
           }
           for (int32_t node = 0; node < rule.size; ++node) {
-            answer = answer &&
-                     (((spans.unresolved >> node) & 1U) == 0 || attends(rule, node, query, key));
+            attended = attended &&
+                       (((spans.unresolved >> node) & 1U) == 0 || attends(rule, node, query, key));
           }
-          ASSERT_EQ(answer, attends(rule, query, key)) << "trial " << trial;
-          ASSERT_EQ(answer, attends(before, query, key)) << "trial " << trial;
+          ASSERT_EQ(attended, attends(rule, query, key)) << "trial " << trial;
+          ASSERT_EQ(attended, attends(before, query, key)) << "trial " << trial;
           const bool in_hull = hull.positions.contains(key.position);
           ASSERT_TRUE(in_hull || !attends(rule, query, key));
           ASSERT_TRUE(!hull.exact || attends(rule, query, key) == in_hull);
@@ -220,15 +220,15 @@ TEST(Rule, RowRunsAgreeWithTheSpansOfTheirRows) {
           }
           for (int64_t column = 0; column < made.kv_length; ++column) {
             const Key key = problem.key(batch, column);
-            bool answer = false;
+            bool attended = false;
             for (int32_t span = 0; span < got.spans.size; ++span) {
-              answer = answer || got.spans.at[span].contains(column);
+              attended = attended || got.spans.at[span].contains(column);
             }
             for (int32_t node = 0; node < problem.rule.size; ++node) {
-              answer = answer && (((got.unresolved >> node) & 1U) == 0 ||
-                                  attends(problem.rule, node, query, key));
+              attended = attended && (((got.unresolved >> node) & 1U) == 0 ||
+                                      attends(problem.rule, node, query, key));
             }
-            ASSERT_EQ(answer, attends(problem.rule, query, key))
+            ASSERT_EQ(attended, attends(problem.rule, query, key))
                 << "trial " << trial << " row " << row << " column " << column;
           }
         }

@@ -58,24 +58,24 @@ void on_signal(int number) {
   std::raise(number == SIGALRM ? SIGKILL : number);
 }
 
-std::string describe(const Problem& problem) {
+std::string describe(const Sample& sample) {
   std::ostringstream text;
-  text << "rule " << problem.code << "\nbatch_size " << problem.batch_size << " heads "
-       << problem.heads << " q_length " << problem.q_length << " kv_length " << problem.kv_length
-       << " q_offset " << problem.q_offset << " kv_offset " << problem.kv_offset;
+  text << "rule " << sample.code << "\nbatch_size " << sample.batch_size << " heads "
+       << sample.heads << " q_length " << sample.q_length << " kv_length " << sample.kv_length
+       << " q_offset " << sample.q_offset << " kv_offset " << sample.kv_offset;
   const auto describe = [&](const std::string& name, const at::Tensor& tensor) {
     text << "\n"
          << name << ": " << tensor.scalar_type() << tensor.sizes() << " strides "
          << tensor.strides();
   };
-  for (size_t i = 0; i < problem.operands.size(); ++i) {
-    describe("operand " + std::to_string(i), problem.operands[i]);
+  for (size_t i = 0; i < sample.operands.size(); ++i) {
+    describe("operand " + std::to_string(i), sample.operands[i]);
   }
-  if (problem.q_positions) {
-    describe("q_positions", *problem.q_positions);
+  if (sample.q_positions) {
+    describe("q_positions", *sample.q_positions);
   }
-  if (problem.kv_positions) {
-    describe("kv_positions", *problem.kv_positions);
+  if (sample.kv_positions) {
+    describe("kv_positions", *sample.kv_positions);
   }
   return text.str();
 }
@@ -85,9 +85,9 @@ std::string describe(const Problem& problem) {
   std::abort();
 }
 
-void expect(bool condition, const char* what, const Problem& problem) {
+void expect(bool condition, const char* what, const Sample& sample) {
   if (!condition) {
-    fail(std::string(what) + "\n" + describe(problem));
+    fail(std::string(what) + "\n" + describe(sample));
   }
 }
 
@@ -107,16 +107,16 @@ std::vector<std::pair<const char*, const CpuKernels*>> instruction_sets() {
 
 /// The arguments of operators, which take them as SymInts.
 struct OperatorArguments {
-  explicit OperatorArguments(const Problem& problem)
-      : code(problem.code.begin(), problem.code.end()),
-        operands(problem.operands),
-        batch_size(problem.batch_size),
-        q_length(problem.q_length),
-        kv_length(problem.kv_length),
-        q_offset(problem.q_offset),
-        kv_offset(problem.kv_offset),
-        q_positions(problem.q_positions),
-        kv_positions(problem.kv_positions) {}
+  explicit OperatorArguments(const Sample& sample)
+      : code(sample.code.begin(), sample.code.end()),
+        operands(sample.operands),
+        batch_size(sample.batch_size),
+        q_length(sample.q_length),
+        kv_length(sample.kv_length),
+        q_offset(sample.q_offset),
+        kv_offset(sample.kv_offset),
+        q_positions(sample.q_positions),
+        kv_positions(sample.kv_positions) {}
 
   RuleArguments rule() const {
     return {{code, operands, batch_size, q_length, kv_length},
@@ -138,20 +138,20 @@ struct OperatorArguments {
   std::optional<at::Tensor> kv_positions;
 };
 
-/// What a problem's mask is, and the block masks that follow from it.
+/// What a sample's mask is, and the block masks that follow from it.
 class Mask {
  public:
-  explicit Mask(const Problem& problem) : problem_(problem), values_(mask_of(problem)) {}
+  explicit Mask(const Sample& sample) : sample_(sample), values_(mask_of(sample)) {}
 
   bool at(int64_t batch, int64_t head, int64_t row, int64_t column) const {
-    return values_[static_cast<size_t>(((batch * problem_.heads + head) * problem_.q_length + row) *
-                                           problem_.kv_length +
+    return values_[static_cast<size_t>(((batch * sample_.heads + head) * sample_.q_length + row) *
+                                           sample_.kv_length +
                                        column)] != 0;
   }
 
   /// Whether no key is visible in a row.
   bool is_masked(int64_t batch, int64_t head, int64_t row) const {
-    for (int64_t column = 0; column < problem_.kv_length; ++column) {
+    for (int64_t column = 0; column < sample_.kv_length; ++column) {
       if (at(batch, head, row, column)) {
         return false;
       }
@@ -173,33 +173,34 @@ class Mask {
   }
 
  private:
-  const Problem& problem_;
+  const Sample& sample_;
   std::vector<uint8_t> values_;
 };
 
-/// One problem, at all levels.
+/// One sample, at all levels.
 class Check {
  public:
-  Check(Random& random, const Problem& problem)
-      : random_(random), problem_(problem), arguments_(problem), mask_(problem) {}
+  Check(Random& random, const Sample& sample)
+      : random_(random), sample_(sample), arguments_(sample), mask_(sample) {}
 
   void run() {
-    const DecodedProblem decoded = decode_problem("fuzz", arguments_.rule(), at::Device(at::kCPU));
-    expect(decoded.heads == problem_.heads, "decoded heads", problem_);
-    if (!decoded.has_parts && problem_.elements() != 0) {
-      Problem problem = decoded.problem;
-      problem.batch_size = problem_.batch_size;
-      problem.heads = problem_.heads;
-      problem.q_length = problem_.q_length;
-      problem.kv_length = problem_.kv_length;
+    Problem problem{};
+    const Decoded decoded =
+        decode_problem("fuzz", arguments_.rule(), at::Device(at::kCPU), problem);
+    expect(decoded.heads == sample_.heads, "decoded heads", sample_);
+    if (!decoded.has_parts && sample_.elements() != 0) {
+      problem.batch_size = sample_.batch_size;
+      problem.heads = sample_.heads;
+      problem.q_length = sample_.q_length;
+      problem.kv_length = sample_.kv_length;
       check_elements(problem);
       check_levels(problem);
       // More heads: tables are prepared for a small mask, too.
-      Problem prepared_question = problem;
-      prepared_question.heads = random_.one_in(3) ? problem.heads : 100000;
-      const PreparedRuns prepared(prepared_question);
-      prepared_question.heads = problem.heads;
-      check_levels(prepared_question);
+      Problem prepared_problem = problem;
+      prepared_problem.heads = random_.one_in(3) ? problem.heads : 100000;
+      const PreparedRuns prepared(prepared_problem);
+      prepared_problem.heads = problem.heads;
+      check_levels(prepared_problem);
     }
     check_operators();
   }
@@ -213,12 +214,12 @@ class Check {
       const Query query = problem.query(plane, row);
       const RowHull hull = row_hull(problem.rule, Hull(problem.rule),
                                     WordPlan(problem.rule, Hull(problem.rule), Positions{}), query);
-      for (int64_t column = 0; column < problem_.kv_length; ++column) {
+      for (int64_t column = 0; column < sample_.kv_length; ++column) {
         const Key key = problem.key(batch, column);
         const bool attended = mask_.at(batch, head, row, column);
-        expect(attends(problem.rule, query, key) == attended, "element level", problem_);
+        expect(attends(problem.rule, query, key) == attended, "element level", sample_);
         const bool inside = hull.positions.contains(key.position);
-        expect(attended ? inside : !inside || !hull.exact, "hull", problem_);
+        expect(attended ? inside : !inside || !hull.exact, "hull", sample_);
       }
     });
   }
@@ -228,7 +229,7 @@ class Check {
     check_runs(problem);
     check_leaves(problem);
     for (const auto& [name, kernels] : instruction_sets()) {
-      check_answers(problem, name, *kernels);
+      check_values(problem, name, *kernels);
       check_dense(problem, name, *kernels);
     }
     check_block_mask(problem);
@@ -236,25 +237,25 @@ class Check {
 
   template <typename Visit>
   void for_each_row(Visit visit) const {
-    for (int64_t plane = 0; plane < problem_.batch_size * problem_.heads; ++plane) {
-      for (int64_t row = 0; row < problem_.q_length; ++row) {
-        visit(plane, plane / problem_.heads, plane % problem_.heads, row);
+    for (int64_t plane = 0; plane < sample_.batch_size * sample_.heads; ++plane) {
+      for (int64_t row = 0; row < sample_.q_length; ++row) {
+        visit(plane, plane / sample_.heads, plane % sample_.heads, row);
       }
     }
   }
 
   void check_row(const Problem& problem, int64_t plane, int64_t row, const RowSpans& spans,
                  const char* what) const {
-    const int64_t batch = plane / problem_.heads;
+    const int64_t batch = plane / sample_.heads;
     const Query query = problem.query(plane, row);
     for (int32_t i = 0; i < spans.spans.size; ++i) {
       const Interval span = spans.spans.at[i];
       expect(!span.empty() && span.begin >= (i == 0 ? 0 : spans.spans.at[i - 1].end + 1) &&
-                 span.end <= problem_.kv_length,
-             what, problem_);
+                 span.end <= sample_.kv_length,
+             what, sample_);
     }
     int32_t next = 0;
-    for (int64_t column = 0; column < problem_.kv_length; ++column) {
+    for (int64_t column = 0; column < sample_.kv_length; ++column) {
       while (next < spans.spans.size && spans.spans.at[next].end <= column) {
         ++next;
       }
@@ -263,7 +264,7 @@ class Check {
         attended = ((spans.unresolved >> node) & 1U) == 0 ||
                    attends(problem.rule, node, query, problem.key(batch, column));
       }
-      expect(attended == mask_.at(batch, plane % problem_.heads, row, column), what, problem_);
+      expect(attended == mask_.at(batch, plane % sample_.heads, row, column), what, sample_);
     }
   }
 
@@ -276,12 +277,12 @@ class Check {
   }
 
   void check_runs(const Problem& problem) {
-    for (int64_t plane = 0; plane < problem_.batch_size * problem_.heads; ++plane) {
-      for (int64_t row = 0; row < problem_.q_length;) {
-        const int64_t most = random_.between(1, problem_.q_length - row);
+    for (int64_t plane = 0; plane < sample_.batch_size * sample_.heads; ++plane) {
+      for (int64_t row = 0; row < sample_.q_length;) {
+        const int64_t most = random_.between(1, sample_.q_length - row);
         const RowRun run = row_run(problem.rule, problem.query(plane, row), problem.q_positions,
                                    problem.kv_positions, problem.kv_length, most);
-        expect(1 <= run.rows && run.rows <= most, "length of a run of rows", problem_);
+        expect(1 <= run.rows && run.rows <= most, "length of a run of rows", sample_);
         for (int64_t i = 0; i < run.rows; ++i, ++row) {
           check_row(problem, plane, row, run.row(i), "run of rows");
         }
@@ -290,9 +291,8 @@ class Check {
   }
 
   Interval some_columns() {
-    const int64_t begin = random_.between(0, problem_.kv_length - 1);
-    return {begin,
-            random_.between(begin + 1, std::min(problem_.kv_length, begin + kColumnsAtOnce))};
+    const int64_t begin = random_.between(0, sample_.kv_length - 1);
+    return {begin, random_.between(begin + 1, std::min(sample_.kv_length, begin + kColumnsAtOnce))};
   }
 
   void check_leaves(const Problem& problem) {
@@ -307,7 +307,7 @@ class Check {
       const RowSpans found = leaf_spans(problem.rule, leaf, query, problem.kv_positions, context);
       for (int32_t i = 0; i < found.spans.size; ++i) {
         const Interval span = found.spans.at[i];
-        expect(context.begin <= span.begin && span.end <= context.end, "a leaf's span", problem_);
+        expect(context.begin <= span.begin && span.end <= context.end, "a leaf's span", sample_);
       }
       for (int64_t column = context.begin; column < context.end; ++column) {
         bool inside = false;
@@ -315,27 +315,27 @@ class Check {
           inside = inside || found.spans.at[i].contains(column);
         }
         const bool attended = leaf_attends(problem.rule, node, query, problem.key(batch, column));
-        expect(attended ? inside : !inside || found.unresolved != 0, "a leaf's spans", problem_);
+        expect(attended ? inside : !inside || found.unresolved != 0, "a leaf's spans", sample_);
       }
     });
   }
 
-  void check_answers(const Problem& problem, const char* name, const CpuKernels& kernels) {
+  void check_values(const Problem& problem, const char* name, const CpuKernels& kernels) {
     for (int64_t trial = 0; trial < 4; ++trial) {
-      const int64_t plane = random_.between(0, problem_.batch_size * problem_.heads - 1);
-      const Query query = problem.query(plane, random_.between(0, problem_.q_length - 1));
+      const int64_t plane = random_.between(0, sample_.batch_size * sample_.heads - 1);
+      const Query query = problem.query(plane, random_.between(0, sample_.q_length - 1));
       const Interval columns = some_columns();
       const auto nodes =
           static_cast<uint32_t>(random_.between(1, (int64_t{1} << problem.rule.size) - 1));
       std::vector<uint8_t> out(static_cast<size_t>(columns.end - columns.begin), 7);
-      kernels.answer(problem, query, nodes, columns, out.data());
+      kernels.evaluate(problem, query, nodes, columns, out.data());
       for (int64_t column = columns.begin; column < columns.end; ++column) {
         bool all = true;
         for (int32_t node = 0; node < problem.rule.size; ++node) {
           all = all && (((nodes >> node) & 1U) == 0 ||
                         attends(problem.rule, node, query, problem.key(query.batch, column)));
         }
-        expect(out[static_cast<size_t>(column - columns.begin)] == (all ? 1 : 0), name, problem_);
+        expect(out[static_cast<size_t>(column - columns.begin)] == (all ? 1 : 0), name, sample_);
       }
     }
   }
@@ -349,7 +349,7 @@ class Check {
     const int32_t size = params.format.element_size;
     at::Tensor bias;
     if (dtype != at::kBool && random_.one_in(3)) {
-      bias = random_bias(dtype, problem_.heads);
+      bias = random_bias(dtype, sample_.heads);
       params.bias.data = bias.data_ptr();
       for (int64_t dim = 0; dim < 4; ++dim) {
         params.bias.strides[dim] = bias.size(dim) == 1 ? 0 : bias.stride(dim);
@@ -383,7 +383,7 @@ class Check {
       const int64_t offset = before + params.out_offset(problem.query(plane, row));
       const bool unmasked = params.unmasking.rows != nullptr && mask_.is_masked(batch, head, row);
       const uint64_t attend = unmasked ? params.unmasking.value : params.format.attend;
-      for (int64_t column = 0; column < problem_.kv_length; ++column) {
+      for (int64_t column = 0; column < sample_.kv_length; ++column) {
         uint64_t bits = params.format.masked;
         if (unmasked || mask_.at(batch, head, row, column)) {
           bits = params.bias.data == nullptr
@@ -394,13 +394,13 @@ class Check {
         test::put(want, offset + column * params.out_strides[3], size, bits);
       }
     });
-    expect(memory == want, name, problem_);
+    expect(memory == want, name, sample_);
   }
 
   at::Tensor random_bias(at::ScalarType dtype, int64_t heads) {
-    const std::vector<int64_t> sizes{random_.one_in(2) ? 1 : problem_.batch_size,
-                                     random_.one_in(2) ? 1 : heads, problem_.q_length,
-                                     problem_.kv_length};
+    const std::vector<int64_t> sizes{random_.one_in(2) ? 1 : sample_.batch_size,
+                                     random_.one_in(2) ? 1 : heads, sample_.q_length,
+                                     sample_.kv_length};
     at::Tensor bias = random_layout(random_, sizes, dtype);
     for (int64_t i = 0; i < bias.numel(); ++i) {
       put(bias,
@@ -411,13 +411,13 @@ class Check {
     return bias;
   }
 
-  /// The sizes of a block mask of the problem.
+  /// The sizes of a block mask of the sample.
   BlockMaskParams block_task() {
     BlockMaskParams params{};
-    params.batch_size = problem_.batch_size;
-    params.heads = problem_.heads;
-    params.q_length = problem_.q_length;
-    params.kv_length = problem_.kv_length;
+    params.batch_size = sample_.batch_size;
+    params.heads = sample_.heads;
+    params.q_length = sample_.q_length;
+    params.kv_length = sample_.kv_length;
     const auto block_size = [&] { return random_.between(1, random_.pick<int64_t>({3, 16, 200})); };
     params.q_block = block_size();
     params.kv_block = block_size();
@@ -507,7 +507,7 @@ class Check {
     BlockMaskParams of_states = params;
     of_states.states = states.data();
     find_block_states_cpu(of_states);
-    expect(states == want_states, "states of blocks", problem_);
+    expect(states == want_states, "states of blocks", sample_);
     const bool from_states = random_.one_in(3);
     params.states = from_states ? states.data() : nullptr;
     const Lists want_kv = lists_of(params, want_states, /*of_keys=*/true, params.kv_width);
@@ -521,13 +521,12 @@ class Check {
     }
     const auto longest = write_block_mask_cpu(params);
     expect(longest && longest->kv == want_kv.longest && longest->q == want_q.longest,
-           "longest lines", problem_);
+           "longest lines", sample_);
     for (size_t kind = 0; kind < 2; ++kind) {
-      expect(kv.counts[kind] == want_kv.counts[kind], "blocks of keys", problem_);
-      expect(q.counts[kind] == want_q.counts[kind], "blocks of queries", problem_);
-      expect(counts_only || kv.indices[kind] == want_kv.indices[kind], "indices of keys", problem_);
-      expect(counts_only || q.indices[kind] == want_q.indices[kind], "indices of queries",
-             problem_);
+      expect(kv.counts[kind] == want_kv.counts[kind], "blocks of keys", sample_);
+      expect(q.counts[kind] == want_q.counts[kind], "blocks of queries", sample_);
+      expect(counts_only || kv.indices[kind] == want_kv.indices[kind], "indices of keys", sample_);
+      expect(counts_only || q.indices[kind] == want_q.indices[kind], "indices of queries", sample_);
     }
   }
 
@@ -542,14 +541,14 @@ class Check {
   template <typename Want>
   void expect_mask(const at::Tensor& mask, int64_t heads, Want want, const char* what) const {
     expect(mask.sizes() ==
-               at::IntArrayRef({problem_.batch_size, heads, problem_.q_length, problem_.kv_length}),
-           what, problem_);
-    for (int64_t batch = 0; batch < problem_.batch_size; ++batch) {
+               at::IntArrayRef({sample_.batch_size, heads, sample_.q_length, sample_.kv_length}),
+           what, sample_);
+    for (int64_t batch = 0; batch < sample_.batch_size; ++batch) {
       for (int64_t head = 0; head < heads; ++head) {
-        for (int64_t row = 0; row < problem_.q_length; ++row) {
-          for (int64_t column = 0; column < problem_.kv_length; ++column) {
+        for (int64_t row = 0; row < sample_.q_length; ++row) {
+          for (int64_t column = 0; column < sample_.kv_length; ++column) {
             expect(get(mask, {batch, head, row, column}) == want(batch, head, row, column), what,
-                   problem_);
+                   sample_);
           }
         }
       }
@@ -557,8 +556,8 @@ class Check {
   }
 
   at::Tensor random_out(int64_t heads, at::ScalarType dtype) {
-    return random_layout(random_,
-                         {problem_.batch_size, heads, problem_.q_length, problem_.kv_length}, dtype,
+    return random_layout(random_, {sample_.batch_size, heads, sample_.q_length, sample_.kv_length},
+                         dtype,
                          /*repeats=*/false);
   }
 
@@ -572,13 +571,13 @@ class Check {
                                              a.kv_positions, std::nullopt, unmasks,
                                              random_.pick<int64_t>({1, 2, 8, 16}));
     } else {
-      mask = random_out(problem_.heads, at::kBool);
+      mask = random_out(sample_.heads, at::kBool);
       ops::Forms<ops::Boolean>::out(a.code, a.operands, a.batch_size, a.q_length, a.kv_length,
                                     a.q_offset, a.kv_offset, a.q_positions, a.kv_positions,
                                     std::nullopt, unmasks, mask);
     }
     expect_mask(
-        mask, problem_.heads,
+        mask, sample_.heads,
         [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
           return mask_.at(batch, head, row, column) ||
                          (unmasks && mask_.is_masked(batch, head, row))
@@ -591,7 +590,7 @@ class Check {
   /// The rule as users of the C++ API write it.
   MaskRule rule_of(const Tree& tree) const {
     const auto operand = [&](int64_t index) -> const at::Tensor& {
-      return problem_.operands[static_cast<size_t>(index)];
+      return sample_.operands[static_cast<size_t>(index)];
     };
     const auto side = [](int64_t distance) {
       return distance == -1 ? std::nullopt : std::optional(distance);
@@ -632,14 +631,14 @@ class Check {
   }
 
   void check_cpp_api() {
-    const at::Tensor mask = boolean(rule_of(parse(problem_)), problem_.batch_size,
-                                    problem_.q_length, problem_.kv_length,
-                                    {.q_offset = problem_.q_offset,
-                                     .kv_offset = problem_.kv_offset,
-                                     .q_positions = problem_.q_positions,
-                                     .kv_positions = problem_.kv_positions});
+    const at::Tensor mask =
+        boolean(rule_of(parse(sample_)), sample_.batch_size, sample_.q_length, sample_.kv_length,
+                {.q_offset = sample_.q_offset,
+                 .kv_offset = sample_.kv_offset,
+                 .q_positions = sample_.q_positions,
+                 .kv_positions = sample_.kv_positions});
     expect_mask(
-        mask, problem_.heads,
+        mask, sample_.heads,
         [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
           return mask_.at(batch, head, row, column) ? 1 : 0;
         },
@@ -651,9 +650,9 @@ class Check {
     const at::ScalarType dtype = random_.pick({at::kHalf, at::kBFloat16, at::kFloat, at::kDouble});
     std::optional<at::Tensor> bias;
     if (random_.one_in(2)) {
-      bias = random_bias(dtype, problem_.heads == 1 ? random_.between(1, 3) : problem_.heads);
+      bias = random_bias(dtype, sample_.heads == 1 ? random_.between(1, 3) : sample_.heads);
     }
-    const int64_t heads = bias && problem_.heads == 1 ? bias->size(1) : problem_.heads;
+    const int64_t heads = bias && sample_.heads == 1 ? bias->size(1) : sample_.heads;
     const bool unmasks = random_.one_in(3);
     std::optional<c10::Scalar> masked_value;
     uint64_t masked = additive_format(dtype).masked;
@@ -676,7 +675,7 @@ class Check {
     expect_mask(
         mask, heads,
         [&](int64_t batch, int64_t head, int64_t row, int64_t column) -> uint64_t {
-          const int64_t of_rule = problem_.heads == 1 ? 0 : head;
+          const int64_t of_rule = sample_.heads == 1 ? 0 : head;
           if (!mask_.at(batch, of_rule, row, column) &&
               !(unmasks && mask_.is_masked(batch, of_rule, row))) {
             return masked;
@@ -693,18 +692,18 @@ class Check {
     BlockMaskParams params = block_task();
     const std::vector<BlockState> states = states_of(params);
     const at::Tensor found = ops::BlockStates::run(
-        a.code, a.operands, a.batch_size, problem_.heads, a.q_length, a.kv_length, params.q_block,
+        a.code, a.operands, a.batch_size, sample_.heads, a.q_length, a.kv_length, params.q_block,
         params.kv_block, a.q_offset, a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
     const at::Tensor all = found.expand({params.batch_size, params.heads, -1, -1}).contiguous();
     expect(all.numel() == std::ssize(states) &&
                (states.empty() || std::memcmp(all.data_ptr(), states.data(), states.size()) == 0),
-           "_block_states", problem_);
+           "_block_states", sample_);
     // Of a rule for all heads there are as many as are wanted.
-    const int64_t heads = problem_.heads == 1 ? random_.between(1, 3) : problem_.heads;
+    const int64_t heads = sample_.heads == 1 ? random_.between(1, 3) : sample_.heads;
     std::vector<BlockState> of_heads;
     for (int64_t batch = 0; batch < params.batch_size; ++batch) {
       const auto plane = params.heads * params.q_blocks() * params.kv_blocks();
-      for (int64_t head = 0; head < heads / std::max<int64_t>(problem_.heads, 1); ++head) {
+      for (int64_t head = 0; head < heads / std::max<int64_t>(sample_.heads, 1); ++head) {
         of_heads.insert(of_heads.end(), states.begin() + batch * plane,
                         states.begin() + (batch + 1) * plane);
       }
@@ -718,7 +717,7 @@ class Check {
         params.separate_full);
     expect(widths.size() == 2 && kv.longest <= widths[0] && widths[0] <= params.kv_blocks() &&
                q.longest <= widths[1] && widths[1] <= params.q_blocks(),
-           "_block_mask_widths", problem_);
+           "_block_mask_widths", sample_);
     const auto random_width = [&](int64_t width, int64_t longest) -> std::optional<int64_t> {
       return random_.one_in(2) ? std::nullopt
                                : std::optional(random_.pick<int64_t>(
@@ -736,12 +735,12 @@ class Check {
                                   kv_width ? std::optional<c10::SymInt>(*kv_width) : std::nullopt,
                                   q_width ? std::optional<c10::SymInt>(*q_width) : std::nullopt);
     } catch (const c10::ValueError&) {
-      expect(!fits, "block_mask refused widths", problem_);
+      expect(!fits, "block_mask refused widths", sample_);
       return;
     }
-    expect(fits, "block_mask took widths", problem_);
+    expect(fits, "block_mask took widths", sample_);
     const size_t kinds = params.separate_full ? 2 : 1;
-    expect(lists.size() == 4 * kinds, "lists of block_mask", problem_);
+    expect(lists.size() == 4 * kinds, "lists of block_mask", sample_);
     for (size_t kind = 0; kind < kinds; ++kind) {
       check_lists(lists[2 * kind], lists[2 * kind + 1], params.kv_blocks(), kv_width,
                   kv.counts[kind], kv.indices[kind]);
@@ -758,9 +757,9 @@ class Check {
              (want.empty() ||
               std::memcmp(tensor.data_ptr(), want.data(), want.size() * sizeof(int32_t)) == 0);
     };
-    expect(same(counts, want_counts), "counts of block_mask", problem_);
+    expect(same(counts, want_counts), "counts of block_mask", sample_);
     if (!width) {
-      expect(same(indices, want_indices), "indices of block_mask", problem_);
+      expect(same(indices, want_indices), "indices of block_mask", sample_);
       return;
     }
     // The first of each line, and zeros that make the last one whole.
@@ -771,28 +770,29 @@ class Check {
       compact.insert(compact.end(), first, first + stored);
     }
     compact.resize(compact.size() + static_cast<size_t>(total - stored), 0);
-    expect(same(indices, compact), "compact indices of block_mask", problem_);
+    expect(same(indices, compact), "compact indices of block_mask", sample_);
   }
 
   Random& random_;
-  const Problem& problem_;
+  const Sample& sample_;
   OperatorArguments arguments_;
   Mask mask_;
 };
 
 /// A program that may be invalid: an error of the caller's, or the mask that it describes.
 void check_decoder(Random& random, Drawer& drawer) {
-  Problem problem = drawer.problem();
+  Sample sample = drawer.sample();
   if (random.one_in(3)) {
-    problem.code.clear();
-    drawer.garbage(problem.code);
+    sample.code.clear();
+    drawer.garbage(sample.code);
   } else {
-    drawer.mutate(problem);
+    drawer.mutate(sample);
   }
-  const OperatorArguments arguments(problem);
-  DecodedProblem decoded;
+  const OperatorArguments arguments(sample);
+  Problem problem{};
+  Decoded decoded;
   try {
-    decoded = decode_problem("fuzz", arguments.rule(), at::Device(at::kCPU));
+    decoded = decode_problem("fuzz", arguments.rule(), at::Device(at::kCPU), problem);
   } catch (const c10::ValueError&) {
     return;
   } catch (const c10::TypeError&) {
@@ -801,13 +801,13 @@ void check_decoder(Random& random, Drawer& drawer) {
     return;
   } catch (const std::exception& error) {
     fail(std::string("an error that is not the caller's: ") + error.what() + "\n" +
-         describe(problem));
+         describe(sample));
   }
-  problem.heads = decoded.heads.expect_int();
+  sample.heads = decoded.heads.expect_int();
   try {
-    Check(random, problem).run_boolean();
+    Check(random, sample).run_boolean();
   } catch (const Invalid& invalid) {
-    fail(std::string("taken for a rule, but: ") + invalid.what() + "\n" + describe(problem));
+    fail(std::string("taken for a rule, but: ") + invalid.what() + "\n" + describe(sample));
   }
 }
 
@@ -1016,11 +1016,11 @@ void check_mask_operators(Random& random) {
 void check_huge_block_masks(Random& random) {
   constexpr int64_t kOpenSide = int64_t{1} << 61;  // further than any two positions are
   constexpr int64_t kLimit = (int64_t{1} << 59) - 1;
-  Problem problem{};
+  Sample sample{};
   int64_t least = -kOpenSide;
   int64_t most = kOpenSide;
   const int64_t bands = random.between(1, 3);
-  problem.code = {static_cast<int64_t>(Opcode::kAnd), bands};
+  sample.code = {static_cast<int64_t>(Opcode::kAnd), bands};
   const auto any_number = [&] { return random.between(0, int64_t{1} << random.between(1, 60)); };
   const auto any_shift = [&] {
     const int64_t shift = std::min(any_number(), kLimit);
@@ -1031,18 +1031,17 @@ void check_huge_block_masks(Random& random) {
     if (random.one_in(2)) {
       const int64_t q_add = any_shift();
       const int64_t key_add = any_shift();
-      problem.code.insert(problem.code.end(),
-                          {static_cast<int64_t>(Opcode::kShift), q_add, key_add});
+      sample.code.insert(sample.code.end(), {static_cast<int64_t>(Opcode::kShift), q_add, key_add});
       shift = key_add - q_add;
     }
     if (random.one_in(2)) {
-      problem.code.push_back(static_cast<int64_t>(Opcode::kCausal));
+      sample.code.push_back(static_cast<int64_t>(Opcode::kCausal));
       most = std::min(most, -shift);
       continue;
     }
     const int64_t left = random.one_in(3) ? -1 : any_number();
     const int64_t right = random.one_in(3) ? kMost : any_number();
-    problem.code.insert(problem.code.end(), {static_cast<int64_t>(Opcode::kWindow), left, right});
+    sample.code.insert(sample.code.end(), {static_cast<int64_t>(Opcode::kWindow), left, right});
     least = left == -1 ? least : std::max(least, -left - shift);
     most = std::min(most, std::min(right, kOpenSide) - shift);
   }
@@ -1051,12 +1050,12 @@ void check_huge_block_masks(Random& random) {
   const int64_t kv_block = block_size();
   const int64_t q_blocks = random.between(1, 12);
   const int64_t kv_blocks = random.between(1, 12);
-  problem.batch_size = problem.heads = 1;
-  problem.q_length = q_blocks * q_block - random.between(0, q_block - 1);
-  problem.kv_length = kv_blocks * kv_block - random.between(0, kv_block - 1);
-  problem.q_offset = any_shift();
-  problem.kv_offset = random.one_in(2) ? any_shift() : problem.q_offset;
-  const OperatorArguments a(problem);
+  sample.batch_size = sample.heads = 1;
+  sample.q_length = q_blocks * q_block - random.between(0, q_block - 1);
+  sample.kv_length = kv_blocks * kv_block - random.between(0, kv_block - 1);
+  sample.q_offset = any_shift();
+  sample.kv_offset = random.one_in(2) ? any_shift() : sample.q_offset;
+  const OperatorArguments a(sample);
   const at::Tensor states = ops::BlockStates::run(
       a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt);
@@ -1064,10 +1063,10 @@ void check_huge_block_masks(Random& random) {
   for (int64_t row = 0; row < q_blocks; ++row) {
     int64_t in_row = 0;
     for (int64_t column = 0; column < kv_blocks; ++column) {
-      const int64_t q = problem.q_offset + row * q_block;
-      const int64_t k = problem.kv_offset + column * kv_block;
-      const int64_t q_end = std::min(q + q_block, problem.q_offset + problem.q_length);
-      const int64_t k_end = std::min(k + kv_block, problem.kv_offset + problem.kv_length);
+      const int64_t q = sample.q_offset + row * q_block;
+      const int64_t k = sample.kv_offset + column * kv_block;
+      const int64_t q_end = std::min(q + q_block, sample.q_offset + sample.q_length);
+      const int64_t k_end = std::min(k + kv_block, sample.kv_offset + sample.kv_length);
       const bool whole = q_end == q + q_block && k_end == k + kv_block;
       const int64_t nearest = k - (q_end - 1);
       const int64_t furthest = k_end - 1 - q;
@@ -1077,7 +1076,7 @@ void check_huge_block_masks(Random& random) {
                               : any ? BlockState::kPartial
                                     : BlockState::kEmpty;
       expect(get(states, {0, 0, row, column}) == static_cast<uint64_t>(want), "states of a band",
-             problem);
+             sample);
       in_row += any ? 1 : 0;
     }
     longest = std::max(longest, in_row);
@@ -1085,7 +1084,7 @@ void check_huge_block_masks(Random& random) {
   const auto widths = ops::BlockMaskWidths::run(
       a.code, a.operands, a.batch_size, 1, a.q_length, a.kv_length, q_block, kv_block, a.q_offset,
       a.kv_offset, a.q_positions, a.kv_positions, std::nullopt, /*separate_full_blocks=*/false);
-  expect(longest <= widths[0] && widths[0] <= kv_blocks, "widths of a band", problem);
+  expect(longest <= widths[0] && widths[0] <= kv_blocks, "widths of a band", sample);
 }
 
 void run_case(uint64_t seed) {
@@ -1107,8 +1106,8 @@ void run_case(uint64_t seed) {
       check_decoder(random, drawer);
       return;
     default: {
-      const Problem problem = drawer.problem();
-      Check(random, problem).run();
+      const Sample sample = drawer.sample();
+      Check(random, sample).run();
       return;
     }
   }

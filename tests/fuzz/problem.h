@@ -1,6 +1,6 @@
 #pragma once
 
-// Random problems for the fuzzer: programs of rules (see rule/program.h) over tensors in memory
+// Random samples for the fuzzer: programs of rules (see rule/program.h) over tensors in memory
 // of exactly their size, so that AddressSanitizer sees each read beside them; and what each
 // program gives for each element, worked out from the program alone, not from anything that the
 // library makes of it.
@@ -109,8 +109,8 @@ inline int64_t integer(const at::Tensor& tensor, const std::vector<int64_t>& ind
              : static_cast<int64_t>(static_cast<uint64_t>(bits) << unused) >> unused;
 }
 
-/// A problem as operators are given it.
-struct Problem {
+/// A sample as operators are given it.
+struct Sample {
   std::vector<int64_t> code;
   std::vector<at::Tensor> operands;
   int64_t batch_size;
@@ -125,7 +125,7 @@ struct Problem {
   int64_t elements() const { return batch_size * heads * q_length * kv_length; }
 };
 
-/// The program of a problem is not one, or its operands are not what it needs.
+/// The program of a sample is not one, or its operands are not what it needs.
 struct Invalid : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -138,12 +138,12 @@ struct Tree {
   std::vector<Tree> children;
 };
 
-inline Tree parse(const Problem& problem, size_t& at) {
+inline Tree parse(const Sample& sample, size_t& at) {
   const auto take = [&] {
-    if (at >= problem.code.size()) {
+    if (at >= sample.code.size()) {
       throw Invalid("it ends too early");
     }
-    return problem.code[at++];
+    return sample.code[at++];
   };
   const auto expect = [](bool condition, const char* text) {
     if (!condition) {
@@ -151,10 +151,10 @@ inline Tree parse(const Problem& problem, size_t& at) {
     }
   };
   const auto operand = [&](int64_t index, int64_t rank) -> const at::Tensor& {
-    expect(0 <= index && index < static_cast<int64_t>(problem.operands.size()), "no such operand");
-    const at::Tensor& tensor = problem.operands[static_cast<size_t>(index)];
+    expect(0 <= index && index < static_cast<int64_t>(sample.operands.size()), "no such operand");
+    const at::Tensor& tensor = sample.operands[static_cast<size_t>(index)];
     expect(tensor.dim() == rank, "an operand's rank");
-    expect(tensor.size(0) == 1 || tensor.size(0) == problem.batch_size, "an operand's batch");
+    expect(tensor.size(0) == 1 || tensor.size(0) == sample.batch_size, "an operand's batch");
     return tensor;
   };
   const auto integers = [&](int64_t index, int64_t rank) {
@@ -193,8 +193,8 @@ inline Tree parse(const Problem& problem, size_t& at) {
     case Opcode::kBits: {
       tree.a = take();
       const at::Tensor& bits = operand(tree.a, 4);
-      expect(bits.scalar_type() == at::kBool && bits.size(2) == problem.q_length &&
-                 bits.size(3) == problem.kv_length,
+      expect(bits.scalar_type() == at::kBool && bits.size(2) == sample.q_length &&
+                 bits.size(3) == sample.kv_length,
              "bits");
       break;
     }
@@ -217,15 +217,15 @@ inline Tree parse(const Problem& problem, size_t& at) {
       throw Invalid("no such opcode");
   }
   for (int64_t i = 0; i < children; ++i) {
-    tree.children.push_back(parse(problem, at));
+    tree.children.push_back(parse(sample, at));
   }
   return tree;
 }
 
-inline Tree parse(const Problem& problem) {
+inline Tree parse(const Sample& sample) {
   size_t at = 0;
-  Tree tree = parse(problem, at);
-  if (at != problem.code.size()) {
+  Tree tree = parse(sample, at);
+  if (at != sample.code.size()) {
     throw Invalid("it goes on");
   }
   return tree;
@@ -237,7 +237,7 @@ inline int64_t as_position(int64_t value) {
   return std::clamp(value, -kLimit, kLimit);
 }
 
-/// An element of a problem: the row and the column, and where they stand.
+/// An element of a sample: the row and the column, and where they stand.
 struct Element {
   int64_t batch;
   int64_t head;
@@ -247,9 +247,9 @@ struct Element {
   int64_t k;
 };
 
-inline bool attends(const Problem& problem, const Tree& tree, const Element& element) {
+inline bool attends(const Sample& sample, const Tree& tree, const Element& element) {
   const auto tensor = [&](int64_t index) -> const at::Tensor& {
-    return problem.operands[static_cast<size_t>(index)];
+    return sample.operands[static_cast<size_t>(index)];
   };
   const auto row_of = [&](const at::Tensor& table) {
     return table.size(0) == 1 ? int64_t{0} : element.batch;
@@ -319,10 +319,10 @@ inline bool attends(const Problem& problem, const Tree& tree, const Element& ele
     }
     case Opcode::kAnd:
       return std::all_of(tree.children.begin(), tree.children.end(),
-                         [&](const Tree& child) { return attends(problem, child, element); });
+                         [&](const Tree& child) { return attends(sample, child, element); });
     case Opcode::kOr:
       return std::any_of(tree.children.begin(), tree.children.end(),
-                         [&](const Tree& child) { return attends(problem, child, element); });
+                         [&](const Tree& child) { return attends(sample, child, element); });
     case Opcode::kReindex: {
       const at::Tensor& positions = tensor(tree.a);
       if (!holds(positions, q) || !holds(positions, k)) {
@@ -331,13 +331,13 @@ inline bool attends(const Problem& problem, const Tree& tree, const Element& ele
       Element moved = element;
       moved.q = as_position(integer(positions, {row_of(positions), q}));
       moved.k = as_position(integer(positions, {row_of(positions), k}));
-      return attends(problem, tree.children[0], moved);
+      return attends(sample, tree.children[0], moved);
     }
     case Opcode::kShift: {
       Element moved = element;
       moved.q += tree.a;
       moved.k += tree.b;
-      return attends(problem, tree.children[0], moved);
+      return attends(sample, tree.children[0], moved);
     }
   }
   return false;
@@ -360,17 +360,17 @@ inline int64_t position(const std::optional<at::Tensor>& positions, int64_t offs
 }
 
 /// The mask, [batch_size, heads, q_length, kv_length], a byte for each element.
-inline std::vector<uint8_t> mask_of(const Problem& problem) {
-  const Tree tree = parse(problem);
+inline std::vector<uint8_t> mask_of(const Sample& sample) {
+  const Tree tree = parse(sample);
   std::vector<uint8_t> mask;
-  mask.reserve(static_cast<size_t>(problem.elements()));
-  for (int64_t batch = 0; batch < problem.batch_size; ++batch) {
-    for (int64_t head = 0; head < problem.heads; ++head) {
-      for (int64_t row = 0; row < problem.q_length; ++row) {
-        const int64_t q = position(problem.q_positions, problem.q_offset, batch, row);
-        for (int64_t column = 0; column < problem.kv_length; ++column) {
-          const int64_t k = position(problem.kv_positions, problem.kv_offset, batch, column);
-          mask.push_back(attends(problem, tree, {batch, head, row, column, q, k}) ? 1 : 0);
+  mask.reserve(static_cast<size_t>(sample.elements()));
+  for (int64_t batch = 0; batch < sample.batch_size; ++batch) {
+    for (int64_t head = 0; head < sample.heads; ++head) {
+      for (int64_t row = 0; row < sample.q_length; ++row) {
+        const int64_t q = position(sample.q_positions, sample.q_offset, batch, row);
+        for (int64_t column = 0; column < sample.kv_length; ++column) {
+          const int64_t k = position(sample.kv_positions, sample.kv_offset, batch, column);
+          mask.push_back(attends(sample, tree, {batch, head, row, column, q, k}) ? 1 : 0);
         }
       }
     }
@@ -378,31 +378,31 @@ inline std::vector<uint8_t> mask_of(const Problem& problem) {
   return mask;
 }
 
-/// Draws problems.
+/// Draws samples.
 class Drawer {
  public:
   explicit Drawer(Random& random) : random_(random) {}
 
-  Problem problem() {
-    problem_.batch_size = random_.pick<int64_t>({0, 1, 1, 1, 2, 2, 3});
+  Sample sample() {
+    sample_.batch_size = random_.pick<int64_t>({0, 1, 1, 1, 2, 2, 3});
     draw_lengths();
     bits_heads_ = random_.one_in(4) ? random_.pick<int64_t>({0, 2, 3}) : 1;
     // Where positions are far from 0 all are, so that rows are not all alike.
     base_ =
         random_.one_in(8) ? random_.pick<int64_t>({kFar - 400, -kFar + 400, 1LL << 40, 3000}) : 0;
     const bool far = base_ != 0;
-    problem_.q_offset = base_ + near_zero();
-    problem_.kv_offset = (far && random_.one_in(3) ? 0 : base_) + near_zero();
-    problem_.q_positions = positions(problem_.q_length);
-    problem_.kv_positions = positions(problem_.kv_length);
-    const int64_t reach = std::max(problem_.q_length, problem_.kv_length) + 24;
-    table_length_ = random_.pick<int64_t>({reach, reach, reach, problem_.kv_length,
-                                           problem_.kv_length / 2, random_.between(0, 60), 1, 0});
+    sample_.q_offset = base_ + near_zero();
+    sample_.kv_offset = (far && random_.one_in(3) ? 0 : base_) + near_zero();
+    sample_.q_positions = positions(sample_.q_length);
+    sample_.kv_positions = positions(sample_.kv_length);
+    const int64_t reach = std::max(sample_.q_length, sample_.kv_length) + 24;
+    table_length_ = random_.pick<int64_t>({reach, reach, reach, sample_.kv_length,
+                                           sample_.kv_length / 2, random_.between(0, 60), 1, 0});
     // More leaves than kernels take, now and then.
     const int64_t leaves = random_.one_in(12) ? random_.between(13, 40) : random_.between(1, 9);
-    problem_.heads = 1;
+    sample_.heads = 1;
     tree(leaves, 0, 0);
-    return std::move(problem_);
+    return std::move(sample_);
   }
 
   /// Garbage that begins as a program may.
@@ -412,9 +412,9 @@ class Drawer {
     }
   }
 
-  /// Changes the program, or an operand, of a problem.
-  void mutate(Problem& problem) {
-    std::vector<int64_t>& code = problem.code;
+  /// Changes the program, or an operand, of a sample.
+  void mutate(Sample& sample) {
+    std::vector<int64_t>& code = sample.code;
     for (int64_t n = random_.between(1, 3); n > 0; --n) {
       const auto at = static_cast<ptrdiff_t>(
           random_.between(0, std::max<int64_t>(0, static_cast<int64_t>(code.size()) - 1)));
@@ -434,9 +434,9 @@ class Drawer {
           garbage(code);
           break;
         case 4:
-          if (!problem.operands.empty()) {
-            at::Tensor& operand = problem.operands[static_cast<size_t>(
-                random_.between(0, std::ssize(problem.operands) - 1))];
+          if (!sample.operands.empty()) {
+            at::Tensor& operand = sample.operands[static_cast<size_t>(
+                random_.between(0, std::ssize(sample.operands) - 1))];
             operand = any_tensor();
           }
           break;
@@ -465,15 +465,15 @@ class Drawer {
     const auto length = [&] {
       return random_.one_in(12) ? 0 : random_.between(1, random_.pick<int64_t>({4, 20, 70, 300}));
     };
-    problem_.q_length = length();
-    problem_.kv_length = length();
+    sample_.q_length = length();
+    sample_.kv_length = length();
     if (random_.one_in(40)) {  // longer than what is evaluated at once
-      problem_.kv_length = random_.between(4000, 9000);
-      problem_.q_length = random_.between(1, 2);
-      problem_.batch_size = 1;
+      sample_.kv_length = random_.between(4000, 9000);
+      sample_.q_length = random_.between(1, 2);
+      sample_.batch_size = 1;
     }
-    while (problem_.batch_size * problem_.q_length * problem_.kv_length > 20000) {
-      problem_.q_length = problem_.q_length / 2 + 1;
+    while (sample_.batch_size * sample_.q_length * sample_.kv_length > 20000) {
+      sample_.q_length = sample_.q_length / 2 + 1;
     }
   }
 
@@ -481,13 +481,13 @@ class Drawer {
     return random_.pick({at::kLong, at::kLong, at::kInt, at::kShort, at::kChar, at::kByte});
   }
 
-  int64_t rows() { return random_.one_in(3) ? 1 : problem_.batch_size; }
+  int64_t rows() { return random_.one_in(3) ? 1 : sample_.batch_size; }
 
   at::Tensor any_tensor() {
     std::vector<int64_t> sizes;
     for (int64_t rank = random_.between(0, 5); rank > 0; --rank) {
       sizes.push_back(random_.pick<int64_t>(
-          {0, 1, 2, problem_.batch_size, problem_.q_length, problem_.kv_length}));
+          {0, 1, 2, sample_.batch_size, sample_.q_length, sample_.kv_length}));
     }
     if (std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>()) > 1 << 20) {
       sizes.clear();
@@ -505,8 +505,8 @@ class Drawer {
 
   /// The operand's index.
   int64_t add(at::Tensor tensor) {
-    problem_.operands.push_back(std::move(tensor));
-    return std::ssize(problem_.operands) - 1;
+    sample_.operands.push_back(std::move(tensor));
+    return std::ssize(sample_.operands) - 1;
   }
 
   /// [rows, length], each row by one of the kinds of `value(kind, i, before)`.
@@ -587,8 +587,8 @@ class Drawer {
 
   at::Tensor bits() {
     const int64_t heads = random_.one_in(2) ? 1 : bits_heads_;
-    problem_.heads = heads == 1 ? problem_.heads : heads;
-    const std::vector<int64_t> sizes{rows(), heads, problem_.q_length, problem_.kv_length};
+    sample_.heads = heads == 1 ? sample_.heads : heads;
+    const std::vector<int64_t> sizes{rows(), heads, sample_.q_length, sample_.kv_length};
     const at::Tensor tensor = random_layout(random_, sizes, at::kBool);
     const int64_t density = random_.between(2, 5);
     for (int64_t i = 0; i < tensor.numel(); ++i) {
@@ -638,7 +638,7 @@ class Drawer {
   }
 
   void leaf() {
-    std::vector<int64_t>& code = problem_.code;
+    std::vector<int64_t>& code = sample_.code;
     switch (random_.between(0, 11)) {
       case 0:
         code.push_back(static_cast<int64_t>(random_.pick({Opcode::kAll, Opcode::kNothing})));
@@ -686,7 +686,7 @@ class Drawer {
 
   /// A tree of so many leaves; `steps` and `shifted` are what changes positions above it.
   void tree(int64_t leaves, int64_t steps, int64_t shifted) {
-    std::vector<int64_t>& code = problem_.code;
+    std::vector<int64_t>& code = sample_.code;
     if (steps < 6 && random_.one_in(6)) {
       code.insert(code.end(), {static_cast<int64_t>(Opcode::kReindex), add(other_positions())});
       tree(leaves, steps + 1, 0);
@@ -719,7 +719,7 @@ class Drawer {
   }
 
   Random& random_;
-  Problem problem_{};
+  Sample sample_{};
   int64_t bits_heads_ = 1;
   int64_t base_ = 0;
   int64_t table_length_ = 0;

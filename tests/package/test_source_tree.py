@@ -1,14 +1,43 @@
-"""The source tree: hooks, and what `make clean` leaves."""
+"""The source tree: words, hooks, what `make clean` leaves, and the walks of CONTRIBUTING.md."""
 
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from attn_mask._upstream import UPSTREAM
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "scripts"))
+
+from count_house import tracked, walks  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
+
+# Files that hold measurements.
+RECORDS = ("BENCHMARKS.md", "bench/results/")
+
+
+def texts():
+    """The tracked text files, but for records of measurements."""
+    for path in tracked():
+        name = str(path.relative_to(ROOT))
+        if path.is_file() and not name.startswith(RECORDS) and b"\0" not in path.read_bytes():
+            yield name, path.read_text()
+
+
+def files_that_mention(pattern, *folders):
+    found = {name for name, text in texts() if re.search(pattern, text)}
+    return {name for name in found if name.startswith(folders)}
+
+
+def test_higher_positions_are_after_or_beyond():
+    """The word that is looked for can be read as the opposite."""
+    word = "be" + "hind"
+    assert not files_that_mention(rf"(?i)\b{word}\b", "")
 
 
 def recipe(target):
@@ -59,3 +88,83 @@ def test_clean(tmp_path, target, left):
     subprocess.run(["make", "-s", target], cwd=tmp_path, check=True, capture_output=True)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"Makefile", *left}
+
+
+def links(title):
+    """Every file that the walk links to, in its steps or beside them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (section,) = (part for part in text.split("\n## ") if part.startswith(title))
+    return set(re.findall(r"\]\(([^)]+)\)", section))
+
+
+def walk(title):
+    """The files of the walk's steps."""
+    ((_, files),) = ((name, files) for name, files in walks().items() if name.startswith(title))
+    return set(files)
+
+
+def test_walks_count_their_files():
+    assert len(walks()) == 4
+    for title, files in walks().items():
+        assert f": {len(files)} files" in title
+        assert len(set(files)) == len(files), title
+        assert links(title) <= {str(path.relative_to(ROOT)) for path in tracked()}
+
+
+def test_walk_to_a_leaf():
+    """By its opcode, which is read wherever a leaf is added; test_new_leaf.py makes the rest."""
+    title = "Adding a leaf"
+    opcode = files_that_mention(r"\bkDocuments\b|\bDOCUMENTS\b", "csrc/", "python/")
+    assert {name for name in opcode if "/leaf" not in name} == {
+        *(name for name in walk(title) if "/leaf" not in name),
+        "csrc/attn_mask/rules.cpp",
+    }
+    changed = (ROOT / "tests" / "rules" / "test_new_leaf.py").read_text()
+    lists = {f"csrc/{name}" for name in re.findall(r'csrc / "(rule/leaf[^"]*)"', changed)}
+    assert lists == {"csrc/rule/leaf.h"}
+    assert {name for name in walk(title) if "/leaf" in name} == {
+        *lists,
+        *files_that_mention(r"\bstruct SameId\b", "csrc/"),
+    }
+    references = files_that_mention(
+        r"\bkDocuments\b|\bDOCUMENTS\b|::kSameId\b",
+        "tests/support/rule_r",
+        "tests/cpp/re",
+        "tests/fuzz/p",
+    )
+    assert references == {name for name in links(title) if name.startswith("tests/")} - {
+        "tests/package/test_source_tree.py",
+        "tests/rules/test_new_leaf.py",
+    }
+
+
+def test_walk_to_a_format():
+    title = "Adding a format"
+    named = r"\bkBoolean\b|\bBoolean::run\b|\bstruct Boolean\b|\b(_C|ops)\.boolean\b"
+    mentions = files_that_mention(
+        rf'{named}|\bdef boolean\b|"boolean"', "csrc/", "python/", "tests/support/"
+    )
+    uses_it_for_parts = "csrc/ops/rule_problem.cpp"
+    assert mentions - {uses_it_for_parts} == walk(title) | {"csrc/attn_mask/rules.cpp"}
+
+
+def test_walk_to_an_operator():
+    title = "Adding an operator"
+    mentions = files_that_mention(
+        r"\bBlockStates\b|\b_block_states\b", "csrc/", "python/", "tests/support/"
+    )
+    caller = "python/attn_mask/block_mask.py"
+    assert mentions - {caller} == walk(title) - {"CMakeLists.txt"}
+    sources = [name for name in walk(title) if name.endswith(".cpp")]
+    text = (ROOT / "CMakeLists.txt").read_text()
+    assert all(name in text for name in sources)
+
+
+def test_walk_to_a_release():
+    minor = UPSTREAM.rpartition(".")[0]
+    assert files_that_mention(rf"\b{re.escape(minor)}\b", "") <= walk("Taking up a release")
+    for name in ("requirements/dev.txt", "tests/support/releases.json"):
+        assert UPSTREAM in (ROOT / name).read_text()
+    for script in ("find_releases.py", "hash_upstream.py"):
+        written = re.findall(r'"(\w+\.json)"', (ROOT / "scripts" / script).read_text())
+        assert any(name.endswith(tuple(written)) for name in walk("Taking up a release"))

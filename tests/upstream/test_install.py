@@ -1633,7 +1633,7 @@ def test_policy_without_a_block():
     [
         (("sometimes",), "expected policy to be one of 'upstream', 'shapes', 'never', but got"),
         (("shapes", "left"), "expected padding to be 'none' or None, but got 'left'"),
-        (("never", "none"), "expected no padding beside 'never', which heeds no declaration"),
+        (("never", "none"), "expected no padding beside 'never', which ignores declarations"),
     ],
 )
 def test_policy_errors(arguments, text):

@@ -6,9 +6,9 @@
 
 namespace attn_mask {
 
-/// A query attends to a key when a mask that the caller gave says so: one for the positions of each
-/// batch row (padding), or one for each row and column of the mask itself. Which keys those are is
-/// data, so that no interval can say it.
+/// A query attends to a key where a mask that the caller gave is not zero: one for the positions of
+/// each batch row (padding), or one for each row and column of the mask itself. Which keys those
+/// are is data, so that no interval can say it.
 struct Padding {
   static constexpr bool kIsBand = true;
   /// As an element size, the spelling of the prepare step on devices: a bit for each key, [rows,
@@ -23,10 +23,10 @@ struct Padding {
   int64_t key_stride;
   int64_t length;        // keys from here on are not attended to
   int32_t element_size;  // 1, 2, 4 or 8 bytes, or kBits
-  bool by_column;        // the mask's rows and columns, not positions, say where to look
+  bool by_column;        // read at the mask's rows and columns, not at positions
   KeyTest visible;
 
-  /// Whether it says the same of a key to all queries of a batch row.
+  /// Whether a key is visible to all queries of a batch row or to none.
   ATTN_MASK_INLINE bool is_of_keys() const { return q_stride == 0 && head_stride == 0; }
 
   ATTN_MASK_INLINE int64_t row_offset(const Query& query) const {

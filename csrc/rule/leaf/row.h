@@ -9,7 +9,7 @@ namespace attn_mask {
 /// All positions.
 inline constexpr Interval kEverywhere = {-kOpen, kOpen};
 
-/// What a leaf says of the row of a query, and of the rows after it if their positions go up by 1.
+/// A leaf's keys in the row of a query, and in the rows after it if their positions go up by 1.
 struct LeafRow {
   Interval keys;        // the query attends to no position outside of it
   bool exact;           // and to every one within

@@ -110,7 +110,7 @@ def ask_cache(
     if hasattr(cache, "get_query_offset"):
         q_offset = cache.get_query_offset(layer_idx)
         kv_length, kv_offset = cache.get_mask_sizes(q_length, layer_idx)
-    else:  # before 5.14; before 5.4, the sizes were asked for with the positions of the queries
+    else:  # before 5.14; before 5.4, the sizes were computed from the positions of the queries
         q_offset = cache.get_seq_length(layer_idx)
         query: Any = q_length
         if "cache_position" in inspect.signature(cache.get_mask_sizes).parameters:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Behaviour:
-    """The file from one release on. Where nothing else is said: False is what 4.35 did."""
+    """The file from one release on. False is what 4.35 did, unless a comment differs."""
 
     since: tuple[int, int, int]
 
     combines_by_adding: bool = True
-    """Causality and padding: a key closed by both holds -inf. Else it holds the minimum."""
+    """Causality and padding: a key masked by both holds -inf. Else it holds the minimum."""
 
     is_dataclass: bool = False
     """The converter. With it ``dtype`` lost its default and came before ``key_value_length``."""

@@ -14,7 +14,7 @@ def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | N
     """Which of several packed sequences each query belongs to.
 
     A sequence ends where the next position is not one higher. Returns ints [b, q] that count
-    sequences, or None when each row holds a single one (while tracing, that is not looked at), and
+    sequences, or None when each row holds a single one (while tracing, values are not read), and
     for position_ids that are not 2-D [b, q]: multimodal rotary positions have three dimensions, and
     their jumps are no borders.
     """
@@ -36,9 +36,9 @@ def count_sequences(position_ids: torch.Tensor) -> torch.Tensor:
 
 
 def name_numbers(attention_mask: torch.Tensor, q_length: int) -> None:
-    """Says once that a padding mask with other numbers than 0 and 1 tells no documents apart.
+    """Logs once that a padding mask with other numbers than 0 and 1 separates no documents.
 
-    Looks at the values on the CPU alone, and not in steps of decoding.
+    Reads values on the CPU alone, and not in steps of decoding.
     """
     kind = "numbers in a padding mask"
     if (
@@ -110,8 +110,8 @@ def ids_of_documents(
             )
         ids = given.to(device)
         if kv_end is not None and kv_end > ids.shape[1]:
-            nobodys = torch.iinfo(torch.int64).min
-            ids = F.pad(ids.long(), (0, kv_end - ids.shape[1]), value=nobodys)
+            no_document = torch.iinfo(torch.int64).min
+            ids = F.pad(ids.long(), (0, kv_end - ids.shape[1]), value=no_document)
         return ids.expand(batch_size, -1)
     if given.dim() != 1 or given.shape[0] == 0:
         raise ValueError(

@@ -3,7 +3,7 @@
 Models hold transformers' create functions as objects, and those go on running: what they do is the
 installed release's. But they look mask functions up in ``transformers.masking_utils`` when they are
 called, and the functions that write masks in ALL_MASK_ATTENTION_FUNCTIONS. Those become ours here,
-where they are transformers' own; ``source`` tells.
+where they are transformers' own, see ``source``.
 """
 
 import functools
@@ -79,7 +79,7 @@ class _Installation:
         if release_numbers(version) >= (4, 53):
             self._plan_masking_utils()
         self._plan_legacy(transformers, ours)
-        # Files that were imported before hold objects; the same name tells an import from a use.
+        # Files that were imported before hold objects; an import has the same name, a use has not.
         for namespace in _namespaces(lambda name: not name.startswith("attn_mask.")):
             for name, (before, now) in self._objects.items():
                 if namespace.get(name, _ABSENT) is before:
@@ -130,7 +130,7 @@ class _Installation:
     def _plan_legacy(self, transformers: ModuleType, ours: ModuleType) -> None:
         name = f"transformers.{_LEGACY}"
         before = sys.modules.get(name, _ABSENT)
-        # Where it was not imported, nobody holds or has replaced anything of it.
+        # Where it was not imported, nothing of it is held or replaced anywhere.
         held = _namespace(before) or {}
         public = [name for name in ours.__all__ if name in held]
         others = [name for name in public if not _is_legacy(before, name, getattr(ours, name))]
@@ -316,7 +316,7 @@ class _Plan:
 def _release_decisions(upstream: ModuleType, module: Module) -> Decisions:
     """As the release does it, by calling its functions.
 
-    Raises NotImplementedError where it calls them in a way that is not known here.
+    Raises NotImplementedError where it calls them in a way that is not supported here.
     """
     causal: Any = getattr(upstream, "_ignore_causal_mask_sdpa", None)
     bidirectional: Any = getattr(upstream, "_ignore_bidirectional_mask_sdpa", None)
@@ -333,7 +333,7 @@ def _release_decisions(upstream: ModuleType, module: Module) -> Decisions:
     takes_size = of_bidirectional == ["padding_mask", "kv_length", "local_attention_size"]
     if bidirectional is not None and not takes_size and of_bidirectional != ["padding_mask"]:
         raise _other_arguments("_ignore_bidirectional_mask_sdpa")
-    # Until 4.57 it cuts the mask, too, unless told not to.
+    # Until 4.57 it cuts the mask, too, unless an argument forbids it.
     of_prepare = _parameters(module, "prepare_padding_mask", prepare)
     whole = {"_slice": False} if "_slice" in of_prepare else {}
 
@@ -363,7 +363,7 @@ def _release_decisions(upstream: ModuleType, module: Module) -> Decisions:
 
 
 def _parameters(module: Module, name: str, function: Callable[..., Any] | None) -> list[str]:
-    """How the release calls it: as its source defines it, whatever stands in its place."""
+    """How the release calls it: as its source defines it, whatever has replaced it."""
     if function is None:
         return []
     defined = module.source.parameters(name) if module.source else None
@@ -544,12 +544,12 @@ def install(
     ``for_transformers(...)`` of the installed release, also where the release no longer has the
     file; from 4.35 to 4.52 that is all.
 
-    Only transformers' own functions are replaced, as their source tells. Whatever else stands in
+    Only transformers' own functions are replaced, recognised by their source. What others put in
     their place stays there and goes on being called, functions that are registered for "sdpa" or
     "eager" in ALL_MASK_ATTENTION_FUNCTIONS among it; so do mask functions that no known release
     has, and all of them where there is no source (``.pyc`` files only). Each is named once in a
     warning of the logger "attn_mask". What is put there later is left alone; functions of
-    transformers that sdpa_mask calls are looked at when this is installed, not after.
+    transformers that sdpa_mask calls are checked when this is installed, not after.
 
     It does not matter whether models were imported before. A second call changes the options only;
     within a block of installed(), whose own hold there, from its end on. Whatever raises or
@@ -601,7 +601,7 @@ class installed:
     hold. As a decorator, ``@attn_mask.installed()``, it is a block around each call of a function,
     or around what is awaited of an ``async`` one.
 
-    Raises TypeError for other things to decorate, and where its truth is asked for: see
+    Raises TypeError for other things to decorate, and where it is used as a bool: see
     is_installed.
     """
 
@@ -633,8 +633,8 @@ class installed:
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "attn_mask.installed: expected `with attn_mask.installed():`, but its truth was asked "
-            "for; whether anything is installed is attn_mask.is_installed()"
+            "attn_mask.installed: expected `with attn_mask.installed():`, but it was used as a "
+            "bool: attn_mask.is_installed() returns whether anything is installed"
         )
 
     def __call__(self, function: _Call) -> _Call:

@@ -50,7 +50,7 @@ def sliding_window_overlay(sliding_window: int) -> MaskFunction:
 
 def sliding_window_causal_mask_function(sliding_window: int) -> MaskFunction:
     """Attends to the query's own position and the ``sliding_window - 1`` before it."""
-    # Asked first: a graph would come to depend on what is known.
+    # Checked first: else a graph would depend on sizes that are known.
     is_kept = not is_recording() and type(sliding_window) is int
     if is_kept and sliding_window in _sliding_windows:
         return _sliding_windows[sliding_window]
@@ -60,7 +60,7 @@ def sliding_window_causal_mask_function(sliding_window: int) -> MaskFunction:
     return rule
 
 
-# A model asks for the same few in every step; each keeps its program.
+# A model makes the same few in every step; each keeps its program.
 _sliding_windows: dict[int, MaskFunction] = {}
 
 
@@ -111,7 +111,7 @@ def packed_sequence_mask_function(packed_sequence_mask: torch.Tensor) -> MaskFun
 def remap_positions_for_packed_sequence(
     mask_function: Callable[..., Any], position_ids: torch.Tensor
 ) -> MaskFunction:
-    """The mask function, asked about the positions that position_ids [b, n] give."""
+    """The mask function, evaluated at the positions in position_ids [b, n]."""
     check_strided(_REMAPPED.function, _REMAPPED.argument, position_ids)
     return rules.reindexed(_REMAPPED.function, mask_function, position_ids, _REMAPPED)
 
@@ -121,7 +121,7 @@ def packed_sequence_compatibility_function(
     position_ids: torch.Tensor,
     packed_sequence_mask: torch.Tensor,
 ) -> MaskFunction:
-    """The mask function within each packed sequence, asked about positions in it."""
+    """The mask function within each packed sequence, evaluated at positions in it."""
     return and_masks(
         packed_sequence_mask_function(packed_sequence_mask),
         remap_positions_for_packed_sequence(mask_function, position_ids),
@@ -131,7 +131,7 @@ def packed_sequence_compatibility_function(
 def add_offsets_to_mask_function(
     mask_function: Callable[..., Any], q_offset: Offset, kv_offset: Offset
 ) -> MaskFunction:
-    """The mask function, asked about positions from ``q_offset`` and ``kv_offset`` on."""
+    """The mask function, evaluated at positions from ``q_offset`` and ``kv_offset`` on."""
     return rules.shift(mask_function, q_offset, kv_offset)
 
 
@@ -159,7 +159,7 @@ def maybe_pad_block_sequence_ids(
 ) -> torch.Tensor:
     """The ids [b, n], with -1 after them up to key kv_offset + kv_length.
 
-    ``attention_mask`` is not looked at; upstream's signature has it.
+    ``attention_mask`` is not used; upstream's signature has it.
     """
     length = kv_length + kv_offset
     if block_sequence_ids.dtype == torch.uint8 and length > block_sequence_ids.shape[-1]:

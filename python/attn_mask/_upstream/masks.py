@@ -44,7 +44,7 @@ class Release(NamedTuple):
 
     decisions: Decisions = OWN_DECISIONS
     by_vmap: bool = False
-    """Whether mask functions are evaluated at one element at a time, where nothing is said."""
+    """Whether mask functions are evaluated at one element at a time by default."""
     find_packed_sequence_indices: Callable[..., Any] = documents.find_packed_sequence_indices
     preprocess: Any = None
     """Its _preprocess_mask_arguments; None where that is not replaced."""
@@ -178,7 +178,7 @@ def eager_mask_at(
 
 
 def find_packed_sequence_indices(position_ids: torch.Tensor) -> Any:
-    """The release's, unless skip_policy says that no values are looked at."""
+    """The release's, unless skip_policy forbids reading values."""
     policy = _skipping.current()
     if policy.name != "shapes":
         return state.release.find_packed_sequence_indices(position_ids)
@@ -197,7 +197,7 @@ def preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
 
 
 def no_sequences(position_ids: torch.Tensor) -> None:
-    """Of 4.53.0, which does not look for them."""
+    """Of 4.53.0, which does not detect them."""
 
 
 # Until 4.55, chunks did not start after left padding.

@@ -52,7 +52,7 @@ class _Filler(Loader):
 def _module(behaviour: Behaviour) -> ModuleType:
     """The file as a module of its own, so that its functions and classes pickle.
 
-    It is filled when it is first asked for something.
+    It is filled at the first access to an attribute.
     """
     if behaviour.is_present:
         return modeling_attn_mask_utils
@@ -99,7 +99,7 @@ def for_transformers(version: str) -> TransformersRelease:
     """transformers' mask helpers as a release of transformers had them.
 
     Args:
-        version: of transformers, as its ``__version__`` says it: "4.38.2", "5.0.0rc1",
+        version: of transformers, as in its ``__version__``: "4.38.2", "5.0.0rc1",
             "4.39.0.dev0". A pre-release counts as the release that it leads to.
 
     Returns a TransformersRelease, the same object for all releases that behave alike. A version

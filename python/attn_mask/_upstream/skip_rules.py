@@ -35,9 +35,9 @@ def is_skipped(
     kv_offset: Any,
     local_size: int | None,
 ) -> bool:
-    """Whether there is no mask: ``causal``, ``bidirectional`` say where there need not be one.
+    """Whether there is no mask: ``causal``, ``bidirectional``: where there need not be one.
 
-    That is where ``is_causal`` of scaled_dot_product_attention stands for it, and where nothing is
+    That is where ``is_causal`` of scaled_dot_product_attention replaces it, and where nothing is
     masked. ``decisions`` are those of skip_policy "upstream".
     """
     policy = _skipping.current()

@@ -1,6 +1,6 @@
-"""Tells transformers' own functions from others by their source.
+"""Recognises transformers' own functions by their source.
 
-A function is known by a hash over its syntax tree and those of all that it calls in its module.
+Each has a hash over its syntax tree and those of all that it calls in its module.
 Comments, docstrings, annotations and positions do not count, nor does the version of Python.
 known.json holds the hashes of all releases; scripts/hash_upstream.py writes it.
 """
@@ -125,7 +125,7 @@ class Source:
     def reached(self, roots: Iterable[str], without: Iterable[str] = ()) -> set[str]:
         """All the names that the roots read, directly or through functions of the module.
 
-        The functions ``without`` are not looked into.
+        The functions ``without`` are not followed.
         """
         found, queue = set(without), list(roots)
         while queue:

@@ -1,8 +1,8 @@
 """Drop-in for ``transformers.modeling_attn_mask_utils`` of transformers 4, of any release.
 
-Names, signatures, defaults, results and errors are those of one release, as its Behaviour says.
-``attn_mask.modeling_attn_mask_utils`` documents arguments and results; here is said what releases
-did otherwise. What is looked up in ``module`` is what users may have replaced there.
+Names, signatures, defaults, results and errors are those of one release, by its Behaviour.
+``attn_mask.modeling_attn_mask_utils`` documents arguments and results; this module has what
+releases did otherwise. What is looked up in ``module`` is what users may have replaced there.
 """
 
 from collections.abc import Sequence
@@ -189,7 +189,7 @@ class _Release:
         return mask.view(batch_size, 1, query_length, key_value_length)
 
     def unmask(self, mask: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """_unmask_unattended of a mask that nobody else has."""
+        """_unmask_unattended of a mask that has no other owner."""
         if is_recording():
             unmask: Any = self.converter._unmask_unattended
             return unmask(mask, attention_mask, unmasked_value=0.0)  # type: ignore[no-any-return]
@@ -210,7 +210,7 @@ def _converter(behaviour: Behaviour) -> Any:
     version, wide_window = behaviour.version, behaviour.wide_window
 
     class AttentionMaskConverter:
-        """A causal flag and a sliding window, to be asked for 4D masks."""
+        """A causal flag and a sliding window, and the 4D masks for them."""
 
         is_causal: bool
         sliding_window: int | None
@@ -250,7 +250,7 @@ def _converter(behaviour: Behaviour) -> Any:
         ) -> torch.Tensor:
             """The mask of a padding mask [b, kv], and of causality where the converter is causal.
 
-            Closed by both holds the minimum.
+            Masked by both holds the minimum.
             """
             return _RELEASES[version].to_4d(
                 self, attention_mask_2d, query_length, dtype, key_value_length
@@ -305,7 +305,7 @@ def _converter(behaviour: Behaviour) -> Any:
         ) -> torch.Tensor:
             """The mask of a padding mask [b, kv], and of causality where the converter is causal.
 
-            Closed by both holds -inf.
+            Masked by both holds -inf.
             """
             return _RELEASES[version].to_4d(
                 self, attention_mask_2d, query_length, dtype, key_value_length
@@ -481,10 +481,10 @@ def _functions(release: _Release) -> list[Any]:
 def _unmask_by_index(
     expanded_mask: torch.Tensor, attention_mask: torch.Tensor, unmasked_value: bool | float
 ) -> torch.Tensor:
-    """Opens, in place, the rows before the first attended key of padding [b, kv].
+    """Unmasks, in place, the rows before the first attended key of padding [b, kv].
 
     ``expanded_mask`` is [b, q, ...] or [b, heads, q, kv], and comes back as the same object. The
-    index of the key is taken for one of a row, so that with past keys other rows are opened, or
+    index of the key is taken for one of a row, so that with past keys other rows are unmasked, or
     there is none of that index: an IndexError.
     """
     first = _first_attended(attention_mask)
@@ -541,7 +541,7 @@ def _first_attended(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def _check_rows(first_attended: list[int], expanded_mask: torch.Tensor) -> None:
-    """There must be a row for each index that is opened."""
+    """There must be a row for each index that is unmasked."""
     query_length = expanded_mask.shape[-2 if expanded_mask.dim() == 4 else 1]
     if max(first_attended, default=0) > query_length:
         raise IndexError(
