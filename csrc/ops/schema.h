@@ -23,6 +23,16 @@ using OptionalSymInt = std::optional<c10::SymInt>;
 
 namespace ops {
 
+/// `text.find(part)`, which is no constant expression for g++ 12 under -fsanitize=undefined.
+constexpr size_t position_of(std::string_view text, std::string_view part) {
+  for (size_t begin = 0; begin + part.size() <= text.size(); ++begin) {
+    if (text.substr(begin, part.size()) == part) {
+      return begin;
+    }
+  }
+  return std::string_view::npos;
+}
+
 /// Text that can be a template's argument; a literal becomes one.
 template <size_t N>
 struct Text {
@@ -40,9 +50,9 @@ struct Schema {
   static constexpr std::string_view kStrideMultiple = ", SymInt stride_multiple=1";
 
   consteval explicit Schema(std::string_view text)
-      : name(text.substr(0, text.find('('))),
-        arguments(text.substr(name.size() + 1, text.find(") -> ") - name.size() - 1)),
-        result(text.substr(text.find(") -> ") + 5)),
+      : name(text.substr(0, position_of(text, "("))),
+        arguments(text.substr(name.size() + 1, position_of(text, ") -> ") - name.size() - 1)),
+        result(text.substr(position_of(text, ") -> ") + 5)),
         writes_mask(arguments.ends_with(kStrideMultiple)) {
     if (writes_mask) {
       arguments.remove_suffix(kStrideMultiple.size());
@@ -53,10 +63,10 @@ struct Schema {
   /// is none.
   consteval std::string_view type(size_t index) const {
     for (std::string_view rest = arguments; !rest.empty();) {
-      const std::string_view argument = rest.substr(0, rest.find(", "));
+      const std::string_view argument = rest.substr(0, position_of(rest, ", "));
       rest.remove_prefix(std::min(rest.size(), argument.size() + 2));
       if (argument != "*" && index-- == 0) {
-        return argument.substr(0, argument.find(' '));
+        return argument.substr(0, position_of(argument, " "));
       }
     }
     return {};
@@ -71,7 +81,7 @@ struct Schema {
   }
 
   constexpr bool takes(std::string_view part) const {
-    return arguments.find(part) != std::string_view::npos;
+    return position_of(arguments, part) != std::string_view::npos;
   }
 
   std::string_view name;
