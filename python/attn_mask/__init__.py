@@ -5,7 +5,6 @@ loaded when they are first used.
 """
 
 from importlib import import_module as _import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from attn_mask import _graphs as _graphs
@@ -69,23 +68,27 @@ __all__ = [
     "sdpa_arguments",
     "skip_policy",
     "sliding_window",
+    "status",
     "uninstall",
     "utils",
     "window",
 ]
 
-__version__ = _version("attn-mask")
+__version__ = _library.VERSION
 build_info = _library.build_info
 
-_LOADED_WHEN_USED = ("block_sparse",)
+# Modules, and functions with the modules that define them.
+_LOADED_WHEN_USED = {"block_sparse": "block_sparse", "status": "_status"}
 
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
+    from attn_mask._status import status as status
 else:
 
     def __getattr__(name: str) -> object:
         if name in _LOADED_WHEN_USED:
-            return _import_module(f"{__name__}.{name}")
+            module = _import_module(f"{__name__}.{_LOADED_WHEN_USED[name]}")
+            return getattr(module, name, module)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -1,0 +1,201 @@
+"""``python -m attn_mask doctor``: what is here, whether it works, and what to do where not."""
+
+import platform
+import re
+import time
+from typing import Any
+
+import torch
+
+from attn_mask import _library, masks, rules
+from attn_mask._upstream.install import is_installed, replacement
+
+__all__ = ["diagnose", "written"]
+
+
+def _selftest_on(device: str) -> dict[str, bool]:
+    """Some masks of each kind, compared with comparisons of positions."""
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2]], device=device)
+    attended = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]], device=device)
+    keys = torch.arange(12, device=device)
+    queries = keys[:, None]
+    cases = {
+        "causal": (rules.causal(), keys <= queries),
+        "window": (
+            rules.causal() & rules.sliding_window(4),
+            (keys <= queries) & (queries - keys < 4),
+        ),
+        "chunks": (rules.chunked(5), keys // 5 == queries // 5),
+        "documents": (rules.documents(ids), ids[:, :, None] == ids[:, None]),
+        "padding": (rules.padding(attended), attended[:, None].bool().expand(1, 12, 12)),
+    }
+    passed = {}
+    for name, (rule, expected) in cases.items():
+        expected = expected.reshape(1, 1, 12, 12)
+        right = [torch.equal(masks.boolean(rule, 1, 12, 12, device=device), expected)]
+        for dtype in (torch.float32, torch.bfloat16):
+            zeros = torch.zeros(expected.shape, dtype=dtype, device=device)
+            filled = zeros.masked_fill(~expected, torch.finfo(dtype).min)
+            right.append(
+                torch.equal(masks.additive(rule, 1, 12, 12, device=device, dtype=dtype), filled)
+            )
+        passed[f"{name} on {device}"] = all(right)
+    return passed
+
+
+def _selftest(devices: list[str]) -> dict[str, Any]:
+    start = time.perf_counter()
+    checks: dict[str, bool] = {}
+    error = None
+    for device in devices:
+        try:
+            checks |= _selftest_on(device)
+        except Exception as raised:
+            checks[f"runs on {device}"] = False
+            error = f"{type(raised).__name__}: {raised}".splitlines()[0]
+    seconds = round(time.perf_counter() - start, 3)
+    return {"ok": all(checks.values()), "checks": checks, "error": error, "seconds": seconds}
+
+
+def _fits(capability: tuple[int, int], archs: list[str]) -> bool:
+    """Whether kernels for these GPUs run on one: of its generation, or by PTX on later ones."""
+    for arch in archs:
+        numbers = re.match(r"(\d+)\.(\d)([af]?)", arch)
+        if numbers is None:
+            continue
+        built = int(numbers[1]), int(numbers[2])
+        if built == capability or (numbers[3] == "" and built[0] == capability[0]):
+            if built <= capability:
+                return True
+        elif arch.endswith("+PTX") and numbers[3] == "" and built <= capability:
+            return True
+    return False
+
+
+def _cuda(build: dict[str, Any], findings: list[dict[str, str]]) -> dict[str, Any]:
+    devices = []
+    if available := torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            capability = torch.cuda.get_device_capability(index)
+            name = f"{torch.cuda.get_device_name(index)} ({capability[0]}.{capability[1]})"
+            devices.append(name)
+            if build["cuda_archs"] and not _fits(capability, build["cuda_archs"]):
+                findings.append(
+                    {
+                        "what": f"no CUDA kernels for {name}, only for "
+                        f"{', '.join(build['cuda_archs'])}",
+                        "mend": "build again in a checkout: TORCH_CUDA_ARCH_LIST="
+                        f"{capability[0]}.{capability[1]} pip install --no-build-isolation .",
+                    }
+                )
+    notes = []
+    if not available:
+        notes.append("torch sees no GPU")
+    if build["cuda_version"] is None:
+        notes.append("this build has no CUDA kernels")
+    return {
+        "available": available,
+        "torch": torch.version.cuda,
+        "kernels": build["cuda_version"],
+        "devices": devices,
+        "notes": notes,
+    }
+
+
+def _install(findings: list[dict[str, str]]) -> dict[str, Any]:
+    try:
+        found = replacement(planned=True)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, ImportError) and text.endswith("but there is none"):
+            found = None
+        else:
+            mend = "use a release of transformers that attn_mask knows: pip install transformers"
+            findings.append({"what": f"attn_mask.install() raises {text}", "mend": mend})
+            return {
+                "transformers": _version_of_transformers(),
+                "installed": False,
+                "replaced": [],
+                "stays": [],
+                "notes": [],
+            }
+    return {
+        "transformers": found.transformers if found else None,
+        "installed": is_installed(),
+        "replaced": list(found.replaced) if found else [],
+        "stays": list(found.stays) if found else [],
+        "notes": [] if found else ["transformers is not installed: install() has nothing to do"],
+    }
+
+
+def _version_of_transformers() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None
+
+
+def diagnose() -> dict[str, Any]:
+    """What ``doctor --json`` prints: {ok, versions, build, cuda, install, selftest, findings}.
+
+    ``findings`` are faults, each with what mends it; what is merely absent (a GPU, CUDA kernels,
+    transformers) stands among the ``notes`` of ``cuda`` and ``install``.
+    """
+    findings: list[dict[str, str]] = []
+    build = _library.build_info()
+    cuda = _cuda(build, findings)
+    install = _install(findings)
+    usable = cuda["available"] and cuda["kernels"] is not None
+    selftest = _selftest(["cpu", "cuda"] if usable else ["cpu"])
+    if not selftest["ok"]:
+        wrong = ", ".join(name for name, passed in selftest["checks"].items() if not passed)
+        because = f" ({selftest['error']})" if selftest["error"] else ""
+        findings.append(
+            {
+                "what": f"the self-test fails: {wrong}{because}",
+                "mend": "build again in a checkout: pip install --no-build-isolation "
+                "--force-reinstall --no-deps .",
+            }
+        )
+    return {
+        "ok": not findings,
+        "versions": {
+            "attn_mask": _library.VERSION,
+            "torch": torch.__version__,
+            "transformers": install["transformers"],
+            "python": platform.python_version(),
+        },
+        "build": build,
+        "cuda": cuda,
+        "install": install,
+        "selftest": selftest,
+        "findings": findings,
+    }
+
+
+def written(diagnosis: dict[str, Any]) -> str:
+    """A diagnosis as lines of text."""
+    build, cuda, install, selftest = (
+        diagnosis[part] for part in ("build", "cuda", "install", "selftest")
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in diagnosis["versions"].items())
+    archs = ", ".join(build["cuda_archs"])
+    kernels = f"CUDA {build['cuda_version']} kernels for {archs}" if archs else "no CUDA kernels"
+    replaced = len(install["replaced"])
+    verb = "replaces" if install["installed"] else "would replace"
+    passed = sum(selftest["checks"].values())
+    lines = [
+        f"versions   {versions}",
+        f"build      for torch {build['torch_version']}, {kernels}; CPU: {build['cpu_capability']}",
+        f"cuda       {', '.join(cuda['devices']) or 'no GPU'}",
+        f"install()  {verb} {replaced} things of transformers {install['transformers']}",
+        *(f"           {name}" for name in install["replaced"]),
+        *(f"           stays: {text}" for text in install["stays"]),
+        f"self-test  {passed} of {len(selftest['checks'])} passed in {selftest['seconds']} s",
+        *(f"note       {note}" for note in (*cuda["notes"], *install["notes"])),
+    ]
+    for finding in diagnosis["findings"]:
+        lines += [f"FAULT      {finding['what']}", f"           to mend it: {finding['mend']}"]
+    return "\n".join([*lines, "all is well" if diagnosis["ok"] else "something is off: see FAULT"])
