@@ -112,6 +112,11 @@ bench-cpp: build
 	cmake --build $(TREE) --target bench_api
 	$(TREE)/bench/cpp/bench_api
 
+# Instructions of the dense CUDA kernel to a store, counted on the host. JSON on stdout.
+cuda-cost:
+	@scripts/debian-packages valgrind >&2
+	@$(PYTHON) scripts/cuda_cost.py
+
 # On a machine with a GPU, without a network: its tests, compute-sanitizer and the benchmark (scripts/gpu).
 gpu:
 	PYTHON=$(PYTHON) scripts/gpu

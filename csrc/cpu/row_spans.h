@@ -41,14 +41,14 @@ class RowSpanFinder {
     return padding_node() < 0 ? nullptr : &params_.rule.nodes[padding_node()].padding;
   }
 
-  /// The columns of a row's hull; `known`: of those, and those of the batch row's.
+  /// The columns of a row's hull, where `known` is that of its batch row.
   Interval hull(const Query& query, Interval known) const {
     const int64_t shift = params_.kv_positions.at(query.batch, 0);
     const Interval near = hull_.near(params_.rule, query);
     return intersect({near.begin - shift, near.end - shift}, known);
   }
 
-  /// Where the hulls of a batch row's rows lie, among some columns.
+  /// Among some columns, those in which the hulls of a batch row's rows lie.
   Interval known(int64_t batch, Interval columns) const {
     const int64_t shift = params_.kv_positions.at(batch, 0);
     return intersect({hull_.known.begin - shift, hull_.known.end - shift}, columns);

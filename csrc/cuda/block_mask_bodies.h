@@ -11,9 +11,6 @@
 
 namespace attn_mask {
 
-/// What the hulls of a block's first and last row decide.
-enum class BlockGuess : uint8_t { kEmpty, kFull, kUnknown };
-
 /// Blocks of a line that one block of threads takes.
 inline constexpr int64_t kBlocksPerPart = 32;
 
@@ -26,6 +23,7 @@ struct BlockStatesLaunch {
   Divisor by_q_blocks;
   Divisor by_heads;
   Divisor by_row_words;
+  Hull hull;
   WordPlan plan;
 
   explicit BlockStatesLaunch(const BlockMaskParams& of)
@@ -36,7 +34,8 @@ struct BlockStatesLaunch {
         by_q_blocks(q_blocks),
         by_heads(params.heads),
         by_row_words(row_words),
-        plan(params.rule, Hull(params.rule), params.kv_positions) {}
+        hull(params.rule),
+        plan(params.rule, hull, params.kv_positions) {}
 
   ATTN_MASK_INLINE int64_t lines() const { return params.planes() * q_blocks; }
 };
@@ -69,37 +68,26 @@ struct BlockLine {
     return {batch, head, row, launch.params.q_positions.at(batch, row)};
   }
 
-  /// Hulls go upwards with the query, so that those of the first and the last row tell where those
-  /// between them lie.
-  ATTN_MASK_INLINE BlockGuess guess(int64_t block) const {
-    const BlockMaskParams& params = launch.params;
-    if (params.q_positions.listed || params.kv_positions.listed) {
-      return BlockGuess::kUnknown;
-    }
-    const Interval columns = params.columns_of(block);
-    const Hull hull(params.rule);
-    const RowHull first = row_hull(params.rule, hull, launch.plan, query(rows.begin));
-    const RowHull last = row_hull(params.rule, hull, launch.plan, query(rows.end - 1));
-    const int64_t shift = params.kv_positions.at(batch, 0);
-    const Interval keys{columns.begin + shift, columns.end + shift};
-    if (intersect(keys, {first.positions.begin, last.positions.end}).empty()) {
-      return BlockGuess::kEmpty;
-    }
-    const bool is_whole =
-        rows.end - rows.begin == params.q_block && columns.end - columns.begin == params.kv_block;
-    const bool full = first.exact && is_whole && last.positions.begin <= keys.begin &&
-                      keys.end <= first.positions.end;
-    return full ? BlockGuess::kFull : BlockGuess::kUnknown;
-  }
-
-  /// Of some blocks, the states that hulls decide; for one thread of the line's.
+  /// Of some blocks, the states that hulls tell; for one thread of the line's. Hulls go upwards
+  /// with the query, so that those of the first and the last row tell where those between them lie.
   ATTN_MASK_INLINE void guess_body(Interval blocks, int64_t thread, int64_t threads) const {
+    const BlockMaskParams& params = launch.params;
+    const bool is_known = !params.q_positions.listed && !params.kv_positions.listed;
+    const RowHull first = row_hull(params.rule, launch.hull, launch.plan, query(rows.begin));
+    const RowHull last = row_hull(params.rule, launch.hull, launch.plan, query(rows.end - 1));
+    const int64_t shift = params.kv_positions.at(batch, 0);
+    const Interval some{first.positions.begin - shift, last.positions.end - shift};
+    const bool may_be_full = is_known && first.exact && rows.end - rows.begin == params.q_block;
+    const Interval all{last.positions.begin - shift, first.positions.end - shift};
     ATTN_MASK_ONE_BY_ONE
     for (int64_t block = blocks.begin + thread; block < blocks.end; block += threads) {
-      const BlockGuess guessed = guess(block);
-      states[block] = guessed == BlockGuess::kEmpty  ? BlockState::kEmpty
-                      : guessed == BlockGuess::kFull ? BlockState::kFull
-                                                     : BlockState::kUnknown;
+      const Interval columns = params.columns_of(block);
+      const bool is_empty = is_known && intersect(columns, some).empty();
+      const bool is_full = may_be_full && columns.end - columns.begin == params.kv_block &&
+                           all.begin <= columns.begin && columns.end <= all.end;
+      states[block] = is_empty  ? BlockState::kEmpty
+                      : is_full ? BlockState::kFull
+                                : BlockState::kUnknown;
     }
   }
 
@@ -108,7 +96,6 @@ struct BlockLine {
                                            const WordStack& stack) const {
     const BlockMaskParams& params = launch.params;
     const Interval columns = params.columns_of(block);
-    const Hull hull(params.rule);
     BlockContent content{false, rows.end - rows.begin == params.q_block &&
                                     columns.end - columns.begin == params.kv_block};
     ATTN_MASK_ONE_BY_ONE
@@ -119,8 +106,8 @@ struct BlockLine {
       if (of_word.empty()) {
         continue;
       }
-      const WordRow of_row =
-          WordRow::of(params.rule, hull, launch.plan, query(rows.begin + row), params.kv_positions);
+      const WordRow of_row = WordRow::of(params.rule, launch.hull, launch.plan,
+                                         query(rows.begin + row), params.kv_positions);
       const uint64_t word =
           row_word(params.rule, launch.plan, of_row, params.kv_positions, of_word, stack);
       content.some = content.some || word != 0;

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock) unmask_kernel(const UnmaskPa
 }
 
 // One block of threads to a part of a line of blocks.
-__global__ void __launch_bounds__(kThreadsPerBlock, 3)
+__global__ void __launch_bounds__(kThreadsPerBlock, 2)
     write_block_states_kernel(const __grid_constant__ BlockStatesLaunch launch) {
   extern __shared__ uint64_t shared[];
   const WordStack stack{shared + threadIdx.x, kThreadsPerBlock};

@@ -215,8 +215,8 @@ at::Tensor with_stride_multiple(const at::Tensor& mask, const c10::SymInt& strid
     return mask;
   }
   const c10::SymInt length = mask.sym_size(-1);
-  const std::array<c10::SymInt, 2> after{0, round_up(length, stride_multiple) - length};
-  return at::constant_pad_nd_symint(mask, after).narrow_symint(-1, 0, length);
+  const std::array<c10::SymInt, 2> missing{0, round_up(length, stride_multiple) - length};
+  return at::constant_pad_nd_symint(mask, missing).narrow_symint(-1, 0, length);
 }
 
 }  // namespace attn_mask

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "ops/checks.h"
-#include "ops/dtypes.h"
+#include "ops/program_reader.h"
 
 namespace attn_mask {
 namespace {
@@ -22,153 +22,26 @@ bool same_step(const Rule::Step& a, const Rule::Step& b) {
 
 /// Writes a program down as a rule. Complete subtrees lie one after the other in its nodes until
 /// the `and` or `or` over them follows.
-class Decoder {
+class Decoder : ProgramReader {
  public:
   Decoder(const char* op, const RuleProgram& program, at::Device device, bool with_data,
           int64_t first_row, const BitsOfPart& bits_of_part, Rule& rule, Decoded& result)
-      : op_(op),
-        program_(program.code),
-        operands_(program.operands),
-        batch_size_(program.batch_size),
-        q_length_(program.q_length),
-        kv_length_(program.kv_length),
-        device_(device),
-        with_data_(with_data),
-        first_row_(first_row),
+      : ProgramReader(op, program, device, with_data, first_row),
         bits_of_part_(bits_of_part),
         rule_(rule),
         result_(result) {
     rule_.size = 0;
     rule_.steps_size = 0;
-    result_.heads = 1;
   }
 
   void decode() {
     subtree(/*conjunct=*/true, 0);
-    TORCH_CHECK_VALUE(next_ == program_.size(), op_, ": expected rule to end after ", next_,
-                      " numbers, but got ", program_.size());
+    check_end();
+    result_.depends_on_batch = depends_on_batch_;
+    result_.heads = heads_;
   }
 
  private:
-  const c10::SymInt& symbolic() {
-    TORCH_CHECK_VALUE(next_ < program_.size(), op_,
-                      ": expected rule to be complete, but it ends after ", program_.size(),
-                      " numbers");
-    return program_[next_++];
-  }
-
-  int64_t number(const char* what) {
-    const size_t at = next_;
-    const auto value = symbolic().maybe_as_int();
-    TORCH_CHECK_VALUE(value.has_value(), op_, ": expected ", what, " at rule[", at,
-                      "] to be a number known when the rule is made");
-    return *value;
-  }
-
-  /// A number that only kernels need: while tracing it may be unknown, and `stand_in` will do.
-  int64_t parameter(const char* what, int64_t stand_in) {
-    if (!with_data_ && next_ < program_.size() && !program_[next_].maybe_as_int()) {
-      ++next_;
-      return stand_in;
-    }
-    return number(what);
-  }
-
-  /// A number that shifts positions.
-  int64_t distance(const char* what) {
-    const size_t at = next_;
-    const int64_t value = parameter(what, 0);
-    check_within_far(op_, value, what, " at rule[", at, "]");
-    return value;
-  }
-
-  const at::Tensor& operand(const char* what) {
-    const size_t at = next_;
-    const int64_t index = number(what);
-    TORCH_CHECK_VALUE(0 <= index && index < static_cast<int64_t>(operands_.size()), op_,
-                      ": expected ", what, " at rule[", at, "] to be one of ", operands_.size(),
-                      " operands, but got ", index);
-    const at::Tensor& tensor = operands_[static_cast<size_t>(index)];
-    TORCH_CHECK_VALUE(tensor.device() == device_, op_, ": expected ", what, " to be on ", device_,
-                      ", but got ", tensor.device());
-    return tensor;
-  }
-
-  void check_batch(const char* what, const at::Tensor& tensor) {
-    const c10::SymInt& rows = tensor.sym_size(0);
-    if (rows.maybe_as_int() == 1) {
-      return;
-    }
-    ATTN_MASK_CHECK_SYM_VALUE(rows.sym_eq(batch_size_), op_, ": expected ", what,
-                              " to have a batch size of 1 or ", batch_size_, ", but got ",
-                              describe_sizes(tensor));
-    result_.depends_on_batch = true;
-  }
-
-  int64_t batch_stride(const at::Tensor& tensor) const {
-    return tensor.size(0) == 1 ? 0 : tensor.stride(0);
-  }
-
-  Table table(const char* what, const at::Tensor& tensor) {
-    check_integer(op_, what, tensor);
-    check_rank(op_, what, tensor, 2, "[batch_size, length]");
-    check_batch(what, tensor);
-    Table result{};
-    if (with_data_) {
-      // A table without rows is never looked at; one without columns holds no position.
-      result.numbers = integers_of(tensor);
-      if (tensor.numel() == 0) {
-        result.numbers.data = &kNowhere;
-      }
-      result.batch_stride = batch_stride(tensor);
-      result.stride = tensor.stride(1);
-      result.length = tensor.size(1);
-    }
-    return result;
-  }
-
-  Padding padding(const at::Tensor& tensor) {
-    check_mask_dtype(op_, "a padding operand", tensor);
-    check_rank(op_, "a padding operand", tensor, 2, "[batch_size, kv_length]");
-    check_batch("a padding operand", tensor);
-    Padding result{};
-    if (with_data_) {
-      result = {tensor.const_data_ptr(), batch_stride(tensor),
-                /*head_stride=*/0,
-                /*q_stride=*/0,          tensor.stride(1),
-                tensor.size(1),          static_cast<int32_t>(tensor.element_size()),
-                /*by_column=*/false,     is_nonzero(tensor.scalar_type())};
-    }
-    return result;
-  }
-
-  Padding bits(const at::Tensor& tensor) {
-    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kBool, op_,
-                     ": expected a bits operand to be bool, but got ", tensor.scalar_type());
-    check_rank(op_, "a bits operand", tensor, 4, "[batch_size, heads, q_length, kv_length]");
-    check_batch("a bits operand", tensor);
-    const c10::SymInt& heads = tensor.sym_size(1);
-    if (heads.maybe_as_int() != 1) {
-      if (result_.heads.maybe_as_int() == 1) {
-        result_.heads = heads;
-      }
-      ATTN_MASK_CHECK_SYM_VALUE(heads.sym_eq(result_.heads), op_,
-                                ": expected bits operands to have 1 or ", result_.heads,
-                                " heads, but got ", describe_sizes(tensor));
-    }
-    const std::array<c10::SymInt, 2> expected{q_length_, kv_length_};
-    for (int64_t i = 0; i < 2; ++i) {
-      ATTN_MASK_CHECK_SYM_VALUE(tensor.sym_size(i + 2).sym_eq(expected[static_cast<size_t>(i)]),
-                                op_, ": expected a bits operand to be [batch_size, heads, ",
-                                q_length_, ", ", kv_length_, "], but got ", describe_sizes(tensor));
-    }
-    Padding result{};
-    if (with_data_) {
-      result = bits_leaf(tensor, first_row_);
-    }
-    return result;
-  }
-
   /// Replaces the subtree that ends with node `last` by a leaf of its bits.
   void replace_by_bits(int32_t last) {
     const int32_t first = rule_.nodes[last].first;
@@ -428,37 +301,13 @@ class Decoder {
                       " at rule[", at, "], but got ", opcode);
   }
 
-  static constexpr int64_t kNowhere = 0;
-
-  const char* op_;
-  c10::SymIntArrayRef program_;
-  at::TensorList operands_;
-  const c10::SymInt& batch_size_;
-  const c10::SymInt& q_length_;
-  const c10::SymInt& kv_length_;
-  at::Device device_;
-  bool with_data_;
-  int64_t first_row_;
   const BitsOfPart& bits_of_part_;
-  size_t next_ = 0;
   Rule& rule_;
   Decoded& result_;
   std::vector<Rule::Step> chain_;  // the position changes above the rule that is being read
 };
 
 }  // namespace
-
-Padding bits_leaf(const at::Tensor& bits, int64_t first_row) {
-  return {static_cast<const bool*>(bits.const_data_ptr()) + first_row * bits.stride(2),
-          bits.size(0) == 1 ? 0 : bits.stride(0),
-          bits.size(1) == 1 ? 0 : bits.stride(1),
-          bits.stride(2),
-          bits.stride(3),
-          bits.size(3),
-          /*element_size=*/1,
-          /*by_column=*/true,
-          is_nonzero(at::kBool)};
-}
 
 Decoded decode_rule(const char* op, const RuleProgram& program, at::Device device, bool with_data,
                     Rule& rule, int64_t first_row, const BitsOfPart& bits_of_part) {

@@ -20,9 +20,9 @@ struct Rule {
   };
 
   struct Node : Leaf {
-    int32_t first;       // where the subtree begins that this node ends
-    int32_t step_begin;  // the leaf's steps, outermost first
-    int32_t step_end;
+    int16_t first;       // where the subtree begins that this node ends
+    int16_t step_begin;  // the leaf's steps, outermost first
+    int16_t step_end;
     bool conjunct;  // all that the rule allows, this leaf allows
   };
 
@@ -79,7 +79,8 @@ ATTN_MASK_INLINE bool attends(const Rule& rule, const Query& query, const Key& k
 /// Narrows a rule by one more leaf; one without nodes becomes it.
 inline void narrow(Rule& rule, const Leaf& leaf) {
   Rule::Node& node = rule.nodes[rule.size];
-  node = {leaf, /*first=*/rule.size, /*step_begin=*/0, /*step_end=*/0, /*conjunct=*/true};
+  node = {leaf, static_cast<int16_t>(rule.size), /*step_begin=*/0, /*step_end=*/0,
+          /*conjunct=*/true};
   if (rule.size++ > 0) {
     rule.nodes[rule.size++] = {Leaf(Rule::Kind::kAnd), 0, 0, 0, /*conjunct=*/true};
   }

@@ -30,11 +30,15 @@ from rule_reference import (
 )
 from rule_reference import PADDING as PADDED
 from sample_calls import (
+    BATCH,
     CALL_IDS,
     CALLS,
+    GOOD,
     HOST_DECISIONS,
     OPERATORS,
+    QUERIES,
     as_on_cuda,
+    closed_rows,
     map_tensors,
     operator,
 )
@@ -493,12 +497,6 @@ def test_rows_are_unmasked_where_they_lie(data, call):
     where.assert_untouched_around()
 
 
-def closed_rows():
-    mask = torch.full((2, 1, 3, 5), lowest(FLOAT))
-    mask[:, :, 1, 2] = 0.0
-    return mask
-
-
 @pytest.mark.parametrize(
     "again",
     [lambda x: x[:], lambda x: x.detach(), lambda x: x.view(x.shape), lambda x: x.squeeze(0)[None]],
@@ -513,25 +511,6 @@ def test_another_view_of_the_same_elements_is_in_place(again):
 
 # Errors: every operator, called with nothing wrong but out
 
-BATCH = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
-QUERIES = torch.zeros(2, 3, 4)
-GOOD = {
-    "to_causal_4d": ((2, 3, 5), {"dtype": FLOAT}),
-    "to_4d": ((BATCH, 3), {"dtype": FLOAT, "key_value_length": 5}),
-    "_make_causal_mask": (((2, 3), 2), {"dtype": FLOAT}),
-    "_expand_mask": ((BATCH, 3), {"dtype": FLOAT}),
-    "_unmask_unattended": ((closed_rows(), lowest(FLOAT)), {}),
-    "_prepare_4d_causal_attention_mask": ((BATCH, (2, 3), QUERIES, 2), {}),
-    FOR_SDPA: ((BATCH, (2, 3), QUERIES, 2), {}),
-    "_prepare_4d_attention_mask": ((BATCH, 3), {"dtype": FLOAT}),
-    BIDIRECTIONAL_FOR_SDPA: ((BATCH, 3), {"dtype": FLOAT}),
-    "_create_4d_causal_attention_mask": (((2, 3), 2), {"dtype": FLOAT}),
-    "boolean": (([AND, 2, CAUSAL, PADDED, 0], [BATCH], 2, 3, 5), {"q_offset": 2}),
-    "additive": (
-        ([AND, 2, CAUSAL, PADDED, 0], [BATCH], 2, 3, 5),
-        {"dtype": FLOAT, "q_offset": 2, "bias": torch.arange(15.0).view(1, 1, 3, 5)},
-    ),
-}
 SHAPE = (2, 1, 3, 5)
 
 

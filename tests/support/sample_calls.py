@@ -130,6 +130,37 @@ SAMPLES = {
     ],
 }
 
+BATCH = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
+QUERIES = torch.zeros(2, 3, 4)
+
+
+def closed_rows():
+    mask = torch.full((2, 1, 3, 5), torch.finfo(FLOAT).min)
+    mask[:, :, 1, 2] = 0.0
+    return mask
+
+
+_RULE = *(causal() & padding(BATCH)).encode(), 2, 3, 5
+
+# A call of each operator that writes a mask, with nothing wrong and a result of [2, 1, 3, 5].
+GOOD = {
+    "to_causal_4d": ((2, 3, 5), {"dtype": FLOAT}),
+    "to_4d": ((BATCH, 3), {"dtype": FLOAT, "key_value_length": 5}),
+    "_make_causal_mask": (((2, 3), 2), {"dtype": FLOAT}),
+    "_expand_mask": ((BATCH, 3), {"dtype": FLOAT}),
+    "_unmask_unattended": ((closed_rows(), torch.finfo(FLOAT).min), {}),
+    "_prepare_4d_causal_attention_mask": ((BATCH, (2, 3), QUERIES, 2), {}),
+    "_prepare_4d_causal_attention_mask_for_sdpa": ((BATCH, (2, 3), QUERIES, 2), {}),
+    "_prepare_4d_attention_mask": ((BATCH, 3), {"dtype": FLOAT}),
+    "_prepare_4d_attention_mask_for_sdpa": ((BATCH, 3), {"dtype": FLOAT}),
+    "_create_4d_causal_attention_mask": (((2, 3), 2), {"dtype": FLOAT}),
+    "boolean": (_RULE, {"q_offset": 2}),
+    "additive": (
+        _RULE,
+        {"dtype": FLOAT, "q_offset": 2, "bias": torch.arange(15.0).view(1, 1, 3, 5)},
+    ),
+}
+
 # Operators of several tensors, or of none that is a mask; test_block_mask.py calls them.
 BLOCK_SAMPLES = {
     "block_mask": [

@@ -12,13 +12,7 @@ import torch
 from attn_mask import _process, _skipping, rules
 from attn_mask._checks import check_flag, checked_masked_value
 from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
-from attn_mask._upstream.documents import (
-    count_sequences,
-    name_numbers,
-)
-from attn_mask._upstream.documents import (
-    find_packed_sequence_indices as own_find_packed_sequence_indices,
-)
+from attn_mask._upstream import documents
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, is_skipped
 
 _CAUSAL = rules.causal()
@@ -51,7 +45,7 @@ class Release(NamedTuple):
     decisions: Decisions = OWN_DECISIONS
     by_vmap: bool = False
     """Whether mask functions are evaluated at one element at a time by default."""
-    find_packed_sequence_indices: Callable[..., Any] = own_find_packed_sequence_indices
+    find_packed_sequence_indices: Callable[..., Any] = documents.find_packed_sequence_indices
     preprocess: Any = None
     """Its _preprocess_mask_arguments; None where that is not replaced."""
 
@@ -188,7 +182,7 @@ def find_packed_sequence_indices(position_ids: torch.Tensor) -> Any:
     policy = _skipping.current()
     if policy.name != "shapes":
         return state.release.find_packed_sequence_indices(position_ids)
-    return None if policy.packing == "none" else count_sequences(position_ids)
+    return None if policy.packing == "none" else documents.count_sequences(position_ids)
 
 
 def preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
@@ -198,7 +192,7 @@ def preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
     if isinstance(mask, torch.Tensor) and mask.dim() == 2:
         embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
         if embeds is not None:
-            name_numbers(mask, embeds.shape[1])
+            documents.name_numbers(mask, embeds.shape[1])
     return state.release.preprocess(*args, **kwargs)
 
 
