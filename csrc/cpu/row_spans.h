@@ -44,7 +44,7 @@ class RowSpanFinder {
   /// The columns of a row's hull, where `known` is that of its batch row.
   Interval hull(const Query& query, Interval known) const {
     const int64_t shift = params_.kv_positions.at(query.batch, 0);
-    const Interval near = hull_.near(params_.rule, query);
+    const Interval near = hull_.chunk < 0 ? hull_.band(query) : in_chunk(query);
     return intersect({near.begin - shift, near.end - shift}, known);
   }
 
@@ -55,6 +55,11 @@ class RowSpanFinder {
   }
 
  private:
+  /// Out of line: it would slow down the rows of other rules.
+  __attribute__((noinline)) Interval in_chunk(const Query& query) const {
+    return hull_.near(params_.rule, query);
+  }
+
   const Problem& params_;
   Hull hull_;
   bool hull_is_all_;

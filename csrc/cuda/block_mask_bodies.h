@@ -68,8 +68,8 @@ struct BlockLine {
     return {batch, head, row, launch.params.q_positions.at(batch, row)};
   }
 
-  /// Of some blocks, the states that hulls tell; for one thread of the line's. Hulls go upwards
-  /// with the query, so that those of the first and the last row tell where those between them lie.
+  /// Of some blocks, the states that hulls decide; for one thread of the line's. Hulls go upwards
+  /// with the query, so that those of the first and the last row bound those between them.
   ATTN_MASK_INLINE void guess_body(Interval blocks, int64_t thread, int64_t threads) const {
     const BlockMaskParams& params = launch.params;
     const bool is_known = !params.q_positions.listed && !params.kv_positions.listed;

@@ -50,8 +50,12 @@ struct Hull {
 
   /// The positions of the keys that a query may attend to, if they are known.
   ATTN_MASK_INLINE Interval near(const Rule& rule, const Query& query) const {
-    const Interval band{query.position - before, query.position + after + 1};
-    return chunk < 0 ? band : intersect(band, rule.nodes[chunk].chunk.keys(query));
+    return chunk < 0 ? band(query) : intersect(band(query), rule.nodes[chunk].chunk.keys(query));
+  }
+
+  /// The same without chunks.
+  ATTN_MASK_INLINE Interval band(const Query& query) const {
+    return {query.position - before, query.position + after + 1};
   }
 
   /// The positions of the keys that a query may attend to.
