@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +92,8 @@ def identity() -> dict[str, Any]:
         text = (ROOT / "CMakeLists.txt").read_text()
         (plain,) = re.findall(r"^project\(attn_mask VERSION ([\d.]+)", text, re.M)
         return {"version": plain, "install_requires": [TORCH]}
+    if not any(map(find_spec, ("setuptools.command.bdist_wheel", "wheel"))):
+        stop("setuptools before 70.1 needs another package: run pip install wheel")
     built_for = runpy.run_path(str(build_tree()[1] / "generated" / "_built_for.py"))
     minor = ".".join(built_for["TORCH_VERSION"].split(".")[:2])
     return {"version": built_for["VERSION"], "install_requires": [f"torch=={minor}.*"]}

@@ -1,5 +1,6 @@
 """``python -m attn_mask doctor``: what is here, whether it works, and what to do where not."""
 
+import importlib.util
 import platform
 import re
 import time
@@ -7,8 +8,10 @@ from typing import Any
 
 import torch
 
-from attn_mask import _library, masks, rules
-from attn_mask._upstream.install import is_installed, replacement
+from attn_mask import _library as library
+from attn_mask import masks, rules
+from attn_mask._upstream import UPSTREAM
+from attn_mask._upstream.install import Replacement, is_installed, replacement
 
 __all__ = ["diagnose", "written"]
 
@@ -57,17 +60,18 @@ def _selftest(devices: list[str]) -> dict[str, Any]:
     return {"ok": all(checks.values()), "checks": checks, "error": error, "seconds": seconds}
 
 
-def _fits(capability: tuple[int, int], archs: list[str]) -> bool:
-    """Whether kernels for these GPUs run on one: of its generation, or by PTX on later ones."""
+def fits(capability: tuple[int, int], archs: list[str]) -> bool:
+    """Whether kernels for these architectures run on a GPU.
+
+    Those of its generation up to its own do, of later GPUs those with PTX; of ``9.0a`` that GPU's
+    alone, of ``10.0f`` that generation's.
+    """
     for arch in archs:
-        numbers = re.match(r"(\d+)\.(\d)([af]?)", arch)
-        if numbers is None:
-            continue
-        built = int(numbers[1]), int(numbers[2])
-        if built == capability or (numbers[3] == "" and built[0] == capability[0]):
-            if built <= capability:
-                return True
-        elif arch.endswith("+PTX") and numbers[3] == "" and built <= capability:
+        major, minor, kind, ptx = re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)[0]
+        built = int(major), int(minor)
+        of_generation = kind != "a" and built[0] == capability[0]
+        by_ptx = kind == "" and ptx != ""
+        if built == capability or (built < capability and (of_generation or by_ptx)):
             return True
     return False
 
@@ -79,7 +83,7 @@ def _cuda(build: dict[str, Any], findings: list[dict[str, str]]) -> dict[str, An
             capability = torch.cuda.get_device_capability(index)
             name = f"{torch.cuda.get_device_name(index)} ({capability[0]}.{capability[1]})"
             devices.append(name)
-            if build["cuda_archs"] and not _fits(capability, build["cuda_archs"]):
+            if build["cuda_archs"] and not fits(capability, build["cuda_archs"]):
                 findings.append(
                     {
                         "what": f"no CUDA kernels for {name}, only for "
@@ -103,38 +107,36 @@ def _cuda(build: dict[str, Any], findings: list[dict[str, str]]) -> dict[str, An
 
 
 def _install(findings: list[dict[str, str]]) -> dict[str, Any]:
-    try:
-        found = replacement(planned=True)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        if isinstance(error, ImportError) and text.endswith("but there is none"):
-            found = None
-        else:
-            mend = "use a release of transformers that attn_mask knows: pip install transformers"
-            findings.append({"what": f"attn_mask.install() raises {text}", "mend": mend})
-            return {
-                "transformers": _version_of_transformers(),
-                "installed": False,
-                "replaced": [],
-                "stays": [],
-                "notes": [],
-            }
+    found = Replacement("", (), ())
+    version = None
+    notes = []
+    if importlib.util.find_spec("transformers") is None:
+        notes.append("transformers is not installed: install() has nothing to replace")
+    else:
+        try:
+            found = replacement(planned=True) or found
+            version = found.transformers
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            findings.append(
+                {
+                    "what": f"attn_mask.install() would raise {said}",
+                    "mend": "use a release of transformers that is known here: "
+                    f"pip install transformers=={UPSTREAM}",
+                }
+            )
     return {
-        "transformers": found.transformers if found else None,
+        "transformers": version,
         "installed": is_installed(),
-        "replaced": list(found.replaced) if found else [],
-        "stays": list(found.stays) if found else [],
-        "notes": [] if found else ["transformers is not installed: install() has nothing to do"],
+        "replaced": list(found.replaced),
+        "stays": list(found.stays),
+        "notes": notes,
     }
 
 
-def _version_of_transformers() -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("transformers")
-    except PackageNotFoundError:
-        return None
+def usable_devices(cuda: dict[str, Any]) -> list[str]:
+    """Where the self-test runs."""
+    return ["cpu", "cuda"] if cuda["available"] and cuda["kernels"] is not None else ["cpu"]
 
 
 def diagnose() -> dict[str, Any]:
@@ -144,11 +146,10 @@ def diagnose() -> dict[str, Any]:
     transformers) stands among the ``notes`` of ``cuda`` and ``install``.
     """
     findings: list[dict[str, str]] = []
-    build = _library.build_info()
+    build = library.build_info()
     cuda = _cuda(build, findings)
     install = _install(findings)
-    usable = cuda["available"] and cuda["kernels"] is not None
-    selftest = _selftest(["cpu", "cuda"] if usable else ["cpu"])
+    selftest = _selftest(usable_devices(cuda))
     if not selftest["ok"]:
         wrong = ", ".join(name for name, passed in selftest["checks"].items() if not passed)
         because = f" ({selftest['error']})" if selftest["error"] else ""
@@ -162,7 +163,7 @@ def diagnose() -> dict[str, Any]:
     return {
         "ok": not findings,
         "versions": {
-            "attn_mask": _library.VERSION,
+            "attn_mask": library.VERSION,
             "torch": torch.__version__,
             "transformers": install["transformers"],
             "python": platform.python_version(),
@@ -183,14 +184,14 @@ def written(diagnosis: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in diagnosis["versions"].items())
     archs = ", ".join(build["cuda_archs"])
     kernels = f"CUDA {build['cuda_version']} kernels for {archs}" if archs else "no CUDA kernels"
-    replaced = len(install["replaced"])
-    verb = "replaces" if install["installed"] else "would replace"
+    version = install["transformers"]
+    replaced = f"would replace this of transformers {version}:" if version else "nothing to replace"
     passed = sum(selftest["checks"].values())
     lines = [
         f"versions   {versions}",
         f"build      for torch {build['torch_version']}, {kernels}; CPU: {build['cpu_capability']}",
         f"cuda       {', '.join(cuda['devices']) or 'no GPU'}",
-        f"install()  {verb} {replaced} things of transformers {install['transformers']}",
+        f"install()  {replaced}",
         *(f"           {name}" for name in install["replaced"]),
         *(f"           stays: {text}" for text in install["stays"]),
         f"self-test  {passed} of {len(selftest['checks'])} passed in {selftest['seconds']} s",

@@ -39,11 +39,12 @@ class Status:
         else:
             lines = ["attn_mask.install: not installed"]
         calls = [f"{kind} {number}" for kind, number in sorted(self.calls.items())]
+        fallbacks = [f"mask functions that are no rules were called {self.fallbacks} times"]
         for title, entries in (
             ("replaced", self.replaced),
             ("stays", self.stays),
             ("calls", calls),
-            ("fallbacks", [f"{self.fallbacks} calls of mask functions that are no rules"]),
+            ("fallbacks", fallbacks if self.fallbacks else []),
             ("warnings", self.warnings),
         ):
             lines.append(f"{title}:" if entries else f"{title}: none")
