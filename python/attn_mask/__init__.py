@@ -57,6 +57,7 @@ __all__ = [
     "create_block_mask",
     "decompositions",
     "documents",
+    "explain",
     "for_transformers",
     "install",
     "installed",
@@ -65,8 +66,10 @@ __all__ = [
     "modeling_attn_mask_utils",
     "nothing",
     "padding",
+    "plot",
     "rules",
     "sdpa_arguments",
+    "show",
     "skip_policy",
     "sliding_window",
     "uninstall",
@@ -78,15 +81,22 @@ __version__ = _version("attn-mask")
 build_info = _library.build_info
 
 _LOADED_WHEN_USED = ("block_sparse",)
+# Functions, and the modules that define them.
+_DEFINED_IN = {"explain": "_explain", "plot": "_plot", "show": "_show"}
 
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
+    from attn_mask._explain import explain as explain
+    from attn_mask._plot import plot as plot
+    from attn_mask._show import show as show
 else:
 
     def __getattr__(name: str) -> object:
         if name in _LOADED_WHEN_USED:
             return _import_module(f"{__name__}.{name}")
+        if name in _DEFINED_IN:
+            return getattr(_import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LOADED_WHEN_USED})
+        return sorted({*globals(), *_LOADED_WHEN_USED, *_DEFINED_IN})

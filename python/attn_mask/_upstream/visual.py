@@ -85,10 +85,10 @@ def _row(row: list[float], squares: _Squares) -> str:
 class AttentionMask(torch.Tensor):
     """A tensor that is printed as pictures of its last two dimensions::
 
-        >>> AttentionMask.from_tensor(torch.ones(2, 2).tril())
-        █░
-        ██
-        torch.Tensor(shape=(2, 2), dtype=torch.float32)
+    >>> AttentionMask.from_tensor(torch.ones(2, 2).tril())
+    █░
+    ██
+    torch.Tensor(shape=(2, 2), dtype=torch.float32)
     """
 
     style: str | None = None
@@ -133,7 +133,7 @@ class AttentionMask(torch.Tensor):
         parts.append(f"torch.Tensor(shape={tuple(self.shape)}, dtype={self.dtype})")
         return "\n".join(parts)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         if self.dim() < 2:
             return repr(self.as_subclass(torch.Tensor))
         return self.to_string()
