@@ -56,6 +56,7 @@ __all__ = [
     "create_block_mask",
     "decompositions",
     "documents",
+    "explain",
     "for_transformers",
     "install",
     "installed",
@@ -64,8 +65,10 @@ __all__ = [
     "modeling_attn_mask_utils",
     "nothing",
     "padding",
+    "plot",
     "rules",
     "sdpa_arguments",
+    "show",
     "skip_policy",
     "sliding_window",
     "status",
@@ -78,10 +81,19 @@ __version__ = _library.VERSION
 build_info = _library.build_info
 
 # Modules, and functions with the modules that define them.
-_LOADED_WHEN_USED = {"block_sparse": "block_sparse", "status": "_status"}
+_LOADED_WHEN_USED = {
+    "block_sparse": "block_sparse",
+    "explain": "_explain",
+    "plot": "_plot",
+    "show": "_show",
+    "status": "_status",
+}
 
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
+    from attn_mask._explain import explain as explain
+    from attn_mask._plot import plot as plot
+    from attn_mask._show import show as show
     from attn_mask._status import status as status
 else:
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,37 @@ def _doctor(as_json: bool) -> int:
         diagnosis = diagnose()
     print(json.dumps(diagnosis, indent=2) if as_json else written(diagnosis))
     return 0 if diagnosis["ok"] else 1
+
+
+def _picture(
+    q: int, kv: int, causal: bool, window: int | None, left_padding: int, documents: str | None
+) -> str:
+    """Raises ValueError for what does not fit together."""
+    import torch
+
+    import attn_mask
+
+    rule = attn_mask.causal() if causal else attn_mask.bidirectional()
+    if window is not None:
+        rule &= attn_mask.sliding_window(window)
+    if left_padding > kv:
+        raise ValueError(f"show: expected --left-padding up to {kv}, but got {left_padding}")
+    if left_padding:
+        rule &= attn_mask.padding(torch.arange(kv) >= left_padding)
+    if documents is not None:
+        expected = f"show: expected --documents to be lengths that add up to {q}, such as 5,7"
+        try:
+            lengths = [int(length) for length in documents.split(",")]
+        except ValueError:
+            raise ValueError(f"{expected}, but got {documents}") from None
+        if min(lengths) < 1 or sum(lengths) != q:
+            raise ValueError(f"{expected}, but got {documents}")
+        if kv != q:
+            raise ValueError(f"show: expected as many keys as queries beside --documents, got {kv}")
+        ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        rule &= attn_mask.documents(ids)
+    colors = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return attn_mask.show(rule, q, kv, style="color" if colors else None)
 
 
 def _refuse(text: str) -> int:
@@ -52,6 +84,23 @@ def main(arguments: Sequence[str]) -> int:
     ) -> int:
         """Says what is here, whether it works, and what to do where not."""
         return _doctor(as_json)
+
+    @app.command()
+    def show(
+        q: int = typer.Option(..., min=1, help="How many queries."),
+        kv: int | None = typer.Option(None, min=1, help="How many keys; as many as queries."),
+        causal: bool = typer.Option(False, "--causal", help="No keys after the query."),
+        window: int | None = typer.Option(None, min=1, help="So many keys up to the query's own."),
+        left_padding: int = typer.Option(0, min=0, help="So many keys are padding."),
+        documents: str | None = typer.Option(None, help="Lengths that add up to q, as in 5,7."),
+    ) -> int:
+        """Draws a mask."""
+        try:
+            picture = _picture(q, q if kv is None else kv, causal, window, left_padding, documents)
+        except ValueError as error:
+            return _refuse(str(error))
+        print(picture)
+        return 0
 
     try:
         status = app(list(arguments), prog_name="python -m attn_mask", standalone_mode=False)

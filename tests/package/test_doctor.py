@@ -148,6 +148,65 @@ def test_a_bad_option_is_one_line(arguments, named, without):
     assert line.startswith("python -m attn_mask: ") and named in line
 
 
+SHOWN = (
+    (["--causal", "--q", "4"], attn_mask.causal(), 4, 4),
+    (["--causal", "--q", "4", "--kv", "6"], attn_mask.causal(), 4, 6),
+    (["--q", "3"], attn_mask.bidirectional(), 3, 3),
+    (
+        [
+            "--causal",
+            "--window",
+            "4",
+            "--q",
+            "12",
+            "--kv",
+            "12",
+            "--left-padding",
+            "3",
+            "--documents",
+            "5,7",
+        ],
+        attn_mask.causal()
+        & attn_mask.sliding_window(4)
+        & attn_mask.padding(torch.tensor([0] * 3 + [1] * 9))
+        & attn_mask.documents(torch.tensor([0] * 5 + [1] * 7)),
+        12,
+        12,
+    ),
+)
+
+
+@pytest.mark.parametrize(("arguments", "rule", "q_length", "kv_length"), SHOWN)
+def test_show(arguments, rule, q_length, kv_length, capsys):
+    assert main(["show", *arguments]) == 0
+    assert capsys.readouterr().out == f"{attn_mask.show(rule, q_length, kv_length)}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--causal", "Missing option '--q'"),
+        ("--q x", "Invalid value for '--q'"),
+        ("--q 0", "Invalid value for '--q'"),
+        ("--q 4 --windw 3", "No such option: --windw"),
+        ("--q 4 --window 0", "Invalid value for '--window'"),
+        ("--q 4 --left-padding 5", "show: expected --left-padding up to 4, but got 5"),
+        (
+            "--q 4 --documents 2,3",
+            "show: expected --documents to be lengths that add up to 4, such as 5,7, but got 2,3",
+        ),
+        ("--q 4 --documents 5,-1", "but got 5,-1"),
+        ("--q 4 --documents a,b", "but got a,b"),
+        ("--q 4 --kv 5 --documents 2,2", "show: expected as many keys as queries"),
+    ],
+)
+def test_what_show_refuses_is_one_line(arguments, says, capsys):
+    assert main(["show", *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert out == "" and line.startswith("python -m attn_mask: ") and says in line
+
+
 def test_the_rest_needs_typer():
     done = run("show", "--causal", "--q", "4", without=("typer",))
     assert done.returncode == 2
