@@ -41,6 +41,7 @@ from attn_mask.rules import sliding_window as sliding_window
 from attn_mask.rules import window as window
 
 __all__ = [
+    "Finding",
     "SdpaArguments",
     "__version__",
     "additive",
@@ -53,6 +54,8 @@ __all__ = [
     "boolean",
     "build_info",
     "causal",
+    "checked",
+    "checking",
     "chunked",
     "create_block_mask",
     "decompositions",
@@ -71,22 +74,37 @@ __all__ = [
     "sliding_window",
     "uninstall",
     "utils",
+    "validate_mask",
+    "validate_mask_properties",
     "window",
 ]
 
 __version__ = _version("attn-mask")
 build_info = _library.build_info
 
-_LOADED_WHEN_USED = ("block_sparse",)
+_LOADED_WHEN_USED = ("block_sparse", "checking")
+_NAMES_LOADED_WHEN_USED = {
+    "Finding": "checking",
+    "checked": "checking",
+    "validate_mask": "checking",
+    "validate_mask_properties": "checking",
+}
 
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
+    from attn_mask import checking as checking
+    from attn_mask.checking import Finding as Finding
+    from attn_mask.checking import checked as checked
+    from attn_mask.checking import validate_mask as validate_mask
+    from attn_mask.checking import validate_mask_properties as validate_mask_properties
 else:
 
     def __getattr__(name: str) -> object:
         if name in _LOADED_WHEN_USED:
             return _import_module(f"{__name__}.{name}")
+        if name in _NAMES_LOADED_WHEN_USED:
+            return getattr(_import_module(f"{__name__}.{_NAMES_LOADED_WHEN_USED[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LOADED_WHEN_USED})
+        return sorted({*globals(), *_LOADED_WHEN_USED, *_NAMES_LOADED_WHEN_USED})

@@ -96,6 +96,9 @@ for name in attn_mask._LOADED_WHEN_USED:
     assert name in dir(attn_mask) and name in attn_mask.__all__
     assert getattr(attn_mask, name) is sys.modules[f"attn_mask.{name}"]
     print(name)
+for name, module in attn_mask._NAMES_LOADED_WHEN_USED.items():
+    assert name in dir(attn_mask) and name in attn_mask.__all__
+    assert getattr(attn_mask, name) is getattr(sys.modules[f"attn_mask.{module}"], name)
 assert not hasattr(attn_mask, "no_such_module")
 """
 
