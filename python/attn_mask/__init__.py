@@ -82,10 +82,12 @@ __all__ = [
 __version__ = _version("attn-mask")
 build_info = _library.build_info
 
-_LOADED_WHEN_USED = ("block_sparse", "checking")
-_NAMES_LOADED_WHEN_USED = {
+# Modules, and functions with the modules that define them.
+_LOADED_WHEN_USED = {
     "Finding": "checking",
+    "block_sparse": "block_sparse",
     "checked": "checking",
+    "checking": "checking",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
 }
@@ -101,10 +103,9 @@ else:
 
     def __getattr__(name: str) -> object:
         if name in _LOADED_WHEN_USED:
-            return _import_module(f"{__name__}.{name}")
-        if name in _NAMES_LOADED_WHEN_USED:
-            return getattr(_import_module(f"{__name__}.{_NAMES_LOADED_WHEN_USED[name]}"), name)
+            module = _import_module(f"{__name__}.{_LOADED_WHEN_USED[name]}")
+            return getattr(module, name, module)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LOADED_WHEN_USED, *_NAMES_LOADED_WHEN_USED})
+        return sorted({*globals(), *_LOADED_WHEN_USED})

@@ -24,8 +24,8 @@ class AttentionCall(NamedTuple):
     where: str
     """"scaled_dot_product_attention", or the class of the module whose eager attention it is."""
     is_eager: bool
-    query: torch.Tensor
-    key: torch.Tensor
+    query: Any
+    key: Any
     mask: Any
 
 
@@ -72,7 +72,7 @@ class _Mode(TorchFunctionMode):
         if is_recording():
             return func(*args, **kwargs)
         if func is _SDPA:
-            self.observer(_sdpa_call(*args, **kwargs))
+            self.observer(_sdpa_call(args, kwargs))
         if not isinstance(func, types.FunctionType):
             return func(*args, **kwargs)
         token = _without_modes.set((*_without_modes.get(), self.observer))
@@ -82,22 +82,18 @@ class _Mode(TorchFunctionMode):
             _without_modes.reset(token)
 
 
-def _sdpa_call(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
-) -> AttentionCall:
-    return AttentionCall("scaled_dot_product_attention", False, query, key, attn_mask)
+def _sdpa_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
+    """Arguments that are missing are None: it is torch that names them."""
+    given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+    query, key, mask = map(given.get, ("query", "key", "attn_mask"))
+    return AttentionCall("scaled_dot_product_attention", False, query, key, mask)
 
 
 @functools.wraps(_SDPA)
 def _observed_sdpa(*args: Any, **kwargs: Any) -> torch.Tensor:
     if not is_recording():
         for observer in _without_modes.get():
-            observer(_sdpa_call(*args, **kwargs))
+            observer(_sdpa_call(args, kwargs))
     return _SDPA(*args, **kwargs)
 
 

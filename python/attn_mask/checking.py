@@ -397,12 +397,20 @@ def checked() -> Iterator[list[Finding]]:
     seen: set[tuple[str, str]] = set()
 
     def check(call: AttentionCall) -> None:
-        if not isinstance(call.mask, torch.Tensor) or call.mask.layout != torch.strided:
-            return
-        scores = _scores(call.query, call.key)
-        for finding in _findings(
-            call.mask, scores, call.query.dtype, call.query.device, call.is_eager
+        # No BlockMasks, and no subclasses as CausalBias is, whose values torch refuses to read.
+        if (
+            type(call.mask) not in (torch.Tensor, torch.nn.Parameter)
+            or call.mask.layout != torch.strided
+            or not (isinstance(call.query, torch.Tensor) and isinstance(call.key, torch.Tensor))
         ):
+            return
+        scores, device = _scores(call.query, call.key), call.query.device
+        # Autocast makes them alike.
+        casts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(
+            device.type
+        )
+        dtype = None if casts else call.query.dtype
+        for finding in _findings(call.mask, scores, dtype, device, call.is_eager):
             if (call.where, finding.kind) not in seen:
                 seen.add((call.where, finding.kind))
                 findings.append(finding)
