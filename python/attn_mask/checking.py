@@ -22,6 +22,7 @@ from attn_mask import rules
 from attn_mask._checks import check_integer, check_strided
 from attn_mask._engine import write_mask
 from attn_mask._observing import AttentionCall, observed
+from attn_mask._program import Source
 from attn_mask._tracing import is_opaque
 
 __all__ = ["Finding", "checked", "validate_mask", "validate_mask_properties"]
@@ -41,6 +42,8 @@ _NEEDS = {
     "prefix": "prefix_length",
 }
 _OF_ONE_KIND = ("sliding_window", "chunk_size", "prefix_length")
+
+_OF_DOCUMENTS = Source("validate_mask_properties", "document_ids")
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -76,8 +79,8 @@ def validate_mask_properties(
         sliding_window: of "sliding_window": to how many keys a query attends, its own among them.
         chunk_size: of "chunked": positions in a chunk.
         prefix_length: of "prefix": keys in the prefix, an int or an int tensor [batch_size].
-        attention_mask: [batch_size, kv_length], which keys are not padding; of "padding", and
-            together with any other kind.
+        attention_mask: [batch_size, n], which keys are not padding, not zero; those after its end
+            are. Of "padding", and together with any other kind.
         document_ids: int [batch_size, kv_length]; a query attends to keys with its own id; of
             "documents", and together with any other kind.
         q_offset: the position of the first query; keys start at 0.
@@ -122,10 +125,7 @@ def validate_mask_properties(
         mask = mask[None, None]
     batch_size, heads, q_length, kv_length = mask.shape
     rule = _rule(name, kind, sliding_window, chunk_size, prefix_length, batch_size, kv_length)
-    for argument, table, leaf in (
-        ("attention_mask", attention_mask, rules.padding),
-        ("document_ids", document_ids, rules.documents),
-    ):
+    for argument, table in (("attention_mask", attention_mask), ("document_ids", document_ids)):
         if table is None:
             continue
         check_strided(name, argument, table)
@@ -134,9 +134,22 @@ def validate_mask_properties(
                 f"{name}: expected {argument} to be 2-D [{batch_size}, kv_length], as mask has "
                 f"{batch_size} batch rows, but got {list(table.shape)}"
             )
-        rule = rule & leaf(table)
+    if document_ids is not None:
+        if document_ids.dtype not in rules.ID_DTYPES:
+            raise TypeError(
+                f"{name}: expected document_ids to be integers, but got {document_ids.dtype}"
+            )
+        rule = rule & rules.Documents(document_ids, _OF_DOCUMENTS)
+    shown = None
+    if attention_mask is not None:
+        shown = attention_mask.to(mask.device, torch.bool).expand(batch_size, -1)
     sizes = (batch_size, q_length, kv_length)
-    expected = write_mask(name, rule, sizes, q_offset, 0, None, mask.device, heads=heads)
+    expected = write_mask(name, rule, sizes, q_offset, 0, shown, mask.device, heads=heads)
+    if 1 != expected.shape[1] != heads:
+        raise ValueError(
+            f"{name}: expected mask to have {expected.shape[1]} heads, as kind has, "
+            f"but got {list(mask.shape)}"
+        )
     if mask.dtype == torch.bool:
         return bool((mask == expected).all())
     # A number above 0, or NaN, hides no key.

@@ -128,6 +128,15 @@ def test_lengths_of_prefixes_and_rules_and_planes():
     assert check(mask[0, 0], rules.causal())
     assert check(mask[0, 0], lambda b, h, q, k: k <= q)
     assert not check(mask[0, 0], rules.causal() & rules.sliding_window(2))
+    bits = rules.bits(torch.stack([mask[0], ~mask[0]], dim=1))
+    of_heads = torch.cat([mask[:1], ~mask[:1]], dim=1)
+    assert check(of_heads, bits) and not check(of_heads.flip(1), bits)
+    # Keys after the end of a padding mask are padding; it may be one for all rows.
+    shown = torch.tensor([[0, 1]])
+    mask[:] = False
+    mask[:, :, 1:, 1] = True
+    assert check(mask, "padding", attention_mask=shown)
+    assert not check(mask, "padding", attention_mask=torch.tensor([[0, 1, 1]]))
     # Queries after a cache.
     assert check(torch.ones(1, 5, dtype=torch.bool), "causal", q_offset=4)
     assert not check(torch.ones(1, 5, dtype=torch.bool), "causal")
@@ -157,6 +166,12 @@ TRUE = torch.ones(2, 1, 3, 3, dtype=torch.bool)
          r"expected attention_mask to be 2-D \[2, kv_length\], .* but got \[3, 3\]"),
         (TRUE, "documents", {"document_ids": [0, 0, 1]}, TypeError,
          "expected document_ids to be a tensor, but got list"),
+        (TRUE, "documents", {"document_ids": torch.zeros(2, 3)}, TypeError,
+         "expected document_ids to be integers, but got torch.float32"),
+        (TRUE, "documents", {"document_ids": torch.zeros(2, 2).int()}, ValueError,
+         r"expected document_ids to be of length 3 or longer, .* but got \[2, 2\]"),
+        (TRUE, rules.bits(TRUE.expand(2, 2, 3, 3)), {}, ValueError,
+         r"expected mask to have 2 heads, as kind has, but got \[2, 1, 3, 3\]"),
     ],
 )  # fmt: skip
 def test_properties_of_what_is_no_mask_or_no_kind(mask, kind, sizes, error, text):
