@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attn_mask
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
@@ -160,6 +161,18 @@ def test_every_page_is_linked_from_the_readme():
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         assert name == "README.md" or f"]({name})" in readme, name
+
+
+def test_every_page_is_a_page_of_the_site():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = {page.name for page in PAGES} - {"README.md"} | {"index.md"}
+    assert sorted(name for entry in nav for name in entry.values()) == sorted(pages)
+
+
+def test_the_reference_has_every_public_name():
+    reference = (ROOT / "docs" / "api.md").read_text()
+    for name in attn_mask.__all__:
+        assert re.search(rf"^::: attn_mask\.{name}\b|`attn_mask\.{name}`", reference, re.M), name
 
 
 def results(name):
