@@ -1,12 +1,16 @@
-"""Hooks of `make docs`: the pages at the top of the repository are pages of the site, too."""
+"""Hooks of `make docs`: pages at the top of the repository are of the site, too; plots."""
 
 import re
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "scripts"))
+
+from plot_benchmarks import draw  # noqa: E402
 
 
 def name_of(path: Path) -> str:
@@ -17,6 +21,8 @@ def name_of(path: Path) -> str:
 def on_files(files: Files, *, config: Any) -> Files:
     for path in ROOT.glob("*.md"):
         files.append(File.generated(config, name_of(path), abs_src_path=str(path)))
+    for path in draw(ROOT / "build" / "plots"):
+        files.append(File.generated(config, f"plots/{path.name}", abs_src_path=str(path)))
     return files
 
 
@@ -31,4 +37,9 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
             return text
         return f"[{text}]({name_of(path)}{anchor or ''})"
 
-    return re.sub(r"\[([^]]+)\]\(((?!https?:)[^)#\s]+)(#[^)]*)?\)", link, markdown)
+    if page.file.src_uri == "BENCHMARKS.md":
+        for name in re.findall(r"^## (\w+)$", markdown, re.M):
+            if files.get_file_from_path(f"plots/{name}.svg"):
+                title = f"## {name}\n"
+                markdown = markdown.replace(title, f"{title}\n![](plots/{name}.svg)\n")
+    return re.sub(r"(?<!!)\[([^]]+)\]\(((?!https?:)[^)#\s]+)(#[^)]*)?\)", link, markdown)
