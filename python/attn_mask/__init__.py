@@ -68,6 +68,8 @@ __all__ = [
     "modeling_attn_mask_utils",
     "nothing",
     "padding",
+    "profile",
+    "profiling",
     "rules",
     "sdpa_arguments",
     "skip_policy",
@@ -88,6 +90,8 @@ _LOADED_WHEN_USED = {
     "block_sparse": "block_sparse",
     "checked": "checking",
     "checking": "checking",
+    "profile": "profiling",
+    "profiling": "profiling",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
 }
@@ -95,10 +99,12 @@ _LOADED_WHEN_USED = {
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
     from attn_mask import checking as checking
+    from attn_mask import profiling as profiling
     from attn_mask.checking import Finding as Finding
     from attn_mask.checking import checked as checked
     from attn_mask.checking import validate_mask as validate_mask
     from attn_mask.checking import validate_mask_properties as validate_mask_properties
+    from attn_mask.profiling import profile as profile
 else:
 
     def __getattr__(name: str) -> object:
