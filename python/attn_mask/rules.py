@@ -68,8 +68,7 @@ NOTHING = _C.OPCODES["NOTHING"]
 # How often positions may change above a rule: a window may add a shift of its own.
 _MAX_CHANGES = _C.MAX_STEPS - 1
 
-# Offsets and shifts are within FAR of 0. Sizes, which configs spell "no window" by, may be any; they
-# are cut to OPEN.
+# Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
 FAR = _C.FAR
 OPEN = _C.OPEN
 
