@@ -5,7 +5,6 @@ loaded when they are first used.
 """
 
 from importlib import import_module as _import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from attn_mask import _graphs as _graphs
@@ -57,6 +56,7 @@ __all__ = [
     "create_block_mask",
     "decompositions",
     "documents",
+    "explain",
     "for_transformers",
     "install",
     "installed",
@@ -65,27 +65,42 @@ __all__ = [
     "modeling_attn_mask_utils",
     "nothing",
     "padding",
+    "plot",
     "rules",
     "sdpa_arguments",
+    "show",
     "skip_policy",
     "sliding_window",
+    "status",
     "uninstall",
     "utils",
     "window",
 ]
 
-__version__ = _version("attn-mask")
+__version__ = _library.VERSION
 build_info = _library.build_info
 
-_LOADED_WHEN_USED = ("block_sparse",)
+# Modules, and functions with the modules that define them.
+_LOADED_WHEN_USED = {
+    "block_sparse": "block_sparse",
+    "explain": "_explain",
+    "plot": "_plot",
+    "show": "_show",
+    "status": "_status",
+}
 
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
+    from attn_mask._explain import explain as explain
+    from attn_mask._plot import plot as plot
+    from attn_mask._show import show as show
+    from attn_mask._status import status as status
 else:
 
     def __getattr__(name: str) -> object:
         if name in _LOADED_WHEN_USED:
-            return _import_module(f"{__name__}.{name}")
+            module = _import_module(f"{__name__}.{_LOADED_WHEN_USED[name]}")
+            return getattr(module, name, module)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
