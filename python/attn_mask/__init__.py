@@ -40,6 +40,7 @@ from attn_mask.rules import sliding_window as sliding_window
 from attn_mask.rules import window as window
 
 __all__ = [
+    "Finding",
     "SdpaArguments",
     "__version__",
     "additive",
@@ -52,6 +53,8 @@ __all__ = [
     "boolean",
     "build_info",
     "causal",
+    "checked",
+    "checking",
     "chunked",
     "create_block_mask",
     "decompositions",
@@ -66,6 +69,8 @@ __all__ = [
     "nothing",
     "padding",
     "plot",
+    "profile",
+    "profiling",
     "rules",
     "sdpa_arguments",
     "show",
@@ -74,6 +79,8 @@ __all__ = [
     "status",
     "uninstall",
     "utils",
+    "validate_mask",
+    "validate_mask_properties",
     "window",
 ]
 
@@ -82,19 +89,33 @@ build_info = _library.build_info
 
 # Modules, and functions with the modules that define them.
 _LOADED_WHEN_USED = {
+    "Finding": "checking",
     "block_sparse": "block_sparse",
+    "checked": "checking",
+    "checking": "checking",
     "explain": "_explain",
     "plot": "_plot",
+    "profile": "profiling",
+    "profiling": "profiling",
     "show": "_show",
     "status": "_status",
+    "validate_mask": "checking",
+    "validate_mask_properties": "checking",
 }
 
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
+    from attn_mask import checking as checking
+    from attn_mask import profiling as profiling
     from attn_mask._explain import explain as explain
     from attn_mask._plot import plot as plot
     from attn_mask._show import show as show
     from attn_mask._status import status as status
+    from attn_mask.checking import Finding as Finding
+    from attn_mask.checking import checked as checked
+    from attn_mask.checking import validate_mask as validate_mask
+    from attn_mask.checking import validate_mask_properties as validate_mask_properties
+    from attn_mask.profiling import profile as profile
 else:
 
     def __getattr__(name: str) -> object:
