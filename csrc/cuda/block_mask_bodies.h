@@ -69,7 +69,7 @@ struct BlockLine {
   }
 
   /// Of some blocks, the states that hulls decide; for one thread of the line's. Hulls go upwards
-  /// with the query, so that those of the first and the last row tell where those between them lie.
+  /// with the query, so that those of the first and the last row bound those between them.
   ATTN_MASK_INLINE void guess_body(Interval blocks, int64_t thread, int64_t threads) const {
     const BlockMaskParams& params = launch.params;
     const bool is_known = !params.q_positions.listed && !params.kv_positions.listed;

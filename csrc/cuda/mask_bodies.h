@@ -125,7 +125,7 @@ class RowWriter {
     attend_ = repeat<T>(launch_.params.unmasking.value);
   }
 
-  /// Writes pack `index` of the row, of which `bits` says what is attended to.
+  /// Writes pack `index` of the row, of which `bits` are the keys attended to.
   ATTN_MASK_INLINE void write_pack(int64_t index, uint32_t bits) const {
     const MaskParams& params = launch_.params;
     const int64_t first = index * kPackSize<T> - before_;

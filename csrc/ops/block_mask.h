@@ -24,7 +24,7 @@ struct CheckedBlocks {
   c10::SymInt kv_blocks;
 };
 
-/// Checks the arguments and says in `params` (but under Meta) all but where to write; of planes
+/// Checks the arguments and sets all of `params` (but under Meta) except where to write; of planes
 /// that are alike it has one.
 CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
                            BlockMaskParams& params);

@@ -22,7 +22,7 @@ struct DeviceKernels {
   void (*find_masked_rows)(const Problem& problem, uint8_t* rows);
   void (*unmask)(const UnmaskParams& params);
   void (*find_block_states)(const BlockMaskParams& params);
-  /// Where `needs_block_states`, by the parameters' states. Host kernels say what they found; of
+  /// Where `needs_block_states`, by the parameters' states. Host kernels return what they found; of
   /// others it is not known without waiting for them.
   std::optional<LongestLines> (*write_block_mask)(const BlockMaskParams& params);
   bool needs_block_states;

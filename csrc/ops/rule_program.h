@@ -19,7 +19,7 @@ struct RuleProgram {
   const c10::SymInt& kv_length;
 };
 
-/// What a program says beside its rule.
+/// What a program holds beside its rule.
 struct Decoded {
   bool depends_on_batch;
   c10::SymInt heads;  // 1 unless bits have more

@@ -18,13 +18,13 @@ namespace attn_mask {
 /// memory-efficient attention on CUDA and XPU does.
 inline constexpr std::array kUnmaskedDevices{at::kCUDA, at::kXPU};
 
-/// Whether rows of a mask without a key are unmasked: as the caller says, else by its device.
+/// Whether rows of a mask without a key are unmasked: by the caller's argument, else by its device.
 inline bool is_unmasked(const at::Tensor& mask, std::optional<bool> unmask_unattended) {
   return unmask_unattended.value_or(std::ranges::find(kUnmaskedDevices, mask.device().type()) !=
                                     kUnmaskedDevices.end());
 }
 
-/// A 4-D mask says all by itself: it is the result, but for rows that are unmasked.
+/// A 4-D mask is the result as it is, but for rows that are unmasked.
 inline bool is_result(const std::optional<at::Tensor>& mask,
                       std::optional<bool> unmask_unattended) {
   return mask && mask->dim() == 4 && !is_unmasked(*mask, unmask_unattended);
@@ -34,9 +34,9 @@ inline bool is_result(const std::optional<at::Tensor>& mask,
 bool needs_causal_mask(const c10::SymInt& q_length,
                        const std::optional<c10::SymInt>& sliding_window);
 
-/// Whether the argument `is_causal` (or there being one query) says all that the mask does.
-/// `inputs_embeds` is [batch_size, query_length, ...]. Where shapes allow it, a 2-D mask is looked
-/// at, for which the host waits for its device.
+/// Whether the argument `is_causal` (or there being one query) replaces the mask.
+/// `inputs_embeds` is [batch_size, query_length, ...]. Where shapes allow it, a 2-D mask is
+/// read, for which the host waits for its device.
 bool is_causal_enough(const char* op, const std::optional<at::Tensor>& attention_mask,
                       const at::Tensor& inputs_embeds, const c10::SymInt& past_key_values_length,
                       const std::optional<c10::SymInt>& sliding_window);

@@ -4,7 +4,7 @@
 
 namespace attn_mask {
 
-/// What a mask is to say: which keys each query may attend to, and where queries and keys stand.
+/// What a mask shows: which keys each query may attend to, and the positions of queries and keys.
 struct Problem {
   Rule rule;
   int64_t batch_size;

@@ -205,7 +205,7 @@ auto Finder<Rows>::subtree(int32_t last, const Interval& context) -> Result {
   const Result left = subtree(left_last, context);
   Result result{};
   if (node.kind == Rule::Kind::kAnd) {
-    // The right side is only looked at where the left allows something: within one document, say,
+    // The right side is only evaluated where the left allows something: within one document, say,
     // positions that begin anew with each document go up by one.
     const Result right = subtree(right_last, hull(left.spans));
     const bool exact = intersect(left.spans, right.spans, result.spans);

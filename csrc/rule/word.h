@@ -1,8 +1,7 @@
 #pragma once
 
-// Word level: which of up to 64 consecutive columns a row attends to, as bits. Everything that can
-// be told of an interval of keys at once is; a leaf whose table was not prepared is evaluated key
-// by key.
+// Word level: which of up to 64 consecutive columns a row attends to, as bits. Intervals of keys
+// are written at once; a leaf whose table was not prepared is evaluated key by key.
 
 #include "rule/hull.h"
 

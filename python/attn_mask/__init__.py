@@ -5,7 +5,6 @@ loaded when they are first used.
 """
 
 from importlib import import_module as _import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from attn_mask import _graphs as _graphs
@@ -41,6 +40,7 @@ from attn_mask.rules import sliding_window as sliding_window
 from attn_mask.rules import window as window
 
 __all__ = [
+    "Finding",
     "SdpaArguments",
     "__version__",
     "additive",
@@ -53,6 +53,8 @@ __all__ = [
     "boolean",
     "build_info",
     "causal",
+    "checked",
+    "checking",
     "chunked",
     "create_block_mask",
     "decompositions",
@@ -72,31 +74,49 @@ __all__ = [
     "show",
     "skip_policy",
     "sliding_window",
+    "status",
     "uninstall",
     "utils",
+    "validate_mask",
+    "validate_mask_properties",
     "window",
 ]
 
-__version__ = _version("attn-mask")
+__version__ = _library.VERSION
 build_info = _library.build_info
 
-_LOADED_WHEN_USED = ("block_sparse",)
-# Functions, and the modules that define them.
-_DEFINED_IN = {"explain": "_explain", "plot": "_plot", "show": "_show"}
+# Modules, and functions with the modules that define them.
+_LOADED_WHEN_USED = {
+    "Finding": "checking",
+    "block_sparse": "block_sparse",
+    "checked": "checking",
+    "checking": "checking",
+    "explain": "_explain",
+    "plot": "_plot",
+    "show": "_show",
+    "status": "_status",
+    "validate_mask": "checking",
+    "validate_mask_properties": "checking",
+}
 
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
+    from attn_mask import checking as checking
     from attn_mask._explain import explain as explain
     from attn_mask._plot import plot as plot
     from attn_mask._show import show as show
+    from attn_mask._status import status as status
+    from attn_mask.checking import Finding as Finding
+    from attn_mask.checking import checked as checked
+    from attn_mask.checking import validate_mask as validate_mask
+    from attn_mask.checking import validate_mask_properties as validate_mask_properties
 else:
 
     def __getattr__(name: str) -> object:
         if name in _LOADED_WHEN_USED:
-            return _import_module(f"{__name__}.{name}")
-        if name in _DEFINED_IN:
-            return getattr(_import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+            module = _import_module(f"{__name__}.{_LOADED_WHEN_USED[name]}")
+            return getattr(module, name, module)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LOADED_WHEN_USED, *_DEFINED_IN})
+        return sorted({*globals(), *_LOADED_WHEN_USED})

@@ -265,7 +265,7 @@ def is_plain(arguments):
 
 
 # What is found out from values, or from where tensors lie.
-OF_VALUES = re.compile("width to be at least|values to look at|memory|overlap")
+OF_VALUES = re.compile("width to be at least|to have values|memory|overlap")
 
 
 def as_on_meta(overload, arguments):

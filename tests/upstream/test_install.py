@@ -1023,7 +1023,7 @@ def test_the_truth_of_a_block():
     ):
         if attn_mask.installed():
             pass
-    with pytest.raises(TypeError, match=r"is attn_mask.is_installed\(\)$"):
+    with pytest.raises(TypeError, match=r": attn_mask.is_installed\(\) returns whether"):
         bool(attn_mask.installed())
 
 

@@ -8,7 +8,7 @@ namespace attn_mask {
 
 /// A query attends to a key where a mask that the caller gave is not zero: one for the positions of
 /// each batch row (padding), or one for each row and column of the mask itself. Which keys those
-/// are is data, so that no interval can say it.
+/// are is data, so it is no interval.
 struct Padding {
   static constexpr bool kIsBand = true;
   /// As an element size, the spelling of the prepare step on devices: a bit for each key, [rows,

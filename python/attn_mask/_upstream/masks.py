@@ -11,6 +11,7 @@ import torch
 
 from attn_mask import _process, _skipping, rules
 from attn_mask._checks import check_flag, checked_masked_value
+from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
 from attn_mask._upstream import documents
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, is_skipped
@@ -87,7 +88,9 @@ def sdpa_mask(
         kv_offset,
         local_size,
     ):
+        count("masks skipped")
         return None
+    count("sdpa_mask")
     return write_mask(
         "sdpa_mask",
         mask_function,
@@ -129,7 +132,9 @@ def eager_mask(
         kv_offset,
         local_size,
     ):
+        count("masks skipped")
         return None
+    count("eager_mask")
     return write_mask(
         "eager_mask",
         mask_function,
