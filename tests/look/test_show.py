@@ -216,6 +216,7 @@ def test_nothing_to_show():
         ((rules.causal(), 2.0), {}, TypeError, "q_length to be an int, but got float"),
         ((rules.causal(), True), {}, TypeError, "q_length to be an int, but got bool"),
         ((rules.causal(), 3), {"head": "0"}, TypeError, "head to be an int, but got str"),
+        ((rules.causal(), 2**20), {}, ValueError, "at most 2^34 elements, but got 1048576 x 1048"),
         ((None, 3), {}, TypeError, "mask_or_rule to be a mask (a tensor or a BlockMask) or a rule"),
         ((rules.causal, 3), {}, TypeError, "mask_or_rule to be a mask function, but got causal"),
         ((MASK.to(torch.complex64),), {}, TypeError, "a mask of a real dtype, but got torch.comp"),
