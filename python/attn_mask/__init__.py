@@ -69,6 +69,8 @@ __all__ = [
     "nothing",
     "padding",
     "plot",
+    "profile",
+    "profiling",
     "rules",
     "sdpa_arguments",
     "show",
@@ -93,6 +95,8 @@ _LOADED_WHEN_USED = {
     "checking": "checking",
     "explain": "_explain",
     "plot": "_plot",
+    "profile": "profiling",
+    "profiling": "profiling",
     "show": "_show",
     "status": "_status",
     "validate_mask": "checking",
@@ -102,6 +106,7 @@ _LOADED_WHEN_USED = {
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
     from attn_mask import checking as checking
+    from attn_mask import profiling as profiling
     from attn_mask._explain import explain as explain
     from attn_mask._plot import plot as plot
     from attn_mask._show import show as show
@@ -110,6 +115,7 @@ if TYPE_CHECKING:
     from attn_mask.checking import checked as checked
     from attn_mask.checking import validate_mask as validate_mask
     from attn_mask.checking import validate_mask_properties as validate_mask_properties
+    from attn_mask.profiling import profile as profile
 else:
 
     def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ import torch
 from attn_mask import _skipping, rules
 from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
 from attn_mask._engine import Spelling, check_padding, write_mask
+from attn_mask._timing import timed
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 from attn_mask._upstream.documents import name_numbers
 from attn_mask._upstream.skip_rules import shows_all
@@ -22,6 +23,7 @@ class SdpaArguments(NamedTuple):
     is_causal: bool
 
 
+@timed
 def sdpa_arguments(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -17,6 +17,7 @@ from attn_mask._checks import check_flag
 from attn_mask._counts import count
 from attn_mask._engine import Axis, Offset, axis, check_boolean, fitting, write_mask
 from attn_mask._library import _C
+from attn_mask._timing import timed
 from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class _Blocks(NamedTuple):
         return (self.kv_length + self.kv_block - 1) // self.kv_block
 
 
+@timed
 def create_block_mask(
     mask_mod: Callable[..., Any],
     B: int | None,

@@ -26,6 +26,7 @@ import torch
 from attn_mask import rules
 from attn_mask._checks import check_flag, check_strided, checked_masked_value
 from attn_mask._engine import BOOLEAN, Spelling, check_padding, write_mask
+from attn_mask._timing import timed
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream.arguments import (
     ask_cache,
@@ -142,6 +143,7 @@ def _first_sliding_index(cache: Any) -> int:
 
 
 @understands_cache_position
+@timed
 def sdpa_mask(
     batch_size: int,
     q_length: int,
@@ -207,6 +209,7 @@ def sdpa_mask(
 
 
 @understands_cache_position
+@timed
 def eager_mask(
     batch_size: int,
     q_length: int,
@@ -261,6 +264,7 @@ def eager_mask(
 
 
 @understands_cache_position
+@timed
 def flash_attention_mask(
     batch_size: int,
     q_length: int,
@@ -286,6 +290,7 @@ def flash_attention_mask(
 
 
 @understands_cache_position
+@timed
 def flex_attention_mask(
     batch_size: int,
     q_length: int,
@@ -632,7 +637,7 @@ def _creates_causal(
             blocks_in_window=blocks_in_window,
         )
 
-    return understands_positions(_named(create, layers.create, doc))
+    return understands_positions(timed(_named(create, layers.create, doc)))
 
 
 def _creates_bidirectional(layers: _Layers, doc: str) -> Callable[..., Any]:
@@ -666,7 +671,7 @@ def _creates_bidirectional(layers: _Layers, doc: str) -> Callable[..., Any]:
             cu_seqlens=cu_seqlens,
         )
 
-    return understands_names(_named(create, layers.create, doc))
+    return understands_names(timed(_named(create, layers.create, doc)))
 
 
 def _named(create: Callable[_P, Any], name: str, doc: str) -> Callable[_P, Any]:

@@ -12,11 +12,13 @@ import torch
 from attn_mask import rules
 from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
 from attn_mask._engine import Axis, Offset, Sizes, Spelling, check_position_dtype, write_mask
+from attn_mask._timing import timed
 from attn_mask._tracing import default_device
 
 __all__ = ["additive", "boolean"]
 
 
+@timed
 def boolean(
     rule: Callable[..., Any],
     batch_size: int,
@@ -66,6 +68,7 @@ def boolean(
     )
 
 
+@timed
 def additive(
     rule: Callable[..., Any],
     batch_size: int,

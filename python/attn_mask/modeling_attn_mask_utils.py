@@ -18,6 +18,7 @@ from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
 from attn_mask._library import _C
 from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
+from attn_mask._timing import timed
 from attn_mask._tracing import default_device, holds, is_jit_tracing, is_opaque, is_tracing
 
 __all__ = [
@@ -56,6 +57,7 @@ class AttentionMaskConverter:
                 f"positive integer, not `{sliding_window}`"
             )
 
+    @timed
     def to_causal_4d(
         self,
         batch_size: int,
@@ -84,6 +86,7 @@ class AttentionMaskConverter:
             batch_size, query_length, key_value_length, dtype, device, self.sliding_window
         )
 
+    @timed
     def to_4d(
         self,
         attention_mask_2d: torch.Tensor,
@@ -306,6 +309,7 @@ def _beside(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.
     return attention_mask.new_empty(inputs_embeds.shape[:2], dtype=inputs_embeds.dtype)
 
 
+@timed
 def _prepare_4d_causal_attention_mask(
     attention_mask: torch.Tensor | None,
     input_shape: Sequence[int],
@@ -355,6 +359,7 @@ def _prepare_4d_causal_attention_mask(
     )
 
 
+@timed
 def _prepare_4d_causal_attention_mask_for_sdpa(
     attention_mask: torch.Tensor | None,
     input_shape: Sequence[int],
@@ -400,6 +405,7 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     )
 
 
+@timed
 def _prepare_4d_attention_mask(
     mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
 ) -> torch.Tensor:
@@ -407,6 +413,7 @@ def _prepare_4d_attention_mask(
     return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
 
 
+@timed
 def _prepare_4d_attention_mask_for_sdpa(
     mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
 ) -> torch.Tensor | None:
@@ -425,6 +432,7 @@ def _prepare_4d_attention_mask_for_sdpa(
     return result
 
 
+@timed
 def _create_4d_causal_attention_mask(
     input_shape: Sequence[int],
     dtype: torch.dtype,

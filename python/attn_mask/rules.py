@@ -68,8 +68,7 @@ NOTHING = _C.OPCODES["NOTHING"]
 # How often positions may change above a rule: a window may add a shift of its own.
 _MAX_CHANGES = _C.MAX_STEPS - 1
 
-# Offsets and shifts are within this distance of 0. Sizes may be larger, as configs spell "no
-# window" by numbers that fit into no 64 bits; they are cut to what no two positions are apart.
+# Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
 FAR = _C.FAR
 OPEN = _C.OPEN
 

@@ -13,6 +13,7 @@ from attn_mask import _process, _skipping, rules
 from attn_mask._checks import check_flag, checked_masked_value
 from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
+from attn_mask._timing import timed
 from attn_mask._upstream import documents
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, is_skipped
 
@@ -60,6 +61,7 @@ class _State:
 state = _process.kept("upstream_masks", _State)
 
 
+@timed
 def sdpa_mask(
     batch_size: int,
     q_length: int,
@@ -104,6 +106,7 @@ def sdpa_mask(
     )
 
 
+@timed
 def eager_mask(
     batch_size: int,
     q_length: int,
@@ -152,6 +155,7 @@ def eager_mask(
 # and there was no q_offset.
 
 
+@timed
 def sdpa_mask_at(
     batch_size: int,
     cache_position: torch.Tensor,
@@ -167,6 +171,7 @@ def sdpa_mask_at(
     return sdpa_mask(batch_size, q_length, kv_length, at, kv_offset, *args, **kwargs)
 
 
+@timed
 def eager_mask_at(
     batch_size: int,
     cache_position: torch.Tensor,

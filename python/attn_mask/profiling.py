@@ -1,0 +1,130 @@
+"""What masks cost in a block of code::
+
+with attn_mask.installed(), attn_mask.profile() as p:
+    model.generate(**inputs)
+print(p)
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from attn_mask._timing import watchers
+
+__all__ = ["Cost", "Profile", "profile"]
+
+
+@dataclass
+class Cost:
+    """Of the calls of one function, or of all.
+
+    Attributes:
+        calls: how often it was called.
+        skipped: how often it found that no mask is needed, and gave None.
+        seconds: the time that it took on the host.
+        bytes: the memory of the masks that it made.
+    """
+
+    calls: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+@dataclass
+class Profile:
+    """What ``attn_mask.profile()`` gives; str() of it is a table.
+
+    Attributes:
+        costs: of each function that was called.
+        block_seconds: the time from the start of the block to its end, or to now.
+    """
+
+    costs: dict[str, Cost] = field(default_factory=dict)
+    started: float = field(default_factory=perf_counter)
+    ended: float | None = None
+
+    @property
+    def block_seconds(self) -> float:
+        return (perf_counter() if self.ended is None else self.ended) - self.started
+
+    @property
+    def total(self) -> Cost:
+        """Of all functions."""
+        costs = self.costs.values()
+        names = ("calls", "skipped", "seconds", "bytes")
+        return Cost(*(sum(getattr(cost, name) for cost in costs) for name in names))
+
+    @property
+    def share(self) -> float:
+        """Of the block's time, the part that was spent in masks; from 0 to 1."""
+        return self.total.seconds / self.block_seconds
+
+    def __str__(self) -> str:
+        block = self.block_seconds
+        rows = [("", "calls", "skipped", "time in masks", "share", "bytes")]
+        for name, cost in (*self.costs.items(), ("all", self.total)):
+            took, share = f"{cost.seconds * 1e3:.3f} ms", f"{cost.seconds / block:.1%}"
+            rows.append((name, str(cost.calls), str(cost.skipped), took, share, f"{cost.bytes:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if at else cell.ljust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, f"the block took {block * 1e3:.3f} ms"])
+
+
+@contextlib.contextmanager
+def profile() -> Iterator[Profile]:
+    """Counts and times the masks that this library makes in a block.
+
+    ::
+
+        with attn_mask.profile() as p:
+            model(**inputs)
+        print(p)
+
+    Of transformers' own functions nothing is seen: with install(), what they call of ours is. Times
+    are those of this thread on the host, to which a GPU's own time does not add; what torch.compile and
+    torch.export record is not seen. Bytes are of the masks' memory, where a mask that is expanded
+    counts once; a mask that is an argument, handed on, counts as 0. A call within another's belongs
+    to the outer one. Blocks nest.
+    """
+    made, thread = Profile(), threading.get_ident()
+
+    def watch(name: str, seconds: float, result: Any, arguments: tuple[Any, ...]) -> None:
+        if threading.get_ident() != thread:
+            return
+        cost = made.costs.setdefault(name, Cost())
+        tensors = _tensors(result)
+        cost.calls += 1
+        cost.seconds += seconds
+        cost.skipped += not tensors
+        cost.bytes += sum(
+            tensor.untyped_storage().nbytes()
+            for tensor in tensors
+            if not any(tensor is argument for argument in arguments)
+        )
+
+    watchers.append(watch)
+    try:
+        yield made
+    finally:
+        watchers.remove(watch)
+        made.ended = perf_counter()
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    """Those of a mask, of arguments of attention, or of a BlockMask."""
+    if hasattr(result, "as_tuple"):
+        result = result.as_tuple()
+    parts = result if isinstance(result, tuple) else (result,)
+    return [part for part in parts if isinstance(part, torch.Tensor)]
