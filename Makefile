@@ -15,7 +15,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml README.md LICENSE \
              -name '*.[hc]*' -o -name '*.py' -o -name '*.pyi' -o -name '*.in' -o -name 'CMakeLists.txt')
 
 .PHONY: setup build test test-all test-cpp test-python test-releases fuzz lint format demo cpp-demo bench bench-cpp gpu \
-        clean distclean
+        docs clean distclean
 
 setup: $(VENV)/.requirements
 
@@ -122,6 +122,15 @@ gpu:
 	PYTHON=$(PYTHON) scripts/gpu
 	cp build/gpu/gpu.json bench/results/gpu.json
 	$(PYTHON) bench/write_benchmarks.py
+
+# The pages of docs/ and of this folder as a site in build/docs; a warning is an error.
+docs: .venv-docs/.requirements
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/.requirements: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -q -r requirements/docs.txt
+	@touch $@
 
 # What was built. Environments stay; their copies of the package are made anew by the next build.
 clean:

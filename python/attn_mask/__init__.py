@@ -5,7 +5,6 @@ loaded when they are first used.
 """
 
 from importlib import import_module as _import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from attn_mask import _graphs as _graphs
@@ -60,6 +59,7 @@ __all__ = [
     "create_block_mask",
     "decompositions",
     "documents",
+    "explain",
     "for_transformers",
     "install",
     "installed",
@@ -68,12 +68,15 @@ __all__ = [
     "modeling_attn_mask_utils",
     "nothing",
     "padding",
+    "plot",
     "profile",
     "profiling",
     "rules",
     "sdpa_arguments",
+    "show",
     "skip_policy",
     "sliding_window",
+    "status",
     "uninstall",
     "utils",
     "validate_mask",
@@ -81,7 +84,7 @@ __all__ = [
     "window",
 ]
 
-__version__ = _version("attn-mask")
+__version__ = _library.VERSION
 build_info = _library.build_info
 
 # Modules, and functions with the modules that define them.
@@ -90,8 +93,12 @@ _LOADED_WHEN_USED = {
     "block_sparse": "block_sparse",
     "checked": "checking",
     "checking": "checking",
+    "explain": "_explain",
+    "plot": "_plot",
     "profile": "profiling",
     "profiling": "profiling",
+    "show": "_show",
+    "status": "_status",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
 }
@@ -100,6 +107,10 @@ if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
     from attn_mask import checking as checking
     from attn_mask import profiling as profiling
+    from attn_mask._explain import explain as explain
+    from attn_mask._plot import plot as plot
+    from attn_mask._show import show as show
+    from attn_mask._status import status as status
     from attn_mask.checking import Finding as Finding
     from attn_mask.checking import checked as checked
     from attn_mask.checking import validate_mask as validate_mask

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from attn_mask import rules
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
+from attn_mask._counts import count
 from attn_mask._library import _C
 from attn_mask._program import Program
 from attn_mask._tracing import default_device, is_jit_tracing, is_recording, is_tracing
@@ -173,6 +174,7 @@ class _Problem(NamedTuple):
         batch_idx = torch.arange(self.batch_size, device=device)
         head_idx = torch.arange(self.heads, device=device)
         if not is_recording():
+            count("fallback")
             for line, of in (("q", self.queries), ("kv", self.keys)):
                 self._check_positions(line, of)
         q_idx, kv_idx = self.queries.indices(device), self.keys.indices(device)

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from attn_mask import utils
-from attn_mask._built_for import TORCH_VERSION
+from attn_mask._built_for import TORCH_VERSION, VERSION
 from attn_mask._named_once import name_once
 
-__all__ = ["UNMASKED_DEVICES", "_C", "build_info", "operators_that"]
+__all__ = ["UNMASKED_DEVICES", "VERSION", "_C", "build_info", "operators_that"]
 
 # Another torch has other symbols: an error here is clearer than the linker's.
 if torch.__version__ != TORCH_VERSION:
     raise ImportError(
         f"attn_mask was built for torch {TORCH_VERSION}, but torch {torch.__version__} is running. "
-        "Build it again for this torch: pip install --no-build-isolation --force-reinstall "
-        "--no-deps attn-mask (from a checkout: '.' in place of the name)."
+        "Build it again for this torch, in a checkout of attn_mask: "
+        "pip install --no-build-isolation --force-reinstall --no-deps ."
     )
 
 # A library in this process may have been linked with a copy of its own: operators can't be

@@ -9,6 +9,8 @@ from attn_mask._tracing import is_recording
 
 _logger = logging.getLogger("attn_mask")
 _named: set[str] = _process.kept("named", set)
+# What was logged, for status().
+texts: list[str] = _process.kept("texts that were named", list)
 
 
 def is_named(kind: str) -> bool:
@@ -22,4 +24,5 @@ def name_once(kind: str, message: str, *arguments: object) -> None:
     if is_named(kind):
         return
     _named.add(kind)
+    texts.append(message % arguments if arguments else message)
     _logger.warning(message, *arguments)

@@ -14,6 +14,7 @@ import torch
 from attn_mask import rules
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_flag
+from attn_mask._counts import count
 from attn_mask._engine import Axis, Offset, axis, check_boolean, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._timing import timed
@@ -124,6 +125,7 @@ def create_block_mask(
     tensors = _Writer(blocks, device, separate_full_blocks, compact).write(
         rules.rule_of(_NAME, "mask_mod", mask_mod), q_offset, kv_offset
     )
+    count("create_block_mask")
     # It takes seconds to import, as it brings torch's compiler along.
     from torch.nn.attention import flex_attention
 

@@ -68,6 +68,7 @@ from attn_mask._upstream.mask_functions import (
     sliding_window_overlay,
 )
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, fast_all, is_skipped
+from attn_mask._upstream.visual import AttentionMask, tensor_to_mask_visual
 from attn_mask.block_mask import create_block_mask
 from attn_mask.rules import MaskFunction
 
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",
     "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING",
+    "AttentionMask",
     "AttentionMaskInterface",
     "add_offsets_to_mask_function",
     "and_masks",
@@ -110,6 +112,7 @@ __all__ = [
     "sliding_window_bidirectional_overlay",
     "sliding_window_causal_mask_function",
     "sliding_window_overlay",
+    "tensor_to_mask_visual",
 ]
 
 _P = ParamSpec("_P")

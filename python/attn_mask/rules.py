@@ -20,6 +20,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import torch
@@ -223,6 +224,15 @@ class MaskFunction:
     def _repr(self) -> str:
         shown = (_shown(of) for name, of in self._fields() if name not in ("depth", "source"))
         return f"{self.spelled}({', '.join(shown)})"
+
+    def show(self, q_length: int | None = None, kv_length: int | None = None, **how: Any) -> str:
+        """``attn_mask.show`` of this rule, and of ``batch``, ``head``, ``tokens``, ``style``."""
+        text: str = import_module("attn_mask._show").show(self, q_length, kv_length, **how)
+        return text
+
+    def _repr_html_(self) -> str:
+        text: str = import_module("attn_mask._show").html_of(self)
+        return text
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._fields())

@@ -44,6 +44,28 @@ def test_build_info_is_a_copy():
     assert attn_mask.build_info()["version"] == attn_mask.__version__
 
 
+def is_installed():
+    """Whether it is a wheel's package that is imported here, not that of the sources."""
+    try:
+        distribution = metadata.distribution("attn-mask")
+    except metadata.PackageNotFoundError:
+        return False
+    package = Path(distribution.locate_file("attn_mask"))
+    return (
+        distribution.read_text("WHEEL") is not None and package == Path(attn_mask.__file__).parent
+    )
+
+
+def test_version_tells_what_it_was_built_for():
+    """Also where no distribution is installed, as after `setup.py build_ext --inplace`."""
+    info = attn_mask.build_info()
+    minor = ".".join(info["torch_version"].split(".")[:2])
+    cuda = info["cuda_version"]
+    kind = "cpu" if cuda is None else f"cu{cuda.replace('.', '')}"
+    assert attn_mask.__version__.endswith(f"+torch{minor}{kind}")
+
+
+@pytest.mark.applies(is_installed())
 def test_version_is_the_distributions():
     assert attn_mask.__version__ == metadata.version("attn-mask")
 
@@ -145,7 +167,8 @@ def test_another_torch_is_named_before_anything_is_loaded(tmp_path):
     )
     built_for = attn_mask.build_info()["torch_version"]
     assert run_python(code, tmp_path).startswith(
-        f"attn_mask was built for torch {built_for}, but torch 1.2.3 is running. Build it again"
+        f"attn_mask was built for torch {built_for}, but torch 1.2.3 is running. Build it again "
+        "for this torch, in a checkout of attn_mask: pip install --no-build-isolation "
     )
 
 

@@ -837,9 +837,9 @@ def test_the_release_is_the_same_in_all_places():
     assert "``attn_mask._upstream.UPSTREAM``" in ours.__doc__
     releases = json.loads((root / "tests" / "support" / "releases.json").read_text())
     assert any(UPSTREAM in group["versions"] for group in releases)
-    readme = (root / "README.md").read_text()
-    assert f"(the behaviour of {minor}; argument" in readme
-    assert f"Results are bitwise those of transformers {minor}, " in readme
+    page = (root / "docs" / "upstream.md").read_text()
+    assert f"(the behaviour of {minor}; argument" in page
+    assert f"Results are bitwise those of transformers {minor}, " in page
 
 
 # Caches of transformers

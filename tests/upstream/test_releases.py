@@ -718,10 +718,10 @@ def test_what_the_history_says():
         getattr(by_version["4.36.0"], SDPA)(torch.tensor([[0, 0, 0, 1]]), (1, 2), embeds(1, 2), 2)
 
 
-def test_example_of_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_example_of_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "upstream.md").read_text()
     # Every other part is code.
-    (example,) = (code for code in readme.split("```")[1::2] if "for_transformers(" in code)
+    (example,) = (code for code in page.split("```")[1::2] if "for_transformers(" in code)
     names = {}
     exec(example.removeprefix("python"), names)
     assert visibility(names["mask"])[0][3:] == ["-000--", "--000-", "---000"]

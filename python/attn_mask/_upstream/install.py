@@ -68,7 +68,9 @@ class _Installation:
                 "attn_mask.install: expected transformers (4.35.0 or later) to be installed, but "
                 "the one here has no __version__"
             )
-        self._version = version
+        self.version = version
+        self.replaced: list[str] = []
+        self.stays: list[str] = []  # and why
         self._changes: list[_Change] = []
         # (before, now) of objects that modules hold by name.
         self._objects: dict[str, tuple[Any, Any]] = {}
@@ -86,6 +88,8 @@ class _Installation:
                     self._changes.append(_Change(namespace, name, before, now))
 
     def make(self) -> None:
+        for text in self.stays:
+            name_once(f"install: {text}", "attn_mask.install: %s", text)
         masks.state.release = self._release
         for change in self._changes:
             change.make()
@@ -116,7 +120,7 @@ class _Installation:
             if error.name != _MASKING:
                 raise
             raise NotImplementedError(
-                f"attn_mask.install: expected transformers {self._version} to have masking_utils, "
+                f"attn_mask.install: expected transformers {self.version} to have masking_utils, "
                 "as all releases since 4.53 that are known here, but there is none: this attn_mask "
                 "is too old for the transformers here"
             ) from error
@@ -125,7 +129,14 @@ class _Installation:
         self._objects = plan.objects
         self._mapping = plan.mapping
         self._changes += plan.changes
-        plan.name_others(self._version)
+        self.replaced += [f"{_MASKING}.{name}" for name in plan.objects]
+        self.replaced += [
+            f"ALL_MASK_ATTENTION_FUNCTIONS[{change.name!r}]"
+            if change.of is plan.mapping
+            else f"{_MASKING}.{change.name}"
+            for change in plan.changes
+        ]
+        self.stays += plan.others(self.version)
 
     def _plan_legacy(self, transformers: ModuleType, ours: ModuleType) -> None:
         name = f"transformers.{_LEGACY}"
@@ -135,14 +146,12 @@ class _Installation:
         public = [name for name in ours.__all__ if name in held]
         others = [name for name in public if not _is_legacy(before, name, getattr(ours, name))]
         if others:
-            _say_once(
-                "%s stays as it is, for it holds %s",
-                name,
-                ", ".join(_shown(held[other]) for other in others),
-            )
+            shown = ", ".join(_shown(held[other]) for other in others)
+            self.stays.append(f"{name} stays as it is, for it holds {shown}")
             return
         self._legacy = _Change(sys.modules, name, before, ours)
         self._changes.append(self._legacy)
+        self.replaced.append(name)
         package = vars(transformers)
         self._changes.append(_Change(package, _LEGACY, package.get(_LEGACY, _ABSENT), ours))
         for name in public:
@@ -283,33 +292,27 @@ class _Plan:
             now = block_mask.create_block_mask
             self.changes.append(_Change(self._names, name, self._names[name], now))
 
-    def name_others(self, version: str) -> None:
-        """Names what is not the release's own, and what no known release has."""
+    def others(self, version: str) -> Iterator[str]:
+        """What is not the release's own, and what no known release has."""
         for key, function in self._registered.items():
-            _say_once(
-                "%r keeps the mask function that is registered for it, %s", key, _shown(function)
-            )
+            yield (f"{key!r} keeps the mask function that is registered for it, {_shown(function)}")
         for name in sorted(self._others):
             function = self._names.get(name)
             if not any(function is registered for registered in self._registered.values()):
-                _say_once(
-                    "%s.%s is not transformers' own, but %s: it stays, as does what calls it",
-                    _MASKING,
-                    name,
-                    _shown(function),
+                yield (
+                    f"{_MASKING}.{name} is not transformers' own, but {_shown(function)}: "
+                    "it stays, as does what calls it"
                 )
         if self._module.source is None:
-            _say_once(
-                "the source of %s can't be read, so that its mask functions stay as they are, and "
-                "masks take longer",
-                _MASKING,
+            yield (
+                f"the source of {_MASKING} can't be read, so that its mask functions stay as they "
+                "are, and masks take longer"
             )
         elif self._unknown:
-            _say_once(
-                "%s of transformers %s are not those of a release that is known here: mask "
-                "functions among them stay as they are, and masks may take longer",
-                ", ".join(sorted(self._unknown)),
-                version,
+            yield (
+                f"{', '.join(sorted(self._unknown))} of transformers {version} are not those of a "
+                "release that is known here: mask functions among them stay as they are, and masks "
+                "may take longer"
             )
 
 
@@ -466,11 +469,6 @@ def _shown(function: Any) -> str:
     return f"{module}.{name}" if isinstance(module, str) else name
 
 
-def _say_once(text: str, *args: object) -> None:
-    text = text % args
-    name_once(f"install: {text}", "attn_mask.install: %s", text)
-
-
 class _Block(NamedTuple):
     """One entry of installed()."""
 
@@ -588,6 +586,28 @@ def is_installed() -> bool:
     """Whether transformers makes its masks natively, by install() or within ``installed()``."""
     with _state.lock:
         return _state.installation is not None
+
+
+class Replacement(NamedTuple):
+    """What an install() replaces in a release of transformers, and what stays and why."""
+
+    transformers: str
+    replaced: tuple[str, ...]
+    stays: tuple[str, ...]
+
+
+def replacement(*, planned: bool = False) -> Replacement | None:
+    """Of what is installed; else None, or with ``planned`` what install() would do.
+
+    Raises what install() raises.
+    """
+    with _state.lock:
+        found = _state.installation
+        if found is None and planned:
+            found = _Installation(_transformers())
+        if found is None:
+            return None
+        return Replacement(found.version, tuple(found.replaced), tuple(found.stays))
 
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])

@@ -11,6 +11,7 @@ import torch
 
 from attn_mask import _process, _skipping, rules
 from attn_mask._checks import check_flag, checked_masked_value
+from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
 from attn_mask._timing import timed
 from attn_mask._upstream import documents
@@ -89,7 +90,9 @@ def sdpa_mask(
         kv_offset,
         local_size,
     ):
+        count("masks skipped")
         return None
+    count("sdpa_mask")
     return write_mask(
         "sdpa_mask",
         mask_function,
@@ -132,7 +135,9 @@ def eager_mask(
         kv_offset,
         local_size,
     ):
+        count("masks skipped")
         return None
+    count("eager_mask")
     return write_mask(
         "eager_mask",
         mask_function,

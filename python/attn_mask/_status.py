@@ -1,0 +1,71 @@
+"""attn_mask.status: whether install() is on, and what happened so far."""
+
+from dataclasses import dataclass
+
+from attn_mask._counts import counts
+from attn_mask._named_once import texts
+from attn_mask._upstream.install import replacement
+
+__all__ = ["Status", "status"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What ``attn_mask.status()`` gives; str() of it is a text to print.
+
+    Attributes:
+        transformers: the release under which install() is on, or None.
+        replaced: what of transformers is ours by now.
+        stays: what is not, and why.
+        calls: how often each kind of mask was made or skipped in eager code, in this process.
+        fallbacks: how often a mask function that is no rule was called to make a mask.
+        warnings: what the logger "attn_mask" has named so far.
+    """
+
+    transformers: str | None
+    replaced: tuple[str, ...]
+    stays: tuple[str, ...]
+    calls: dict[str, int]
+    fallbacks: int
+    warnings: tuple[str, ...]
+
+    @property
+    def installed(self) -> bool:
+        return self.transformers is not None
+
+    def __str__(self) -> str:
+        if self.installed:
+            lines = [f"attn_mask.install: installed, transformers {self.transformers}"]
+        else:
+            lines = ["attn_mask.install: not installed"]
+        calls = [f"{kind} {number}" for kind, number in sorted(self.calls.items())]
+        fallbacks = [f"mask functions that are no rules were called {self.fallbacks} times"]
+        for title, entries in (
+            ("replaced", self.replaced),
+            ("stays", self.stays),
+            ("calls", calls),
+            ("fallbacks", fallbacks if self.fallbacks else []),
+            ("warnings", self.warnings),
+        ):
+            lines.append(f"{title}:" if entries else f"{title}: none")
+            lines += [f"  {entry}" for entry in entries]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def status() -> Status:
+    """Whether transformers makes its masks natively, and what happened so far in this process.
+
+    Calls that torch.compile traces are not counted.
+
+    >>> import attn_mask
+    >>> print(str(attn_mask.status()).splitlines()[0])
+    attn_mask.install: not installed
+    """
+    found = replacement()
+    calls = dict(counts)
+    fallbacks = calls.pop("fallback", 0)
+    if found is None:
+        return Status(None, (), (), calls, fallbacks, tuple(texts))
+    return Status(*found, calls, fallbacks, tuple(texts))
