@@ -149,9 +149,9 @@ def test_a_bad_option_is_one_line(arguments, named, without):
 
 
 SHOWN = (
-    (["--causal", "--q", "4"], attn_mask.causal(), 4, 4),
-    (["--causal", "--q", "4", "--kv", "6"], attn_mask.causal(), 4, 6),
-    (["--q", "3"], attn_mask.bidirectional(), 3, 3),
+    ("--causal --q 4", attn_mask.causal(), 4, 4),
+    ("--causal --q 4 --kv 6", attn_mask.causal(), 4, 6),
+    ("--q 3", attn_mask.bidirectional(), 3, 3),
     (
         [
             "--causal",
@@ -178,7 +178,7 @@ SHOWN = (
 
 @pytest.mark.parametrize(("arguments", "rule", "q_length", "kv_length"), SHOWN)
 def test_show(arguments, rule, q_length, kv_length, capsys):
-    assert main(["show", *arguments]) == 0
+    assert main(["show", *arguments.split()]) == 0
     assert capsys.readouterr().out == f"{attn_mask.show(rule, q_length, kv_length)}\n"
 
 
