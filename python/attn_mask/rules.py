@@ -20,13 +20,13 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import torch
 
 from attn_mask._checks import check_strided, expected_of_function
 from attn_mask._library import _C
+from attn_mask._pictures import Pictured
 from attn_mask._program import Place, Program, Source
 from attn_mask._tracing import is_jit_tracing, is_recording
 
@@ -68,8 +68,7 @@ NOTHING = _C.OPCODES["NOTHING"]
 # How often positions may change above a rule: a window may add a shift of its own.
 _MAX_CHANGES = _C.MAX_STEPS - 1
 
-# Offsets and shifts are within this distance of 0. Sizes may be larger, as configs spell "no
-# window" by numbers that fit into no 64 bits; they are cut to what no two positions are apart.
+# Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
 FAR = _C.FAR
 OPEN = _C.OPEN
 
@@ -97,7 +96,7 @@ UPSTREAM_PADDING = Source("padding_mask_function", "padding_mask", is_upstream=T
 
 # eq=False: comparing tensors by value would be neither cheap nor a bool.
 @dataclass(frozen=True, eq=False, repr=False)
-class MaskFunction:
+class MaskFunction(Pictured):
     """A mask function that carries its rule; made by the functions of this module."""
 
     # What torch.vmap (and a BlockMask's repr) calls it; torch.compile can't trace the repr.
@@ -224,15 +223,6 @@ class MaskFunction:
     def _repr(self) -> str:
         shown = (_shown(of) for name, of in self._fields() if name not in ("depth", "source"))
         return f"{self.spelled}({', '.join(shown)})"
-
-    def show(self, q_length: int | None = None, kv_length: int | None = None, **how: Any) -> str:
-        """``attn_mask.show`` of this rule, and of ``batch``, ``head``, ``tokens``, ``style``."""
-        text: str = import_module("attn_mask._show").show(self, q_length, kv_length, **how)
-        return text
-
-    def _repr_html_(self) -> str:
-        text: str = import_module("attn_mask._show").html_of(self)
-        return text
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._fields())
