@@ -141,7 +141,8 @@ def test_another_torch(prefix, tmp_path):
     built_for = attn_mask.build_info()["torch_version"]
     assert text.count("CMake Error") == 1
     assert (
-        f"attn_mask {VERSION} was built for torch {built_for}, but torch 1.2.3+cpu was found in {fake}: rebuild attn_mask for it, or point ATTN_MASK_TORCH_ROOT at the other"
+        f"attn_mask {VERSION} was built for torch {built_for}, but torch 1.2.3+cpu was found in "
+        f"{fake}: rebuild attn_mask for it, or point ATTN_MASK_TORCH_ROOT at the other"
     ) in text
     found = configure(tree, f"-DATTN_MASK_TORCH_ROOT={TORCH}")
     assert found.returncode == 0, found.stderr
