@@ -131,16 +131,16 @@ void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, 
       const Interval known = find_spans.known(query.batch, {first, last});
       const int32_t padding = find_spans.padding_node();
       const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
-      for (; query.row < params.q_length && tile < end; ++query.row, ++tile) {
+      Out* out = static_cast<Out*>(params.out) + params.out_offset(query);
+      for (; query.row < params.q_length && tile < end;
+           ++query.row, ++tile, out += params.out_strides[2]) {
         query.position = params.q_positions.at(query.batch, query.row);
         if (params.unmasks(plane * params.q_length + query.row)) {
-          fill(static_cast<Out*>(params.out) + params.out_offset(query) + first, last - first,
-               unmasked);
+          fill(out + first, last - first, unmasked);
           continue;
         }
         Interval keys = find_spans.hull(query, known);
         keys = keys.empty() ? Interval{last, last} : keys;
-        Out* const out = static_cast<Out*>(params.out) + params.out_offset(query);
         fill(out + first, keys.begin - first, masked);
         if (shown == nullptr) {
           fill(out + keys.begin, keys.end - keys.begin, attend);
