@@ -17,10 +17,11 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 CONSUMER = ROOT / "tests" / "cpp" / "consumer"
+# CMake knows no local part.
+VERSION = attn_mask.__version__.split("+")[0]
 TAG = f"{sys.implementation.cache_tag}-torch{torch.__version__.split('+')[0]}"
 BUILD_TREE = Path(os.environ.get("ATTN_MASK_BUILD_TREE", ROOT / "build" / f"cmake-{TAG}"))
 TORCH = Path(torch.__file__).parent
-VERSION = attn_mask.__version__.partition("+")[0]  # as CMake has it
 PACKAGE_PREFIX = attn_mask.utils.cmake_prefix_path
 KERNELS = "cpu cuda" if attn_mask.build_info()["cuda_version"] else "cpu"
 
