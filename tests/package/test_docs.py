@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -92,15 +93,16 @@ def test_shell(block):
     subprocess.run(["bash", "-n", "-c", block.code], check=True)
     makefile = (ROOT / "Makefile").read_text()
     commands = re.sub(r"\\\n", " ", re.sub(r"#.*", "", block.code))
-    for target in re.findall(r"\bmake (?:\w+=\S+ )*([\w-]+)", commands):
+    for target in re.findall(r"^ *make (?:\w+=\S+ )*([\w-]+)", commands, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for script in re.findall(r"\bpython (\w\S*\.py)\b", commands):
         assert (ROOT / script).exists(), script
     for folder in re.findall(r"cmake .*-S (\S+)", commands):
         assert (ROOT / folder / "CMakeLists.txt").exists(), folder
-    for line in re.findall(r"\bpython -m attn_mask\b.*", commands):
+    for line in re.findall(r"^python -m attn_mask\b.*", commands, re.M):
         arguments = [sys.executable, *line.split()[1:]]
-        ran = subprocess.run(arguments, capture_output=True, text=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        ran = subprocess.run(arguments, env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         if block.printed:
             assert ran.stdout.rstrip() == block.printed.rstrip()
