@@ -103,7 +103,7 @@ def test_attention_masks_are_tensors():
             (
                 lambda grid_size=grid_size: tensor_to_mask_visual(torch.ones(3, 3), grid_size),
                 ValueError,
-                "tensor_to_mask_visual: expected grid_size to be (rows, columns), positive ints, bu",
+                "tensor_to_mask_visual: expected grid_size to be (rows, columns), positive ints, b",
             )
             for grid_size in (3, (3,), (0, 3), (3, 2.0))
         ),
