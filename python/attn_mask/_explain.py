@@ -127,7 +127,9 @@ def _decide_positions(rule: Any, at: _Element) -> _Decision:
     if rule.spelled == "bidirectional" and at.may_be_outside:
         attends = True  # of positions below 0, too
     else:
-        result = rule(*map(torch.tensor, (at.b, at.h, at.q_at, at.k_at)))
+        # On the CPU: such indices go with tensors of any device.
+        indices = torch.tensor([at.b, at.h, at.q_at, at.k_at], device="cpu")
+        result = rule(*indices)
         check_boolean("explain", result)
         if result.numel() != 1:
             raise ValueError(

@@ -116,19 +116,20 @@ def _image(shown: View, of_blocks: tuple[list[int], ...], colormap: Any) -> Any:
     """[rows, columns, 3] for imshow."""
     height, width = shown.q_length, shown.kv_length
     rows, columns = (borders(length, min(length, _PIXELS)) for length in (height, width))
-    counts, sizes = shown.counts(*of_blocks)
-    state = torch.where(counts == 0, 0, torch.where(counts == sizes, 2, 1))
-    row, column = (
-        torch.bucketize(torch.tensor(line[:-1]), torch.tensor(blocks), right=True) - 1
-        for line, blocks in zip((rows, columns), of_blocks, strict=True)
-    )
-    state = state[row][:, column, None]
+    of_block, block_sizes = shown.counts(*of_blocks)
     counts, sizes = shown.counts(rows, columns)
-    colors = torch.tensor([colormap(i)[:3] for i in range(10)])
-    numbers = torch.zeros(width, dtype=torch.int64)
-    if shown.documents is not None:
-        numbers = torch.unique(shown.documents, return_inverse=True)[1] % len(colors)
-    visible = colors[numbers[columns[:-1]]]
-    masked = torch.where(state == 0, torch.tensor(_EMPTY), torch.tensor(_MASKED))
-    share = (counts / sizes)[..., None] * torch.where(state == 2, 1.0, 0.6)
-    return (masked + (visible - masked) * share).numpy()
+    with torch.device("cpu"):
+        states = torch.where(of_block == 0, 0, torch.where(of_block == block_sizes, 2, 1))
+        row, column = (
+            torch.bucketize(torch.tensor(line[:-1]), torch.tensor(blocks), right=True) - 1
+            for line, blocks in zip((rows, columns), of_blocks, strict=True)
+        )
+        state = states[row][:, column, None]
+        colors = torch.tensor([colormap(i)[:3] for i in range(10)])
+        numbers = torch.zeros(width, dtype=torch.int64)
+        if shown.documents is not None:
+            numbers = torch.unique(shown.documents, return_inverse=True)[1] % len(colors)
+        visible = colors[numbers[columns[:-1]]]
+        masked = torch.where(state == 0, torch.tensor(_EMPTY), torch.tensor(_MASKED))
+        share = (counts / sizes)[..., None] * torch.where(state == 2, 1.0, 0.6)
+        return (masked + (visible - masked) * share).numpy()

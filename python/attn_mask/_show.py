@@ -54,8 +54,8 @@ def show(
         >>> attn_mask.show(attn_mask.causal() & attn_mask.sliding_window(4), 8)
         █▄······
         ███▄····
-        ▀████▄··
-        ··▀████▄
+        ·▀███▄··
+        ···▀███▄
 
     Args:
         mask_or_rule: a mask [q, kv], [b, q, kv] or [b, heads, q, kv] (bool; additive, in which

@@ -9,6 +9,7 @@ import torch
 from attn_mask import rules
 from attn_mask._checks import check_strided
 from attn_mask._engine import Axis, write_mask
+from attn_mask._tracing import default_device
 
 # A float mask masks from here down: by the lowest number of its dtype, -inf, -1e9 or -1e4. What is
 # above is a bias.
@@ -40,9 +41,10 @@ class View(NamedTuple):
 
     def counts(self, rows: list[int], columns: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """For each cell of a grid with these borders, the number of visible keys and of all."""
-        heights, widths = torch.tensor(rows).diff(), torch.tensor(columns).diff()
-        counts = torch.zeros(len(heights), len(widths), dtype=torch.int64)
-        column = torch.arange(len(widths)).repeat_interleave(widths)
+        # Not the default device, which may be another.
+        heights, widths = (torch.tensor(line, device="cpu").diff() for line in (rows, columns))
+        counts = torch.zeros(len(heights), len(widths), dtype=torch.int64, device="cpu")
+        column = torch.arange(len(widths), device="cpu").repeat_interleave(widths)
         for number, part in self.strips(rows):
             sums = part.view(torch.uint8).sum(0, dtype=torch.uint8)  # many times as fast as int64
             counts[number].index_add_(0, column, sums.long())
@@ -134,7 +136,8 @@ def _of_block_mask(name: str, mask: Any, batch: int, head: int) -> View:
             ("batch", "head"), (batch, head), indices.shape[:2], strict=True
         )
     )
-    states = torch.zeros(indices.shape[-2], -(-kv_length // kv_block), dtype=torch.uint8)
+    shape = indices.shape[-2], -(-kv_length // kv_block)
+    states = torch.zeros(shape, dtype=torch.uint8, device="cpu")
     for state, numbers, columns in (
         (1, mask.kv_num_blocks, indices),
         (2, mask.full_kv_num_blocks, mask.full_kv_indices),
@@ -148,7 +151,7 @@ def _of_block_mask(name: str, mask: Any, batch: int, head: int) -> View:
     within = _of_rule(name, rule, q_length, kv_length, at[0], at[1], indices.device)
 
     def rows(first: int, end: int) -> torch.Tensor:
-        of_rows = states[torch.arange(first, end) // q_block]
+        of_rows = states[torch.arange(first, end, device="cpu") // q_block]
         state = of_rows.repeat_interleave(kv_block, 1)[:, :kv_length]
         if not (of_rows == 1).any():
             return state == 2
@@ -192,7 +195,7 @@ def _of_rule(
         heads = head + 1 if heads == 1 else heads
     batch, head = _index(name, "batch", batch, batch_size), _index(name, "head", head, heads)
     if device is None:
-        device = tables[0].device if tables else torch.device("cpu")
+        device = tables[0].device if tables else default_device()
 
     def rows(first: int, end: int) -> torch.Tensor:
         sizes, queries = (batch_size, end - first, kv_length), Axis(q_length).rows(first, end)

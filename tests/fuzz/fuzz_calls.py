@@ -644,7 +644,7 @@ def api():
         ),
     ]
     # These change the process, or need another package.
-    left_out = {"install", "installed", "uninstall", "is_installed", "_flex_attention"}
+    left_out = {"plot", "install", "installed", "uninstall", "is_installed", "_flex_attention"}
     # These are expressions over whatever they are given.
     left_out |= {"_identity", "_causal", "_rel_bias", "_rel_causal"}
     found = []

@@ -196,6 +196,19 @@ def test_colours_tell_documents_apart():
     assert all(line.endswith("\033[0m") for line in picture.splitlines())
 
 
+def test_another_default_device():
+    """Where rules have tensors, or masks are at hand, it does not matter."""
+    blocks = attn_mask.create_block_mask(PACKED, 2, 1, 12, 12, device="cpu", BLOCK_SIZE=4)
+    bits = rules.bits(torch.ones(1, 1, 100, 100, dtype=torch.bool).tril())
+    for shown in (PACKED, MASK, blocks, bits):
+        want = show(shown, style="color")
+        with torch.device("meta"):
+            assert show(shown, style="color") == want
+    want = attn_mask.explain(PACKED, q=2, k=3)
+    with torch.device("meta"):
+        assert attn_mask.explain(PACKED, q=2, k=3) == want
+
+
 def test_nothing_to_show():
     assert show(torch.ones(0, 5)) == show(torch.ones(5, 0)) == ""
 

@@ -99,6 +99,14 @@ def test_attention_masks_are_tensors():
             TypeError,
             "tensor_to_mask_visual: expected origina",
         ),
+        *(
+            (
+                lambda grid_size=grid_size: tensor_to_mask_visual(torch.ones(3, 3), grid_size),
+                ValueError,
+                "tensor_to_mask_visual: expected grid_size to be (rows, columns), positive ints, b",
+            )
+            for grid_size in (3, (3,), (0, 3), (3, 2.0))
+        ),
         (lambda: AttentionMask([[1]]), TypeError, "AttentionMask: expected data to be a tensor"),
         (
             lambda: AttentionMask.from_tensor(None),

@@ -40,13 +40,19 @@ def tensor_to_mask_visual(
     Returns the string that transformers 5.8 gives. It takes booleans and integers of any size, too,
     which upstream can't average.
 
-    Raises ValueError for another rank, TypeError for what is no tensor.
+    Raises ValueError for another rank or grid_size, TypeError for what is no tensor.
     """
     check_strided("tensor_to_mask_visual", "original_tensor", original_tensor)
     if original_tensor.dim() != 2:
         raise ValueError(
             "tensor_to_mask_visual: expected original_tensor to be 2-D [q_length, kv_length], "
             f"but got {original_tensor.dim()}-D {list(original_tensor.shape)}"
+        )
+    is_pair = isinstance(grid_size, tuple | list) and len(grid_size) == 2
+    if not is_pair or not all(isinstance(size, int) and size > 0 for size in grid_size):
+        raise ValueError(
+            "tensor_to_mask_visual: expected grid_size to be (rows, columns), positive ints, "
+            f"but got {grid_size!r}"
         )
     squares = _MAJONG if style == "majong" else _BLOCKS
     most_rows, most_columns = grid_size
