@@ -92,7 +92,8 @@ def identity() -> dict[str, Any]:
         text = (ROOT / "CMakeLists.txt").read_text()
         (plain,) = re.findall(r"^project\(attn_mask VERSION ([\d.]+)", text, re.M)
         return {"version": plain, "install_requires": [TORCH]}
-    if not any(map(find_spec, ("setuptools.command.bdist_wheel", "wheel"))):
+    is_wheel = not {"bdist_wheel", "dist_info", "editable_wheel"}.isdisjoint(sys.argv)
+    if is_wheel and not any(map(find_spec, ("setuptools.command.bdist_wheel", "wheel"))):
         stop("setuptools before 70.1 needs another package: run pip install wheel")
     built_for = runpy.run_path(str(build_tree()[1] / "generated" / "_built_for.py"))
     minor = ".".join(built_for["TORCH_VERSION"].split(".")[:2])

@@ -150,8 +150,6 @@ def _decide_positions(rule: Any, at: _Element) -> _Decision:
             reason = f"{at.key} and {at.query} are both in chunk {of_key} {chunks}"
         else:
             reason = f"{at.key} is in chunk {of_key} and {at.query} in chunk {of_query} {chunks}"
-    elif rule.spelled in ("bidirectional", "nothing"):
-        reason = f"{rule.spelled} {shows} all"
     else:
         reason = f"{rule!r} {shows} {at.key} for {at.query}"
     return attends, [reason]

@@ -92,11 +92,11 @@ def profile() -> Iterator[Profile]:
             model(**inputs)
         print(p)
 
-    Of transformers' own functions nothing is seen: with install(), what they call of ours is. Times
-    are those of this thread on the host, to which a GPU's own time does not add; what torch.compile and
-    torch.export record is not seen. Bytes are of the masks' memory, where a mask that is expanded
-    counts once; a mask that is an argument, handed on, counts as 0. A call within another's belongs
-    to the outer one. Blocks nest.
+    Of transformers' own functions nothing is seen: with install(), what they call of ours is.
+    Times are those of this thread on the host, to which a GPU's own time does not add; what
+    torch.compile and torch.export record is not seen. Bytes are of the masks' memory, where a mask
+    that is expanded counts once; a mask that is an argument, handed on, counts as 0. A call within
+    another's belongs to the outer one. Blocks nest.
     """
     made, thread = Profile(), threading.get_ident()
 

@@ -153,19 +153,7 @@ SHOWN = (
     ("--causal --q 4 --kv 6", attn_mask.causal(), 4, 6),
     ("--q 3", attn_mask.bidirectional(), 3, 3),
     (
-        [
-            "--causal",
-            "--window",
-            "4",
-            "--q",
-            "12",
-            "--kv",
-            "12",
-            "--left-padding",
-            "3",
-            "--documents",
-            "5,7",
-        ],
+        "--causal --window 4 --q 12 --kv 12 --left-padding 3 --documents 5,7",
         attn_mask.causal()
         & attn_mask.sliding_window(4)
         & attn_mask.padding(torch.tensor([0] * 3 + [1] * 9))

@@ -133,7 +133,7 @@ def test_wheel_says_what_it_is(wheel):
 
 
 LACKING = """
-import importlib.metadata, importlib.util, runpy, shutil, sys
+import importlib.metadata, importlib.util, runpy, shutil, sys, sysconfig
 which, version, spec = shutil.which, importlib.metadata.version, importlib.util.find_spec
 
 def no_version(name):
@@ -148,6 +148,8 @@ elif lacks[0].startswith("torch=="):
     importlib.metadata.version = lambda name: lacks[0][7:] if name == "torch" else version(name)
 shutil.which = lambda name, **kw: None if name in lacks else which(name, **kw)
 importlib.util.find_spec = lambda name, *rest: None if name in lacks else spec(name, *rest)
+if lacks == ["Python.h"]:
+    sysconfig.get_path = lambda name: "/nowhere"
 sys.argv = ["setup.py", "bdist_wheel"]
 runpy.run_path("setup.py", run_name="__main__")
 """
@@ -160,6 +162,7 @@ runpy.run_path("setup.py", run_name="__main__")
         ("torch==2.10.1", "attn_mask: torch 2.10.1 is installed, .*: pip install 'torch>=2.11,<"),
         ("torch==2.16.0+cpu", r"attn_mask: torch 2.16.0\+cpu is installed, but this needs"),
         ("cmake", "attn_mask: no cmake found: run pip install cmake ninja"),
+        ("Python.h", "attn_mask: no Python.h for .*: run apt-get install python3-dev"),
         ("c++ g++ clang++", r"attn_mask: no C\+\+ compiler found .*: run apt-get install g\+\+"),
         ("wheel setuptools.command.bdist_wheel", "attn_mask: setuptools .*: run pip install wheel"),
     ],
@@ -172,3 +175,17 @@ def test_what_is_missing_is_one_line(lacks, says, monkeypatch):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.match(says, line), line
+
+
+def test_what_cmake_refuses_is_above_one_line():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "bdist_wheel"],
+        cwd=ROOT,
+        env={**os.environ, "CMAKE_ARGS": "-G Nonesuch"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Nonesuch" in done.stderr and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert re.match("attn_mask: this failed, for the reason above: .*cmake -S .*Nonesuch", last)
