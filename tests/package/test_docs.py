@@ -1,6 +1,7 @@
 """The pages: every code block runs, every link leads somewhere, every figure is a measured one."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -87,9 +88,16 @@ def test_python(block, stock):
     assert output.getvalue().rstrip() == (block.printed or "").rstrip()
 
 
+@functools.cache
+def run(*arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
 @of_language("sh")
 def test_shell(block):
-    """It parses; targets of make, scripts and folders that it names are there."""
+    """It parses, `python -m attn_mask` runs, and targets, scripts and folders are there."""
     subprocess.run(["bash", "-n", "-c", block.code], check=True)
     makefile = (ROOT / "Makefile").read_text()
     commands = re.sub(r"\\\n", " ", re.sub(r"#.*", "", block.code))
@@ -100,9 +108,7 @@ def test_shell(block):
     for folder in re.findall(r"cmake .*-S (\S+)", commands):
         assert (ROOT / folder / "CMakeLists.txt").exists(), folder
     for line in re.findall(r"^python -m attn_mask\b.*", commands, re.M):
-        arguments = [sys.executable, *line.split()[1:]]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        ran = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        ran = run(*line.split()[1:])
         assert ran.returncode == 0, ran.stdout + ran.stderr
         if block.printed:
             assert ran.stdout.rstrip() == block.printed.rstrip()
