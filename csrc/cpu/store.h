@@ -17,7 +17,6 @@ void store_lines(T* out, int64_t n, LineAt line_at) {
   T* aligned = static_cast<T*>(__builtin_assume_aligned(out + head, 64));
   const int64_t lines = (n - head) / kLine;
   store(out, 0);
-#pragma GCC unroll 2  // the end of a loop of half as many branches is foreseen more often
   for (int64_t i = 0; i < lines; ++i) {
     store(aligned + i * kLine, head + i * kLine);
   }
