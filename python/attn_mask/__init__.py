@@ -60,6 +60,7 @@ __all__ = [
     "decompositions",
     "documents",
     "explain",
+    "explain_model",
     "for_transformers",
     "install",
     "installed",
@@ -94,6 +95,7 @@ _LOADED_WHEN_USED = {
     "checked": "checking",
     "checking": "checking",
     "explain": "_explain",
+    "explain_model": "_explain_model",
     "plot": "_plot",
     "profile": "profiling",
     "profiling": "profiling",
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
     from attn_mask import checking as checking
     from attn_mask import profiling as profiling
     from attn_mask._explain import explain as explain
+    from attn_mask._explain_model import explain_model as explain_model
     from attn_mask._plot import plot as plot
     from attn_mask._show import show as show
     from attn_mask._status import status as status

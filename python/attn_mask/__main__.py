@@ -102,6 +102,15 @@ def main(arguments: Sequence[str]) -> int:
         print(picture)
         return 0
 
+    @app.command()
+    def bench(
+        quick: bool = typer.Option(False, "--quick", help="Small masks, a moment each: a try."),
+    ) -> int:
+        """Compares how long masks take, ours and transformers', on this machine's CPU."""
+        from attn_mask._bench import bench as run_bench
+
+        return run_bench(quick)
+
     try:
         status = app(list(arguments), prog_name="python -m attn_mask", standalone_mode=False)
     except Exception as error:

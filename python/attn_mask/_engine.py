@@ -17,6 +17,7 @@ from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
 from attn_mask._counts import count
 from attn_mask._library import _C
+from attn_mask._named_once import detail_once
 from attn_mask._program import Program
 from attn_mask._tracing import default_device, is_jit_tracing, is_recording, is_tracing
 from attn_mask.rules import MaskFunction
@@ -175,6 +176,9 @@ class _Problem(NamedTuple):
         head_idx = torch.arange(self.heads, device=device)
         if not is_recording():
             count("fallback")
+            called = getattr(mask_function, "function", mask_function)
+            called = getattr(called, "__qualname__", type(called).__name__)
+            detail_once("%s: calls a mask function that is no rule, %s", self.name, called)
             for line, of in (("q", self.queries), ("kv", self.keys)):
                 self._check_positions(line, of)
         q_idx, kv_idx = self.queries.indices(device), self.keys.indices(device)

@@ -9,7 +9,8 @@ from attn_mask._tracing import is_recording
 
 _logger = logging.getLogger("attn_mask")
 _named: set[str] = _process.kept("named", set)
-# What was logged, for status().
+_details: set[str] = _process.kept("details that were named", set)
+# What was logged as a warning, for status().
 texts: list[str] = _process.kept("texts that were named", list)
 
 
@@ -26,3 +27,13 @@ def name_once(kind: str, message: str, *arguments: object) -> None:
     _named.add(kind)
     texts.append(message % arguments if arguments else message)
     _logger.warning(message, *arguments)
+
+
+def detail_once(message: str, *arguments: object) -> None:
+    """Logs a line for who debugs, the first of its text; none while a graph is recorded."""
+    if is_recording() or not _logger.isEnabledFor(logging.DEBUG):
+        return
+    text = message % arguments
+    if text not in _details:
+        _details.add(text)
+        _logger.debug("%s", text)

@@ -200,3 +200,38 @@ def test_the_rest_needs_typer():
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "only doctor works as it is" in line and "pip install typer rich" in line
+
+
+@pytest.mark.parametrize("without", [(), ("transformers",)])
+def test_bench(without):
+    done = run("bench", "--quick", without=without)
+    assert done.returncode == 0, done.stderr
+    assert "bench" in done.stderr and "100%" in done.stderr
+    assert ("without transformers" in " ".join(done.stdout.split())) == bool(without)
+    rows = [line for line in done.stdout.splitlines() if line.count("│") == 6]
+    assert len(rows) == 5
+    for row in rows:
+        _, name, _, ours, theirs, ratio, _ = (cell.strip() for cell in row.split("│"))
+        assert name and float(ours) > 0
+        assert (theirs, ratio) == ("-", "-") if without else float(theirs) > 0 and float(ratio) > 0
+
+
+def test_bench_times_no_masks_that_differ(monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    from attn_mask import _bench
+
+    def timed(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(_bench, "_milliseconds", timed)
+    monkeypatch.setattr(_bench.torch, "equal", lambda *masks: False)
+    assert main(["bench", "--quick"]) == 1
+    assert "a step of decoding" in capsys.readouterr().out.split("not as in transformers")[1]
+
+
+@pytest.mark.parametrize("arguments", [["--slow"], ["9"]])
+def test_what_bench_refuses_is_one_line(arguments, capsys):
+    assert main(["bench", *arguments]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert out == "" and line.startswith("python -m attn_mask: ") and arguments[0] in line

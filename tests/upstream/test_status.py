@@ -1,6 +1,10 @@
-"""attn_mask.status(): what it says before, under and after install()."""
+"""What status(), explain_model() and DEBUG lines say before, under and after install()."""
 
+import copy
+import functools
 import logging
+import sys
+import types
 
 import attn_mask
 import pytest
@@ -8,6 +12,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from models import RELEASE, make  # noqa: E402
 from transformers import masking_utils as theirs  # noqa: E402
 
 
@@ -109,3 +114,168 @@ def test_warnings_are_those_of_the_logger(caplog):
         name_once("of this test", "%s has %d legs", "A dog", 4)
     assert caplog.messages == ["A cat has 4 legs"]
     assert attn_mask.status().warnings[-1] == "A cat has 4 legs"
+
+
+def test_debug_lines_name_each_replacement_and_fallback_once(nothing_installed, caplog):
+    def a_mask_function_of_this_test(b, h, q, kv):
+        return kv >= q
+
+    with caplog.at_level(logging.DEBUG, logger="attn_mask"):
+        for _ in range(2):
+            with attn_mask.installed():
+                replaced = attn_mask.status().replaced
+            for _ in range(2):
+                attn_mask.masking_utils.eager_mask(1, 4, 4, 0, 0, a_mask_function_of_this_test)
+    debug = [record for record in caplog.records if record.levelno == logging.DEBUG]
+    texts = [record.getMessage() for record in debug]
+    assert len(set(texts)) == len(texts)
+    named = [text for text in texts if text.startswith("attn_mask.install replaces ")]
+    assert named == [f"attn_mask.install replaces {name}" for name in replaced]
+    (fallback,) = (text for text in texts if "a_mask_function_of_this_test" in text)
+    assert fallback.startswith("eager_mask: calls a mask function that is no rule, ")
+    assert not set(texts) & set(attn_mask.status().warnings)
+
+
+def test_no_debug_lines_unless_asked_for(nothing_installed, caplog):
+    with caplog.at_level(logging.INFO, logger="attn_mask"), attn_mask.installed():
+        attn_mask.masking_utils.eager_mask(1, 4, 4, 0, 0, lambda b, h, q, kv: kv == q)
+    assert [record for record in caplog.records if record.levelno == logging.DEBUG] == []
+
+
+since_5_4 = pytest.mark.applies(RELEASE >= (5, 4))
+
+
+def makers(model):
+    """Without install(), then with it: (layer type, how many, attention, maker) for each line."""
+    told = []
+    for block in (attn_mask.installed(), None):
+        if block is None:
+            explained = attn_mask.explain_model(model)
+            assert str(explained).startswith(f"{type(model).__name__}, attn_mask.install: not ")
+        else:
+            with block:
+                explained = attn_mask.explain_model(model)
+            release = f"installed, transformers {transformers.__version__}"
+            assert str(explained).splitlines()[0].endswith(f"attn_mask.install: {release}")
+        assert repr(explained) == str(explained)
+        lines = str(explained).splitlines()[1:]
+        assert lines == [f"  {layers}" for layers in explained.layers]
+        told.append([(x.layer_type, x.layers, x.attention, x.maker) for x in explained.layers])
+    return told
+
+
+LAYERS = {
+    "Llama": [("full_attention", 2)],
+    "Mistral": [("sliding_attention", 2)],
+    "Gemma 3 text": [("sliding_attention", 1), ("full_attention", 1)],
+    "Llama 4 text": [("chunked_attention", 1), ("full_attention", 1)],
+}
+
+
+@since_5_4
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_explain_model(nothing_installed, name, implementation):
+    model = make(name, implementation)
+    on, off = makers(model)
+    assert on == [(*layers, implementation, "attn_mask") for layers in LAYERS[name]]
+    assert off == [(*layers, implementation, "transformers") for layers in LAYERS[name]]
+    text = str(attn_mask.explain_model(model))
+    assert "install() is off" in text
+    assert ("a BlockMask" in text) == (implementation == "flex_attention")
+
+
+@since_5_4
+def test_layers_without_attention_and_attention_without_masks(nothing_installed):
+    model = copy.deepcopy(make("Llama", "sdpa"))
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    assert [line[3] for line in makers(model)[0]] == ["none", "attn_mask"]
+    # Nothing of flash attention runs.
+    for implementation in ("flash_attention_2", "of_nobody"):
+        model.config._attn_implementation_internal = implementation
+        on, off = makers(model)
+        assert (
+            on
+            == off
+            == [
+                ("linear_attention", 1, implementation, "none"),
+                ("full_attention", 1, implementation, "none"),
+            ]
+        )
+
+
+@since_5_4
+def test_nested_configs(nothing_installed):
+    text = make("Llama", "sdpa")
+    model = torch.nn.Module()
+    model.text = text
+    vision = types.SimpleNamespace(model_type="a", num_hidden_layers=3, _attn_implementation="sdpa")
+    model.config = types.SimpleNamespace(
+        model_type="both", text_config=text.config, vision_config=vision
+    )
+    with attn_mask.installed():
+        explained = attn_mask.explain_model(model)
+    of_text, of_vision = explained.layers
+    assert (of_text.config, of_text.layers, of_text.maker) == ("text_config", 2, "attn_mask")
+    assert (of_vision.config, of_vision.layers) == ("vision_config", 3)
+    assert of_vision.maker == "another" and "the model's own code" in of_vision.why
+    assert "\n  text_config: full_attention x 2, sdpa: attn_mask, " in str(explained)
+
+
+@since_5_4
+def test_what_others_put_there(nothing_installed, monkeypatch):
+    def of_another(*args, **kwargs):
+        return None
+
+    model = make("Gemma 3 text", "sdpa")
+    with monkeypatch.context() as patch:
+        mapping = theirs.AttentionMaskInterface._global_mapping
+        patch.setitem(mapping, "sdpa", of_another)
+        with attn_mask.installed():
+            explained = attn_mask.explain_model(model)
+        assert {layers.maker for layers in explained.layers} == {"another"}
+        assert "of_another is registered for 'sdpa'" in str(explained)
+    with monkeypatch.context() as patch:
+        before = theirs.sliding_window_causal_mask_function
+        patch.setattr(theirs, "sliding_window_causal_mask_function", functools.partial(before))
+        with attn_mask.installed():
+            sliding, full = attn_mask.explain_model(model).layers
+        assert "sliding_window_causal_mask_function" in sliding.why
+        assert "is not transformers' own" in sliding.why
+        assert "mask_function" not in full.why
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_models_of_the_legacy_functions(nothing_installed, monkeypatch, is_ours):
+    name = "_prepare_4d_causal_attention_mask"
+
+    def of_transformers():
+        return None
+
+    of_transformers.__module__ = "transformers.modeling_attn_mask_utils"
+    ours = getattr(attn_mask.modeling_attn_mask_utils, name)
+    file = types.ModuleType("a_model_of_this_test")
+    setattr(file, name, ours if is_ours else of_transformers)
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    model = type("AModel", (torch.nn.Module,), {"__module__": file.__name__})()
+    model.config = types.SimpleNamespace(model_type="a", sliding_window=4)
+    (layers,) = attn_mask.explain_model(model).layers
+    assert layers.maker == ("attn_mask" if is_ours else "transformers")
+    assert "by transformers.modeling_attn_mask_utils" in layers.why
+    assert str(layers).startswith("sliding_attention, eager: ")
+    model.config.use_sliding_window = False
+    assert attn_mask.explain_model(model).layers[0].layer_type == "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (None, "no module, NoneType"),
+        ("gpt2", "no module, str"),
+        (types.SimpleNamespace(config=None), "no module, SimpleNamespace"),
+        (torch.nn.Linear(1, 1), "one without such a config, Linear"),
+    ],
+)
+def test_explain_model_wants_a_model(model, what):
+    with pytest.raises(TypeError, match=f"^explain_model: expected model .*, but got {what}$"):
+        attn_mask.explain_model(model)

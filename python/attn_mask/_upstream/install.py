@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 
 from attn_mask import _aten_only, _process, block_mask
-from attn_mask._named_once import name_once
+from attn_mask._named_once import detail_once, name_once
 from attn_mask._upstream import mask_functions, masks
 from attn_mask._upstream.masks import Options, checked_options
 from attn_mask._upstream.releases import for_transformers, release_numbers
@@ -90,6 +90,8 @@ class _Installation:
     def make(self) -> None:
         for text in self.stays:
             name_once(f"install: {text}", "attn_mask.install: %s", text)
+        for name in self.replaced:
+            detail_once("attn_mask.install replaces %s", name)
         masks.state.release = self._release
         for change in self._changes:
             change.make()
