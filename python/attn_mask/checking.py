@@ -199,8 +199,7 @@ def _rule(
 class Finding(NamedTuple):
     """Something about a mask that attention refuses, or takes for something else."""
 
-    kind: str
-    """"shape", "dtype", "numbers", "rows" or "strides"."""
+    kind: Literal["shape", "dtype", "numbers", "rows", "strides"]
     what: str
     """What is off."""
     mend: str
