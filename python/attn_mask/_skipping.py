@@ -226,6 +226,10 @@ def skip_policy(
     "shapes", too.
 
     Raises ValueError for other words, and for declarations beside a policy that heeds none.
+
+    >>> with attn_mask.skip_policy("never"):
+    ...     attn_mask.masking_utils.sdpa_mask(1, 4, 4).shape
+    torch.Size([1, 1, 4, 4])
     """
     global _process
     if policy not in _POLICIES:

@@ -641,17 +641,30 @@ _bidirectional = _Bidirectional()
 
 
 def causal() -> MaskFunction:
-    """A query attends to no key after its own position."""
+    """A query attends to no key after its own position.
+
+    >>> attn_mask.show(attn_mask.causal(), 4)
+    █▄··
+    ███▄
+    """
     return _causal
 
 
 def bidirectional() -> MaskFunction:
-    """A query attends to every key."""
+    """A query attends to every key.
+
+    >>> attn_mask.show(attn_mask.bidirectional(), 2, 4)
+    ████
+    """
     return _bidirectional
 
 
 def nothing() -> MaskFunction:
-    """A query attends to no key."""
+    """A query attends to no key.
+
+    >>> attn_mask.show(attn_mask.nothing(), 2, 4)
+    ····
+    """
     return _nothing
 
 
@@ -661,6 +674,9 @@ def bits(attends: torch.Tensor) -> MaskFunction:
     ``attends``: bool [b or 1, heads or 1, q, kv], for the rows and columns of the mask, wherever
     they stand: shift and reindex leave it alone. Raises TypeError for other dtypes, ValueError for
     another rank.
+
+    >>> attn_mask.show(attn_mask.bits(torch.eye(2, 4, dtype=torch.bool)[None, None]), 2, 4)
+    ▀▄··
     """
     check_strided("bits", "attends", attends)
     if attends.dtype != torch.bool:
@@ -678,6 +694,10 @@ def sliding_window(size: int) -> MaskFunction:
 
     With ``& causal()``: to ``size`` keys. Raises ValueError for a size below 1, TypeError for what
     is no whole number.
+
+    >>> attn_mask.show(attn_mask.causal() & attn_mask.sliding_window(2), 4)
+    █▄··
+    ·▀█▄
     """
     rule = sized_window("sliding_window", "size", size)
     if size < 1:
@@ -689,6 +709,10 @@ def window(left: int | None, right: int | None) -> MaskFunction:
     """A query at q attends to keys from q - left up to q + right; None is an open side.
 
     Raises ValueError where no key lies between the two, TypeError for what is no number.
+
+    >>> attn_mask.show(attn_mask.window(1, 0), 4)
+    █▄··
+    ·▀█▄
     """
     if left is None and right is None:
         return bidirectional()
@@ -720,6 +744,10 @@ def chunked(size: int, left_padding: torch.Tensor | None = None) -> MaskFunction
 
     ``left_padding``: int [b], where the first chunk of each batch row starts, or [1] for all; None
     for 0. Raises ValueError for a size below 1 and for another rank, TypeError for other dtypes.
+
+    >>> attn_mask.show(attn_mask.chunked(2), 4)
+    ██··
+    ··██
     """
     size = whole("chunked", "size", size)
     if size == 0:
@@ -736,6 +764,10 @@ def blockwise(ids: torch.Tensor) -> MaskFunction:
 
     ``ids``: int [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for other dtypes,
     ValueError for another rank.
+
+    >>> attn_mask.show(attn_mask.blockwise(torch.tensor([0, 0, -1, 1])), 4)
+    ██··
+    ···▄
     """
     return Blockwise(integers(_OF_BLOCKS, ids, (1, 2)))
 
@@ -745,6 +777,9 @@ def padding(mask: torch.Tensor) -> MaskFunction:
 
     ``mask``: [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for complex dtypes,
     ValueError for another rank.
+
+    >>> attn_mask.show(attn_mask.padding(torch.tensor([0, 1, 1, 1])), 2, 4)
+    ·███
     """
     check_strided("padding", "mask", mask)
     if mask.is_complex():
@@ -756,7 +791,12 @@ def padding(mask: torch.Tensor) -> MaskFunction:
 
 
 def documents(ids: torch.Tensor) -> MaskFunction:
-    """A query attends to the keys with its own id; int ids, otherwise as for blockwise."""
+    """A query attends to the keys with its own id; int ids, otherwise as for blockwise.
+
+    >>> attn_mask.show(attn_mask.documents(torch.tensor([0, 0, 0, 1])), 4)
+    ███·
+    ▀▀▀▄
+    """
     return Documents(integers(_OF_DOCUMENTS, ids, (1, 2)))
 
 
