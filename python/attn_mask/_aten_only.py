@@ -25,6 +25,13 @@ class aten_only:
     same, bit for bit; to make one takes longer. torch.jit.trace and torch.onnx.export need no such
     block. It holds for the thread or asynchronous task that enters it; torch.compile, which can't
     distinguish threads, obeys it in all of them.
+
+    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> def masked(scores):
+    ...     return scores + attn_mask.additive(attn_mask.causal(), 1, 4, 4)
+    >>> with attn_mask.aten_only():
+    ...     "attn_mask" in make_fx(masked)(torch.zeros(4, 4)).code
+    False
     """
 
     def __init__(self) -> None:

@@ -780,6 +780,9 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         program.run_decompositions(
             {**torch.export.default_decompositions(), **attn_mask.decompositions()}
         )
+
+    >>> torch.ops.attn_mask.boolean.default in attn_mask.decompositions()
+    True
     """
     return dict(TABLE)
 

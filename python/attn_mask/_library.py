@@ -83,5 +83,8 @@ def build_info() -> dict[str, Any]:
     the CUDA kernels, or None without them; ``cuda_archs``, the GPUs they were compiled for (a list
     such as ``["8.0", "10.0+PTX"]``); ``cpu_capability``, the instruction set that the CPU kernels
     use in this process (``DEFAULT``, ``AVX2`` or ``AVX512``).
+
+    >>> sorted(attn_mask.build_info())
+    ['cpu_capability', 'cuda_archs', 'cuda_version', 'torch_version', 'version']
     """
     return {**_C.build_info(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}

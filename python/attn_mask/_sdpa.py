@@ -65,6 +65,10 @@ def sdpa_arguments(
 
     Raises ValueError for tensors of another rank or batch size, for negative positions, and for a
     masked_value without a dtype; see also ``masking_utils.sdpa_mask``.
+
+    >>> query = torch.zeros(1, 2, 8, 16)
+    >>> attn_mask.sdpa_arguments(query, query)
+    SdpaArguments(attn_mask=None, is_causal=True)
     """
     for name, tensor in (("query", query), ("key", key)):
         check_strided("sdpa_arguments", name, tensor)

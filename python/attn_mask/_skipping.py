@@ -2,7 +2,7 @@
 
 import contextvars
 import threading
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -184,7 +184,23 @@ class _Call:
         return repr(self._policy)
 
 
-def skip_policy(policy: str, padding: str | None = None, *, packing: str | None = None) -> _Call:
+@overload
+def skip_policy(
+    policy: Literal["shapes"],
+    padding: Literal["none"] | None = None,
+    *,
+    packing: Literal["none"] | None = None,
+) -> _Call: ...
+@overload
+def skip_policy(
+    policy: Literal["upstream", "never"], padding: None = None, *, packing: None = None
+) -> _Call: ...
+def skip_policy(
+    policy: Literal["upstream", "shapes", "never"],
+    padding: Literal["none"] | None = None,
+    *,
+    packing: Literal["none"] | None = None,
+) -> _Call:
     """Sets how it is decided, in the whole process or in a block, whether a mask is needed.
 
     Where a mask masks nothing beyond causality (or nothing at all), attention can do without:
@@ -210,6 +226,10 @@ def skip_policy(policy: str, padding: str | None = None, *, packing: str | None 
     "shapes", too.
 
     Raises ValueError for other words, and for declarations beside a policy that heeds none.
+
+    >>> with attn_mask.skip_policy("never"):
+    ...     attn_mask.masking_utils.sdpa_mask(1, 4, 4).shape
+    torch.Size([1, 1, 4, 4])
     """
     global _process
     if policy not in _POLICIES:

@@ -111,6 +111,10 @@ def create_block_mask(
     TypeError for what is of another type and for functions that do not return booleans.
 
     Mirrors ``torch.nn.attention.flex_attention.create_block_mask`` of torch 2.15.
+
+    >>> block_mask = attn_mask.create_block_mask(attn_mask.causal(), 1, 1, 256, 256, "cpu")
+    >>> block_mask.kv_num_blocks.tolist(), block_mask.full_kv_num_blocks.tolist()
+    ([[[1, 1]]], [[[0, 1]]])
     """
     blocks = _blocks(B, H, Q_LEN, KV_LEN, BLOCK_SIZE)
     check_flag(_NAME, "separate_full_blocks", separate_full_blocks)
@@ -148,6 +152,10 @@ def block_mask_to(block_mask: "BlockMask", device: torch.device | str) -> "Block
 
     torch's own ``to`` leaves those where they are. A callable of the user's is kept as it is; what
     was stored compactly still is.
+
+    >>> block_mask = attn_mask.create_block_mask(attn_mask.causal(), 1, 1, 256, 256, "cpu")
+    >>> attn_mask.block_mask_to(block_mask, "meta").kv_indices.device
+    device(type='meta')
     """
     if not hasattr(block_mask, "mask_mod") or not hasattr(block_mask, "kv_num_blocks"):
         raise TypeError(

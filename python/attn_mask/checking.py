@@ -199,8 +199,7 @@ def _rule(
 class Finding(NamedTuple):
     """Something about a mask that attention refuses, or takes for something else."""
 
-    kind: str
-    """"shape", "dtype", "numbers", "rows" or "strides"."""
+    kind: Literal["shape", "dtype", "numbers", "rows", "strides"]
     what: str
     """What is off."""
     mend: str
@@ -405,6 +404,12 @@ def checked() -> Iterator[list[Finding]]:
     are findings. Not what torch.compile records, attention of other libraries, or BlockMasks.
     Values of masks are read for each call, which makes a model on a GPU wait: a tool for tests.
     Blocks nest, and may be entered by several threads.
+
+    >>> x = torch.zeros(1, 1, 2, 8)
+    >>> with attn_mask.checked() as findings:
+    ...     y = torch.nn.functional.scaled_dot_product_attention(x, x, x, torch.ones(2, 2).tril())
+    >>> [finding.kind for finding in findings]
+    ['numbers']
     """
     findings: list[Finding] = []
     seen: set[tuple[str, str]] = set()

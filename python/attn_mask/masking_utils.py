@@ -67,6 +67,7 @@ from attn_mask._upstream.mask_functions import (
     sliding_window_causal_mask_function,
     sliding_window_overlay,
 )
+from attn_mask._upstream.overloads import as_eager_mask, as_sdpa_mask
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, fast_all, is_skipped
 from attn_mask._upstream.visual import AttentionMask, tensor_to_mask_visual
 from attn_mask.block_mask import create_block_mask
@@ -142,6 +143,7 @@ def _first_sliding_index(cache: Any) -> int:
 # Masks of each attention implementation
 
 
+@as_sdpa_mask
 @understands_cache_position
 @timed
 def sdpa_mask(
@@ -208,6 +210,7 @@ def sdpa_mask(
     )
 
 
+@as_eager_mask
 @understands_cache_position
 @timed
 def eager_mask(

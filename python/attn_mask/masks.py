@@ -33,9 +33,7 @@ def boolean(
     unmask_unattended: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The mask of a rule, True where a query attends to a key::
-
-        mask = attn_mask.boolean(causal() & sliding_window(4096), 1, q_length, kv_length)
+    """The mask of a rule, True where a query attends to a key.
 
     Args:
         rule: of ``attn_mask.rules``, or any mask function of (batch_idx, head_idx, q_idx, kv_idx),
@@ -55,6 +53,11 @@ def boolean(
 
     Raises ValueError for sizes, shapes and positions that don't fit, TypeError for dtypes and for
     mask functions that return no booleans.
+
+    >>> attn_mask.boolean(attn_mask.causal() & attn_mask.sliding_window(2), 1, 3, 3)
+    tensor([[[[ True, False, False],
+              [ True,  True, False],
+              [False,  True,  True]]]])
     """
     spelling = Spelling(None, None, unmask_unattended, None, out)
     return _mask(
@@ -100,6 +103,10 @@ def additive(
     Returns ``out``, or a tensor [b, 1 or heads, q, kv] of ``dtype``.
 
     Raises what boolean does, and ValueError for another masked_value.
+
+    >>> attn_mask.additive(attn_mask.causal(), 1, 2, 2, masked_value=float("-inf"))
+    tensor([[[[0., -inf],
+              [0., 0.]]]])
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"additive: expected dtype to be a torch.dtype, but got {dtype!r}")

@@ -97,6 +97,11 @@ def profile() -> Iterator[Profile]:
     torch.compile and torch.export record is not seen. Bytes are of the masks' memory, where a mask
     that is expanded counts once; a mask that is an argument, handed on, counts as 0. A call within
     another's belongs to the outer one. Blocks nest.
+
+    >>> with attn_mask.profile() as p:
+    ...     mask = attn_mask.boolean(attn_mask.causal(), 1, 8, 8)
+    >>> p.total.calls, p.total.bytes
+    (1, 64)
     """
     made, thread = Profile(), threading.get_ident()
 

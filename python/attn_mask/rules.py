@@ -28,6 +28,11 @@ from attn_mask._checks import check_strided, expected_of_function
 from attn_mask._library import _C
 from attn_mask._pictures import Pictured
 from attn_mask._program import Place, Program, Source
+from attn_mask._rule_arguments import FAR as FAR
+from attn_mask._rule_arguments import ID_DTYPES as ID_DTYPES
+from attn_mask._rule_arguments import OPEN as OPEN
+from attn_mask._rule_arguments import integers, of_rank, offset_of, side_of
+from attn_mask._rule_arguments import whole as whole
 from attn_mask._tracing import is_jit_tracing, is_recording
 
 __all__ = [
@@ -67,12 +72,6 @@ NOTHING = _C.OPCODES["NOTHING"]
 
 # How often positions may change above a rule: a window may add a shift of its own.
 _MAX_CHANGES = _C.MAX_STEPS - 1
-
-# Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
-FAR = _C.FAR
-OPEN = _C.OPEN
-
-ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Shown(enum.Enum):
@@ -631,52 +630,9 @@ class Shift(MaskFunction):
         self.rule.encode_into(program, Place((*place.above, self), add))
 
 
-def whole(name: str, argument: str, value: Any) -> int:
-    """An int (of Python, symbolic, or of NumPy), or a float that is one; at most 2^62."""
-    if isinstance(value, torch.SymInt) or (isinstance(value, int) and is_recording()):
-        return value  # type: ignore[return-value]  # it does all that an int does
-    if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
-        value = int(min(max(value, -OPEN), OPEN))
-    # A tensor has an index, too, but it would have to be read.
-    if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected {argument} to be an int, but got {type(value).__name__}")
-    return min(operator.index(value), OPEN)
-
-
-def _side(name: str, argument: str, value: Any, rounding: Callable[[float], int]) -> int:
-    """A side of a window, which may be any number: some int compares with positions as it does."""
-    is_between = isinstance(value, float) and math.isfinite(value)
-    side = whole(name, argument, rounding(value) if is_between else value)
-    return max(side, -FAR // 2)  # below 0 it becomes a shift, which others may add to
-
-
 def sized_window(name: str, argument: str, size: Any) -> MaskFunction:
     """sliding_window of any size: with ``& causal()`` one below 1 shows nothing."""
-    return Window(_side(name, argument, size, math.ceil) - 1, None)
-
-
-def _integers(source: Source, table: Any, ranks: tuple[int, ...]) -> torch.Tensor:
-    """A table of integers; [n] or [b, n], or [b]."""
-    check_strided(source.function, source.argument, table)
-    if table.dtype not in ID_DTYPES:
-        raise TypeError(f"{source} to be uint8 or a signed integer, but got {table.dtype}")
-    return _ranked(source, table, ranks)
-
-
-def _ranked(source: Source, table: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
-    if table.dim() not in ranks:
-        shape = "1-D [length] or 2-D [batch_size, length]" if 2 in ranks else "1-D [batch_size]"
-        raise ValueError(f"{source} to be {shape}, but got {table.dim()}-D {list(table.shape)}")
-    return table
-
-
-def _offset(argument: str, value: Any) -> int | torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value
-    offset = whole("shift", argument, value)
-    if not is_recording() and not -FAR < offset < FAR:
-        raise ValueError(f"shift: expected {argument} to be within 2^59 of 0, but got {value}")
-    return offset
+    return Window(side_of(name, argument, size, math.ceil) - 1, None)
 
 
 _causal = _Causal()
@@ -685,17 +641,30 @@ _bidirectional = _Bidirectional()
 
 
 def causal() -> MaskFunction:
-    """A query attends to no key after its own position."""
+    """A query attends to no key after its own position.
+
+    >>> attn_mask.show(attn_mask.causal(), 4)
+    █▄··
+    ███▄
+    """
     return _causal
 
 
 def bidirectional() -> MaskFunction:
-    """A query attends to every key."""
+    """A query attends to every key.
+
+    >>> attn_mask.show(attn_mask.bidirectional(), 2, 4)
+    ████
+    """
     return _bidirectional
 
 
 def nothing() -> MaskFunction:
-    """A query attends to no key."""
+    """A query attends to no key.
+
+    >>> attn_mask.show(attn_mask.nothing(), 2, 4)
+    ····
+    """
     return _nothing
 
 
@@ -705,6 +674,9 @@ def bits(attends: torch.Tensor) -> MaskFunction:
     ``attends``: bool [b or 1, heads or 1, q, kv], for the rows and columns of the mask, wherever
     they stand: shift and reindex leave it alone. Raises TypeError for other dtypes, ValueError for
     another rank.
+
+    >>> attn_mask.show(attn_mask.bits(torch.eye(2, 4, dtype=torch.bool)[None, None]), 2, 4)
+    ▀▄··
     """
     check_strided("bits", "attends", attends)
     if attends.dtype != torch.bool:
@@ -722,6 +694,10 @@ def sliding_window(size: int) -> MaskFunction:
 
     With ``& causal()``: to ``size`` keys. Raises ValueError for a size below 1, TypeError for what
     is no whole number.
+
+    >>> attn_mask.show(attn_mask.causal() & attn_mask.sliding_window(2), 4)
+    █▄··
+    ·▀█▄
     """
     rule = sized_window("sliding_window", "size", size)
     if size < 1:
@@ -733,6 +709,10 @@ def window(left: int | None, right: int | None) -> MaskFunction:
     """A query at q attends to keys from q - left up to q + right; None is an open side.
 
     Raises ValueError where no key lies between the two, TypeError for what is no number.
+
+    >>> attn_mask.show(attn_mask.window(1, 0), 4)
+    █▄··
+    ·▀█▄
     """
     if left is None and right is None:
         return bidirectional()
@@ -754,8 +734,8 @@ def window(left: int | None, right: int | None) -> MaskFunction:
 def any_window(name: str, left: Any, right: Any) -> Window:
     """window, also where no key lies between the two sides."""
     return Window(
-        None if left is None else _side(name, "left", left, math.floor),
-        None if right is None else _side(name, "right", right, math.floor),
+        None if left is None else side_of(name, "left", left, math.floor),
+        None if right is None else side_of(name, "right", right, math.floor),
     )
 
 
@@ -764,6 +744,10 @@ def chunked(size: int, left_padding: torch.Tensor | None = None) -> MaskFunction
 
     ``left_padding``: int [b], where the first chunk of each batch row starts, or [1] for all; None
     for 0. Raises ValueError for a size below 1 and for another rank, TypeError for other dtypes.
+
+    >>> attn_mask.show(attn_mask.chunked(2), 4)
+    ██··
+    ··██
     """
     size = whole("chunked", "size", size)
     if size == 0:
@@ -771,7 +755,7 @@ def chunked(size: int, left_padding: torch.Tensor | None = None) -> MaskFunction
     if size < 0:
         raise ValueError(f"chunked: expected size to be positive, but got {size}")
     if left_padding is not None:
-        _integers(_OF_CHUNKS, left_padding, (1,))
+        integers(_OF_CHUNKS, left_padding, (1,))
     return Chunked(size, left_padding)
 
 
@@ -780,8 +764,12 @@ def blockwise(ids: torch.Tensor) -> MaskFunction:
 
     ``ids``: int [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for other dtypes,
     ValueError for another rank.
+
+    >>> attn_mask.show(attn_mask.blockwise(torch.tensor([0, 0, -1, 1])), 4)
+    ██··
+    ···▄
     """
-    return Blockwise(_integers(_OF_BLOCKS, ids, (1, 2)))
+    return Blockwise(integers(_OF_BLOCKS, ids, (1, 2)))
 
 
 def padding(mask: torch.Tensor) -> MaskFunction:
@@ -789,6 +777,9 @@ def padding(mask: torch.Tensor) -> MaskFunction:
 
     ``mask``: [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for complex dtypes,
     ValueError for another rank.
+
+    >>> attn_mask.show(attn_mask.padding(torch.tensor([0, 1, 1, 1])), 2, 4)
+    ·███
     """
     check_strided("padding", "mask", mask)
     if mask.is_complex():
@@ -796,12 +787,17 @@ def padding(mask: torch.Tensor) -> MaskFunction:
             "padding: expected mask to be of a boolean, integer or real floating dtype, "
             f"but got {mask.dtype}"
         )
-    return Padding(_ranked(_OF_PADDING, mask, (1, 2)))
+    return Padding(of_rank(_OF_PADDING, mask, (1, 2)))
 
 
 def documents(ids: torch.Tensor) -> MaskFunction:
-    """A query attends to the keys with its own id; int ids, otherwise as for blockwise."""
-    return Documents(_integers(_OF_DOCUMENTS, ids, (1, 2)))
+    """A query attends to the keys with its own id; int ids, otherwise as for blockwise.
+
+    >>> attn_mask.show(attn_mask.documents(torch.tensor([0, 0, 0, 1])), 4)
+    ███·
+    ▀▀▀▄
+    """
+    return Documents(integers(_OF_DOCUMENTS, ids, (1, 2)))
 
 
 def function(mask_function: Callable[..., Any]) -> MaskFunction:
@@ -865,7 +861,7 @@ def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskF
     dtypes, ValueError for another rank.
     """
     return reindexed(
-        "reindex", mask_function, _integers(_OF_POSITIONS, positions, (1, 2)), _OF_POSITIONS
+        "reindex", mask_function, integers(_OF_POSITIONS, positions, (1, 2)), _OF_POSITIONS
     )
 
 
@@ -896,5 +892,5 @@ def shift(
         return rule
     if isinstance(rule, _Join) and _has_bits(rule):
         return rule.over(lambda branch: shift(branch, q_offset, kv_offset))
-    q_add, kv_add = _offset("q_offset", q_offset), _offset("kv_offset", kv_offset)
+    q_add, kv_add = offset_of("q_offset", q_offset), offset_of("kv_offset", kv_offset)
     return Shift(rule, q_add, kv_add, _depth_over("shift", (rule,)))

@@ -585,7 +585,11 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Whether transformers makes its masks natively, by install() or within ``installed()``."""
+    """Whether transformers makes its masks natively, by install() or within ``installed()``.
+
+    >>> attn_mask.is_installed()
+    False
+    """
     with _state.lock:
         return _state.installation is not None
 

@@ -107,6 +107,9 @@ def for_transformers(version: str) -> TransformersRelease:
 
     Raises ValueError for versions before 4.35.0, which had no such file, and for what is no
     version; TypeError for what is no string.
+
+    >>> attn_mask.for_transformers("4.38.2").version
+    '4.37.0'
     """
     if not isinstance(version, str):
         raise TypeError(

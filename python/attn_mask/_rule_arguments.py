@@ -1,0 +1,62 @@
+"""Arguments of rules: sizes, offsets and tables."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from attn_mask._checks import check_strided
+from attn_mask._library import _C
+from attn_mask._program import Source
+from attn_mask._tracing import is_recording
+
+# Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
+FAR = _C.FAR
+OPEN = _C.OPEN
+
+ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def whole(name: str, argument: str, value: Any) -> int:
+    """An int (of Python, symbolic, or of NumPy), or a float that is one; at most 2^62."""
+    if isinstance(value, torch.SymInt) or (isinstance(value, int) and is_recording()):
+        return value  # type: ignore[return-value]  # it does all that an int does
+    if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
+        value = int(min(max(value, -OPEN), OPEN))
+    # A tensor has an index, too, but it would have to be read.
+    if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected {argument} to be an int, but got {type(value).__name__}")
+    return min(operator.index(value), OPEN)
+
+
+def side_of(name: str, argument: str, value: Any, rounding: Callable[[float], int]) -> int:
+    """A side of a window, which may be any number: some int compares with positions as it does."""
+    is_between = isinstance(value, float) and math.isfinite(value)
+    side = whole(name, argument, rounding(value) if is_between else value)
+    return max(side, -FAR // 2)  # below 0 it becomes a shift, which others may add to
+
+
+def integers(source: Source, table: Any, ranks: tuple[int, ...]) -> torch.Tensor:
+    """A table of integers; [n] or [b, n], or [b]."""
+    check_strided(source.function, source.argument, table)
+    if table.dtype not in ID_DTYPES:
+        raise TypeError(f"{source} to be uint8 or a signed integer, but got {table.dtype}")
+    return of_rank(source, table, ranks)
+
+
+def of_rank(source: Source, table: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
+    if table.dim() not in ranks:
+        shape = "1-D [length] or 2-D [batch_size, length]" if 2 in ranks else "1-D [batch_size]"
+        raise ValueError(f"{source} to be {shape}, but got {table.dim()}-D {list(table.shape)}")
+    return table
+
+
+def offset_of(argument: str, value: Any) -> int | torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    offset = whole("shift", argument, value)
+    if not is_recording() and not -FAR < offset < FAR:
+        raise ValueError(f"shift: expected {argument} to be within 2^59 of 0, but got {value}")
+    return offset
