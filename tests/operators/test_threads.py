@@ -113,7 +113,8 @@ def test_threads_share_the_work(name, keep_num_threads):
         after = time_of_each_thread()
         return sorted((after[thread] - before.get(thread, 0) for thread in after), reverse=True)
 
-    alone = spent_by(1)[0]
+    # The least of some: what the system does for a process (huge pages, say) counts as its time.
+    alone = min(spent_by(1)[0] for _ in range(3))
     shared = spent_by(2)
     # Each has half of it. One may also wait actively for another that gets no processor, so that
     # the second's time is compared with what there is to do.
