@@ -84,7 +84,8 @@ attn_mask.sdpa_arguments(mask, mask).attn_mask.shape  # type: ignore[union-attr]
 def mypy(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     """mypy --strict as a user runs it, on the package as it is imported here."""
     (folder / "script.py").write_text(script)
-    (folder / "mypy.ini").write_text("[mypy]\n")
+    # Of what is installed mypy shows no errors: other releases of torch have other types.
+    (folder / "mypy.ini").write_text("[mypy]\n[mypy-attn_mask.*]\nfollow_imports = silent\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", "script.py"]
     paths = {"MYPYPATH": str(Path(attn_mask.__file__).parents[1])}
     if "site-packages" in paths["MYPYPATH"]:
