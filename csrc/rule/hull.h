@@ -35,9 +35,6 @@ struct Hull {
     }
   }
 
-  /// Whether queries attend to all keys of their hulls.
-  ATTN_MASK_INLINE bool is_exact() const { return is_all && unresolved == 0; }
-
   /// Whether nothing is left of a node where it is known which keys the hull of a row has.
   bool says_all_of(const Rule& rule, int32_t index) const {
     const Rule::Node& node = rule.nodes[index];
