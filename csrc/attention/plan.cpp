@@ -117,6 +117,40 @@ void clip(RowRun& run, Interval kept) {
   run.spans = clipped;
 }
 
+/// Gives the first row of a run to the one before where it is as if that went on: a border that
+/// meets another is both in that row.
+void join(std::vector<Run>& runs, Run next) {
+  if (!runs.empty() && runs.back().by_data == next.by_data &&
+      runs.back().spans.size == next.spans.size) {
+    Run& before = runs.back();
+    const int64_t rows = before.rows.end - before.rows.begin;
+    bool goes_on = true;
+    bool is_same = true;
+    for (int32_t i = 0; i < next.spans.size; ++i) {
+      for (const auto border : {&MovingInterval::begin, &MovingInterval::end}) {
+        const MovingBorder& a = before.spans.at[i].*border;
+        const MovingBorder& b = next.spans.at[i].*border;
+        goes_on = goes_on && a.in_row(rows) == b.at;
+        is_same = is_same && a.slope == b.slope;
+      }
+    }
+    if (goes_on) {
+      const int64_t taken = is_same ? next.rows.end - next.rows.begin : 1;
+      before.rows.end += taken;
+      next.rows.begin += taken;
+      for (int32_t i = 0; i < next.spans.size; ++i) {
+        for (const auto border : {&MovingInterval::begin, &MovingInterval::end}) {
+          MovingBorder& moved = next.spans.at[i].*border;
+          moved.at += moved.slope * taken;
+        }
+      }
+    }
+  }
+  if (next.rows.begin < next.rows.end) {
+    runs.push_back(next);
+  }
+}
+
 std::vector<Run> find_runs(const Problem& problem, int64_t batch) {
   const Padded padded = padded_keys(problem, batch);
   std::vector<Run> runs;
@@ -125,7 +159,7 @@ std::vector<Run> find_runs(const Problem& problem, int64_t batch) {
     RowRun run = row_run(problem.rule, query, problem.q_positions, problem.kv_positions,
                          problem.kv_length, problem.q_length - row);
     clip(run, padded.kept);
-    runs.push_back({{row, row + run.rows}, run.spans, (run.unresolved & ~padded.exact) != 0});
+    join(runs, {{row, row + run.rows}, run.spans, (run.unresolved & ~padded.exact) != 0});
     row += run.rows;
   }
   return runs;
