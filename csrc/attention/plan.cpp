@@ -179,6 +179,15 @@ class Cutter {
     return std::move(segments_);
   }
 
+  /// All keys for all queries.
+  std::vector<Segment> cut_densely(const Problem& problem) {
+    Run run{{0, problem.q_length}, {}, /*by_data=*/true};
+    run.spans.at[0] = {{0, 0}, {problem.kv_length, 0}};
+    run.spans.size = 1;
+    cut(run);
+    return std::move(segments_);
+  }
+
  private:
   /// Tiles in one row of them may be so high.
   int64_t height(int64_t keys) const {
@@ -305,6 +314,24 @@ Plan make_plan(const Problem& problem, bool depends_on_batch, const Work& work) 
     plan.back().batch.end = problem.batch_size;
   }
   return plan;
+}
+
+Plan make_plan_without_data(const Problem& problem, const Work& work) {
+  bool has_data = problem.q_positions.numbers.data != nullptr ||
+                  problem.kv_positions.numbers.data != nullptr;
+  for (int32_t i = 0; i < problem.rule.size; ++i) {
+    const Rule::Node& node = problem.rule.nodes[i];
+    has_data = has_data || node.kind == Rule::Kind::kPadding ||
+               node.kind == Rule::Kind::kSameId ||
+               (node.kind == Rule::Kind::kChunk && node.chunk.padding.data != nullptr);
+  }
+  for (int32_t i = 0; i < problem.rule.steps_size; ++i) {
+    has_data = has_data || problem.rule.steps[i].table.exists();
+  }
+  if (!has_data) {
+    return make_plan(problem, /*depends_on_batch=*/false, work);
+  }
+  return {{{0, problem.batch_size}, Cutter(problem, work).cut_densely(problem)}};
 }
 
 bool write_tile(const Problem& problem, Interval batch, Interval rows, Interval keys,

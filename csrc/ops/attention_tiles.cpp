@@ -9,6 +9,7 @@
 
 #include "ops/attention_kernels.h"
 #include "ops/dtypes.h"
+#include "ops/write_mask.h"
 
 namespace attn_mask {
 namespace {
@@ -62,6 +63,10 @@ class TileMask {
   void write(const Problem& problem, const Segment& segment, Interval batch, Interval rows,
              Interval keys) {
     const int64_t masks = segment.by_data ? size_of(batch) : 1;
+    if (!options_.device().is_cpu()) {
+      write_on_device(problem, masks, rows, keys);
+      return;
+    }
     const std::vector<int64_t> sizes{masks, problem.heads, size_of(rows), size_of(keys)};
     const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
     if (!buffer_.defined() || buffer_.numel() < elements) {
@@ -86,6 +91,31 @@ class TileMask {
   const at::Tensor& without_key() const { return without_key_; }
 
  private:
+  /// By the kernels of dense masks. Their rows are aligned, as those of attention need it.
+  void write_on_device(const Problem& problem, int64_t masks, Interval rows, Interval keys) {
+    constexpr int64_t kAligned = 16;
+    const int64_t width = size_of(keys);
+    const int64_t stride = (width + kAligned - 1) / kAligned * kAligned;
+    const at::Tensor whole = at::empty({masks, problem.heads, size_of(rows), stride}, options_);
+    mask_ = whole.narrow(3, 0, width);
+    MaskParams params{};
+    static_cast<Problem&>(params) = problem.part(rows.begin, rows.end);
+    params.kv_positions.offset += keys.begin;
+    for (int32_t i = 0; i < params.rule.size; ++i) {
+      Rule::Node& node = params.rule.nodes[i];
+      if (node.kind == Rule::Kind::kPadding && node.padding.by_column) {
+        Padding& bits = node.padding;
+        bits.mask = static_cast<const char*>(bits.mask) +
+                    (rows.begin * bits.q_stride + keys.begin * bits.key_stride) * bits.element_size;
+        bits.length -= keys.begin;
+      }
+    }
+    const double infinity = std::numeric_limits<double>::infinity();
+    set_output(params, mask_, additive_format(dtype_, -infinity));
+    prepare_and_run(params, options_.device());
+    without_key_ = mask_.eq(-infinity).all(-1);
+  }
+
   at::TensorOptions options_;
   at::ScalarType dtype_;
   at::Tensor buffer_;
@@ -221,7 +251,10 @@ Attended attend_in_tiles(const AttentionInputs& inputs, const ForEachPart& for_e
                                view(inputs.value, call, call.keys),
                                segment.visible == Visible::kTriangle, mask, inputs.scale);
       if (without_key.defined()) {
-        lse.masked_fill_(without_key, -infinity);
+        if (!out.is_cpu()) {  // kernels of other devices may give NaN
+          out = out.masked_fill(without_key.unsqueeze(3), 0);
+        }
+        lse = lse.masked_fill(without_key, -infinity);
       }
       if (is_all && size_of(call.keys) == inputs.key.size(2)) {
         result = {out, lse.unsqueeze(3)};

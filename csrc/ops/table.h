@@ -191,6 +191,16 @@ struct ScaledDotProductAttentionBackward
   static Call autograd;
 };
 
+/// What a GPU's flash kernel must know of documents: how many there are in all batch rows, and how
+/// long the longest is; nothing for rules that it does not take. The host waits for the device.
+struct FindDocumentLimits
+    : Operator<
+          "_document_limits(SymInt[] rule, Tensor[] operands, SymInt batch_size, "
+          "SymInt q_length, SymInt kv_length, *, SymInt q_offset=0, SymInt kv_offset=0, "
+          "Device? device=None) -> int[]"> {
+  static Run run;
+};
+
 /// How attention by a rule is cut into tiles (attention/plan.h), as numbers: for each segment the
 /// path, what is visible, the batch rows [begin, end), the queries and the keys of the first tile,
 /// how many tiles there are, by how much each lies further on, and whether they grow.
@@ -231,6 +241,6 @@ using Operators =
          Prepare4dCausalAttentionMask, Prepare4dCausalAttentionMaskForSdpa, Prepare4dAttentionMask,
          Prepare4dAttentionMaskForSdpa, Create4dCausalAttentionMask, Boolean, Additive, BlockMask,
          BlockStates, BlockMaskWidths, ScaledDotProductAttention,
-         ScaledDotProductAttentionBackward, AttentionPlan, IgnoreCausalMaskSdpa, IsAllVisible>;
+         ScaledDotProductAttentionBackward, FindDocumentLimits, AttentionPlan, IgnoreCausalMaskSdpa, IsAllVisible>;
 
 }  // namespace attn_mask::ops
