@@ -295,9 +295,9 @@ Attention scaled_dot_product_attention(const at::Tensor& query, const at::Tensor
   }
   check_defined(kName, "value", value);
   const Encoded& encoded = Encoded::of(rule);
-  const c10::SymInt q_offset =
-      options.q_offset ? c10::SymInt(*options.q_offset)
-                       : key.sym_size(2) - query.sym_size(2) + options.kv_offset;
+  const c10::SymInt q_offset = options.q_offset
+                                   ? c10::SymInt(*options.q_offset)
+                                   : key.sym_size(2) - query.sym_size(2) + options.kv_offset;
   auto [out, log_sum_exp] = ops::call<ops::ScaledDotProductAttention>(
       encoded.code, encoded.operands, query, key, value, q_offset, options.kv_offset,
       options.q_positions, options.kv_positions, options.scale, options.enable_gqa,

@@ -115,8 +115,8 @@ struct Planned {
         decoded(decode_problem(op, arguments, device_of(op, arguments), problem)) {
     if (decoded.heads.maybe_as_int() != 1) {
       ATTN_MASK_CHECK_SYM_VALUE(decoded.heads.sym_eq(heads), op,
-                                ": expected bits operands to have 1 or ", heads,
-                                " heads, but got ", decoded.heads);
+                                ": expected bits operands to have 1 or ", heads, " heads, but got ",
+                                decoded.heads);
     }
     if (device.is_meta()) {
       return;
@@ -149,13 +149,13 @@ struct Planned {
       f({problem, attention::make_plan(problem, decoded.depends_on_batch, work), 0});
       return;
     }
-    evaluate_in_parts(op, arguments.program, problem, at::kCPU, height_of_parts(problem),
-                      [&](int64_t first, const Problem& rows) {
-                        Problem part = rows;
-                        const PreparedRuns prepared(part);
-                        f({part, attention::make_plan(part, /*depends_on_batch=*/true, work),
-                           first});
-                      });
+    evaluate_in_parts(
+        op, arguments.program, problem, at::kCPU, height_of_parts(problem),
+        [&](int64_t first, const Problem& rows) {
+          Problem part = rows;
+          const PreparedRuns prepared(part);
+          f({part, attention::make_plan(part, /*depends_on_batch=*/true, work), first});
+        });
   }
 };
 
@@ -232,9 +232,9 @@ class Attend : public torch::autograd::Function<Attend> {
                                const OptionalSymInt& max_documents,
                                const OptionalSymInt& max_length) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, lse] = call<ScaledDotProductAttention>(
-        rule, operands, query, key, value, q_offset, kv_offset, q_positions, kv_positions, scale,
-        enable_gqa, max_documents, max_length);
+    auto [out, lse] = call<ScaledDotProductAttention>(rule, operands, query, key, value, q_offset,
+                                                      kv_offset, q_positions, kv_positions, scale,
+                                                      enable_gqa, max_documents, max_length);
     variable_list saved{query,
                         key,
                         value,
@@ -294,9 +294,9 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
                   query.device());
   const std::optional<DocumentLimits> limits = limits_of(kName, max_documents, max_length);
   const auto empty_result = [&] {
-    return std::tuple(empty_out(query, value),
-                      empty_by_length(query, query.sym_size(2), 1, lse_dtype(query.scalar_type()))
-                          .squeeze(3));
+    return std::tuple(
+        empty_out(query, value),
+        empty_by_length(query, query.sym_size(2), 1, lse_dtype(query.scalar_type())).squeeze(3));
   };
   if (query.is_meta()) {
     return empty_result();
@@ -335,10 +335,9 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::autograd(
     return {result[0], result[1]};
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call<ScaledDotProductAttention>(rule, operands, query, key, value, std::move(q_offset),
-                                         std::move(kv_offset), q_positions, kv_positions, scale,
-                                         enable_gqa, std::move(max_documents),
-                                         std::move(max_length));
+  return call<ScaledDotProductAttention>(
+      rule, operands, query, key, value, std::move(q_offset), std::move(kv_offset), q_positions,
+      kv_positions, scale, enable_gqa, std::move(max_documents), std::move(max_length));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward::run(
@@ -388,9 +387,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
     return {by_length(gradients.query), by_length(gradients.key), by_length(gradients.value)};
   }
   const AttentionGradients gradients = attend_in_tiles_backward(
-      inputs, {without_gaps(out), lse}, without_gaps(grad_out), [&](const auto& f) {
-        planned.for_each_part(kName, query.size(1), query.element_size(), f);
-      });
+      inputs, {without_gaps(out), lse}, without_gaps(grad_out),
+      [&](const auto& f) { planned.for_each_part(kName, query.size(1), query.element_size(), f); });
   return {by_length(gradients.query), by_length(gradients.key), by_length(gradients.value)};
 }
 
@@ -401,9 +399,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
     const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
     std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
     OptionalSymInt max_length) {
-  for (const auto& [argument, tensor] :
-       {std::pair("grad_out", &grad_out), {"query", &query}, {"key", &key}, {"value", &value},
-        {"out", &out}, {"lse", &lse}}) {
+  for (const auto& [argument, tensor] : {std::pair("grad_out", &grad_out),
+                                         {"query", &query},
+                                         {"key", &key},
+                                         {"value", &value},
+                                         {"out", &out},
+                                         {"lse", &lse}}) {
     check_strided(kName, argument, *tensor);
   }
   TORCH_CHECK_NOT_IMPLEMENTED(
@@ -411,20 +412,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
       "scaled_dot_product_attention: expected to be differentiated once, but got a backward pass "
       "that is differentiated itself (create_graph), which it has no formula for");
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call<ScaledDotProductAttentionBackward>(
-      rule, operands, grad_out, query, key, value, out, lse, std::move(q_offset),
-      std::move(kv_offset), q_positions, kv_positions, scale, enable_gqa, std::move(max_documents),
-      std::move(max_length));
+  return call<ScaledDotProductAttentionBackward>(rule, operands, grad_out, query, key, value, out,
+                                                 lse, std::move(q_offset), std::move(kv_offset),
+                                                 q_positions, kv_positions, scale, enable_gqa,
+                                                 std::move(max_documents), std::move(max_length));
 }
 
-std::vector<int64_t> AttentionPlan::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                                        c10::SymInt batch_size, c10::SymInt heads,
-                                        c10::SymInt q_length, c10::SymInt kv_length,
-                                        at::ScalarType dtype, c10::SymInt q_offset,
-                                        c10::SymInt kv_offset,
-                                        const std::optional<at::Tensor>& q_positions,
-                                        const std::optional<at::Tensor>& kv_positions,
-                                        std::optional<at::Device> device) {
+std::vector<int64_t> AttentionPlan::run(
+    c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt heads,
+    c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype, c10::SymInt q_offset,
+    c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+    const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device) {
   check_size(kName, "heads", heads);
   TORCH_CHECK_TYPE(is_additive_dtype(dtype), kName,
                    ": expected dtype to be float16, bfloat16, float32 or float64, but got ", dtype);
@@ -443,10 +441,9 @@ std::vector<int64_t> AttentionPlan::run(c10::SymIntArrayRef rule, at::TensorList
           for (const attention::Segment& segment : group.segments) {
             numbers.insert(numbers.end(),
                            {static_cast<int64_t>(segment.visible), segment.by_data ? 1 : 0,
-                            group.batch.begin, group.batch.end,
-                            part.first_row + segment.rows.begin, part.first_row + segment.rows.end,
-                            segment.keys.begin, segment.keys.end, segment.repeats, segment.step,
-                            segment.grows ? 1 : 0});
+                            group.batch.begin, group.batch.end, part.first_row + segment.rows.begin,
+                            part.first_row + segment.rows.end, segment.keys.begin, segment.keys.end,
+                            segment.repeats, segment.step, segment.grows ? 1 : 0});
           }
         }
       });

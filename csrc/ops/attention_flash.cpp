@@ -175,7 +175,8 @@ AttentionGradients attend_by_flash_backward(const AttentionInputs& inputs, const
     lse = lse.transpose(0, 1).reshape({inputs.query.size(1), -1});
   }
   // Without dropout it is not read.
-  const at::Tensor state = at::zeros({2}, inputs.query.options().dtype(at::kLong)).view(at::kUInt64);
+  const at::Tensor state =
+      at::zeros({2}, inputs.query.options().dtype(at::kLong)).view(at::kUInt64);
   const bool is_causal = rule.left < 0 && rule.right == 0;
   auto [of_query, of_key, of_value] = at::_flash_attention_backward(
       to_flash(grad_out, packed), to_flash(inputs.query, packed), to_flash(inputs.key, packed),

@@ -14,8 +14,8 @@ namespace attn_mask {
 /// What a rule is for the flash kernels of CUDA devices: a window around the query's position, and
 /// whether it ends with documents.
 struct FlashRule {
-  int64_t left;   // -1: open
-  int64_t right;  // -1: open
+  int64_t left;                   // -1: open
+  int64_t right;                  // -1: open
   std::optional<at::Tensor> ids;  // of documents, [b or 1, n]
 };
 

@@ -48,8 +48,8 @@ class Products {
         key_(key.to(dtype_).unsqueeze(2)),
         value_(value.to(dtype_).unsqueeze(2)),
         mask_(mask),
-        scale_(scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(
-                                  query.size(3), 1))))) {}
+        scale_(scale.value_or(
+            1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(query.size(3), 1))))) {}
 
   at::Tensor grouped(const at::Tensor& tensor) const {
     return tensor.unflatten(1, {key_heads_, tensor.size(1) / key_heads_});
@@ -141,8 +141,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
   }
   if (takes_efficient(query, value)) {
     const int64_t missing = (kEfficientRows - query.size(2) % kEfficientRows) % kEfficientRows;
-    const at::Tensor padded =
-        at::constant_pad_nd(lse.contiguous(), {0, missing}, std::numeric_limits<double>::infinity());
+    const at::Tensor padded = at::constant_pad_nd(lse.contiguous(), {0, missing},
+                                                  std::numeric_limits<double>::infinity());
     const at::Tensor state = at::zeros({}, query.options().dtype(at::kLong));
     auto [of_query, of_key, of_value, of_mask] =
         at::_scaled_dot_product_efficient_attention_backward(
@@ -170,8 +170,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
     of_value.add_(at::matmul(weights.transpose(-1, -2), grad).sum(2, /*keepdim=*/true));
     at::Tensor of_scores = at::matmul(grad, products.value().transpose(-1, -2));
     of_scores.sub_(grad.mul(of_out).sum(-1, /*keepdim=*/true)).mul_(weights).mul_(products.scale());
-    of_query.narrow(2, first, count)
-        .copy_(at::matmul(of_scores, products.key()).flatten(1, 2));
+    of_query.narrow(2, first, count).copy_(at::matmul(of_scores, products.key()).flatten(1, 2));
     of_key.add_(at::matmul(of_scores.transpose(-1, -2), products.query_of(first, count))
                     .sum(2, /*keepdim=*/true));
   }

@@ -46,8 +46,8 @@ at::Tensor view(const at::Tensor& tensor, const Call& call, Interval lines) {
   }
   std::vector<int64_t> sizes = tensor.sizes().vec();
   std::vector<int64_t> strides = tensor.strides().vec();
-  const int64_t offset = tensor.storage_offset() + call.batch.begin * strides[0] +
-                         lines.begin * strides[2];
+  const int64_t offset =
+      tensor.storage_offset() + call.batch.begin * strides[0] + lines.begin * strides[2];
   sizes[0] = call.tiles;
   sizes[2] = size_of(lines);
   strides[0] = call.step * strides[2];
@@ -74,8 +74,7 @@ class TileMask {
       buffer_ = at::empty({elements}, options_);
     }
     mask_ = buffer_.narrow(0, 0, elements).view(sizes);
-    const at::Tensor has_key =
-        at::empty({sizes[0], sizes[1], sizes[2]}, options_.dtype(at::kBool));
+    const at::Tensor has_key = at::empty({sizes[0], sizes[1], sizes[2]}, options_.dtype(at::kBool));
     const double infinity = std::numeric_limits<double>::infinity();
     const bool all = attention::write_tile(
         problem, {batch.begin, batch.begin + masks}, rows, keys,
@@ -128,9 +127,7 @@ class TileMask {
 class Runner {
  public:
   Runner(const AttentionInputs& inputs, int64_t bytes_per_tile_row, int64_t bytes_per_tile_key)
-      : mask_(inputs),
-        bytes_per_row_(bytes_per_tile_row),
-        bytes_per_key_(bytes_per_tile_key) {}
+      : mask_(inputs), bytes_per_row_(bytes_per_tile_row), bytes_per_key_(bytes_per_tile_key) {}
 
   template <typename F>
   void run(const PlannedRows& part, const F& f) {
@@ -165,8 +162,8 @@ class Runner {
       }
       return;
     }
-    const int64_t bytes = size_of(segment.rows) * bytes_per_row_ +
-                          size_of(segment.keys) * bytes_per_key_;
+    const int64_t bytes =
+        size_of(segment.rows) * bytes_per_row_ + size_of(segment.keys) * bytes_per_key_;
     const int64_t together = std::max<int64_t>(1, kTogetherBytes / std::max<int64_t>(1, bytes));
     for (int64_t row = batch.begin; row < batch.end; ++row) {
       for (int64_t i = 0; i < segment.repeats; i += together) {
@@ -232,8 +229,7 @@ Attended attend_in_tiles(const AttentionInputs& inputs, const ForEachPart& for_e
   const auto make_result = [&] {
     if (!result.out.defined()) {
       result.out = empty_out(query, inputs.value);
-      result.lse =
-          empty_by_length(query, query.size(2), 1, lse_dtype(query.scalar_type()));
+      result.lse = empty_by_length(query, query.size(2), 1, lse_dtype(query.scalar_type()));
     }
   };
   Runner runner(inputs, query.size(1) * inputs.value.size(3) * query.element_size(), 0);

@@ -163,9 +163,9 @@ struct BlockMaskWidths
 };
 
 /// Attention by any rule: (out, log-sum-exp of the scores), [b, h, q, value width] and [b, h, q],
-/// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of the
-/// query where their widths agree; else, and in the second, queries lie outside of heads in memory,
-/// as in gradients. Rows without a key are 0 and -inf. `out` is differentiable.
+/// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of
+/// the query where their widths agree; else, and in the second, queries lie outside of heads in
+/// memory, as in gradients. Rows without a key are 0 and -inf. `out` is differentiable.
 /// `max_documents` and `max_length`: as many documents, and as long, as ids have at most, which the
 /// host need then not read from a GPU.
 struct ScaledDotProductAttention
@@ -240,7 +240,7 @@ using Operators =
     List<ToCausal4d, To4d, MakeCausalMask, ExpandMask, UnmaskUnattended,
          Prepare4dCausalAttentionMask, Prepare4dCausalAttentionMaskForSdpa, Prepare4dAttentionMask,
          Prepare4dAttentionMaskForSdpa, Create4dCausalAttentionMask, Boolean, Additive, BlockMask,
-         BlockStates, BlockMaskWidths, ScaledDotProductAttention,
-         ScaledDotProductAttentionBackward, FindDocumentLimits, AttentionPlan, IgnoreCausalMaskSdpa, IsAllVisible>;
+         BlockStates, BlockMaskWidths, ScaledDotProductAttention, ScaledDotProductAttentionBackward,
+         FindDocumentLimits, AttentionPlan, IgnoreCausalMaskSdpa, IsAllVisible>;
 
 }  // namespace attn_mask::ops

@@ -772,8 +772,8 @@ def _block_mask_widths(*args: Any, **kwargs: Any) -> list[int]:
 
 
 def _visible(query: torch.Tensor, key: torch.Tensor, **where: Any) -> torch.Tensor:
-    sizes = {"batch_size": query.shape[0], "q_length": query.shape[2], "kv_length": key.shape[2]}
-    return _attends(device=query.device, **sizes, **where)
+    sizes: dict[str, Any] = {"q_length": query.shape[2], "kv_length": key.shape[2]}
+    return _attends(device=query.device, batch_size=query.shape[0], **sizes, **where)
 
 
 @_operator

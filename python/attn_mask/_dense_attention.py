@@ -10,7 +10,8 @@ from attn_mask._tracing import holds
 
 
 def _grouped(tensor: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    return tensor.unflatten(1, (key.shape[1], -1))
+    grouped: torch.Tensor = tensor.unflatten(1, (key.shape[1], -1))
+    return grouped
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -50,7 +51,7 @@ def forward(
     lse = _ordered(lse.flatten(1, 2), [0, 2, 1])
     if not holds(query.shape[3] == value.shape[3]):
         return _ordered(out, _BY_LENGTH), lse
-    return _ordered(out, sorted(range(4), key=lambda dim: -query.stride(dim))), lse
+    return _ordered(out, sorted(range(4), key=query.stride, reverse=True)), lse
 
 
 def backward(

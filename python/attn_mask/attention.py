@@ -162,9 +162,7 @@ class _Attention(NamedTuple):
     scale: float | None
     enable_gqa: bool
 
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
         rule, queries, keys = self.rule, self.queries, self.keys
         program = rule.program
         sizes = query.shape[0], queries.length, keys.length
@@ -189,7 +187,7 @@ class _Attention(NamedTuple):
             return self._call(code, [mask], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
         if 0 in sizes or heads == 0:
             return self._call([rules.ALL], [], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
-        out, lse = _ByTiles.apply(query, key, value, self)  # type: ignore[no-untyped-call]
+        out, lse = _ByTiles.apply(query, key, value, self)
         return out, lse
 
     def _is_by_call(self, query: torch.Tensor) -> bool:
@@ -213,7 +211,8 @@ class _Attention(NamedTuple):
         if ops is None:
             limits: Sequence[int | None] = (None, None)
             if tensors[0].is_cuda and queries.positions is None and keys.positions is None:
-                limits = _limits(code, operands, *tensors[:2], (queries.start, keys.start))
+                query, key = tensors[:2]
+                limits = _limits(code, operands, query, key, (queries.start, keys.start))
             of_c = getattr(_C, name)
             return of_c(code, operands, *tensors, *where, self.scale, self.enable_gqa, *limits)
         return getattr(ops, name)(
@@ -252,7 +251,7 @@ class _ByTiles(torch.autograd.Function):
     """Attention by a mask function, which is called again for the gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -272,7 +271,7 @@ class _ByTiles(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: torch.Tensor, _: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: torch.Tensor, _: torch.Tensor) -> Any:
         query, key, value, out, lse = ctx.saved_tensors
         sums = torch.float64 if query.dtype == torch.float64 else torch.float32
         of_query = torch.empty_like(query)

@@ -38,7 +38,7 @@ TOLERANCE = {
 def softmax_in_float64(query, key, value, visible, scale=None):
     """(out, log-sum-exp) of the definition, one tensor of scores."""
     query, key, value = (tensor.double() for tensor in (query, key, value))
-    times = query.shape[1] // key.shape[1]
+    times = query.shape[1] // max(1, key.shape[1])
     key, value = (tensor.repeat_interleave(times, 1) for tensor in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = (query @ key.mT * scale).masked_fill(~visible, -math.inf)
@@ -48,14 +48,11 @@ def softmax_in_float64(query, key, value, visible, scale=None):
 
 
 def inputs(
-    batch_size, heads, key_heads, q_length, kv_length, width=16, dtype=torch.float32, v=None
+    batch_size, heads, key_heads, q_length, kv_length, width=16, dtype=torch.float32, of_value=None
 ):
     """(query, key, value), which require a gradient."""
-    shapes = (
-        (heads, q_length, width),
-        (key_heads, kv_length, width),
-        (key_heads, kv_length, of_value or width),
-    )
+    keys = key_heads, kv_length
+    shapes = (heads, q_length, width), (*keys, width), (*keys, of_value or width)
     return [torch.randn(batch_size, *shape, dtype=dtype).requires_grad_() for shape in shapes]
 
 
@@ -309,14 +306,14 @@ NAME = "scaled_dot_product_attention: expected "
         ({"key": GOOD["key"][..., :8]}, ValueError, "key to have the head size of query"),
         ({"value": GOOD["value"][:, :, :7]}, ValueError, "value to have as many heads and keys"),
         ({"value": GOOD["value"][:, :1]}, ValueError, "value to have as many heads and keys"),
-        ({"query": GOOD["query"][:, :3]}, ValueError, "heads whose number divides that of query"),
+        ({"query": GOOD["query"][:, :3]}, ValueError, "key to have heads whose number divides"),
         ({"enable_gqa": False}, ValueError, "key to have the heads of query, which are 4 "),
         ({"enable_gqa": 1}, TypeError, "enable_gqa to be a bool"),
         ({"dropout_p": 0.1}, NotImplementedError, "dropout_p to be 0"),
         ({"rule": None}, TypeError, "rule to be callable, but got NoneType"),
         ({"q_offset": 1.5}, TypeError, "q_offset to be an int"),
         ({"q_offset": -1}, ValueError, "q_offset not to be negative"),
-        ({"kv_offset": -1}, ValueError, "_offset not to be negative"),
+        ({"kv_offset": -1}, ValueError, "kv_offset not to be negative"),
         ({"q_offset": torch.zeros(3)}, ValueError, "q_offset to be an int, or a tensor"),
     ],
 )
