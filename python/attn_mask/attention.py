@@ -14,6 +14,7 @@ from attn_mask._checks import check_flag, check_integer, check_strided
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._named_once import name_once
+from attn_mask._program import Program
 from attn_mask._timing import timed
 from attn_mask._tracing import default_device, is_known, is_recording
 from attn_mask.rules import MaskFunction
@@ -115,7 +116,7 @@ def scaled_dot_product_attention(
         code, operands = program.code, program.operands
         limits: Sequence[int | None] = (None, None)
         if device.type == "cuda":
-            limits = _limits(code, operands, query, key, (q_offset, kv_offset))
+            limits = _limits(program, query, key, (q_offset, kv_offset))
         result = _C.scaled_dot_product_attention(
             code,
             operands,
@@ -138,13 +139,15 @@ def scaled_dot_product_attention(
 
 
 def _limits(
-    code: Sequence[int],
-    operands: Sequence[torch.Tensor],
+    program: Program,
     query: torch.Tensor,
     key: torch.Tensor,
     offsets: tuple[int, int],
 ) -> Sequence[int | None]:
     """How many documents there are on a GPU, and how long, for which the host waits for it."""
+    if program.limits is not None:
+        return program.limits
+    code, operands = program.code, program.operands
     if rules.DOCUMENTS in code and query.dtype in (torch.float16, torch.bfloat16):
         sizes = query.shape[0], query.shape[2], key.shape[2]
         found: list[int] = _C._document_limits(code, operands, *sizes, *offsets, query.device)
@@ -173,7 +176,12 @@ class _Attention(NamedTuple):
             operands = program.operands
             if not is_recording():
                 operands = fitting(_NAME, operands, program, query.shape[0], query.device)
-            return self._call(program.code, operands, queries, keys, query, key, value)
+            limits: Sequence[int | None] = program.limits or (None, None)
+            at_offsets = queries.positions is None and keys.positions is None
+            if query.is_cuda and at_offsets and operators() is None:
+                limits = _limits(program, query, key, (queries.start, keys.start))
+            of_rule = program.code, operands, queries, keys
+            return self._call(*of_rule, query, key, value, limits=limits)
         name_once(
             "attention by a mask function",
             "attn_mask.scaled_dot_product_attention: %r is no rule, so that it is called for all "
@@ -202,6 +210,7 @@ class _Attention(NamedTuple):
         queries: Axis,
         keys: Axis,
         *tensors: torch.Tensor,
+        limits: Sequence[int | None] = (None, None),
         backward: bool = False,
     ) -> Any:
         """The operator."""
@@ -209,10 +218,6 @@ class _Attention(NamedTuple):
         ops = operators()
         where = queries.start, keys.start, queries.positions, keys.positions
         if ops is None:
-            limits: Sequence[int | None] = (None, None)
-            if tensors[0].is_cuda and queries.positions is None and keys.positions is None:
-                query, key = tensors[:2]
-                limits = _limits(code, operands, query, key, (queries.start, keys.start))
             of_c = getattr(_C, name)
             return of_c(code, operands, *tensors, *where, self.scale, self.enable_gqa, *limits)
         return getattr(ops, name)(
@@ -225,6 +230,8 @@ class _Attention(NamedTuple):
             kv_positions=keys.positions,
             scale=self.scale,
             enable_gqa=self.enable_gqa,
+            max_documents=limits[0],
+            max_length=limits[1],
         )
 
     def tiles(self, query: torch.Tensor) -> Any:

@@ -351,3 +351,31 @@ def test_nothing_to_attend(sizes):
     assert out.shape == tensors[0].shape and not out.any() and (lse == -math.inf).all()
     grads = torch.autograd.grad(out.sum(), tensors)
     assert all(not grad.any() for grad in grads)
+
+
+def test_limits_of_documents_change_nothing_on_the_cpu():
+    query, key, value = inputs(1, 2, 2, N, N)
+    rules = [documents(IDS[:1]), documents(IDS[:1], max_documents=4, max_length=150)]
+    first, second = (scaled_dot_product_attention(query, key, value, rule) for rule in rules)
+    assert torch.equal(first, second)
+    assert repr(rules[0]) == repr(rules[1]) and rules[0] != rules[1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (
+            {"max_documents": 3},
+            "max_documents and max_length, or neither of them, but got no max_l",
+        ),
+        ({"max_length": 3}, "max_documents and max_length, or neither of them, but got no max_d"),
+        ({"max_documents": 0, "max_length": 3}, "max_documents to be positive, but got 0"),
+    ],
+)
+def test_limits_that_are_none(limits, text):
+    with pytest.raises(ValueError, match="documents: expected " + text):
+        documents(IDS, **limits)
+    rule, operands = causal().encode()
+    with pytest.raises(ValueError, match=NAME + text.partition(", but")[0]):
+        query = GOOD["query"].detach()
+        ops.scaled_dot_product_attention(rule, operands, query, query, query, **limits)
