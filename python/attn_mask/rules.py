@@ -789,8 +789,8 @@ def documents(
     """A query attends to the keys with its own id; int ids, otherwise as for blockwise.
 
     ``max_documents``, of all batch rows together, and ``max_length``: that each id is one run of
-    positions, and that there are not more documents, nor longer ones. ``scaled_dot_product_attention``
-    then need not read that from a GPU, and takes the fastest kernel in graphs, too.
+    positions, and that there are not more documents, nor longer ones. Then attention need not read
+    that from a GPU, and takes the fastest kernel in graphs, too.
 
     >>> attn_mask.show(attn_mask.documents(torch.tensor([0, 0, 0, 1])), 4)
     ███·
