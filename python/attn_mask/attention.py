@@ -91,6 +91,17 @@ def scaled_dot_product_attention(
                 f"but got {tensor.dim()}-D {list(tensor.shape)}"
             )
     check_flag(_NAME, "enable_gqa", enable_gqa)
+    if scale is not None and not isinstance(scale, float | int | torch.SymFloat):
+        raise TypeError(
+            f"{_NAME}: expected scale to be a number or None, but got {type(scale).__name__}"
+        )
+    device = query.device
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        query, key, value = (
+            tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+            for tensor in (query, key, value)
+        )
     if not isinstance(rule, MaskFunction):
         rule = rules.rule_of(_NAME, "rule", rule)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
@@ -104,7 +115,6 @@ def scaled_dot_product_attention(
         if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
             raise ValueError(f"{_NAME}: expected {argument} not to be negative, but got {offset}")
     ops = operators()
-    device = query.device
     if (
         ops is None
         and type(q_offset) is int
@@ -169,10 +179,10 @@ class _Attention(NamedTuple):
         rule, queries, keys = self.rule, self.queries, self.keys
         program = rule.program
         sizes = query.shape[0], queries.length, keys.length
-        if not self._is_by_call(query):
-            for index, line in enumerate((queries, keys)):
-                if line.positions is None and (is_recording() or line.length > 0):
-                    program.check_positions(_NAME, index, line.start, line.start + line.length)
+        for index, line in enumerate((queries, keys)):
+            if line.positions is None and (is_recording() or line.length > 0):
+                program.check_positions(_NAME, index, line.start, line.start + line.length)
+        if not self._is_by_call():
             operands = program.operands
             if not is_recording():
                 operands = fitting(_NAME, operands, program, query.shape[0], query.device)
@@ -184,8 +194,8 @@ class _Attention(NamedTuple):
             return self._call(*of_rule, query, key, value, limits=limits)
         name_once(
             "attention by a mask function",
-            "attn_mask.scaled_dot_product_attention: %r is no rule, so that it is called for all "
-            "pairs of queries and keys",
+            "attn_mask.scaled_dot_product_attention: %r is no rule, or begins before its tables: it "
+            "is called for all pairs of queries and keys",
             rule,
         )
         heads = query.shape[1]
@@ -198,10 +208,16 @@ class _Attention(NamedTuple):
         out, lse = _ByTiles.apply(query, key, value, self)
         return out, lse
 
-    def _is_by_call(self, query: torch.Tensor) -> bool:
+    def _is_by_call(self) -> bool:
         """Whether the rule has to be called, as write_mask decides it."""
         program = self.rule.program
-        return bool(program.calls) or not program.is_boolean
+        if program.calls or not program.is_boolean:
+            return True
+        # Before the first position of a table, mask functions count from its end.
+        return not is_recording() and any(
+            line.positions is None and line.length > 0 and line.start < program.lowest[index]
+            for index, line in enumerate((self.queries, self.keys))
+        )
 
     def _call(
         self,
