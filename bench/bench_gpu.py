@@ -205,7 +205,10 @@ def copy_bandwidth(device: torch.device, rounds: int) -> float:
 
 def launches_of(call: Callable[[], Any]) -> int:
     """How many kernels run; copies and fills of memory are no kernels."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CUDA],
+        acc_events=True,  # else some releases warn
+    ) as profile:
         call()
         torch.cuda.synchronize()
     events = (event for event in profile.events() if event.device_type.name == "CUDA")

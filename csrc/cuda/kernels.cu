@@ -48,32 +48,99 @@ __global__ void __launch_bounds__(kThreadsPerBlock, 3)
   }
 }
 
-// Block y has a table, block x rows of it, block z a part of the words of a padding.
-__global__ void __launch_bounds__(kThreadsPerBlock)
-    prepare_kernel(const __grid_constant__ DeviceTables tables) {
-  __shared__ RunsOfPart found[kThreadsPerBlock];
-  const TableJob& job = tables.jobs[blockIdx.y];
-  const int64_t thread = threadIdx.x;
-  for (int64_t row = blockIdx.x; row < job.rows; row += gridDim.x) {
-    if (job.kind == TableJob::Kind::kVisible) {
-      const int64_t words = (job.length + kWordSize - 1) / kWordSize;
-      const int64_t step = kThreadsPerBlock / kLanes * gridDim.z;
-      for (int64_t word = blockIdx.z * (kThreadsPerBlock / kLanes) + thread / kLanes; word < words;
-           word += step) {
-        const int64_t key = word * kWordSize + thread % kLanes;
-        const uint32_t low = __ballot_sync(~0U, visible_body(job, row, key));
-        const uint32_t high = __ballot_sync(~0U, visible_body(job, row, key + kLanes));
-        if (thread % kLanes == 0) {
-          job.bits[row * words + word] = low | static_cast<uint64_t>(high) << 32;
-        }
+// The lanes' bits of a warp's positions, as words; lane i has word i, those from kPerLane on none.
+__device__ uint32_t transpose(uint32_t of_lane) {
+  uint32_t mine = 0;
+  for (int32_t i = 0; i < kPerLane; ++i) {
+    const uint32_t word = __ballot_sync(~0U, of_lane >> i & 1U);
+    mine = threadIdx.x % kLanes == i ? word : mine;
+  }
+  return mine;
+}
+
+// The head that comes first on the way from a part, in direction `step`; by one warp.
+__device__ int64_t nearest_head(const RowRuns& runs, int64_t part, int64_t step, int64_t none) {
+  const auto lane = static_cast<int64_t>(threadIdx.x % kLanes);
+  const int64_t parts = runs.job.parts();
+  const volatile uint64_t* const edges = runs.job.edges + runs.row * parts;
+  for (int64_t next = part + step; 0 <= next && next < parts;) {
+    const int64_t mine = next + step * lane;
+    const bool exists = 0 <= mine && mine < parts;
+    const Edges of_lane{exists ? edges[mine] : 0};
+    const uint32_t found = __ballot_sync(~0U, of_lane.has_head());
+    const uint32_t unknown = __ballot_sync(~0U, exists && !of_lane.told());
+    if ((found | unknown) == 0) {
+      next += step * kLanes;
+      continue;
+    }
+    const int64_t stop = first_bit(found | unknown);
+    if ((found >> stop & 1U) != 0) {
+      return __shfl_sync(~0U, of_lane.head(step), static_cast<int>(stop));
+    }
+    next += step * stop;
+    for (int64_t i = 0; i < kWarps; ++i) {
+      const int64_t first =
+          next * TableJob::kPart + (step > 0 ? i : kWarps - 1 - i) * kLanes * kPerLane;
+      const uint32_t word = transpose(runs.heads_body(first + lane));
+      const uint32_t filled = __ballot_sync(~0U, word != 0);
+      if (filled != 0) {
+        const int64_t of = step > 0 ? first_bit(filled) : last_bit(filled);
+        const int64_t bit = word == 0 ? 0 : step > 0 ? first_bit(word) : last_bit(word);
+        return first + of * kLanes + __shfl_sync(~0U, bit, static_cast<int>(of));
       }
-    } else if (blockIdx.z == 0) {
-      const Interval part = part_of(job.length, thread, kThreadsPerBlock);
-      const RowRuns runs{job, row};
-      __syncthreads();  // the row before is done
-      found[thread] = runs.find(part);
+    }
+    next += step;
+  }
+  return none;
+}
+
+// Block y has a table, block x rows of it, block z parts of a row.
+__global__ void __launch_bounds__(kThreadsPerBlock, 2)
+    prepare_kernel(const __grid_constant__ DeviceTables tables) {
+  __shared__ uint32_t words[TableJob::kPart / Heads::kSize];
+  __shared__ Interval around;
+  const TableJob& job = tables.jobs[blockIdx.y];
+  const auto thread = static_cast<int64_t>(threadIdx.x);
+  const int64_t warp = thread / kLanes;
+  const int64_t lane = thread % kLanes;
+  for (int64_t row = blockIdx.x; row < job.rows; row += gridDim.x) {
+    const RowRuns runs{job, row};
+    for (int64_t part = blockIdx.z; part < job.parts(); part += gridDim.z) {
+      const int64_t first = part * TableJob::kPart;
+      const int64_t of_warp = first + warp * kLanes * kPerLane;
+      if (job.kind == TableJob::Kind::kVisible) {
+        const uint32_t word = transpose(visible_body(job, row, of_warp + lane));
+        const int64_t size = (job.length + kWordSize - 1) / kWordSize * 2;
+        if (lane < kPerLane && of_warp / kLanes + lane < size) {
+          reinterpret_cast<uint32_t*>(job.bits)[row * size + of_warp / kLanes + lane] = word;
+        }
+        continue;
+      }
+      const uint32_t word = transpose(runs.heads_body(of_warp + lane));
+      if (lane < kPerLane) {
+        words[warp * kPerLane + lane] = word;
+      }
       __syncthreads();
-      runs.write(part, found, thread, kThreadsPerBlock);
+      const uint32_t low = __ballot_sync(~0U, words[lane] != 0);
+      const uint32_t high = __ballot_sync(~0U, words[lane + kLanes] != 0);
+      const Heads heads{words, low | static_cast<uint64_t>(high) << 32, first};
+      if (thread == 0) {
+        *const_cast<volatile uint64_t*>(&job.edges[row * job.parts() + part]) =
+            Edges::of(heads).bits;
+      }
+      if (warp < 2) {
+        const int64_t head =
+            warp == 0 ? nearest_head(runs, part, -1, 0) : nearest_head(runs, part, 1, job.length);
+        (warp == 0 ? around.begin : around.end) = head;
+      }
+      __syncthreads();
+      const int32_t repeats = runs.write_body(heads, around, thread);
+      // Both wait for all threads, too, before shared memory is written again.
+      const int32_t once = __syncthreads_count(repeats == 1);
+      const bool more = __syncthreads_or(repeats > 1) != 0;
+      if (thread == 0 && (more || once > 0)) {
+        atomicAdd(&job.repeats[row], more || once > 1 ? 2 : 1);
+      }
     }
   }
 }
@@ -168,12 +235,14 @@ void launch_write_mask(const MaskParams& params, cudaStream_t stream) {
 }
 
 void launch_prepare(const DeviceTables& tables, cudaStream_t stream) {
-  constexpr int64_t kLongest = 8192;  // keys of a row to one block
-  const int64_t parts = (tables.longest() + kLongest - 1) / kLongest;
+  if (tables.zeroed_bytes > 0) {
+    cudaMemsetAsync(tables.zeroed, 0, tables.zeroed_bytes, stream);
+  }
+  const int64_t parts = (tables.longest() + TableJob::kPart - 1) / TableJob::kPart;
   const dim3 blocks(blocks_for_lines(tables.most_rows()), static_cast<unsigned int>(tables.size),
-                    static_cast<unsigned int>(parts < 1    ? 1
-                                              : parts > 64 ? 64
-                                                           : parts));
+                    static_cast<unsigned int>(parts < 1                 ? 1
+                                              : parts < kMaxBlocksOfRow ? parts
+                                                                        : kMaxBlocksOfRow));
   prepare_kernel<<<blocks, kThreadsPerBlock, 0, stream>>>(tables);
 }
 

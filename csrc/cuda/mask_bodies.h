@@ -11,8 +11,6 @@
 
 namespace attn_mask {
 
-inline constexpr int64_t kLanes = 32;
-
 /// Columns of a lane at a time.
 template <typename T>
 ATTN_MASK_INLINE int64_t lane_width(bool by_words) {
@@ -43,7 +41,7 @@ static_assert(sizeof(MaskLaunch) <= 4096, "kernel parameters");
 
 template <typename T>
 inline MaskLaunch mask_launch(const MaskParams& params) {
-  constexpr int64_t kWarps = 8192;  // enough to fill any present GPU
+  constexpr int64_t kEnough = 8192;  // warps that fill any present GPU
   constexpr int64_t kSize = kPackSize<T>;
   MaskLaunch launch(params);
   const bool aligned = reinterpret_cast<uintptr_t>(params.out) % sizeof(Pack) == 0 &&
@@ -52,7 +50,7 @@ inline MaskLaunch mask_launch(const MaskParams& params) {
                        (params.q_length == 1 || params.out_strides[2] % kSize == 0);
   const int64_t group = kLanes * lane_width<T>(launch.by_words);
   const int64_t groups = (params.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
-  const int64_t parts = kWarps / params.rows() + 1;
+  const int64_t parts = kEnough / params.rows() + 1;
   launch.groups = static_cast<int32_t>(groups);
   launch.per_part = static_cast<int32_t>((groups + parts - 1) / parts);
   return launch;

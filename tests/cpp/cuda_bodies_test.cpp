@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <map>
 #include <random>
 
 #include "bits.h"
@@ -38,7 +40,7 @@ struct DeviceMemory {
 };
 
 template <typename T>
-void expect_mask(MaskParams params, int64_t threads) {
+void expect_mask(MaskParams params) {
   test::Bytes want(static_cast<size_t>(test::reach(params)) * sizeof(T), 0xA5);
   params.out = want.data();
   isa_default::kKernels.write_tiles(params, {params.kv_length, 1}, 0, params.rows());
@@ -46,7 +48,7 @@ void expect_mask(MaskParams params, int64_t threads) {
   for (const int64_t offset : {0, 1, 3}) {
     DeviceMemory got(want.size() + static_cast<size_t>(offset) * sizeof(T));
     params.out = got.data() + offset * static_cast<int64_t>(sizeof(T));
-    test::emulate_write_mask<T>(test::DevicePrepared(params, threads).params);
+    test::emulate_write_mask<T>(test::DevicePrepared(params).params);
     const test::Bytes all = got.contents();
     ASSERT_EQ(test::Bytes(all.begin() + offset * static_cast<int64_t>(sizeof(T)), all.end()), want)
         << "b=" << params.batch_size << " q=" << params.q_length << " kv=" << params.kv_length
@@ -55,9 +57,8 @@ void expect_mask(MaskParams params, int64_t threads) {
   }
 }
 
-void expect_mask(const MaskParams& params, int64_t threads) {
-  with_bits(params.format.element_size,
-            [&](auto bits) { expect_mask<decltype(bits)>(params, threads); });
+void expect_mask(const MaskParams& params) {
+  with_bits(params.format.element_size, [&](auto bits) { expect_mask<decltype(bits)>(params); });
 }
 
 constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat32,
@@ -103,7 +104,7 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         if (random() % 2 == 0) {
           test::set_random_strides(params, random);
         }
-        expect_mask(params, 1 + random() % 8);
+        expect_mask(params);
       }
     }
   }
@@ -160,6 +161,97 @@ TEST(UnmaskBodies, AgreeWithTheReference) {
     with_bits(params.in.element_size,
               [&](auto bits) { expect_unmask<decltype(bits)>(params, threads); });
   }
+}
+
+/// What the prepare step leaves of a table, found element by element.
+void expect_bounds(const TableJob& job) {
+  for (int64_t row = 0; row < job.rows; ++row) {
+    const auto number = [&](int64_t i) { return job.table.at(row, i); };
+    const bool is_affine = job.kind == TableJob::Kind::kAffine;
+    const auto goes_on = [&](int64_t i) {
+      return is_affine ? number(i) == number(i - 1) + 1
+                       : number(i) == number(i - 1) ||
+                             (job.negative_is_none && std::max(number(i), number(i - 1)) < 0);
+    };
+    std::map<int64_t, int64_t> runs_of;
+    bool ascending = true;
+    int64_t last = -1;
+    for (int64_t begin = 0, end = 0; begin < job.length; begin = end) {
+      for (end = begin + 1; end < job.length && goes_on(end); ++end) {
+      }
+      const int64_t id = number(begin);
+      const bool of_none = job.negative_is_none && id < 0;
+      ++runs_of[std::max<int64_t>(id, -1)];
+      ascending = ascending && (id < 0 || last < id);
+      last = id < 0 ? last : id;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t index = row * job.length + i;
+        ASSERT_EQ(job.begin[index], of_none ? i : begin) << row << " " << i;
+        ASSERT_EQ(job.end[index], of_none ? i : end) << row << " " << i;
+      }
+    }
+    const bool is_once = ascending && (job.negative_is_none || runs_of[-1] <= 1);
+    ASSERT_EQ(job.repeats[row] <= 1, is_affine || is_once) << row;
+  }
+}
+
+TEST(PrepareBodies, FindRunsInRowsOfSeveralParts) {
+  std::mt19937 random(23);
+  int64_t once = 0;
+  for (int trial = 0; trial < 120; ++trial) {
+    const int64_t length = trial == 0   ? 0
+                           : trial == 1 ? 70000
+                                        : static_cast<int64_t>(1 + random() % 9000);
+    const int64_t stride = 1 + random() % 2;
+    const int64_t rows = 1 + random() % 2;
+    const int32_t width = std::array{0, 1, 2, 4, 8}[random() % 5];
+    const auto size = static_cast<int32_t>(width == 0 ? 1 : width);
+    const auto longest = uint64_t{1} << random() % 16;
+    // Mostly as documents and images have them; else descending, repeating or by chance.
+    const auto way = random() % 6;
+    test::Bytes memory(static_cast<size_t>((rows * length * stride + 1) * size));
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t id = way == 1 ? 100 : 0;
+      for (int64_t i = 0, end = 0; i < length; ++i) {
+        const bool begins = i == end;
+        if (begins) {
+          end = i + 1 + static_cast<int64_t>(random() % longest);
+          id += way == 1 ? -1 : 1;
+        }
+        const bool negative = way == 2 ? i / 50 % 2 == 1 : way == 3 && i < length / 3;
+        const int64_t value = negative   ? (way == 2 && begins ? -2 : -1)
+                              : way == 4 ? static_cast<int64_t>(random() % 3) - 1
+                              : way == 5 ? id % 5
+                                         : id;
+        test::put(memory, (row * length + i) * stride, size, static_cast<uint64_t>(value));
+      }
+    }
+    Table table{{memory.data(), width}, rows == 1 ? 0 : length * stride, stride, length, {}, {}};
+    Problem problem{};
+    problem.batch_size = rows;
+    problem.heads = 1;
+    problem.q_length = problem.kv_length = std::max<int64_t>(8, length);
+    problem.rule = make_rule(SameId{table, random() % 2 == 0});
+    Rule moved = make_rule(Causal{});
+    moved.steps[0].table = table;
+    moved.steps_size = 1;
+    moved.nodes[0].step_end = 1;
+    problem.rule = problem.rule & moved;
+    std::vector<uint64_t> prepared;
+    const DeviceTables tables(problem, [&](size_t bytes) {
+      prepared.assign(bytes / 8 + 1, 0xA5A5A5A5A5A5A5A5U);
+      return static_cast<void*>(prepared.data());
+    });
+    ASSERT_EQ(tables.size, 2);
+    test::emulate_prepare(tables);
+    for (const TableJob& job : {tables.jobs[0], tables.jobs[1]}) {
+      SCOPED_TRACE("trial " + std::to_string(trial));
+      ASSERT_NO_FATAL_FAILURE(expect_bounds(job));
+      once += job.kind == TableJob::Kind::kSame && job.repeats[0] <= 1;
+    }
+  }
+  EXPECT_GT(once, 20);
+  EXPECT_LT(once, 100);
 }
 
 TEST(Grid, BlocksOfARowAreWholeWarps) {
@@ -259,7 +351,7 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     test::emulate_block_states(params, threads);
     ASSERT_EQ(states, host_states) << "trial " << trial;
     states.assign(states.size(), BlockState::kUnknown);
-    test::emulate_block_states(test::DevicePrepared(params, threads).params, threads);
+    test::emulate_block_states(test::DevicePrepared(params).params, threads);
     ASSERT_EQ(states, host_states) << "trial " << trial << ", prepared";
     const bool fits = emulate_block_lists(params, threads);
     EXPECT_EQ(fits, longest->kv <= params.kv_width && longest->q <= params.q_width);

@@ -3,6 +3,10 @@
 // Runs the bodies of CUDA kernels on the host: every thread of every block in turn, up to a
 // barrier, then on from there. Mirrors the shells in cuda/kernels.cu.
 
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "cuda/block_mask_bodies.h"
@@ -57,26 +61,83 @@ void emulate_write_mask(const MaskParams& params) {
   }
 }
 
-inline void emulate_prepare(const DeviceTables& tables, int64_t threads) {
+/// The words of a part of a row, by the bits of each lane of each warp.
+template <typename Body>
+std::vector<uint32_t> words_of_part(int64_t first, Body body) {
+  std::vector<uint32_t> words(TableJob::kPart / kLanes);
+  for (int64_t warp = 0; warp < kWarps; ++warp) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const uint32_t bits = body(first + warp * kLanes * kPerLane + lane);
+      for (int64_t i = 0; i < kPerLane; ++i) {
+        words[static_cast<size_t>(warp * kPerLane + i)] |= (bits >> i & 1U) << lane;
+      }
+    }
+  }
+  return words;
+}
+
+inline Heads heads_of(const std::vector<uint32_t>& words, int64_t first) {
+  uint64_t filled = 0;
+  for (size_t i = 0; i < words.size(); ++i) {
+    filled |= uint64_t{words[i] != 0} << i;
+  }
+  return {words.data(), filled, first};
+}
+
+inline std::vector<uint32_t> head_words(const RowRuns& runs, int64_t first) {
+  return words_of_part(first, [&](int64_t from) { return runs.heads_body(from); });
+}
+
+/// What a warp finds, the parts in `step`'s direction one by one.
+inline int64_t nearest_head(const RowRuns& runs, int64_t part, int64_t step, int64_t none) {
+  for (part += step; 0 <= part && part < runs.job.parts(); part += step) {
+    Edges edges{runs.job.edges[runs.row * runs.job.parts() + part]};
+    if (!edges.told()) {
+      const auto words = head_words(runs, part * TableJob::kPart);
+      edges = Edges::of(heads_of(words, part * TableJob::kPart));
+    }
+    if (edges.has_head()) {
+      return edges.head(step);
+    }
+  }
+  return none;
+}
+
+/// The parts of a row in an order of their own, as blocks of threads may be.
+inline void emulate_prepare(const DeviceTables& tables) {
+  std::mt19937 random(1);
+  if (tables.zeroed_bytes > 0) {
+    std::memset(tables.zeroed, 0, tables.zeroed_bytes);
+  }
   for (int32_t number = 0; number < tables.size; ++number) {
     const TableJob& job = tables.jobs[number];
+    std::vector<int64_t> parts(static_cast<size_t>(job.parts()));
+    std::iota(parts.begin(), parts.end(), 0);
     for (int64_t row = 0; row < job.rows; ++row) {
-      if (job.kind == TableJob::Kind::kVisible) {
-        const int64_t words = (job.length + kWordSize - 1) / kWordSize;
-        for (int64_t key = 0; key < words * kWordSize; ++key) {
-          uint64_t& word = job.bits[row * words + key / kWordSize];
-          word = (key % kWordSize == 0 ? 0 : word) |
-                 static_cast<uint64_t>(visible_body(job, row, key)) << key % kWordSize;
+      std::shuffle(parts.begin(), parts.end(), random);
+      for (const int64_t part : parts) {
+        const int64_t first = part * TableJob::kPart;
+        const RowRuns runs{job, row};
+        if (job.kind == TableJob::Kind::kVisible) {
+          const auto words =
+              words_of_part(first, [&](int64_t from) { return visible_body(job, row, from); });
+          const int64_t size = (job.length + kWordSize - 1) / kWordSize;
+          for (int64_t i = 0; i < TableJob::kPart / kWordSize && first / kWordSize + i < size;
+               ++i) {
+            job.bits[row * size + first / kWordSize + i] =
+                words[static_cast<size_t>(2 * i)] |
+                static_cast<uint64_t>(words[static_cast<size_t>(2 * i + 1)]) << 32;
+          }
+          continue;
         }
-        continue;
-      }
-      const RowRuns runs{job, row};
-      std::vector<RunsOfPart> found;
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        found.push_back(runs.find(part_of(job.length, thread, threads)));
-      }
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        runs.write(part_of(job.length, thread, threads), found.data(), thread, threads);
+        const auto words = head_words(runs, first);
+        const Heads heads = heads_of(words, first);
+        job.edges[row * job.parts() + part] = Edges::of(heads).bits;
+        const Interval around{nearest_head(runs, part, -1, 0),
+                              nearest_head(runs, part, 1, job.length)};
+        for (int64_t thread = 0; thread < kThreadsPerBlock; ++thread) {
+          job.repeats[row] += runs.write_body(heads, around, thread);
+        }
       }
     }
   }
@@ -88,12 +149,12 @@ struct DevicePrepared {
   Task params;
   std::vector<uint64_t> memory;
 
-  DevicePrepared(const Task& of, int64_t threads) : params(of) {
+  explicit DevicePrepared(const Task& of) : params(of) {
     const DeviceTables tables(params, [&](size_t bytes) {
       memory.assign(bytes / 8 + 1, 0xA5A5A5A5A5A5A5A5U);
       return static_cast<void*>(memory.data());
     });
-    emulate_prepare(tables, threads);
+    emulate_prepare(tables);
   }
 };
 

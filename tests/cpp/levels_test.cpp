@@ -199,7 +199,7 @@ void expect_same_at_all_levels(const Problem& problem, std::mt19937& random) {
   ASSERT_EQ(by_hulls(problem), want);
   ASSERT_EQ(by_words(problem, random), want);
   ASSERT_EQ(by_cuda_kernel(problem), want);
-  const test::DevicePrepared on_device(blocks, 1 + random() % 5);
+  const test::DevicePrepared on_device(blocks);
   ASSERT_EQ(by_definition(on_device.params), want);
   ASSERT_EQ(by_hulls(on_device.params), want);
   ASSERT_EQ(by_words(on_device.params, random), want);
