@@ -9,6 +9,8 @@ namespace attn_mask {
 inline constexpr int64_t kThreadsPerBlock = 256;
 inline constexpr int64_t kLanes = 32;
 inline constexpr int64_t kWarps = kThreadsPerBlock / kLanes;
+// Where warps share nothing: few, so that small masks have blocks for many multiprocessors.
+inline constexpr int64_t kWarpThreads = 128;
 // Where a block has a row to itself.
 inline constexpr int64_t kMaxRowBlocks = 65536;
 // Where several share one.

@@ -282,23 +282,6 @@ struct BlockMaskNumbers {
   }
 };
 
-bool emulate_block_lists(const BlockMaskParams& params, int64_t threads) {
-  bool fits = true;
-  const BlockListsLaunch launch(params);
-  for (int64_t index = 0; index < launch.lines(); ++index) {
-    const ListedLine line = listed_line(launch, index);
-    std::vector<int64_t> counts;
-    for (int64_t thread = 0; thread < threads; ++thread) {
-      counts.push_back(line.count_body(part_of(line.total, thread, threads)));
-    }
-    for (int64_t thread = 0; thread < threads; ++thread) {
-      fits = line.list_body(part_of(line.total, thread, threads), counts.data(), thread, threads) &&
-             fits;
-    }
-  }
-  return fits;
-}
-
 TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
   std::mt19937 random(31);
   for (int trial = 0; trial < 400; ++trial) {
@@ -347,13 +330,12 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     std::vector<BlockState> states(host_states.size(), BlockState::kUnknown);
     params.states = states.data();
     BlockMaskNumbers got(params);
-    const int64_t threads = 1 + random() % 70;
-    test::emulate_block_states(params, threads);
+    test::emulate_block_states(params);
     ASSERT_EQ(states, host_states) << "trial " << trial;
     states.assign(states.size(), BlockState::kUnknown);
-    test::emulate_block_states(test::DevicePrepared(params).params, threads);
+    test::emulate_block_states(test::DevicePrepared(params).params);
     ASSERT_EQ(states, host_states) << "trial " << trial << ", prepared";
-    const bool fits = emulate_block_lists(params, threads);
+    const bool fits = test::emulate_block_lists(params);
     EXPECT_EQ(fits, longest->kv <= params.kv_width && longest->q <= params.q_width);
     for (size_t direction = 0; direction < 2; ++direction) {
       for (size_t kind = 0; kind < 2; ++kind) {

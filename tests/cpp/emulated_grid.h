@@ -33,22 +33,32 @@ void emulate_write_mask(const MaskParams& params) {
   for (int64_t row = 0; row < params.rows(); ++row) {
     for (int64_t part = 0; part < parts; ++part) {
       RowWriter<T> writer(launch, row);
+      Interval keys[Rule::kMaxNodes];
+      for (int64_t lane = 0; lane < launch.plan.size; ++lane) {
+        keys[lane] = writer.keys_body(lane);
+      }
+      const auto begin = static_cast<int32_t>(part * launch.per_part);
+      const int32_t end = std::min(begin + launch.per_part, launch.groups);
+      alignas(8) uint64_t words[kLanes];
+      const auto visible_in = [&](int32_t group) {
+        uint64_t visible = 0;
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          words[lane] = writer.word(group, lane, keys, stacks.of(lane));
+          visible |= words[lane];
+        }
+        return visible != 0;
+      };
       if (params.unmasking.wanted) {
-        bool visible = false;
-        for (int64_t i = 0; i < launch.groups * kLanes && !visible; ++i) {
-          visible = writer.word(i / kLanes, i % kLanes, stacks.of(i % kLanes)) != 0;
+        bool visible = visible_in(writer.likely_group(begin, end));
+        for (int32_t other = 0; other < launch.groups && !visible; ++other) {
+          visible = visible_in(other);
         }
         if (!visible) {
           writer.unmask();
         }
       }
-      const Interval groups =
-          intersect({part * launch.per_part, (part + 1) * launch.per_part}, {0, launch.groups});
-      for (int64_t group = groups.begin; group < groups.end; ++group) {
-        alignas(8) uint64_t words[kLanes];
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          words[lane] = writer.word(group, lane, stacks.of(lane));
-        }
+      for (int32_t group = begin; group < end; ++group) {
+        visible_in(group);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           if (launch.by_words) {
             writer.write_packs(group, lane, words);
@@ -158,28 +168,64 @@ struct DevicePrepared {
   }
 };
 
-inline void emulate_block_states(const BlockMaskParams& params, int64_t threads) {
+inline void emulate_block_states(const BlockMaskParams& params) {
   const BlockStatesLaunch launch(params);
-  Stacks stacks(threads, launch.plan.depth);
+  Stacks stacks(1, launch.plan.depth);
   for (int64_t index = 0; index < launch.lines(); ++index) {
     const BlockLine line(launch, index);
-    for (int64_t thread = 0; thread < threads; ++thread) {
-      line.guess_body({0, launch.kv_blocks}, thread, threads);
+    std::vector<LineKeys> keys;
+    for (int32_t step = 0; step < launch.plan.size; ++step) {
+      keys.push_back(line.keys_body(step));
     }
     for (int64_t block = 0; block < launch.kv_blocks; ++block) {
+      line.states[block] = line.guess_body(block, keys.data());
       if (line.states[block] != BlockState::kUnknown) {
         continue;
       }
-      bool some = false;
-      bool all = true;
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        const BlockContent content = line.words_body(block, thread, threads, stacks.of(thread));
-        some = some || content.some;
-        all = all && content.all;
+      BlockContent content{false, line.is_whole(block)};
+      const int64_t per_lane = (line.words() + kLanes - 1) / kLanes;
+      for (int64_t word = 0; word < per_lane * kLanes; ++word) {
+        const BlockContent of_lane = line.word_body(block, word, stacks.of(0));
+        content = {content.some || of_lane.some, content.all && of_lane.all};
       }
-      line.states[block] = state_of(some, all);
+      line.states[block] = content.state();
     }
   }
+}
+
+/// False where lines have more blocks than they can store.
+inline bool emulate_block_lists(const BlockMaskParams& params) {
+  const BlockListsLaunch launch(params);
+  bool fits = true;
+  for (int64_t index = 0; index < launch.groups(); ++index) {
+    const LineGroup group = launch.group(index);
+    for (int64_t kind = 0; kind < (group.separate_full ? 2 : 1); ++kind) {
+      for (int64_t line = 0; line < group.lines; ++line) {
+        std::vector<uint32_t> words;
+        int64_t count = 0;
+        for (int64_t block = 0; block < group.total; ++block) {
+          words.resize(static_cast<size_t>(block / kLanes + 1));
+          words.back() |= uint32_t{group.holds(kind, group.state(line, block))} << block % kLanes;
+        }
+        for (const uint32_t word : words) {
+          count += count_bits(word);
+        }
+        int64_t before = 0;
+        int64_t begin = 0;
+        for (const uint32_t word : words) {
+          for (int64_t lane = 0; lane < kLanes && !group.is_beyond(begin, word, before, count);
+               ++lane) {
+            group.list_body(kind, line, begin, word, before, count, lane);
+          }
+          before += count_bits(word);
+          begin += kLanes;
+        }
+        group.lists[kind].num_blocks[group.stored + line] = static_cast<int32_t>(count);
+        fits = fits && count <= group.width;
+      }
+    }
+  }
+  return fits;
 }
 
 }  // namespace attn_mask::test
