@@ -285,31 +285,45 @@ struct BlockMaskNumbers {
 TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
   std::mt19937 random(31);
   for (int trial = 0; trial < 400; ++trial) {
+    // Of the larger ones a line has more blocks than a warp has lanes, and a block several words.
+    const int64_t scale = trial % 8 == 0 ? 16 : 1;
     BlockMaskParams params{};
     params.batch_size = 1 + random() % 2;
     params.heads = 1 + random() % 2;
     params.stored_heads = params.heads + random() % 2;
-    params.q_length = 1 + random() % 39;
-    params.kv_length = 1 + random() % 39;
-    params.q_block = 1 + random() % 9;
-    params.kv_block = 1 + random() % 9;
+    params.q_length = 1 + random() % (39 * scale);
+    params.kv_length = 1 + random() % (39 * scale);
+    params.q_block = 1 + random() % (9 * scale);
+    params.kv_block = 1 + random() % (9 * scale);
     params.separate_full = random() % 4 != 0;
     params.q_positions.offset = random() % 20;
     params.kv_positions.offset = random() % 9;
     const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
                                       params.q_length + 1, params.kv_length + 9, 1 + random() % 2,
                                       random() % 2 == 0);
-    std::vector<int64_t> ids(80);
-    for (size_t i = 0; i < ids.size(); ++i) {
-      ids[i] = i == 0 ? 0 : ids[i - 1] + (random() % 9 == 0 ? 1 : 0);
+    const int64_t positions = 80 * scale;
+    std::vector<int64_t> ids(static_cast<size_t>(positions));
+    std::vector<int64_t> images(ids.size());
+    const int64_t text = 1 + random() % (20 * scale);
+    for (int64_t i = 0; i < positions; ++i) {
+      const auto place = static_cast<size_t>(i);
+      ids[place] = i == 0 ? 0 : ids[place - 1] + (random() % (9 * scale) == 0 ? 1 : 0);
+      images[place] =
+          i % (2 * text) < text ? -1 - static_cast<int64_t>(random() % 2) : i / (2 * text);
     }
+    const auto same = [&](const std::vector<int64_t>& numbers, bool negative_is_none) {
+      return make_rule(SameId{{{numbers.data(), 8}, 0, 1, positions, {}, {}}, negative_is_none});
+    };
     const Rule leaves[] = {
-        make_rule(Causal{}), make_rule(SlidingWindow{static_cast<int64_t>(random() % 20), 3}),
-        make_rule(test::chunk(static_cast<int64_t>(1 + random() % 20))),
-        make_rule(SameId{{{ids.data(), 8}, 0, 1, 80, {}, {}}, false}), make_rule(padding.leaf)};
-    params.rule = leaves[random() % 5];
+        make_rule(Causal{}),
+        make_rule(SlidingWindow{static_cast<int64_t>(random() % (20 * scale)), 3}),
+        make_rule(test::chunk(static_cast<int64_t>(1 + random() % (20 * scale)))),
+        same(ids, false),
+        same(images, true),
+        make_rule(padding.leaf)};
+    params.rule = leaves[random() % 6];
     for (int more = random() % 3; more > 0; --more) {
-      const Rule& leaf = leaves[random() % 5];
+      const Rule& leaf = leaves[random() % 6];
       params.rule = random() % 3 == 0 ? params.rule | leaf : params.rule & leaf;
     }
     const auto narrower = [&](int64_t blocks) {
