@@ -186,8 +186,8 @@ def gpu(report: dict[str, Any]) -> str:
         parts.append(table(times, peers))
     if blocks:
         parts.append(
-            "Block masks, beside torch's compiled create_block_mask, what our kernels take of it, and "
-            "what FlashAttention-4 publishes for its lists (8 heads):"
+            "Block masks, beside torch's compiled create_block_mask; what our kernels take of that "
+            "time, and what FlashAttention-4 publishes for its lists (8 heads):"
         )
         columns = ["ours", "torch compiled", "times as fast", "our kernels", "FlashAttention-4"]
         parts.append(table(["block mask", *columns], blocks))

@@ -170,6 +170,7 @@ class RowWriter {
     const bool whole = first >= 0 && first + kLanes * kWordSize <= params.kv_length;
     if (whole && params.out_strides[3] == 1 && params.bias.data == nullptr) {
       Pack* const out = reinterpret_cast<Pack*>(out_ + first) + lane;
+      ATTN_MASK_UNROLL
       for (int64_t i = 0; i < kPerLane; ++i) {
         out[i * kLanes] = mix({{attend_, attend_}}, bits_at(words, i * kLanes + lane));
       }

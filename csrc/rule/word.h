@@ -254,7 +254,7 @@ ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const
   for (int32_t i = 0; i < plan.size; ++i) {
     const WordStep step = plan.steps[i];
     const uint32_t join = step.join();
-    if ((join == WordStep::kAnd && top == 0) || (join == WordStep::kOr && top == ~uint64_t{0})) {
+    if (join == WordStep::kAnd && top == 0) {
       continue;
     }
     const Interval keys = keys_of(i);

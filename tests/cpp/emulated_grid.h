@@ -40,13 +40,14 @@ void emulate_write_mask(const MaskParams& params) {
       const auto begin = static_cast<int32_t>(part * launch.per_part);
       const int32_t end = std::min(begin + launch.per_part, launch.groups);
       alignas(8) uint64_t words[kLanes];
-      const auto visible_in = [&](int32_t group) {
-        uint64_t visible = 0;
+      const auto find_words = [&](int32_t group) {
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           words[lane] = writer.word(group, lane, keys, stacks.of(lane));
-          visible |= words[lane];
         }
-        return visible != 0;
+      };
+      const auto visible_in = [&](int32_t group) {
+        find_words(group);
+        return std::any_of(words, words + kLanes, [](uint64_t word) { return word != 0; });
       };
       if (params.unmasking.wanted) {
         bool visible = visible_in(writer.likely_group(begin, end));
@@ -58,7 +59,7 @@ void emulate_write_mask(const MaskParams& params) {
         }
       }
       for (int32_t group = begin; group < end; ++group) {
-        visible_in(group);
+        find_words(group);
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           if (launch.by_words) {
             writer.write_packs(group, lane, words);
