@@ -22,9 +22,10 @@
 #define ATTN_MASK_ONE_BY_ONE
 #endif
 
-// Before a loop of a few steps, each of them small: nvcc does it by itself, other compilers where
-// they are told to.
-#if defined(__CUDACC__) || defined(__clang__)
+// Before a loop of a few small steps. nvcc unrolls it by itself.
+#if defined(__CUDACC__)
+#define ATTN_MASK_UNROLL
+#elif defined(__clang__)
 #define ATTN_MASK_UNROLL _Pragma("unroll")
 #else
 #define ATTN_MASK_UNROLL _Pragma("GCC unroll 16")
