@@ -267,8 +267,9 @@ TEST(Levels, SayTheSameOfEveryKind) {
       if (problem.rule.size == 1 && random() % 3 == 0) {
         made.see_at_other_positions(problem.rule, random);
       }
+      // With a tree on the other side, too, something has to wait for it.
       if (random() % 2 == 0) {
-        const Rule other = made.leaf(random);
+        const Rule other = random() % 3 == 0 ? made.tree(random, 2) : made.leaf(random);
         problem.rule = random() % 3 == 0 ? problem.rule | other : problem.rule & other;
       }
       SCOPED_TRACE("kind " + std::to_string(number) + ", trial " + std::to_string(trial));
