@@ -208,17 +208,20 @@ Interval NumberRow::find(NumberRange range) const {
 bool KeyNumbers::is_wanted(const Problem& problem) {
   bool has_table = problem.kv_positions.listed;
   bool has_padding = false;
+  bool has_bits = false;
   bool has_or = false;
   for (int32_t i = 0; i < problem.rule.size; ++i) {
-    const Rule::Kind kind = problem.rule.nodes[i].kind;
+    const Rule::Node& node = problem.rule.nodes[i];
+    const Rule::Kind kind = node.kind;
     has_table = has_table || kind == Rule::Kind::kSameId;
     has_padding = has_padding || kind == Rule::Kind::kPadding;
+    has_bits = has_bits || (kind == Rule::Kind::kPadding && !node.padding.is_of_keys());
     has_or = has_or || kind == Rule::Kind::kOr;
   }
   for (int32_t i = 0; i < problem.rule.steps_size; ++i) {
     has_table = has_table || problem.rule.steps[i].table.exists();
   }
-  return (has_table || (has_padding && has_or)) &&
+  return (has_table || has_bits || (has_padding && has_or)) &&
          is_worth_preparing(problem, problem.batch_size, problem.kv_length);
 }
 

@@ -43,6 +43,9 @@ class KeyNumbers {
   /// Whether that takes little time beside the mask, and a rule has leaves that may need it.
   static bool is_wanted(const Problem& problem);
 
+  /// The first leaf whose rows are the same as those of leaf `node`.
+  int32_t alike(int32_t node) const { return alike_[node]; }
+
   /// Null where leaf `node` has none.
   const NumberRow* row(int32_t node, int64_t batch) const;
 
