@@ -17,6 +17,7 @@ struct KeyNumbers::Entry {
   bool exists = false;  // else numbers do not say to which columns a query attends
   std::vector<int32_t> of_columns;
   std::vector<int64_t> values;
+  std::vector<int32_t> places;
   NumberRow row{};
 };
 
@@ -24,6 +25,9 @@ namespace {
 
 // No range contains it.
 constexpr int64_t kNowhere = std::numeric_limits<int64_t>::max();
+
+// How much memory a search of numbers in order may be saved for.
+constexpr int64_t kPlacesPerColumn = 4;
 
 // Before they are narrowed.
 struct WideRange {
@@ -163,10 +167,43 @@ NumberRow describe(const std::vector<int32_t>& numbers, const std::vector<int64_
   const auto is_somewhere = [](int32_t number) { return number != NumberRow::kNowhere; };
   const auto begin = std::find_if(numbers.begin(), numbers.end(), is_somewhere);
   const auto end = std::find_if(numbers.rbegin(), numbers.rend(), is_somewhere).base();
-  const Interval columns{begin - numbers.begin(), std::max(begin, end) - numbers.begin()};
-  return {numbers.data(), values.empty() ? nullptr : values.data(),
-          static_cast<int64_t>(values.size()), columns,
-          order_of(numbers.data() + columns.begin, numbers.data() + columns.end)};
+  NumberRow row{};
+  row.of_columns = numbers.data();
+  row.values = values.empty() ? nullptr : values.data();
+  row.values_size = static_cast<int64_t>(values.size());
+  row.columns = {begin - numbers.begin(), std::max(begin, end) - numbers.begin()};
+  row.order = order_of(row.of_columns + row.columns.begin, row.of_columns + row.columns.end);
+  return row;
+}
+
+/// The places of all numbers between the least and the greatest, if there are not too many.
+std::vector<int32_t> places_of(NumberRow& row) {
+  std::vector<int32_t> places;
+  const int64_t size = row.columns.end - row.columns.begin;
+  if (row.order == 0 || size <= 0) {
+    return places;
+  }
+  const int32_t* const numbers = row.of_columns + row.columns.begin;
+  const auto [least, greatest] = std::minmax(numbers[0], numbers[size - 1]);
+  const int64_t values = int64_t{greatest} - least + 2;
+  if (values > kPlacesPerColumn * size) {
+    return places;
+  }
+  row.least = least;
+  row.greatest = greatest;
+  places.reserve(static_cast<size_t>(values));
+  int64_t place = row.order > 0 ? 0 : size;
+  for (int64_t value = least; value <= row.greatest + 1; ++value) {
+    if (row.order > 0) {
+      for (; place < size && numbers[place] < value; ++place) {
+      }
+    } else {
+      for (; place > 0 && numbers[place - 1] < value; --place) {
+      }
+    }
+    places.push_back(static_cast<int32_t>(place));
+  }
+  return places;
 }
 
 bool sees_the_same(const Rule::Node& a, const Rule::Node& b) {
@@ -180,29 +217,24 @@ bool sees_the_same(const Rule::Node& a, const Rule::Node& b) {
 }  // namespace
 
 Interval NumberRow::find(NumberRange range) const {
+  const int64_t first = place_of(range.first);
+  const int64_t last = place_of(int64_t{range.last} + 1);
+  return {columns.begin + (order > 0 ? first : last), columns.begin + (order > 0 ? last : first)};
+}
+
+int64_t NumberRow::place_of(int64_t number) const {
+  if (columns.empty()) {
+    return 0;
+  }
+  if (places != nullptr) {
+    return places[std::clamp(number, least, greatest + 1) - least];
+  }
   const int32_t* const begin = of_columns + columns.begin;
-  // How many of the numbers come first, in their order, without a branch that may go either way.
-  const auto count = [&](auto comes_first) {
-    const int32_t* first = begin;
-    int64_t n = columns.end - columns.begin;
-    if (n == 0 || comes_first(begin[n - 1])) {
-      return n;
-    }
-    if (!comes_first(*begin)) {
-      return int64_t{0};
-    }
-    while (n > 1) {
-      const int64_t half = n / 2;
-      first += comes_first(first[half]) ? half : 0;
-      n -= half;
-    }
-    return first - begin + 1;
-  };
-  const int64_t first = order > 0 ? count([&](int32_t number) { return number < range.first; })
-                                  : count([&](int32_t number) { return number > range.last; });
-  const int64_t last = order > 0 ? count([&](int32_t number) { return number <= range.last; })
-                                 : count([&](int32_t number) { return number >= range.first; });
-  return {columns.begin + first, columns.begin + last};
+  const int32_t* const end = of_columns + columns.end;
+  return (order > 0
+              ? std::lower_bound(begin, end, number)
+              : std::lower_bound(begin, end, number, [](int64_t a, int64_t b) { return a >= b; })) -
+         begin;
 }
 
 bool KeyNumbers::is_wanted(const Problem& problem) {
@@ -253,6 +285,8 @@ const NumberRow* KeyNumbers::row(int32_t node, int64_t batch) const {
     if (entry.exists) {
       narrow(numbers, entry.of_columns, entry.values);
       entry.row = describe(entry.of_columns, entry.values);
+      entry.places = places_of(entry.row);
+      entry.row.places = entry.places.empty() ? nullptr : entry.places.data();
     }
   });
   return entry.exists ? &entry.row : nullptr;

@@ -26,8 +26,17 @@ struct NumberRow {
   Interval columns;  // all others have kNowhere
   int32_t order;     // within: 1 where numbers nowhere fall, -1 where they nowhere rise, else 0
 
+  const int32_t* places;  // place_of() from `least` to `greatest + 1`; null: to be searched
+  int64_t least;
+  int64_t greatest;
+
   /// The columns with numbers within `range`, where there is an order.
   Interval find(NumberRange range) const;
+
+ private:
+  /// How many of `columns` come before those from `number` on: those that are less, or, where
+  /// numbers fall, those that are not.
+  int64_t place_of(int64_t number) const;
 };
 
 /// Number level, on the host: a number for each column such that a query attends to the columns

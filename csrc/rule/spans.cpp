@@ -5,6 +5,9 @@
 namespace attn_mask {
 namespace {
 
+// To find one of more of them takes longer than to find numbers that are in order.
+constexpr int64_t kManyRuns = 8;
+
 // The same lines find the spans of one row and how they move in the rows after it. In the second
 // case borders are compared for all rows at once: `less` compares them in the first row and cuts
 // `rows` to those in which it is the same.
@@ -66,9 +69,10 @@ struct Finder {
   Rows rows;
   int64_t shift = kv_positions.at(query.batch, 0);
 
-  Result leaf(int32_t index, const Interval& context);
-  Result by_numbers(int32_t index, const Interval& context);
-  Result subtree(int32_t last, const Interval& context);
+  Result leaf(int32_t index, Interval context);
+  bool is_in_order(int32_t index) const;
+  Result by_numbers(int32_t index, Interval context);
+  Result subtree(int32_t last, Interval context);
 
   static Interval interval(int64_t begin, int64_t end) {
     return {Rows::border(begin, 0), Rows::border(end, 0)};
@@ -83,7 +87,7 @@ struct Finder {
 
   static Result nothing() { return {Spans{}, 0}; }
 
-  static Result unresolved(int32_t index, const Interval& context) {
+  static Result unresolved(int32_t index, Interval context) {
     Spans spans{};
     spans.at[spans.size++] = context;
     return {spans, uint32_t{1} << index};
@@ -137,7 +141,7 @@ struct Finder {
 
 /// A leaf's spans within the columns of `context`, which is not empty.
 template <typename Rows>
-auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
+auto Finder<Rows>::leaf(int32_t index, Interval context) -> Result {
   const Rule::Node& node = rule.nodes[index];
   if (kv_positions.listed) {  // neighbours in memory need not be neighbours
     return by_numbers(index, context);
@@ -164,11 +168,12 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
     if (is_empty(seen)) {
       return nothing();
     }
-    if (table.runs.starts == nullptr) {
+    const int64_t row = table.row(query.batch);
+    if (table.runs.starts == nullptr ||
+        (!Rows::kMoves && table.runs.count(row) > kManyRuns && is_in_order(index))) {
       return by_numbers(index, seen);
     }
     const int64_t first = to_leaf + Rows::at(seen.begin);
-    const int64_t row = table.row(query.batch);
     const int64_t run_end = table.runs.around(row, first).end;
     const int64_t spare = run_end - (to_leaf + Rows::at(seen.end));
     if (spare < 0) {
@@ -198,9 +203,17 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
   return {unresolved(index, seen).spans, row.exact ? 0 : uint32_t{1} << index};
 }
 
+/// Whether a leaf's columns have numbers in order.
+template <typename Rows>
+bool Finder<Rows>::is_in_order(int32_t index) const {
+  const NumberRow* const keys =
+      rule.numbers == nullptr ? nullptr : rule.numbers->row(index, query.batch);
+  return keys != nullptr && keys->order != 0;
+}
+
 /// A leaf's spans where its columns have numbers in order. Those of each row are its own.
 template <typename Rows>
-auto Finder<Rows>::by_numbers(int32_t index, const Interval& context) -> Result {
+auto Finder<Rows>::by_numbers(int32_t index, Interval context) -> Result {
   const NumberRow* const keys =
       rule.numbers == nullptr ? nullptr : rule.numbers->row(index, query.batch);
   NumberRange range{};
@@ -215,7 +228,7 @@ auto Finder<Rows>::by_numbers(int32_t index, const Interval& context) -> Result 
 }
 
 template <typename Rows>
-auto Finder<Rows>::subtree(int32_t last, const Interval& context) -> Result {
+auto Finder<Rows>::subtree(int32_t last, Interval context) -> Result {
   if (is_empty(context)) {
     return nothing();
   }

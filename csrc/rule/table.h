@@ -17,6 +17,8 @@ struct TableRuns {
   const int64_t* last;     // [rows]: where in `starts` its last run's begins
   const uint8_t* is_once;  // [rows]: no id >= 0 has two runs (on a device: no id that counts)
 
+  int64_t count(int64_t row) const { return last[row] - of_row[row] + 1; }
+
   /// The run around a position that the table holds.
   Interval around(int64_t row, int64_t position) const {
     int64_t low = of_row[row];  // begins at or before the position
