@@ -46,9 +46,7 @@ void write_leaf(const Problem& problem, const Query& query, int32_t index, Inter
   const RowSpans row = leaf_spans(problem.rule, index, query, problem.kv_positions, columns);
   const bool plain = node.step_begin == node.step_end && !problem.kv_positions.listed;
   const int64_t shift = plain ? problem.kv_positions.at(query.batch, 0) : 0;
-  const KeyNumbers* const of_keys =
-      row.unresolved == 0 || (plain && node.kind == Rule::Kind::kPadding) ? nullptr
-                                                                          : problem.rule.numbers;
+  const KeyNumbers* const of_keys = row.unresolved == 0 || plain ? nullptr : problem.rule.numbers;
   const NumberRow* keys = of_keys == nullptr ? nullptr : of_keys->row(index, query.batch);
   NumberRange range{};
   if (keys != nullptr && !of_keys->find_range(index, *keys, query, range)) {

@@ -5,8 +5,8 @@
 namespace attn_mask {
 namespace {
 
-// To find one of more of them takes longer than to find numbers that are in order.
-constexpr int64_t kManyRuns = 8;
+// Of runs that are shorter on average a row may be in any, unless its numbers are in order.
+constexpr int64_t kLongRun = 16;
 
 // The same lines find the spans of one row and how they move in the rows after it. In the second
 // case borders are compared for all rows at once: `less` compares them in the first row and cuts
@@ -170,7 +170,7 @@ auto Finder<Rows>::leaf(int32_t index, Interval context) -> Result {
     }
     const int64_t row = table.row(query.batch);
     if (table.runs.starts == nullptr ||
-        (!Rows::kMoves && table.runs.count(row) > kManyRuns && is_in_order(index))) {
+        (!Rows::kMoves && table.length < kLongRun * table.runs.count(row) && is_in_order(index))) {
       return by_numbers(index, seen);
     }
     const int64_t first = to_leaf + Rows::at(seen.begin);
