@@ -80,8 +80,9 @@ constexpr int64_t kMostSingleRows = 8;
 
 /// Whether blocks have to be searched, as seen from a row in the middle.
 bool needs_search(const BlockMaskParams& params, uint32_t of_keys) {
-  const RowRun run = row_run(params.rule, params.query(0, params.q_length / 2), params.q_positions,
-                             params.kv_positions, params.kv_length, params.q_length / 2 + 1);
+  const int64_t row = params.q_length / 2;
+  const RowRun run = row_run(params.rule, params.query(0, row), params.q_positions,
+                             params.kv_positions, params.kv_length, params.q_length - row);
   return (run.unresolved & ~of_keys) != 0 || (params.rule.numbers != nullptr && run.rows == 1);
 }
 

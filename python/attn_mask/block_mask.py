@@ -336,9 +336,11 @@ class _Writer:
     def _by_torch(self, mask_mod: Callable[..., Any]) -> list[torch.Tensor]:
         from torch.nn.attention import flex_attention
 
-        *sizes, q_block, kv_block = self.blocks
+        batch_size, heads, q_length, kv_length, *block_size = self.blocks
         create = torch.compile(flex_attention.create_block_mask)
-        made = create(mask_mod, *sizes, self.device, (q_block, kv_block))
+        made = create(
+            mask_mod, batch_size, heads, q_length, kv_length, self.device, tuple(block_size)
+        )
         return [getattr(made, name) for name in _TENSORS]
 
     def _states(self, mask_of: Callable[..., torch.Tensor], queries: Axis) -> torch.Tensor:
