@@ -20,6 +20,8 @@ struct TableRuns {
     const int32_t* repeats;  // on a device: up to 1 where no id that counts is seen to have two
   };
 
+  int64_t count(int64_t row) const { return last[row] - of_row[row] + 1; }
+
   /// The run around a position that the table holds.
   Interval around(int64_t row, int64_t position) const {
     int64_t low = of_row[row];  // begins at or before the position
