@@ -20,6 +20,7 @@ import torch
 import transformers
 from attn_mask import masking_utils, rules
 from bench_legacy import commit, time_text
+from gpu_attention import attention
 from legacy_cases import padding_mask, verdict, wide_console
 from rich.console import Console
 from rich.table import Table
@@ -530,6 +531,7 @@ def main() -> None:
         "decode": decode,
         "peers": partial(peers, size=options.size),
         "block_masks": block_masks,
+        "attention": partial(attention, in_turn=in_turn),
     }.items():
         if options.parts and part not in options.parts:
             continue
