@@ -16,6 +16,7 @@ from attn_mask import rules as rules
 from attn_mask import utils as utils
 from attn_mask._aten_only import aten_only as aten_only
 from attn_mask._decompositions import decompositions as decompositions
+from attn_mask._packed import packed as packed
 from attn_mask._sdpa import SdpaArguments as SdpaArguments
 from attn_mask._sdpa import sdpa_arguments as sdpa_arguments
 from attn_mask._skipping import skip_policy as skip_policy
@@ -68,6 +69,7 @@ __all__ = [
     "masking_utils",
     "modeling_attn_mask_utils",
     "nothing",
+    "packed",
     "padding",
     "plot",
     "profile",

@@ -1,0 +1,332 @@
+"""Documents that are packed into rows: where they are given, and for which code they hold."""
+
+import contextvars
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from attn_mask import rules
+from attn_mask._tracing import is_opaque, is_recording
+from attn_mask._upstream.documents import count_sequences, positions_in_runs
+
+Kind = Literal["document_ids", "position_ids", "cu_seqlens", "cu_seq_lens_q"]
+
+# No token has this id: slots of a cache that are not filled, and tokens of other documents there.
+_NO_DOCUMENT = torch.iinfo(torch.int64).min
+
+
+class Documents:
+    """Documents, in one of the ways in which they can be given.
+
+    ``function``: which one they were given to, for errors. ``is_of_call``: they are those of the
+    tokens of one call of a model, not of the cache's. ``is_whole``: there are no more of them than
+    tokens; else those of tokens that are still to come may be among them.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        kind: Kind,
+        tensor: Any,
+        *,
+        is_of_call: bool = False,
+        is_whole: bool = True,
+    ):
+        self.function = function
+        self.kind: Kind = kind
+        self.tensor = tensor
+        self.is_of_call = is_of_call
+        self.is_whole = is_whole or is_of_call
+        self.is_passed_on = False
+        """Whether the model that is being called has their cu_seqlens."""
+        self._table_kept: tuple[Any, torch.Tensor] | None = None
+        self._ids: tuple[torch.Tensor, int, int, torch.Tensor] | None = None
+        self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._check()
+
+    def _check(self) -> None:
+        name, kind, tensor = self.function, self.kind, self.tensor
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{name}: expected {kind} to be a tensor, but got {type(tensor).__name__}"
+            )
+        if tensor.dtype not in rules.ID_DTYPES or (
+            kind == "position_ids" and tensor.dtype == torch.uint8
+        ):
+            unsigned = "" if kind == "position_ids" else " or uint8"
+            raise TypeError(
+                f"{name}: expected {kind} to hold signed integers{unsigned}, but got {tensor.dtype}"
+            )
+        if kind in ("document_ids", "position_ids"):
+            if tensor.dim() != 2:
+                raise ValueError(
+                    f"{name}: expected {kind} to be 2-D [batch_size, length], "
+                    f"but got {list(tensor.shape)}"
+                )
+        elif tensor.dim() != 1 or tensor.shape[0] == 0:
+            raise ValueError(
+                f"{name}: expected {kind} to be 1-D [documents + 1], but got {list(tensor.shape)}"
+            )
+
+    def ids(
+        self,
+        batch_size: int,
+        q_length: Any,
+        q_offset: Any,
+        tokens: Any,
+        kv_end: Any,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """The document of each token, ints [b, n].
+
+        ``tokens``: how many there are, those in the cache included; None where that is not known.
+        ``kv_end``: where a cache ends, else None. Slots in it after the last token (static caches)
+        are in a document that no token is in.
+
+        Raises ValueError where they do not match.
+        """
+        if self.is_of_call and self.kind == "position_ids":
+            end = q_length if kv_end is None else kv_end
+            return self._ids_by_call(batch_size, q_length, q_offset, end, device)
+        self._check_length(batch_size, q_length, q_offset, tokens, kv_end is not None)
+        length = kv_end if tokens is None else tokens
+        table = self._kept_table(batch_size, q_length, length, device)
+        missing = 0 if kv_end is None else max(kv_end - table.shape[1], 0)
+        if not isinstance(missing, int) or is_recording():
+            return self._padded(table, missing).expand(batch_size, -1)
+        kept = self._ids
+        if kept is None or kept[0] is not table or kept[1:3] != (missing, batch_size):
+            ids = self._padded(table, missing).expand(batch_size, -1)
+            kept = self._ids = (table, missing, batch_size, ids)
+        return kept[3]
+
+    def _padded(self, table: torch.Tensor, missing: Any) -> torch.Tensor:
+        return F.pad(table.long(), (0, missing), value=_NO_DOCUMENT) if missing else table
+
+    def positions(self, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """How far each token is from the start of its document, [b, n]."""
+        if attention_mask is not None or is_recording():
+            return positions_in_runs(ids, attention_mask)
+        if self._positions is not None and self._positions[0] is ids:
+            return self._positions[1]
+        positions = positions_in_runs(ids, None)
+        self._positions = ids, positions
+        return positions
+
+    def _kept_table(
+        self, batch_size: int, q_length: Any, length: Any, device: torch.device
+    ) -> torch.Tensor:
+        """_table(), which is made again where what it depends on is another."""
+        if is_opaque(self.tensor):
+            return self._table(batch_size, q_length, length, device)
+        version = None if self.tensor.is_inference() else self.tensor._version
+        ends_anywhere = self.is_whole or self.tensor.device.type != "cpu"
+        length_of_key = length if self.kind == "cu_seqlens" and ends_anywhere else None
+        key = version, batch_size, device, length_of_key
+        if self._table_kept is None or self._table_kept[0] != key:
+            self._table_kept = key, self._table(batch_size, q_length, length, device)
+        return self._table_kept[1]
+
+    def _table(self, batch_size: int, q_length: Any, length: Any, device: Any) -> torch.Tensor:
+        given = self.tensor.to(device)
+        if self.kind == "document_ids":
+            return given
+        if self.kind == "position_ids":
+            return count_sequences(given)
+        borders = given.long()[1:]
+        if self.kind == "cu_seq_lens_q":
+            index = torch.arange(batch_size * q_length, device=device).view(batch_size, q_length)
+            return torch.searchsorted(borders, index, right=True)
+        if not self.is_whole and self.tensor.device.type == "cpu" and not is_opaque(self.tensor):
+            length = int(self.tensor[-1])
+        index = torch.arange(length, device=device)
+        return torch.searchsorted(borders, index, right=True)[None]
+
+    def _check_length(
+        self, batch_size: int, q_length: Any, q_offset: Any, tokens: Any, has_cache: bool
+    ) -> None:
+        name, kind, given = self.function, self.kind, self.tensor
+        may_be_longer = has_cache and not self.is_whole
+        if kind in ("document_ids", "position_ids"):
+            if given.shape[0] not in (1, batch_size):
+                raise ValueError(
+                    f"{name}: expected {kind} to be [{batch_size}, length], "
+                    f"but got {list(given.shape)}"
+                )
+            if (
+                tokens is not None
+                and not is_recording()
+                and (given.shape[1] < tokens or (given.shape[1] != tokens and not may_be_longer))
+            ):
+                least = "at least " if may_be_longer else ""
+                raise ValueError(
+                    f"{name}: expected {kind} to be of length {least}{tokens}, for all tokens up "
+                    f"to the last query, but got {list(given.shape)}"
+                )
+            return
+        if self.is_of_call:
+            if not isinstance(q_offset, torch.Tensor) and q_offset != 0:
+                raise ValueError(
+                    f"{name}: expected no tokens in the cache beside {kind}, which do not say "
+                    f"where those belong, but got {q_offset}"
+                )
+            tokens = batch_size * q_length
+        # On another device it would have to be waited for; there, wrong ones give wrong documents.
+        if given.device.type != "cpu" or tokens is None or is_opaque(given):
+            return
+        borders = given.tolist()
+        if (
+            borders[0] != 0
+            or borders != sorted(borders)
+            or borders[-1] < tokens
+            or (borders[-1] != tokens and not may_be_longer)
+        ):
+            least = "at least " if may_be_longer else ""
+            raise ValueError(
+                f"{name}: expected {kind} to rise from 0 to {least}the number of tokens {tokens}, "
+                f"but got {borders}"
+            )
+
+    def _ids_by_call(
+        self, batch_size: int, q_length: Any, q_offset: Any, kv_end: Any, device: torch.device
+    ) -> torch.Tensor:
+        """By the positions of the queries alone: a document that began in the cache starts as many
+        tokens before the first query as that query's position says."""
+        positions = self.tensor.to(device)
+        sequences = count_sequences(positions)
+        after = torch.arange(kv_end, device=device) - q_offset
+        if after.dim() == 1:
+            after = after[None]
+        after = after.expand(batch_size, -1)
+        sequences = sequences.expand(batch_size, -1)
+        ids = sequences.gather(1, after.clamp(0, q_length - 1))
+        is_other = (after >= q_length) | (after < -positions[:, :1])
+        return torch.where(is_other, _NO_DOCUMENT, ids)
+
+    def passed_on(self) -> "Documents":
+        """The same, in a call of a model that has their cu_seqlens."""
+        made = copy.copy(self)
+        made.is_passed_on = True
+        return made
+
+    def cu_seq_lens(self, rows: int) -> dict[str, Any]:
+        """As models take cu_seqlens for flash attention, over the flattened rows."""
+        borders = self.tensor.to(torch.int32)
+        first = torch.arange(rows, device=borders.device, dtype=torch.int32)[:, None] * borders[-1]
+        flat = torch.cat([borders[:1], (borders[1:] + first).flatten()])
+        longest = int(borders.diff().max()) if len(borders) > 1 else 0
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return dict(zip(names, (flat, flat, longest, longest), strict=True))
+
+
+class Block:
+    """One entry of a block: over also where it is left in another thread or task."""
+
+    def __init__(self, documents: Documents | None):
+        self.documents = documents
+        self.is_over = False
+
+
+# The blocks around this thread's or task's code, the innermost last.
+_of_context: contextvars.ContextVar[tuple[Block, ...]] = contextvars.ContextVar(
+    "attn_mask.packed", default=()
+)
+# Those that are being run in any thread, for threads of autograd, and for a dynamo that does not
+# read context variables. Those that are entered by code that is being compiled.
+_blocks: tuple[Block, ...] = ()
+_traced: tuple[Block, ...] = ()
+_lock = threading.Lock()
+
+_READS_CONTEXT = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 15)
+
+
+def current() -> Documents | None:
+    """The documents of the innermost block around this code."""
+    if torch.compiler.is_compiling():
+        if _traced:
+            return _traced[-1].documents
+        if not _READS_CONTEXT:
+            return _blocks[-1].documents if _blocks else None
+    elif _blocks and not _of_context.get() and _is_of_autograd():
+        return _of_backward()
+    for block in reversed(_of_context.get()):
+        if not block.is_over:
+            return block.documents
+    return None
+
+
+def _is_of_autograd() -> bool:
+    """Whether this is one of autograd's threads for devices, which no Python code started."""
+    return torch._C._current_graph_task_id() != -1 and isinstance(
+        threading.current_thread(), threading._DummyThread
+    )
+
+
+def _of_backward() -> Documents | None:
+    """In a thread of autograd, which runs activations again that are checkpointed."""
+    documents = _blocks[-1].documents
+    if any(block.documents is not documents for block in _blocks):
+        raise RuntimeError(
+            "packed: expected one block at a time while checkpointed activations are computed "
+            "again in a thread of autograd, which does not know whose they are, but other "
+            "documents are in a block, too"
+        )
+    return documents
+
+
+def is_within() -> bool:
+    """Whether this code is in a block."""
+    return any(not block.is_over for block in _of_context.get())
+
+
+def enter(documents: Documents | None) -> Block:
+    global _blocks
+    block = Block(documents)
+    with _lock:
+        _blocks = (*_blocks, block)
+    _of_context.set((*(other for other in _of_context.get() if not other.is_over), block))
+    return block
+
+
+def leave(entered: list[Block]) -> None:
+    """Leaves the last of the blocks, of those around this code if there are any."""
+    global _blocks
+    here = _of_context.get()
+    with _lock:
+        block = ([block for block in entered if block in here] or entered)[-1]
+        entered.remove(block)
+        _blocks = tuple(other for other in _blocks if other is not block)
+        block.is_over = True
+    _of_context.set(tuple(other for other in _of_context.get() if not other.is_over))
+
+
+@contextmanager
+def _eager(documents: Documents | None) -> Iterator[None]:
+    block = enter(documents)
+    try:
+        yield
+    finally:
+        leave([block])
+
+
+class _Traced:
+    def __init__(self, documents: Documents | None):
+        self._block = Block(documents)
+
+    def __enter__(self) -> None:
+        global _traced
+        _traced = (*_traced, self._block)
+
+    def __exit__(self, *error: object) -> None:
+        global _traced
+        _traced = _traced[:-1]
+
+
+def block(documents: Documents | None) -> Any:
+    """A context manager, also for code that is being compiled."""
+    return _Traced(documents) if torch.compiler.is_compiling() else _eager(documents)
