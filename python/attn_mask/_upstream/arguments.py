@@ -138,6 +138,8 @@ def ask_cache(
 
 
 def _size_of_cache(name: str, what: str, size: Any) -> Any:
+    if type(size) is int and size >= 0:
+        return size
     if isinstance(size, torch.Tensor | torch.SymInt):
         return size
     if not hasattr(size, "__index__"):

@@ -210,7 +210,8 @@ def _create_mask(
             )
         return attention_mask
     batch_size, device = embeds.shape[0], inputs_embeds.device
-    is_flash = "flash" in config._attn_implementation
+    implementation = config._attn_implementation
+    is_flash = "flash" in implementation
     if documents is not None and is_flash:
         _check_flash(name, documents, q_length, kv_length)
     kv_end = kv_length + kv_offset
@@ -246,11 +247,13 @@ def _create_mask(
         if blocks_in_window and local is not None:
             blocks = and_masks(blocks, local)
         rule = or_masks(rule, blocks)
-    if ids is None:
-        ids = sequences
-    if ids is not None:
-        rule = and_masks(packed_sequence_mask_function(ids), rule)
-    if has_functions or ids is not None or block_sequence_ids is not None:
+    if documents is not None:
+        assert ids is not None
+        rule = documents.within(ids, rule)
+    elif sequences is not None:
+        rule = and_masks(packed_sequence_mask_function(sequences), rule)
+    has_documents = documents is not None or sequences is not None
+    if has_functions or has_documents or block_sequence_ids is not None:
         allow_skip = False
     arguments: dict[str, Any] = {
         "batch_size": batch_size,
@@ -273,7 +276,7 @@ def _create_mask(
     if interface.takes_positions:
         length, offset = arguments.pop("q_length"), arguments.pop("q_offset")
         arguments["cache_position"] = torch.arange(length, device=device) + offset
-    mask = interface.mapping[config._attn_implementation](**arguments)
+    mask = interface.mapping[implementation](**arguments)
     if documents is not None and is_flash and mask is not None:
         raise ValueError(
             f"{name}: expected no padding beside documents, which flash attention can't keep apart "

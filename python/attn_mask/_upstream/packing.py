@@ -5,7 +5,7 @@ import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,21 @@ import torch.nn.functional as F
 from attn_mask import rules
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream.documents import count_sequences, positions_in_runs
+from attn_mask._upstream.mask_functions import and_masks, packed_sequence_mask_function
+from attn_mask.rules import MaskFunction
 
 Kind = Literal["document_ids", "position_ids", "cu_seqlens", "cu_seq_lens_q"]
 
 # No token has this id: slots of a cache that are not filled, and tokens of other documents there.
 _NO_DOCUMENT = torch.iinfo(torch.int64).min
+
+
+class _Kept(NamedTuple):
+    """The ids of the tokens, and more that are still to come."""
+
+    length: int
+    made_for: tuple[Any, ...]
+    ids: torch.Tensor
 
 
 class Documents:
@@ -44,9 +54,9 @@ class Documents:
         self.is_whole = is_whole or is_of_call
         self.is_passed_on = False
         """Whether the model that is being called has their cu_seqlens."""
-        self._table_kept: tuple[Any, torch.Tensor] | None = None
-        self._ids: tuple[torch.Tensor, int, int, torch.Tensor] | None = None
+        self._kept: _Kept | None = None
         self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rules: dict[int, tuple[MaskFunction, torch.Tensor, MaskFunction]] = {}
         self._check()
 
     def _check(self) -> None:
@@ -93,20 +103,39 @@ class Documents:
         if self.is_of_call and self.kind == "position_ids":
             end = q_length if kv_end is None else kv_end
             return self._ids_by_call(batch_size, q_length, q_offset, end, device)
+        is_kept = not self.is_whole and kv_end is not None and not is_recording()
+        version = 0 if not is_kept or self.tensor.is_inference() else self.tensor._version
+        if (
+            (kept := self._kept) is not None
+            and is_kept
+            and type(tokens) is int
+            and tokens <= kept.length
+            and kept.made_for == (version, batch_size, device, max(kv_end - kept.length, 0))
+        ):
+            return kept.ids
         self._check_length(batch_size, q_length, q_offset, tokens, kv_end is not None)
-        length = kv_end if tokens is None else tokens
-        table = self._kept_table(batch_size, q_length, length, device)
-        missing = 0 if kv_end is None else max(kv_end - table.shape[1], 0)
-        if not isinstance(missing, int) or is_recording():
-            return self._padded(table, missing).expand(batch_size, -1)
-        kept = self._ids
-        if kept is None or kept[0] is not table or kept[1:3] != (missing, batch_size):
-            ids = self._padded(table, missing).expand(batch_size, -1)
-            kept = self._ids = (table, missing, batch_size, ids)
-        return kept[3]
+        table = self._table(batch_size, q_length, kv_end if tokens is None else tokens, device)
+        length = table.shape[1]
+        if kv_end is not None and kv_end > length:
+            table = F.pad(table.long(), (0, kv_end - length), value=_NO_DOCUMENT)
+        ids = table.expand(batch_size, -1)
+        # Steps of decoding take what is the same for all of them.
+        if is_kept and not is_opaque(self.tensor):
+            key = version, batch_size, device, max(kv_end - length, 0)
+            self._kept = _Kept(length, key, ids)
+        return ids
 
-    def _padded(self, table: torch.Tensor, missing: Any) -> torch.Tensor:
-        return F.pad(table.long(), (0, missing), value=_NO_DOCUMENT) if missing else table
+    def within(self, ids: torch.Tensor, rule: MaskFunction) -> MaskFunction:
+        """The rule within each document. A step after the same rule's has the same program."""
+        if is_recording():
+            return and_masks(packed_sequence_mask_function(ids), rule)
+        kept = self._rules.get(id(rule))
+        if kept is None or kept[0] is not rule or kept[1] is not ids:
+            if len(self._rules) >= 8:
+                self._rules.clear()
+            kept = rule, ids, and_masks(packed_sequence_mask_function(ids), rule)
+            self._rules[id(rule)] = kept
+        return kept[2]
 
     def positions(self, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """How far each token is from the start of its document, [b, n]."""
@@ -117,20 +146,6 @@ class Documents:
         positions = positions_in_runs(ids, None)
         self._positions = ids, positions
         return positions
-
-    def _kept_table(
-        self, batch_size: int, q_length: Any, length: Any, device: torch.device
-    ) -> torch.Tensor:
-        """_table(), which is made again where what it depends on is another."""
-        if is_opaque(self.tensor):
-            return self._table(batch_size, q_length, length, device)
-        version = None if self.tensor.is_inference() else self.tensor._version
-        ends_anywhere = self.is_whole or self.tensor.device.type != "cpu"
-        length_of_key = length if self.kind == "cu_seqlens" and ends_anywhere else None
-        key = version, batch_size, device, length_of_key
-        if self._table_kept is None or self._table_kept[0] != key:
-            self._table_kept = key, self._table(batch_size, q_length, length, device)
-        return self._table_kept[1]
 
     def _table(self, batch_size: int, q_length: Any, length: Any, device: Any) -> torch.Tensor:
         given = self.tensor.to(device)
