@@ -80,6 +80,7 @@ __all__ = [
     "skip_policy",
     "sliding_window",
     "status",
+    "testing",
     "uninstall",
     "utils",
     "validate_mask",
@@ -103,6 +104,7 @@ _LOADED_WHEN_USED = {
     "profiling": "profiling",
     "show": "_show",
     "status": "_status",
+    "testing": "testing",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
 }
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
     from attn_mask import checking as checking
     from attn_mask import profiling as profiling
+    from attn_mask import testing as testing
     from attn_mask._explain import explain as explain
     from attn_mask._explain_model import explain_model as explain_model
     from attn_mask._plot import plot as plot

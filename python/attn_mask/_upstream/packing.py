@@ -148,7 +148,7 @@ class Documents:
         return positions
 
     def _table(self, batch_size: int, q_length: Any, length: Any, device: Any) -> torch.Tensor:
-        given = self.tensor.to(device)
+        given: torch.Tensor = self.tensor.to(device)
         if self.kind == "document_ids":
             return given
         if self.kind == "position_ids":
