@@ -266,7 +266,12 @@ def _check_batch(name: str, batch: Any) -> None:
 
 
 def _dense(mask: Any) -> Any:
-    return mask.to_dense() if hasattr(mask, "to_dense") and hasattr(mask, "mask_mod") else mask
+    """A BlockMask by its elements: which of them are in a block that is full is not compared."""
+    if not hasattr(mask, "mask_mod"):
+        return mask
+    from torch.nn.attention.flex_attention import create_mask
+
+    return create_mask(mask.mask_mod, *mask.shape, device=mask.kv_num_blocks.device)
 
 
 def _shown(mask: Any) -> str:
