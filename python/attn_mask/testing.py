@@ -271,7 +271,9 @@ def _dense(mask: Any) -> Any:
         return mask
     from torch.nn.attention.flex_attention import create_mask
 
-    return create_mask(mask.mask_mod, *mask.shape, device=mask.kv_num_blocks.device)
+    batch, heads, q_length, kv_length = mask.shape
+    device = mask.kv_num_blocks.device
+    return create_mask(mask.mask_mod, batch, heads, q_length, kv_length, device)
 
 
 def _shown(mask: Any) -> str:

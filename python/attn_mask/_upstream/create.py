@@ -236,10 +236,12 @@ def _create_mask(
         tokens = number_of_tokens(q_offset, q_length, kv_length, cache)
         end = None if cache is None else kv_end
         ids = documents.ids(batch_size, q_length, q_offset, tokens, end, device)
+        if isinstance(q_offset, torch.Tensor) and tokens is not None:
+            q_offset = tokens - q_length  # as an int it needs no tensor in the mask's program
         if pattern.by_position or has_functions:
-            positions = documents.positions(ids, attention_mask)
-            rule = remap_positions_for_packed_sequence(rule, positions)
-            local = None if local is None else remap_positions_for_packed_sequence(local, positions)
+            rule = documents.at_positions(rule, ids, attention_mask)
+            if local is not None and block_sequence_ids is not None:
+                local = documents.at_positions(local, ids, attention_mask)
     if block_sequence_ids is not None:
         blocks: MaskFunction = blockwise_overlay(
             maybe_pad_block_sequence_ids(block_sequence_ids, attention_mask, kv_length, kv_offset)

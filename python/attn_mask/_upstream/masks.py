@@ -212,12 +212,11 @@ def preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
     """The release's, which makes booleans of whatever numbers a padding mask holds, and looks at
     position_ids only without a mask and a cache."""
     # (config, inputs_embeds, attention_mask, ...); until 5.1, input_embeds.
-    mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-        embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
-        if embeds is not None:
+    embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
+    if embeds is not None and embeds.shape[1] > 1 and state.options.packing == "upstream":
+        mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             documents.name_numbers(mask, embeds.shape[1])
-    if state.options.packing == "upstream":
         cache, positions = cache_and_positions(args, kwargs)
         if positions is not None and (mask is not None or cache is not None):
             documents.name_restarts(positions, mask)

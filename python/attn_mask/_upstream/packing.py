@@ -3,7 +3,7 @@
 import contextvars
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from attn_mask import rules
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream.documents import count_sequences, positions_in_runs
-from attn_mask._upstream.mask_functions import and_masks, packed_sequence_mask_function
+from attn_mask._upstream.mask_functions import (
+    and_masks,
+    packed_sequence_mask_function,
+    remap_positions_for_packed_sequence,
+)
 from attn_mask.rules import MaskFunction
 
 Kind = Literal["document_ids", "position_ids", "cu_seqlens", "cu_seq_lens_q"]
@@ -55,8 +59,7 @@ class Documents:
         self.is_passed_on = False
         """Whether the model that is being called has their cu_seqlens."""
         self._kept: _Kept | None = None
-        self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._rules: dict[int, tuple[MaskFunction, torch.Tensor, MaskFunction]] = {}
+        self._rules: dict[tuple[int, str], tuple[MaskFunction, torch.Tensor, MaskFunction]] = {}
         self._check()
 
     def _check(self) -> None:
@@ -126,26 +129,34 @@ class Documents:
         return ids
 
     def within(self, ids: torch.Tensor, rule: MaskFunction) -> MaskFunction:
-        """The rule within each document. A step after the same rule's has the same program."""
+        """The rule within each document."""
+        return self._once(
+            rule, ids, lambda: and_masks(packed_sequence_mask_function(ids), rule), "within"
+        )
+
+    def at_positions(
+        self, rule: MaskFunction, ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> MaskFunction:
+        """The rule at the positions that tokens have in their documents."""
+
+        def make() -> MaskFunction:
+            positions = positions_in_runs(ids, attention_mask)
+            return remap_positions_for_packed_sequence(rule, positions)
+
+        return make() if attention_mask is not None else self._once(rule, ids, make, "at")
+
+    def _once(
+        self, rule: MaskFunction, ids: torch.Tensor, make: Callable[[], MaskFunction], how: str
+    ) -> MaskFunction:
+        """Steps of decoding have the same rules, which keep their programs."""
         if is_recording():
-            return and_masks(packed_sequence_mask_function(ids), rule)
-        kept = self._rules.get(id(rule))
+            return make()
+        kept = self._rules.get((id(rule), how))
         if kept is None or kept[0] is not rule or kept[1] is not ids:
             if len(self._rules) >= 8:
                 self._rules.clear()
-            kept = rule, ids, and_masks(packed_sequence_mask_function(ids), rule)
-            self._rules[id(rule)] = kept
+            kept = self._rules[id(rule), how] = (rule, ids, make())
         return kept[2]
-
-    def positions(self, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """How far each token is from the start of its document, [b, n]."""
-        if attention_mask is not None or is_recording():
-            return positions_in_runs(ids, attention_mask)
-        if self._positions is not None and self._positions[0] is ids:
-            return self._positions[1]
-        positions = positions_in_runs(ids, None)
-        self._positions = ids, positions
-        return positions
 
     def _table(self, batch_size: int, q_length: Any, length: Any, device: Any) -> torch.Tensor:
         given: torch.Tensor = self.tensor.to(device)
@@ -267,7 +278,9 @@ def current() -> Documents | None:
             return _traced[-1].documents
         if not _READS_CONTEXT:
             return _blocks[-1].documents if _blocks else None
-    elif _blocks and not _of_context.get() and _is_of_autograd():
+    elif not _blocks:
+        return None
+    elif not _of_context.get() and _is_of_autograd():
         return _of_backward()
     for block in reversed(_of_context.get()):
         if not block.is_over:
