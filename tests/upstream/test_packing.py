@@ -1,6 +1,7 @@
 """Packed documents under unmodified models: each gives what the stock model gives for it alone."""
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import logging
@@ -930,3 +931,27 @@ def test_other_packing(function):
         ValueError, match=r"expected packing to be one of 'upstream', .* got 'other'"
     ):
         function(packing="other")
+
+
+@pytest.mark.parametrize("way", ["position_ids", "cu_seq_lens", "block"])
+def test_rows_that_were_packed_here(way):
+    """Padding at the end of rows is nobody's."""
+    sequences = [tokens(1, n)[0] for n in (5, 3, 6, 4)]
+    collate = attn_mask.data.PackingCollator(
+        10, return_document_ids=True, return_flash_attn_kwargs=way == "cu_seq_lens"
+    )
+    batch = collate([{"input_ids": sequence} for sequence in sequences])
+    ids = batch.pop("document_ids")
+    assert ids.shape == (2, 10) and (ids < 0).any()
+    model = make("Llama 4 text", "sdpa")
+    alone_by_length = {len(sequence): result(model, sequence[None])[0] for sequence in sequences}
+    options = {} if way == "block" else {"packing": way}
+    block = attn_mask.packed(document_ids=ids) if way == "block" else contextlib.nullcontext()
+    with attn_mask.installed(**options), block:
+        got = result(model, **batch)
+        testing.assert_no_leak(model, batch, document_ids=ids)
+    for row in range(2):
+        for document in ids[row].unique().tolist():
+            if document >= 0:
+                part = got[row][ids[row] == document]
+                assert_close(part, alone_by_length[len(part)])
