@@ -13,6 +13,7 @@ import attn_mask
 import pytest
 import torch
 from attn_mask import _named_once, masking_utils, testing
+from attn_mask._upstream import packing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAST, MODELS, RELEASE, WINDOW, make, tokens, transformers
@@ -301,6 +302,49 @@ def test_checkpointed_activations(installed):
         assert torch.equal(plain, again)
 
 
+def in_a_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_threads_of_autograd(installed, monkeypatch):
+    """They run what is checkpointed for another device, and know of no block but by its being the
+    only one."""
+    monkeypatch.setattr(packing, "_is_of_autograd", lambda: True)
+    block = attn_mask.packed(document_ids=TWO)
+    assert in_a_thread(ids_within) is None
+    with block, block:
+        assert in_a_thread(ids_within) == 1
+        with (
+            attn_mask.packed(document_ids=ONE),
+            pytest.raises(RuntimeError, match="packed: expected one block at a time while checkp"),
+        ):
+            in_a_thread(ids_within)
+
+
+def test_what_is_a_thread_of_autograd(installed):
+    """No thread that Python code started, though it runs backward."""
+    seen = []
+
+    class Looks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            seen.append((torch._C._current_graph_task_id() != -1, ids_within()))
+            return gradient
+
+    def run():
+        Looks.apply(torch.zeros(1, requires_grad=True)).backward()
+
+    with attn_mask.packed(document_ids=TWO):
+        run()
+        in_a_thread(run)
+    assert seen == [(True, 1), (True, None)]
+
+
 # Create functions by themselves
 
 
@@ -345,8 +389,8 @@ def packings(draw):
 
 @settings(max_examples=30)
 @given(packings(), st.sampled_from(sorted(PATTERNS)), st.sampled_from(["eager", "sdpa", "flex"]))
-def test_masks_element_by_element(packing, name, implementation):
-    lengths, length, padding, left = packing
+def test_masks_element_by_element(rows_packed, name, implementation):
+    lengths, length, padding, left = rows_packed
     rows = len(lengths)
     ids = torch.stack(
         [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]
@@ -657,18 +701,18 @@ def test_compiled_code_in_threads(installed, compiles):
         assert list(pool.map(run, [ONE, TWO])) == [[3.0] * 20, [2.0] * 20]
 
 
-@pytest.mark.parametrize("packing", ["position_ids", "cu_seq_lens"])
-def test_compiled_models_that_are_given_documents(packing, compiles):
+@pytest.mark.parametrize("option", ["position_ids", "cu_seq_lens"])
+def test_compiled_models_that_are_given_documents(option, compiles):
     _, compiled = compiles
     model = make("Llama", "sdpa")
     rows = [LENGTHS[0], LENGTHS[0]]
     want = alone(model, rows)
     given = {"position_ids": POSITIONS[:1].expand(2, -1), "attention_mask": ONES}
-    if packing == "cu_seq_lens":
+    if option == "cu_seq_lens":
         given |= flattened(rows)
-    with attn_mask.installed(packing=packing):
+    with attn_mask.installed(packing=option):
         assert_close(result(compiled(model), TOKENS, use_cache=False, **given), want)
-    assert attn_mask._upstream.packing._traced == ()
+    assert packing._traced == ()
 
 
 # install(packing=...)
@@ -685,16 +729,16 @@ def flattened(rows):
     }
 
 
-@pytest.mark.parametrize("packing", ["position_ids", "cu_seq_lens"])
+@pytest.mark.parametrize("option", ["position_ids", "cu_seq_lens"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_install_with_packing(name, packing):
+def test_install_with_packing(name, option):
     for implementation in ("eager", "sdpa"):
         model = make(name, implementation)
         want = alone(model)
         given = {"position_ids": POSITIONS}
-        if packing == "cu_seq_lens":
+        if option == "cu_seq_lens":
             given |= flattened(LENGTHS)
-        with attn_mask.installed(packing=packing):
+        with attn_mask.installed(packing=option):
             for mask in (None, ONES, IDS + 1):
                 for cache in caches(model):
                     got = result(model, TOKENS, attention_mask=mask, **given, **cache)
