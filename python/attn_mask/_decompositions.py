@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
-from attn_mask import _process, rules
+from attn_mask import _dense_attention, _process, rules
 from attn_mask._library import _C, operators_that
 from attn_mask._program import Source
 from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
@@ -766,6 +766,56 @@ def _block_mask_widths(*args: Any, **kwargs: Any) -> list[int]:
             max((int(count.max()) for count in of_kind if count.numel() > 0), default=0)
             for of_kind in counts
         ]
+
+
+# Attention
+
+
+def _visible(query: torch.Tensor, key: torch.Tensor, **where: Any) -> torch.Tensor:
+    sizes: dict[str, Any] = {"q_length": query.shape[2], "kv_length": key.shape[2]}
+    return _attends(device=query.device, batch_size=query.shape[0], **sizes, **where)
+
+
+@_operator
+def scaled_dot_product_attention(
+    *,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+    enable_gqa: bool,
+    max_documents: Any,
+    max_length: Any,
+    **where: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _dense_attention.forward(query, key, value, _visible(query, key, **where), scale)
+
+
+@_operator
+def scaled_dot_product_attention_backward(
+    *,
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float | None,
+    enable_gqa: bool,
+    max_documents: Any,
+    max_length: Any,
+    **where: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    attends = _visible(query, key, **where)
+    return _dense_attention.backward(grad_out, query, key, value, out, lse, attends, scale)
+
+
+def _document_limits(*args: Any, **kwargs: Any) -> list[int]:
+    return []
+
+
+def _attention_plan(*args: Any, **kwargs: Any) -> list[int]:
+    raise NotImplementedError("attention_plan: expected device to be cpu or cuda")
 
 
 # Other devices
