@@ -52,6 +52,7 @@ class packed:
     Raises TypeError and ValueError for other arguments; ValueError on entry without install(), and
     in a create function where documents do not match the batch.
 
+    >>> import transformers
     >>> ids = torch.tensor([[0, 0, 1, 1]])
     >>> config = transformers.LlamaConfig(attn_implementation="sdpa")
     >>> with attn_mask.installed(), attn_mask.packed(document_ids=ids):

@@ -40,6 +40,7 @@ def record_masks(model: torch.nn.Module, batch: Mapping[str, Any]) -> list[Recor
 
     Raises TypeError for a batch that is no mapping.
 
+    >>> import transformers
     >>> config = transformers.LlamaConfig(
     ...     num_hidden_layers=2, hidden_size=8, num_attention_heads=1, vocab_size=4,
     ...     intermediate_size=8,
