@@ -77,6 +77,8 @@ def _by_positions(name: str, args: Any, kwargs: dict[str, Any]) -> Documents | N
     if positions.device.type != "cpu" and positions.shape[1] == 1:
         return documents  # a step of decoding is not to wait for its device
     begins = 0 if cache is None else cache.get_seq_length(LAYERS[name].first(cache))
+    if positions.shape[1] == 1:  # read at once, since each step does it
+        return documents if min(positions[:, 0].tolist()) < int(begins) else None
     if isinstance(begins, torch.Tensor):
         begins = begins.to(positions.device)
     is_packed = count_sequences(positions)[:, -1].any() | (positions[:, 0] < begins).any()
