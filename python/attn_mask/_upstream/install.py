@@ -12,7 +12,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from types import FunctionType, ModuleType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -24,6 +24,7 @@ from attn_mask._upstream.masks import Options, checked_options
 from attn_mask._upstream.releases import for_transformers, release_numbers
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions
 from attn_mask._upstream.source import DECISIONS, FACTORIES, SKIPPING, Module, hashes, known
+from attn_mask.rules import MaskFunction
 
 _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
@@ -75,6 +76,7 @@ class _Installation:
         # (before, now) of objects that modules hold by name.
         self._objects: dict[str, tuple[Any, Any]] = {}
         self._mapping: dict[str, Any] = {}
+        self.mask_functions: dict[CodeType, Any] | None = None
         self._release = masks.state.release
         self._legacy: _Change | None = None
         ours = _our_legacy_module(version)
@@ -95,6 +97,8 @@ class _Installation:
         masks.state.release = self._release
         for change in self._changes:
             change.make()
+        if self.mask_functions is not None:
+            _attention().register(self.mask_functions, replaces_others=False)
 
     def undo(self) -> None:
         for change in reversed(self._changes):
@@ -116,20 +120,11 @@ class _Installation:
                 _Change(namespace, name, before, now).undo()
 
     def _plan_masking_utils(self) -> None:
-        try:
-            upstream = importlib.import_module(_MASKING)
-        except ModuleNotFoundError as error:
-            if error.name != _MASKING:
-                raise
-            raise NotImplementedError(
-                f"attn_mask.install: expected transformers {self.version} to have masking_utils, "
-                "as all releases since 4.53 that are known here, but there is none: this attn_mask "
-                "is too old for the transformers here"
-            ) from error
-        plan = _Plan(upstream)
+        plan = _Plan(_masking_utils(self.version))
         self._release = plan.release
         self._objects = plan.objects
         self._mapping = plan.mapping
+        self.mask_functions = plan.mask_functions()
         self._changes += plan.changes
         self.replaced += [f"{_MASKING}.{name}" for name in plan.objects]
         self.replaced += [
@@ -158,6 +153,24 @@ class _Installation:
         self._changes.append(_Change(package, _LEGACY, package.get(_LEGACY, _ABSENT), ours))
         for name in public:
             self._objects[name] = held[name], getattr(ours, name)
+
+
+def _masking_utils(version: str) -> ModuleType:
+    try:
+        return importlib.import_module(_MASKING)
+    except ModuleNotFoundError as error:
+        if error.name != _MASKING:
+            raise
+        raise NotImplementedError(
+            f"attn_mask.install: expected transformers {version} to have masking_utils, "
+            "as all releases since 4.53 that are known here, but there is none: this attn_mask "
+            "is too old for the transformers here"
+        ) from error
+
+
+def _attention() -> Any:
+    """attn_mask._upstream.attention, which imports flex attention, as transformers does."""
+    return importlib.import_module("attn_mask._upstream.attention")
 
 
 class _Plan:
@@ -248,6 +261,18 @@ class _Plan:
             self.objects[_PREPROCESS] = before, masks.preprocess_mask_arguments
         elif before is not None:
             self._others.add(_PREPROCESS)
+
+    def mask_functions(self) -> dict[CodeType, Any]:
+        """The code of each function that the release's factories make, with our factory."""
+        found: dict[CodeType, Any] = {}
+        for name in FACTORIES:
+            if name in self.objects:
+                before, ours = self.objects[name]
+                if isinstance(ours, MaskFunction):
+                    found[before.__code__] = ours
+                made = before.__code__.co_consts
+                found |= {code: ours for code in made if isinstance(code, CodeType)}
+        return found
 
     def _writer(self, function: Any) -> Any:
         """Ours, for a function of the module's own that writes masks; None for all others.
@@ -491,15 +516,15 @@ class _State:
 _state = _process.kept("install", _State)
 
 
-def _transformers() -> ModuleType:
+def _transformers(name: str = "install") -> ModuleType:
     try:
         return importlib.import_module("transformers")
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
         raise ImportError(
-            "attn_mask.install: expected transformers (4.35.0 or later) to be installed, but there "
-            "is none"
+            f"attn_mask.{name}: expected transformers (4.35.0 or later) to be installed, but "
+            "there is none"
         ) from error
 
 
@@ -582,6 +607,42 @@ def uninstall() -> None:
     """
     with _state.lock:
         _set(None, _state.blocks)
+
+
+def register_attention() -> None:
+    """Gives transformers models ``attn_implementation="attn_mask"``: attention by rule.
+
+    Layers then get the rule of their mask in place of a tensor, and attend by
+    ``attn_mask.scaled_dot_product_attention``: time and memory go with the keys that are visible.
+    Logits are those of "sdpa" up to rounding. All else stays transformers'; install() registers it,
+    too. It stays registered, also after uninstall(): a model that names it needs it, and no other
+    model is changed by it.
+
+    Raises ImportError without transformers, NotImplementedError for one before 4.53, and what
+    install() raises.
+
+    >>> attn_mask.register_attention()
+    >>> config = transformers.LlamaConfig(
+    ...     num_hidden_layers=2, hidden_size=8, num_attention_heads=1, vocab_size=4,
+    ...     intermediate_size=8,
+    ... )
+    >>> model = transformers.LlamaForCausalLM._from_config(
+    ...     config, attn_implementation="attn_mask"
+    ... )
+    """
+    with _state.lock:
+        transformers = _transformers("register_attention")
+        version = str(getattr(transformers, "__version__", None))
+        if release_numbers(version) < (4, 53):
+            raise NotImplementedError(
+                "attn_mask.register_attention: expected transformers 4.53 or later, whose masks "
+                f"can be registered, but {version} is installed"
+            )
+        if _state.installation is None:
+            mask_functions = _Plan(_masking_utils(version)).mask_functions()
+        else:
+            mask_functions = _state.installation.mask_functions
+        _attention().register(mask_functions)
 
 
 def is_installed() -> bool:

@@ -1,0 +1,460 @@
+"""Attention by rule under transformers: attn_implementation="attn_mask".
+
+transformers looks two functions up under that name: one makes the mask of a kind of layers, and
+the other is every layer's attention. The mask here is the rule itself, with where its queries and
+keys stand; it becomes a tensor only for what attention by rule does not do.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from types import CodeType, FunctionType
+from typing import Any, Self
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from attn_mask import _skipping, masking_utils, rules
+from attn_mask._counts import count
+from attn_mask._engine import BOOLEAN, write_mask
+from attn_mask._named_once import name_once
+from attn_mask._timing import timed
+from attn_mask._tracing import is_opaque, is_recording
+from attn_mask._upstream.arguments import understands_cache_position
+from attn_mask._upstream.mask_functions import prepare_padding_mask
+from attn_mask._upstream.masks import state
+from attn_mask._upstream.skip_rules import is_skipped, shows_all
+from attn_mask.masks import additive, boolean
+from attn_mask.rules import MaskFunction
+
+NAME = "attn_mask"
+
+_CAUSAL = rules.causal()
+
+# Arguments of attention that change scores or probabilities, as models of transformers name them.
+_SCORES = ("position_bias", "softcap", "s_aux", "sinks", "head_mask", "layer_head_mask")
+# Which keys are left to a query, where that is no mask: kernels of their own take them.
+_SELECTED = ("indices", "block_indices")
+
+
+class RuleMask(BlockMask):  # type: ignore[misc]
+    """A mask [b, 1, q, kv] that layers share: its rule, and where queries and keys stand.
+
+    It holds no blocks, and is a BlockMask only because transformers takes that, or a tensor, for a
+    mask that is made already. Indexing gives a mask as the dense one would: of slices of queries
+    and keys another RuleMask, of anything else a boolean tensor.
+    """
+
+    def __init__(
+        self,
+        rule: MaskFunction,
+        sizes: tuple[int, int, int],
+        q_offset: int,
+        kv_offset: int,
+        device: torch.device,
+        local_size: int | None = None,
+    ):
+        self.rule = rule
+        self.batch_size, self.q_length, self.kv_length = sizes
+        self.q_offset = q_offset
+        self.kv_offset = kv_offset
+        self.device = device
+        self.local_size = local_size
+        self._dense: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch_size, 1, self.q_length, self.kv_length
+
+    @property
+    def ndim(self) -> int:
+        return 4
+
+    def contiguous(self) -> Self:
+        return self
+
+    def to(self, device: torch.device | str) -> "RuleMask":
+        """This mask with the tensors of its rule on ``device``."""
+        sizes = self.batch_size, self.q_length, self.kv_length
+        device = torch.device(device)
+        at = self.q_offset, self.kv_offset
+        return RuleMask(self.rule.to(device), sizes, *at, device, self.local_size)
+
+    def to_dense(self) -> torch.Tensor:
+        """The boolean mask [b, 1, q, kv]; made once for all layers."""
+        if self._dense is None:
+            self._dense = boolean(
+                self.rule,
+                self.batch_size,
+                self.q_length,
+                self.kv_length,
+                q_offset=self.q_offset,
+                kv_offset=self.kv_offset,
+                device=self.device,
+            )
+        return self._dense
+
+    def __getitem__(self, index: Any) -> Any:
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(part is Ellipsis for part in parts):
+            at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+            missing = (slice(None),) * (5 - len(parts))
+            parts = (*parts[:at], *missing, *parts[at + 1 :])
+        parts = (*parts, *(slice(None),) * (4 - len(parts)))
+        ranges = [
+            range(*part.indices(size)) if isinstance(part, slice) else None
+            for part, size in zip(parts, self.shape, strict=False)
+        ]
+        batch, heads, queries, keys = (*ranges, None, None, None, None)[:4]
+        if (
+            len(parts) != 4
+            or queries is None
+            or keys is None
+            or queries.step != 1
+            or keys.step != 1
+            or batch != range(self.batch_size)
+            or heads != range(1)
+            or self.rule.program.bits  # count rows and columns of the whole mask
+        ):
+            return self.to_dense()[index]
+        return RuleMask(
+            self.rule,
+            (self.batch_size, len(queries), len(keys)),
+            self.q_offset + queries.start,
+            self.kv_offset + keys.start,
+            self.device,
+            self.local_size,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"RuleMask({self.rule!r}, shape={self.shape}, q_offset={self.q_offset}, "
+            f"kv_offset={self.kv_offset})"
+        )
+
+    __repr__ = __str__
+
+
+# By the code of a mask function that transformers' factories make: our factory. Set by register().
+_factories: dict[CodeType, Any] = {}
+
+
+def register(mask_functions: dict[CodeType, Any], replaces_others: bool = True) -> None:
+    """Puts the two functions under NAME, in transformers and in the mirror of its masking_utils.
+
+    ``replaces_others``: whether also in the place of what others registered under it.
+    """
+    _factories.update(mask_functions)
+    theirs = [
+        (importlib.import_module("transformers.modeling_utils").AttentionInterface, attention),
+        (importlib.import_module("transformers.masking_utils").AttentionMaskInterface, rule_mask),
+    ]
+    for interface, function in theirs:
+        found = interface._global_mapping.get(NAME)
+        if (
+            found is None
+            or replaces_others
+            or str(getattr(found, "__module__", None)).startswith("attn_mask.")
+        ):
+            interface.register(NAME, function)
+        else:
+            name_once(
+                f"registered: {interface.__name__}",
+                "attn_mask.install: %r of %s stays, which others registered",
+                NAME,
+                interface.__name__,
+            )
+    masking_utils.AttentionMaskInterface.register(NAME, rule_mask)
+
+
+def is_registered() -> bool:
+    """Whether transformers has the attention, and it is ours."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    interface = getattr(modeling, "AttentionInterface", None)
+    return getattr(interface, "_global_mapping", {}).get(NAME) is attention
+
+
+def _rule_of(function: Any) -> MaskFunction:
+    """The rule of a mask function, of transformers' own closures as well; else a callable's."""
+    if isinstance(function, MaskFunction):
+        return function
+    if type(function) is FunctionType and not is_recording():
+        factory = _factories.get(function.__code__)
+        if isinstance(factory, MaskFunction):
+            return factory
+        if factory is not None:
+            closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+            values = {name: cell.cell_contents for name, cell in closed}
+            if "mask_functions" in values:
+                made = factory(*map(_rule_of, values["mask_functions"]))
+            else:
+                if "mask_function" in values:
+                    values["mask_function"] = _rule_of(values["mask_function"])
+                made = factory(**values)
+            return made  # type: ignore[no-any-return]
+    return rules.rule_of("rule_mask", "mask_function", function)
+
+
+def _number(offset: Any) -> int | None:
+    """An offset as a number, where its value may be read."""
+    if not isinstance(offset, torch.Tensor):
+        return offset  # type: ignore[no-any-return]
+    if offset.numel() != 1 or is_opaque(offset) or _skipping.current().name == "shapes":
+        return None
+    return int(offset)
+
+
+@understands_cache_position
+@timed
+def rule_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    mask_function: Callable[..., Any] = _CAUSAL,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> "RuleMask | torch.Tensor | None":
+    """What layers with attn_implementation="attn_mask" get as a mask; arguments as of sdpa_mask.
+
+    A RuleMask. For one query, and where values that it needs can't be read, what sdpa has: a
+    boolean mask, or None where nothing is masked (while tracing, also for causality alone).
+    """
+    is_decoding = type(q_length) is int and q_length == 1
+    # Of None, a layer can't tell where its queries stand, once a model has sliced them.
+    causal = allow_is_causal_skip and (is_decoding or is_recording())
+    if (causal or allow_is_bidirectional_skip) and is_skipped(
+        state.release.decisions,
+        causal,
+        allow_is_bidirectional_skip,
+        attention_mask,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        local_size,
+    ):
+        count("masks skipped")
+        return None
+    rule = _rule_of(mask_function)
+    sizes = batch_size, q_length, kv_length
+    if not is_decoding:
+        calls = rule.program.calls
+        first, first_key = _number(q_offset), _number(kv_offset)
+        if not calls and first is not None and first_key is not None:
+            count("rules for attention")
+            if attention_mask is not None and not _hides_nothing(
+                attention_mask, kv_length, first_key
+            ):
+                padding = rules.UPSTREAM_PADDING
+                rule = rule & rules.Padding(
+                    prepare_padding_mask(attention_mask, kv_length, first_key), padding
+                )
+            return RuleMask(rule, sizes, first, first_key, torch.device(device), local_size)
+        if calls:
+            name_once(
+                "attention by mask functions",
+                "attn_mask: attention takes a dense mask, in time and memory of queries x keys, "
+                "for a mask function that is no rule: %r",
+                calls[0][1],
+            )
+    count("sdpa_mask")
+    return write_mask(
+        "rule_mask",
+        rule,
+        sizes,
+        q_offset,
+        kv_offset,
+        attention_mask,
+        device,
+        BOOLEAN,
+        state.release.by_vmap if use_vmap is None else use_vmap,
+    )
+
+
+def _hides_nothing(attention_mask: torch.Tensor, kv_length: int, kv_offset: int) -> bool:
+    """Whether padding can be left out of the rule, as far as skip_policy permits to find out."""
+    policy = _skipping.current()
+    if policy.name != "upstream":
+        return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, None)
+    if is_opaque(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
+        return False
+    return shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, Any]:
+    """The attention of a layer with attn_implementation="attn_mask".
+
+    Attention by the rule of a RuleMask, without a dense mask; without one, what transformers does
+    for "sdpa". What changes scores, dropout and the weights that output_attentions asks for make
+    the mask dense, for sdpa where transformers' takes the argument, else for the eager attention of
+    the model's own file.
+
+    Args:
+        query: [b, heads, q, d].
+        key, value: [b, heads that divide those, kv, d].
+        attention_mask: a RuleMask, a tensor as of "sdpa", or None.
+
+    Returns (out [b, q, heads, d], weights or None).
+
+    Raises NotImplementedError for what none of them does, ValueError for a RuleMask of other sizes,
+    TypeError for masks of other implementations.
+    """
+    for name in _SELECTED:
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(
+                f"attn_mask attention: expected no {name}, which leave only some keys to each query "
+                f"of {type(module).__name__} and are no mask: take attn_implementation='sdpa'"
+            )
+    if isinstance(attention_mask, BlockMask) and not isinstance(attention_mask, RuleMask):
+        raise TypeError(
+            "attn_mask attention: expected attention_mask to be a tensor, None, or the mask that "
+            "transformers makes for this implementation, but got a BlockMask"
+        )
+    changes = [name for name in _SCORES if kwargs.get(name) is not None]
+    changes += ["output_attentions"] if kwargs.get("output_attentions") else []
+    sdpa = _sdpa_attention()
+    if changes and not set(changes) <= set(inspect.signature(sdpa).parameters):
+        return _eager(
+            changes, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs
+        )
+    if isinstance(attention_mask, RuleMask):
+        mask = _fitting(attention_mask, query, key)
+        if not changes and dropout == 0.0:
+            _name_window(mask, kwargs.get("sliding_window"))
+            out = _attend(query, key, value, mask, scaling)
+            return out.transpose(1, 2).contiguous(), None
+        _name_dense("transformers' sdpa", changes or ["dropout"])
+        attention_mask = mask.to_dense()
+    return sdpa(  # type: ignore[no-any-return]
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        **kwargs,
+    )
+
+
+def _sdpa_attention() -> Callable[..., Any]:
+    integration = sys.modules["transformers.integrations.sdpa_attention"]
+    return integration.sdpa_attention_forward  # type: ignore[no-any-return]
+
+
+def _name_dense(by: str, changes: list[str]) -> None:
+    what = " and ".join(changes)
+    name_once(
+        f"dense attention: {what}",
+        "attn_mask: for %s, attention takes a dense mask and is %s, in time and memory of "
+        "queries x keys",
+        what,
+        by,
+    )
+
+
+def _name_window(mask: RuleMask, window: Any) -> None:
+    """Some layers tell attention of a window that their mask does not have; sdpa ignores it."""
+    if window is None or mask.kv_length <= window or mask.local_size in (window, window - 1):
+        return
+    name_once(
+        "another window",
+        "attn_mask: a layer has sliding_window=%s, but the mask that its model makes is of %s: the "
+        "mask holds, as for 'sdpa'",
+        window,
+        "no window" if mask.local_size is None else f"a window of {mask.local_size}",
+    )
+
+
+def _fitting(mask: RuleMask, query: torch.Tensor, key: torch.Tensor) -> RuleMask:
+    """The mask for the keys there are: until 5.0, a mask may be longer."""
+    sizes = query.shape[0], query.shape[2], key.shape[2]
+    fits = mask.batch_size in (1, sizes[0]) and mask.q_length == sizes[1]
+    if not fits or mask.kv_length < sizes[2]:
+        raise ValueError(
+            f"attn_mask attention: expected a mask for {list(sizes)}, the batch size, queries and "
+            f"keys, but got one of {[mask.batch_size, mask.q_length, mask.kv_length]}"
+        )
+    if mask.kv_length > sizes[2]:
+        mask = mask[:, :, :, : sizes[2]]
+    return mask
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: RuleMask,
+    scale: float | None,
+) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask.to_dense(),
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _eager(
+    changes: list[str],
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any,
+    dropout: float,
+    scaling: float | None,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, Any]:
+    """The attention that the model's own file writes out, which defines what the changes mean."""
+    files = (vars(sys.modules.get(kind.__module__, torch)) for kind in type(module).__mro__)
+    eager = next((names[_EAGER] for names in files if _EAGER in names), None)
+    if eager is None:
+        raise NotImplementedError(
+            f"attn_mask attention: expected no {' and '.join(changes)}, or a model with an "
+            f"{_EAGER}, but the file of {type(module).__name__} has none"
+        )
+    _name_dense("the model's eager attention", changes)
+    rule, at, lengths = None, (0, 0), (query.shape[2], key.shape[2])
+    if isinstance(mask, RuleMask):
+        mask = _fitting(mask, query, key)
+        rule, at = mask.rule, (mask.q_offset, mask.kv_offset)
+    elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        rule = rules.bits(mask)
+    elif mask is None and lengths[0] > 1:
+        # As sdpa reads a mask of None.
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        rule = _CAUSAL if causal else None
+    if rule is not None:
+        batch_size = query.shape[0]
+        offsets = dict(zip(("q_offset", "kv_offset"), at, strict=True))
+        of = {"device": query.device, "dtype": query.dtype}
+        mask = additive(rule, batch_size, *lengths, **offsets, **of)
+    return eager(  # type: ignore[no-any-return]
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+
+
+_EAGER = "eager_attention_forward"
