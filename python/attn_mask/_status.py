@@ -1,5 +1,6 @@
 """attn_mask.status: whether install() is on, and what happened so far."""
 
+import sys
 from dataclasses import dataclass
 
 from attn_mask._counts import counts
@@ -20,6 +21,8 @@ class Status:
         calls: how often each kind of mask was made or skipped in eager code, in this process.
         fallbacks: how often a mask function that is no rule was called to make a mask.
         warnings: what the logger "attn_mask" has named so far.
+        attention: the attn_implementation that register_attention() or install() gave
+            transformers' models, or None.
     """
 
     transformers: str | None
@@ -28,6 +31,7 @@ class Status:
     calls: dict[str, int]
     fallbacks: int
     warnings: tuple[str, ...]
+    attention: str | None
 
     @property
     def installed(self) -> bool:
@@ -38,6 +42,8 @@ class Status:
             lines = [f"attn_mask.install: installed, transformers {self.transformers}"]
         else:
             lines = ["attn_mask.install: not installed"]
+        name = "none" if self.attention is None else repr(self.attention)
+        lines.append(f"registered attention: {name}")
         calls = [f"{kind} {number}" for kind, number in sorted(self.calls.items())]
         fallbacks = [f"mask functions that are no rules were called {self.fallbacks} times"]
         for title, entries in (
@@ -67,5 +73,11 @@ def status() -> Status:
     calls = dict(counts)
     fallbacks = calls.pop("fallback", 0)
     if found is None:
-        return Status(None, (), (), calls, fallbacks, tuple(texts))
-    return Status(*found, calls, fallbacks, tuple(texts))
+        return Status(None, (), (), calls, fallbacks, tuple(texts), _registered())
+    return Status(*found, calls, fallbacks, tuple(texts), _registered())
+
+
+def _registered() -> str | None:
+    # It is imported to be registered, not before.
+    attention = sys.modules.get("attn_mask._upstream.attention")
+    return attention.NAME if attention is not None and attention.is_registered() else None

@@ -53,14 +53,12 @@ class RuleMask(BlockMask):  # type: ignore[misc]
         q_offset: int,
         kv_offset: int,
         device: torch.device,
-        local_size: int | None = None,
     ):
         self.rule = rule
         self.batch_size, self.q_length, self.kv_length = sizes
         self.q_offset = q_offset
         self.kv_offset = kv_offset
         self.device = device
-        self.local_size = local_size
         self._dense: torch.Tensor | None = None
 
     @property
@@ -79,7 +77,7 @@ class RuleMask(BlockMask):  # type: ignore[misc]
         sizes = self.batch_size, self.q_length, self.kv_length
         device = torch.device(device)
         at = self.q_offset, self.kv_offset
-        return RuleMask(self.rule.to(device), sizes, *at, device, self.local_size)
+        return RuleMask(self.rule.to(device), sizes, *at, device)
 
     def to_dense(self) -> torch.Tensor:
         """The boolean mask [b, 1, q, kv]; made once for all layers."""
@@ -124,7 +122,6 @@ class RuleMask(BlockMask):  # type: ignore[misc]
             self.q_offset + queries.start,
             self.kv_offset + keys.start,
             self.device,
-            self.local_size,
         )
 
     def __str__(self) -> str:
@@ -250,14 +247,11 @@ def rule_mask(
         first, first_key = _number(q_offset), _number(kv_offset)
         if not calls and first is not None and first_key is not None:
             count("rules for attention")
-            if attention_mask is not None and not _hides_nothing(
-                attention_mask, kv_length, first_key
-            ):
-                padding = rules.UPSTREAM_PADDING
-                rule = rule & rules.Padding(
-                    prepare_padding_mask(attention_mask, kv_length, first_key), padding
-                )
-            return RuleMask(rule, sizes, first, first_key, torch.device(device), local_size)
+            if attention_mask is not None:
+                padding = prepare_padding_mask(attention_mask, kv_length, first_key)
+                if not _hides_nothing(padding, kv_length, first_key):
+                    rule = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
+            return RuleMask(rule, sizes, first, first_key, torch.device(device))
         if calls:
             name_once(
                 "attention by mask functions",
@@ -279,14 +273,12 @@ def rule_mask(
     )
 
 
-def _hides_nothing(attention_mask: torch.Tensor, kv_length: int, kv_offset: int) -> bool:
+def _hides_nothing(padding: torch.Tensor, kv_length: int, kv_offset: int) -> bool:
     """Whether padding can be left out of the rule, as far as skip_policy permits to find out."""
     policy = _skipping.current()
     if policy.name != "upstream":
-        return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, None)
-    if is_opaque(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
-        return False
-    return shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])
+        return policy.skips_bidirectional(padding, kv_length, kv_offset, None)
+    return not is_opaque(padding) and shows_all(padding[:, kv_offset : kv_offset + kv_length])
 
 
 def attention(
@@ -320,8 +312,8 @@ def attention(
     for name in _SELECTED:
         if kwargs.get(name) is not None:
             raise NotImplementedError(
-                f"attn_mask attention: expected no {name}, which leave only some keys to each query "
-                f"of {type(module).__name__} and are no mask: take attn_implementation='sdpa'"
+                f"attn_mask attention: expected no {name}, which select keys for each query of "
+                f"{type(module).__name__} without a mask: take attn_implementation='sdpa'"
             )
     if isinstance(attention_mask, BlockMask) and not isinstance(attention_mask, RuleMask):
         raise TypeError(
@@ -372,17 +364,22 @@ def _name_dense(by: str, changes: list[str]) -> None:
     )
 
 
-def _name_window(mask: RuleMask, window: Any) -> None:
+def _name_window(mask: RuleMask, size: Any) -> None:
     """Some layers tell attention of a window that their mask does not have; sdpa ignores it."""
-    if window is None or mask.kv_length <= window or mask.local_size in (window, window - 1):
-        return
-    name_once(
-        "another window",
-        "attn_mask: a layer has sliding_window=%s, but the mask that its model makes is of %s: the "
-        "mask holds, as for 'sdpa'",
-        window,
-        "no window" if mask.local_size is None else f"a window of {mask.local_size}",
-    )
+    if size is not None and mask.kv_length > size and not _has_window(mask.rule, size):
+        name_once(
+            "another window",
+            "attn_mask: a layer has sliding_window=%s, but the mask that its model makes has no "
+            "such window: the mask holds, as for 'sdpa'",
+            size,
+        )
+
+
+def _has_window(rule: Any, size: int) -> bool:
+    if isinstance(rule, rules.Window):
+        return rule.left is not None and rule.left + 1 == size
+    parts = (*getattr(rule, "rules", ()), getattr(rule, "rule", None))
+    return any(_has_window(part, size) for part in parts if part is not None)
 
 
 def _fitting(mask: RuleMask, query: torch.Tensor, key: torch.Tensor) -> RuleMask:
