@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from attn_mask._counts import counts
 from attn_mask._named_once import texts
@@ -78,6 +79,10 @@ def status() -> Status:
 
 
 def _registered() -> str | None:
-    # It is imported to be registered, not before.
-    attention = sys.modules.get("attn_mask._upstream.attention")
-    return attention.NAME if attention is not None and attention.is_registered() else None
+    # Imported to be registered, not before.
+    attention: Any = sys.modules.get("attn_mask._upstream.attention")
+    modeling: Any = sys.modules.get("transformers.modeling_utils")
+    if attention is None or modeling is None:
+        return None
+    found = modeling.AttentionInterface().get(attention.NAME)
+    return str(attention.NAME) if found is attention.attention else None

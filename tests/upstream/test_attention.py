@@ -12,6 +12,7 @@ import attn_mask
 import pytest
 import torch
 from attn_mask import _named_once, causal, rules, sliding_window
+from attn_mask._upstream import install
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -44,14 +45,30 @@ DECODERS = ("Llama", "Mistral", "Gemma 3 text", "Llama 4 text")
 PACKED = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 0, 1, 2, 3, 4, 5, 6]])
 
 
+INTERFACES = (
+    AttentionInterface,
+    theirs.AttentionMaskInterface,
+    attn_mask.masking_utils.AttentionMaskInterface,
+)
+
+
+def forget():
+    """As in a process that has registered nothing."""
+    install._state.keeps_attention = False
+    attn_mask.uninstall()
+    for interface in INTERFACES:
+        interface._global_mapping.pop("attn_mask", None)
+
+
 @pytest.fixture(params=["registered", "installed"])
 def under(request):
-    attn_mask.uninstall()
-    attn_mask.register_attention()
+    forget()
     if request.param == "installed":
         attn_mask.install()
+    else:
+        attn_mask.register_attention()
     yield request.param
-    attn_mask.uninstall()
+    forget()
 
 
 @pytest.fixture
@@ -541,30 +558,50 @@ def test_the_mirror_s_create_functions_make_the_same_masks():
 # Registering
 
 
-def test_it_stays_after_uninstall():
+def is_registered():
+    return ["attn_mask" in interface._global_mapping for interface in INTERFACES]
+
+
+def test_it_stays_after_uninstall_only_where_it_was_registered(under):
+    name = f"registered attention: {attn_mask.status().attention!r}"
+    assert name == "registered attention: 'attn_mask'"
+    assert name in str(attn_mask.status()).splitlines()
     attn_mask.uninstall()
-    model = make("Mistral", "attn_mask")
-    with torch.no_grad():
-        model(tokens())
-    assert attn_mask.status().attention == "attn_mask"
-    assert "registered attention: 'attn_mask'" in str(attn_mask.status()).splitlines()
+    stays = under == "registered"
+    assert is_registered() == [stays] * 3
+    assert attn_mask.status().attention == ("attn_mask" if stays else None)
+    if not stays:
+        assert "registered attention: none" in str(attn_mask.status()).splitlines()
+        with pytest.raises(KeyError, match="attn_mask"):
+            make("Mistral", "attn_mask")(tokens())
 
 
-def test_what_others_registered_stays_under_install(monkeypatch, named):
+def test_it_stays_after_uninstall_if_registered_under_install():
+    forget()
+    with attn_mask.installed():
+        attn_mask.register_attention()
+    assert is_registered() == [True] * 3
+    with attn_mask.installed():
+        pass
+    assert is_registered() == [True] * 3
+
+
+def test_what_others_registered_stays_under_install(named):
     def of_another(*args, **kwargs):
         return None
 
-    attn_mask.uninstall()
-    for interface in (AttentionInterface, theirs.AttentionMaskInterface):
-        monkeypatch.setitem(interface._global_mapping, "attn_mask", of_another)
+    forget()
+    for interface in INTERFACES[:2]:
+        interface.register("attn_mask", of_another)
     with attn_mask.installed():
-        assert AttentionInterface._global_mapping["attn_mask"] is of_another
-        assert theirs.AttentionMaskInterface._global_mapping["attn_mask"] is of_another
+        for interface in INTERFACES[:2]:
+            assert interface._global_mapping["attn_mask"] is of_another
         assert attn_mask.status().attention is None
-    assert (
-        "attn_mask.install: 'attn_mask' of AttentionInterface stays, which others registered"
-        in named()
-    )
+        stays = attn_mask.status().stays
+    for interface in INTERFACES[:2]:
+        (text,) = (text for text in stays if f"'attn_mask' of {interface.__name__} keeps" in text)
+        assert text.endswith("of_another")
+        assert f"attn_mask.install: {text}" in named()
     attn_mask.register_attention()
     assert AttentionInterface._global_mapping["attn_mask"] is attention().attention
     assert theirs.AttentionMaskInterface._global_mapping["attn_mask"] is attention().rule_mask
@@ -582,8 +619,6 @@ def test_releases_without_such_masks(monkeypatch):
 
 
 def test_without_transformers(monkeypatch):
-    from attn_mask._upstream import install
-
     def fails(name):
         raise ModuleNotFoundError(name="transformers")
 

@@ -5,7 +5,6 @@ the other is every layer's attention. The mask here is the rule itself, with whe
 keys stand; it becomes a tensor only for what attention by rule does not do.
 """
 
-import importlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from attn_mask import _skipping, masking_utils, rules
+from attn_mask import _skipping, rules
 from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, write_mask
 from attn_mask._named_once import name_once
@@ -38,7 +37,7 @@ _SCORES = ("position_bias", "softcap", "s_aux", "sinks", "head_mask", "layer_hea
 _SELECTED = ("indices", "block_indices")
 
 
-class RuleMask(BlockMask):  # type: ignore[misc]
+class RuleMask(BlockMask):
     """A mask [b, 1, q, kv] that layers share: its rule, and where queries and keys stand.
 
     It holds no blocks, and is a BlockMask only because transformers takes that, or a tensor, for a
@@ -133,43 +132,8 @@ class RuleMask(BlockMask):  # type: ignore[misc]
     __repr__ = __str__
 
 
-# By the code of a mask function that transformers' factories make: our factory. Set by register().
-_factories: dict[CodeType, Any] = {}
-
-
-def register(mask_functions: dict[CodeType, Any], replaces_others: bool = True) -> None:
-    """Puts the two functions under NAME, in transformers and in the mirror of its masking_utils.
-
-    ``replaces_others``: whether also in the place of what others registered under it.
-    """
-    _factories.update(mask_functions)
-    theirs = [
-        (importlib.import_module("transformers.modeling_utils").AttentionInterface, attention),
-        (importlib.import_module("transformers.masking_utils").AttentionMaskInterface, rule_mask),
-    ]
-    for interface, function in theirs:
-        found = interface._global_mapping.get(NAME)
-        if (
-            found is None
-            or replaces_others
-            or str(getattr(found, "__module__", None)).startswith("attn_mask.")
-        ):
-            interface.register(NAME, function)
-        else:
-            name_once(
-                f"registered: {interface.__name__}",
-                "attn_mask.install: %r of %s stays, which others registered",
-                NAME,
-                interface.__name__,
-            )
-    masking_utils.AttentionMaskInterface.register(NAME, rule_mask)
-
-
-def is_registered() -> bool:
-    """Whether transformers has the attention, and it is ours."""
-    modeling = sys.modules.get("transformers.modeling_utils")
-    interface = getattr(modeling, "AttentionInterface", None)
-    return getattr(interface, "_global_mapping", {}).get(NAME) is attention
+# By the code of a mask function that transformers' factories make: our factory.
+factories: dict[CodeType, Any] = {}
 
 
 def _rule_of(function: Any) -> MaskFunction:
@@ -177,7 +141,7 @@ def _rule_of(function: Any) -> MaskFunction:
     if isinstance(function, MaskFunction):
         return function
     if type(function) is FunctionType and not is_recording():
-        factory = _factories.get(function.__code__)
+        factory = factories.get(function.__code__)
         if isinstance(factory, MaskFunction):
             return factory
         if factory is not None:
@@ -434,10 +398,12 @@ def _eager(
             f"{_EAGER}, but the file of {type(module).__name__} has none"
         )
     _name_dense("the model's eager attention", changes)
-    rule, at, lengths = None, (0, 0), (query.shape[2], key.shape[2])
+    lengths = query.shape[2], key.shape[2]
+    rule: MaskFunction | None = None
+    q_offset = kv_offset = 0
     if isinstance(mask, RuleMask):
         mask = _fitting(mask, query, key)
-        rule, at = mask.rule, (mask.q_offset, mask.kv_offset)
+        rule, q_offset, kv_offset = mask.rule, mask.q_offset, mask.kv_offset
     elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         rule = rules.bits(mask)
     elif mask is None and lengths[0] > 1:
@@ -445,10 +411,15 @@ def _eager(
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         rule = _CAUSAL if causal else None
     if rule is not None:
-        batch_size = query.shape[0]
-        offsets = dict(zip(("q_offset", "kv_offset"), at, strict=True))
-        of = {"device": query.device, "dtype": query.dtype}
-        mask = additive(rule, batch_size, *lengths, **offsets, **of)
+        mask = additive(
+            rule,
+            query.shape[0],
+            *lengths,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            device=query.device,
+            dtype=query.dtype,
+        )
     return eager(  # type: ignore[no-any-return]
         module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
     )

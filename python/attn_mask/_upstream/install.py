@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
-from attn_mask import _aten_only, _process, block_mask
+from attn_mask import _aten_only, _process, block_mask, masking_utils
 from attn_mask._named_once import detail_once, name_once
 from attn_mask._upstream import mask_functions, masks
 from attn_mask._upstream.masks import Options, checked_options
@@ -76,7 +76,6 @@ class _Installation:
         # (before, now) of objects that modules hold by name.
         self._objects: dict[str, tuple[Any, Any]] = {}
         self._mapping: dict[str, Any] = {}
-        self.mask_functions: dict[CodeType, Any] | None = None
         self._release = masks.state.release
         self._legacy: _Change | None = None
         ours = _our_legacy_module(version)
@@ -97,8 +96,6 @@ class _Installation:
         masks.state.release = self._release
         for change in self._changes:
             change.make()
-        if self.mask_functions is not None:
-            _attention().register(self.mask_functions, replaces_others=False)
 
     def undo(self) -> None:
         for change in reversed(self._changes):
@@ -124,7 +121,6 @@ class _Installation:
         self._release = plan.release
         self._objects = plan.objects
         self._mapping = plan.mapping
-        self.mask_functions = plan.mask_functions()
         self._changes += plan.changes
         self.replaced += [f"{_MASKING}.{name}" for name in plan.objects]
         self.replaced += [
@@ -134,6 +130,14 @@ class _Installation:
             for change in plan.changes
         ]
         self.stays += plan.others(self.version)
+        for name, change in _attention_changes(plan):
+            if change.before is _ABSENT or _is_ours(change.before):
+                self._changes.append(change)
+            else:
+                self.stays.append(
+                    f"{change.name!r} of {name} keeps what is registered for it, "
+                    f"{_shown(change.before)}"
+                )
 
     def _plan_legacy(self, transformers: ModuleType, ours: ModuleType) -> None:
         name = f"transformers.{_LEGACY}"
@@ -168,9 +172,31 @@ def _masking_utils(version: str) -> ModuleType:
         ) from error
 
 
-def _attention() -> Any:
-    """attn_mask._upstream.attention, which imports flex attention, as transformers does."""
-    return importlib.import_module("attn_mask._upstream.attention")
+def _attention_changes(plan: "_Plan") -> Iterator[tuple[str, _Change]]:
+    """What registers attention by rule: by name, in transformers and in the mirror here."""
+    # Imports flex attention, as transformers does.
+    attention: Any = importlib.import_module("attn_mask._upstream.attention")
+    attention.factories.update(plan.mask_functions())
+    modeling = importlib.import_module("transformers.modeling_utils")
+    for name, interface, function in (
+        ("AttentionInterface", modeling.AttentionInterface, attention.attention),
+        ("AttentionMaskInterface", plan.interface, attention.rule_mask),
+        ("attn_mask's mirror", masking_utils.AttentionMaskInterface, attention.rule_mask),
+    ):
+        mapping = _mapping(interface, name)
+        before = mapping.get(attention.NAME, _ABSENT)
+        yield name, _Change(mapping, attention.NAME, before, function)
+
+
+def _mapping(interface: Any, name: str) -> dict[str, Any]:
+    mapping = getattr(interface, "_global_mapping", None)
+    if not isinstance(mapping, dict):
+        raise _missing(f"{name}._global_mapping")
+    return mapping
+
+
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", None)).startswith("attn_mask.")
 
 
 class _Plan:
@@ -201,7 +227,8 @@ class _Plan:
         )
         self.objects: dict[str, tuple[Any, Any]] = {}
         self._plan_objects()
-        self.mapping: dict[str, Any] = self._interface()
+        self.interface = self._names.get("AttentionMaskInterface")
+        self.mapping = _mapping(self.interface, "AttentionMaskInterface")
         self.changes: list[_Change] = []
         self._plan_registrations()
         self._plan_block_masks()
@@ -289,12 +316,6 @@ class _Plan:
         if defined.startswith("sdpa_mask"):
             return masks.sdpa_mask_at if self._takes_positions else masks.sdpa_mask
         return masks.eager_mask_at if self._takes_positions else masks.eager_mask
-
-    def _interface(self) -> dict[str, Any]:
-        mapping = getattr(self._names.get("AttentionMaskInterface"), "_global_mapping", None)
-        if not isinstance(mapping, dict):
-            raise _missing("AttentionMaskInterface._global_mapping")
-        return mapping
 
     def _plan_registrations(self) -> None:
         for key, function in self.mapping.items():
@@ -511,6 +532,7 @@ class _State:
         self.installation: _Installation | None = None
         self.kept: Options | None = None  # by install()
         self.blocks: tuple[_Block, ...] = ()
+        self.keeps_attention = False  # registered by register_attention()
 
 
 _state = _process.kept("install", _State)
@@ -548,6 +570,8 @@ def _update() -> None:
     if options is None:
         if _state.installation is not None:
             _state.installation.undo()
+            if _state.keeps_attention:
+                _register(_state.installation.version)
             _state.installation = None
     elif _state.installation is None:
         # Known before it changes anything, so that it can be undone wherever it is interrupted.
@@ -614,13 +638,14 @@ def register_attention() -> None:
 
     Layers then get the rule of their mask in place of a tensor, and attend by
     ``attn_mask.scaled_dot_product_attention``: time and memory go with the keys that are visible.
-    Logits are those of "sdpa" up to rounding. All else stays transformers'; install() registers it,
-    too. It stays registered, also after uninstall(): a model that names it needs it, and no other
-    model is changed by it.
+    Logits are those of "sdpa" up to rounding. No other model is changed by it. install() registers
+    it, too, up to uninstall(), where it is not another's; after this call it is there for good, in
+    the place of what others registered under that name.
 
     Raises ImportError without transformers, NotImplementedError for one before 4.53, and what
     install() raises.
 
+    >>> import transformers, attn_mask
     >>> attn_mask.register_attention()
     >>> config = transformers.LlamaConfig(
     ...     num_hidden_layers=2, hidden_size=8, num_attention_heads=1, vocab_size=4,
@@ -638,11 +663,13 @@ def register_attention() -> None:
                 "attn_mask.register_attention: expected transformers 4.53 or later, whose masks "
                 f"can be registered, but {version} is installed"
             )
-        if _state.installation is None:
-            mask_functions = _Plan(_masking_utils(version)).mask_functions()
-        else:
-            mask_functions = _state.installation.mask_functions
-        _attention().register(mask_functions)
+        _state.keeps_attention = True
+        _register(version)
+
+
+def _register(version: str) -> None:
+    for _, change in _attention_changes(_Plan(_masking_utils(version))):
+        change.make()
 
 
 def is_installed() -> bool:
