@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <optional>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -110,6 +111,8 @@ struct Passed<"Scalar"> : std::type_identity<const c10::Scalar&> {};
 template <>
 struct Passed<"Scalar?"> : std::type_identity<const std::optional<c10::Scalar>&> {};
 template <>
+struct Passed<"float?"> : std::type_identity<std::optional<double>> {};
+template <>
 struct Passed<"ScalarType"> : std::type_identity<at::ScalarType> {};
 template <>
 struct Passed<"Device?"> : std::type_identity<std::optional<at::Device>> {};
@@ -126,6 +129,11 @@ template <>
 struct Returned<"Tensor?"> : std::type_identity<std::optional<at::Tensor>> {};
 template <>
 struct Returned<"Tensor[]"> : std::type_identity<std::vector<at::Tensor>> {};
+template <>
+struct Returned<"(Tensor, Tensor)"> : std::type_identity<std::tuple<at::Tensor, at::Tensor>> {};
+template <>
+struct Returned<"(Tensor, Tensor, Tensor)">
+    : std::type_identity<std::tuple<at::Tensor, at::Tensor, at::Tensor>> {};
 template <>
 struct Returned<"bool"> : std::type_identity<bool> {};
 template <>
@@ -164,7 +172,7 @@ struct Operator<Literal, std::index_sequence<Index...>> {
   static constexpr bool kTakesRule = kSchema<Literal>.takes("SymInt[] rule");
   static constexpr bool kMayGiveNone = kSchema<Literal>.result == "Tensor?";
   /// The result is no tensor but a value, for which the host may wait for the device.
-  static constexpr bool kIsHostDecision = !kSchema<Literal>.result.starts_with("Tensor");
+  static constexpr bool kIsHostDecision = position_of(kSchema<Literal>.result, "Tensor") == std::string_view::npos;
   /// Whether `out` may be the very tensor that is read.
   static constexpr bool kMayWriteInPlace = false;
 

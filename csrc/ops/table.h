@@ -162,6 +162,46 @@ struct BlockMaskWidths
   static Run run;
 };
 
+/// Attention by any rule: (out, log-sum-exp of the scores), [b, h, q, value width] and [b, h, q],
+/// float32 or, of float64, float64; neither holds anything of size q x kv, and queries lie outside
+/// of heads in memory. Rows without a key are 0 and -inf. `out` is differentiable.
+/// `max_documents` and `max_length`: as many documents, and as long, as ids have at most, which the
+/// host need then not read from a GPU.
+struct ScaledDotProductAttention
+    : Operator<
+          "scaled_dot_product_attention(SymInt[] rule, Tensor[] operands, Tensor query, "
+          "Tensor key, Tensor value, *, SymInt q_offset=0, SymInt kv_offset=0, "
+          "Tensor? q_positions=None, Tensor? kv_positions=None, float? scale=None, "
+          "bool enable_gqa=False, SymInt? max_documents=None, SymInt? max_length=None) -> "
+          "(Tensor, Tensor)"> {
+  static Run run;
+  static Call autograd;
+};
+
+/// The gradients of query, key and value; not differentiable itself.
+struct ScaledDotProductAttentionBackward
+    : Operator<
+          "scaled_dot_product_attention_backward(SymInt[] rule, Tensor[] operands, "
+          "Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, *, "
+          "SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
+          "Tensor? kv_positions=None, float? scale=None, bool enable_gqa=False, "
+          "SymInt? max_documents=None, SymInt? max_length=None) -> (Tensor, Tensor, Tensor)"> {
+  static Run run;
+  static Call autograd;
+};
+
+/// How attention by a rule is cut into tiles (attention/plan.h), as numbers: for each segment the
+/// path, what is visible, the batch rows [begin, end), the queries and the keys of the first tile,
+/// how many tiles there are, by how much each lies further on, and whether they grow.
+struct AttentionPlan
+    : Operator<
+          "_attention_plan(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt heads, "
+          "SymInt q_length, SymInt kv_length, *, ScalarType dtype, SymInt q_offset=0, "
+          "SymInt kv_offset=0, Tensor? q_positions=None, Tensor? kv_positions=None, "
+          "Device? device=None) -> int[]"> {
+  static Run run;
+};
+
 /// Whether attention can do without the mask; with one to read, the host waits for its device.
 struct IgnoreCausalMaskSdpa
     : Operator<
@@ -189,6 +229,7 @@ using Operators =
     List<ToCausal4d, To4d, MakeCausalMask, ExpandMask, UnmaskUnattended,
          Prepare4dCausalAttentionMask, Prepare4dCausalAttentionMaskForSdpa, Prepare4dAttentionMask,
          Prepare4dAttentionMaskForSdpa, Create4dCausalAttentionMask, Boolean, Additive, BlockMask,
-         BlockStates, BlockMaskWidths, IgnoreCausalMaskSdpa, IsAllVisible>;
+         BlockStates, BlockMaskWidths, ScaledDotProductAttention,
+         ScaledDotProductAttentionBackward, AttentionPlan, IgnoreCausalMaskSdpa, IsAllVisible>;
 
 }  // namespace attn_mask::ops

@@ -25,6 +25,8 @@ from attn_mask._upstream.install import is_installed as is_installed
 from attn_mask._upstream.install import register_attention as register_attention
 from attn_mask._upstream.install import uninstall as uninstall
 from attn_mask._upstream.releases import for_transformers as for_transformers
+from attn_mask.attention import attention_plan as attention_plan
+from attn_mask.attention import scaled_dot_product_attention as scaled_dot_product_attention
 from attn_mask.block_mask import block_mask_to as block_mask_to
 from attn_mask.block_mask import create_block_mask as create_block_mask
 from attn_mask.masks import additive as additive
@@ -46,6 +48,7 @@ __all__ = [
     "__version__",
     "additive",
     "aten_only",
+    "attention_plan",
     "bidirectional",
     "bits",
     "block_mask_to",
@@ -75,6 +78,7 @@ __all__ = [
     "profiling",
     "register_attention",
     "rules",
+    "scaled_dot_product_attention",
     "sdpa_arguments",
     "show",
     "skip_policy",

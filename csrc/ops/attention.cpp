@@ -1,0 +1,398 @@
+// Attention by a rule: what is checked, and how it is differentiated. Tiles are run by
+// attention_tiles.h.
+
+#include <ATen/Functions.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "ops/attention_tiles.h"
+#include "ops/call.h"
+#include "ops/checks.h"
+#include "ops/dtypes.h"
+#include "ops/rule_problem.h"
+#include "ops/table.h"
+#include "ops/write_mask.h"
+
+namespace attn_mask::ops {
+namespace {
+
+constexpr auto kQueryShape = "[batch_size, heads, q_length, head size]";
+constexpr auto kKeyShape = "[batch_size, heads, kv_length, head size]";
+
+/// What both operators are given beside the tensors that they differentiate.
+struct Where {
+  c10::SymIntArrayRef rule;
+  at::TensorList operands;
+  const c10::SymInt& q_offset;
+  const c10::SymInt& kv_offset;
+  const std::optional<at::Tensor>& q_positions;
+  const std::optional<at::Tensor>& kv_positions;
+};
+
+void check_like_query(const char* op, const char* argument, const at::Tensor& tensor,
+                      const at::Tensor& query, const char* shape) {
+  check_strided(op, argument, tensor);
+  check_rank(op, argument, tensor, 4, shape);
+  check_same_device(op, argument, tensor, "query", query);
+  TORCH_CHECK_TYPE(tensor.scalar_type() == query.scalar_type(), op, ": expected ", argument,
+                   " to be of the dtype of query, which is ", query.scalar_type(), ", but got ",
+                   tensor.scalar_type());
+  ATTN_MASK_CHECK_SYM_VALUE(tensor.sym_size(0).sym_eq(query.sym_size(0)), op, ": expected ",
+                            argument, " to have the batch size of query, which is ",
+                            query.sym_size(0), ", but got ", describe_sizes(tensor));
+}
+
+/// Kernels would read beyond tensors that do not fit.
+void check_inputs(const char* op, const at::Tensor& query, const at::Tensor& key,
+                  const at::Tensor& value, bool enable_gqa) {
+  check_strided(op, "query", query);
+  check_rank(op, "query", query, 4, kQueryShape);
+  TORCH_CHECK_TYPE(is_additive_dtype(query.scalar_type()), op,
+                   ": expected query to be float16, bfloat16, float32 or float64, but got ",
+                   query.scalar_type());
+  check_like_query(op, "key", key, query, kKeyShape);
+  check_like_query(op, "value", value, query, kKeyShape);
+  ATTN_MASK_CHECK_SYM_VALUE(key.sym_size(3).sym_eq(query.sym_size(3)), op,
+                            ": expected key to have the head size of query, which is ",
+                            query.sym_size(3), ", but got ", describe_sizes(key));
+  for (const int64_t dim : {1, 2}) {
+    ATTN_MASK_CHECK_SYM_VALUE(value.sym_size(dim).sym_eq(key.sym_size(dim)), op,
+                              ": expected value to have as many heads and keys as key, which is ",
+                              describe_sizes(key), ", but got ", describe_sizes(value));
+  }
+  const c10::SymInt& heads = query.sym_size(1);
+  const c10::SymInt& key_heads = key.sym_size(1);
+  if (!enable_gqa) {
+    ATTN_MASK_CHECK_SYM_VALUE(key_heads.sym_eq(heads), op,
+                              ": expected key to have the heads of query, which are ", heads,
+                              " (or fewer, with enable_gqa), but got ", describe_sizes(key));
+    return;
+  }
+  const auto known = key_heads.maybe_as_int();
+  ATTN_MASK_CHECK_SYM_VALUE(
+      (known == 0 ? heads : heads % key_heads).sym_eq(0), op,
+      ": expected key to have heads whose number divides that of query, which is ", heads,
+      ", but got ", describe_sizes(key));
+}
+
+RuleArguments rule_arguments(const Where& where, const c10::SymInt& batch_size,
+                             const c10::SymInt& q_length, const c10::SymInt& kv_length,
+                             at::Device device) {
+  return {{where.rule, where.operands, batch_size, q_length, kv_length},
+          where.q_offset,
+          where.kv_offset,
+          where.q_positions,
+          where.kv_positions,
+          device};
+}
+
+/// The problem of an attention, checked; its sizes are set where there is data.
+struct Planned {
+  c10::SymInt batch_size;  // which the arguments refer to
+  c10::SymInt q_length;
+  c10::SymInt kv_length;
+  RuleArguments arguments;
+  Problem problem{};
+  Decoded decoded;
+
+  Planned(const Planned&) = delete;
+  Planned& operator=(const Planned&) = delete;
+  Planned(const char* op, const Where& where, c10::SymInt of_batch, const c10::SymInt& heads,
+          c10::SymInt queries, c10::SymInt keys, at::Device device)
+      : batch_size(std::move(of_batch)),
+        q_length(std::move(queries)),
+        kv_length(std::move(keys)),
+        arguments(rule_arguments(where, batch_size, q_length, kv_length, device)),
+        decoded(decode_problem(op, arguments, device_of(op, arguments), problem)) {
+    if (decoded.heads.maybe_as_int() != 1) {
+      ATTN_MASK_CHECK_SYM_VALUE(decoded.heads.sym_eq(heads), op,
+                                ": expected bits operands to have 1 or ", heads,
+                                " heads, but got ", decoded.heads);
+    }
+    if (device.is_meta()) {
+      return;
+    }
+    problem.batch_size = batch_size.expect_int();
+    problem.heads = decoded.heads.expect_int();
+    problem.q_length = q_length.expect_int();
+    problem.kv_length = kv_length.expect_int();
+  }
+
+  /// Plans the queries, all at once or, where the rule is too large for that, some at a time.
+  void for_each_part(const char* op, int64_t heads, int64_t element_size,
+                     const std::function<void(const PlannedRows&)>& f) {
+    const attention::Work work{heads, element_size};
+    if (!decoded.has_parts) {
+      const PreparedRuns prepared(problem);
+      f({problem, attention::make_plan(problem, decoded.depends_on_batch, work), 0});
+      return;
+    }
+    evaluate_in_parts(op, arguments.program, problem, at::kCPU, height_of_parts(problem),
+                      [&](int64_t first, const Problem& rows) {
+                        Problem part = rows;
+                        const PreparedRuns prepared(part);
+                        f({part, attention::make_plan(part, /*depends_on_batch=*/true, work),
+                           first});
+                      });
+  }
+};
+
+at::Tensor without_gaps(const at::Tensor& tensor) {
+  return tensor.size(3) <= 1 || tensor.stride(3) == 1 ? tensor : tensor.contiguous();
+}
+
+/// As the results' layout is declared, whatever kernel made them.
+at::Tensor by_length(const at::Tensor& tensor) {
+  return tensor.transpose(1, 2).contiguous().transpose(1, 2);
+}
+
+bool has_no_scores(const at::Tensor& query, const at::Tensor& key) {
+  return query.size(0) == 0 || query.size(1) == 0 || query.size(2) == 0 || key.size(2) == 0;
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+bool needs_gradient(std::initializer_list<at::Tensor> tensors) {
+  return c10::GradMode::is_enabled() &&
+         std::any_of(tensors.begin(), tensors.end(),
+                     [](const at::Tensor& tensor) { return tensor.requires_grad(); });
+}
+
+std::optional<at::Tensor> optional_of(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
+std::optional<c10::SymInt> optional_int_of(const c10::IValue& value) {
+  return value.isNone() ? std::nullopt : std::optional(value.toSymInt());
+}
+
+c10::IValue value_of(const OptionalSymInt& number) {
+  return number ? c10::IValue(*number) : c10::IValue();
+}
+
+class Attend : public torch::autograd::Function<Attend> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& query,
+                               const at::Tensor& key, const at::Tensor& value,
+                               c10::SymIntArrayRef rule, at::TensorList operands,
+                               const c10::SymInt& q_offset, const c10::SymInt& kv_offset,
+                               const std::optional<at::Tensor>& q_positions,
+                               const std::optional<at::Tensor>& kv_positions,
+                               std::optional<double> scale, bool enable_gqa,
+                               const OptionalSymInt& max_documents,
+                               const OptionalSymInt& max_length) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [out, lse] = call<ScaledDotProductAttention>(
+        rule, operands, query, key, value, q_offset, kv_offset, q_positions, kv_positions, scale,
+        enable_gqa, max_documents, max_length);
+    variable_list saved{query,
+                        key,
+                        value,
+                        out,
+                        lse,
+                        q_positions.value_or(at::Tensor()),
+                        kv_positions.value_or(at::Tensor())};
+    saved.insert(saved.end(), operands.begin(), operands.end());
+    context->save_for_backward(std::move(saved));
+    context->mark_non_differentiable({lse});
+    auto& data = context->saved_data;
+    data["rule"] = c10::IValue(rule);
+    data["q_offset"] = q_offset;
+    data["kv_offset"] = kv_offset;
+    data["scale"] = scale ? c10::IValue(*scale) : c10::IValue();
+    data["enable_gqa"] = enable_gqa;
+    data["max_documents"] = value_of(max_documents);
+    data["max_length"] = value_of(max_length);
+    return {out, lse};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const variable_list saved = context->get_saved_variables();
+    auto& data = context->saved_data;
+    const std::vector<c10::SymInt> rule = data["rule"].toSymIntVector();
+    const std::vector<at::Tensor> operands(saved.begin() + kOperands, saved.end());
+    const c10::IValue& scale = data["scale"];
+    auto [of_query, of_key, of_value] = call<ScaledDotProductAttentionBackward>(
+        rule, operands, grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
+        data["q_offset"].toSymInt(), data["kv_offset"].toSymInt(), optional_of(saved[5]),
+        optional_of(saved[6]), scale.isNone() ? std::nullopt : std::optional(scale.toDouble()),
+        data["enable_gqa"].toBool(), optional_int_of(data["max_documents"]),
+        optional_int_of(data["max_length"]));
+    variable_list result(kOthers + operands.size());
+    result[0] = of_query;
+    result[1] = of_key;
+    result[2] = of_value;
+    return result;
+  }
+
+ private:
+  static constexpr int64_t kOperands = 7;
+  static constexpr size_t kOthers = 12;  // than operands, each of which counts as an argument
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
+    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& query,
+    const at::Tensor& key, const at::Tensor& value, c10::SymInt q_offset, c10::SymInt kv_offset,
+    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
+    std::optional<double> scale, bool enable_gqa, OptionalSymInt /*max_documents*/,
+    OptionalSymInt /*max_length*/) {
+  check_inputs(kName, query, key, value, enable_gqa);
+  Planned planned(kName, {rule, operands, q_offset, kv_offset, q_positions, kv_positions},
+                  query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
+                  query.device());
+  const auto empty_result = [&] {
+    return std::tuple(empty_by_length(query, query.sym_size(2), value.sym_size(3)),
+                      empty_by_length(query, query.sym_size(2), 1, lse_dtype(query.scalar_type()))
+                          .squeeze(3));
+  };
+  if (query.is_meta()) {
+    return empty_result();
+  }
+  if (has_no_scores(query, key)) {
+    auto [out, lse] = empty_result();
+    return {out.zero_(), lse.fill_(-std::numeric_limits<double>::infinity())};
+  }
+  const AttentionInputs inputs{without_gaps(query), without_gaps(key), without_gaps(value), scale};
+  const Attended attended = attend_in_tiles(inputs, [&](const auto& f) {
+    planned.for_each_part(kName, query.size(1), query.element_size(), f);
+  });
+  return {attended.out, attended.lse};
+}
+
+std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::autograd(
+    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& query,
+    const at::Tensor& key, const at::Tensor& value, c10::SymInt q_offset, c10::SymInt kv_offset,
+    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
+    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
+    OptionalSymInt max_length) {
+  check_strided(kName, "query", query);
+  check_strided(kName, "key", key);
+  check_strided(kName, "value", value);
+  if (needs_gradient({query, key, value})) {
+    const variable_list result =
+        Attend::apply(query, key, value, rule, operands, q_offset, kv_offset, q_positions,
+                      kv_positions, scale, enable_gqa, max_documents, max_length);
+    return {result[0], result[1]};
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call<ScaledDotProductAttention>(rule, operands, query, key, value, std::move(q_offset),
+                                         std::move(kv_offset), q_positions, kv_positions, scale,
+                                         enable_gqa, std::move(max_documents),
+                                         std::move(max_length));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward::run(
+    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& grad_out,
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
+    const at::Tensor& lse, c10::SymInt q_offset, c10::SymInt kv_offset,
+    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
+    std::optional<double> scale, bool enable_gqa, OptionalSymInt /*max_documents*/,
+    OptionalSymInt /*max_length*/) {
+  check_inputs(kName, query, key, value, enable_gqa);
+  for (const auto& [argument, tensor] : {std::pair("grad_out", &grad_out), {"out", &out}}) {
+    check_like_query(kName, argument, *tensor, query, "[batch_size, heads, q_length, value size]");
+    for (const int64_t dim : {1, 2, 3}) {
+      ATTN_MASK_CHECK_SYM_VALUE(
+          tensor->sym_size(dim).sym_eq(dim == 3 ? value.sym_size(3) : query.sym_size(dim)), kName,
+          ": expected ", argument, " to be [", query.sym_size(0), ", ", query.sym_size(1), ", ",
+          query.sym_size(2), ", ", value.sym_size(3), "], but got ", describe_sizes(*tensor));
+    }
+  }
+  check_strided(kName, "lse", lse);
+  check_rank(kName, "lse", lse, 3, "[batch_size, heads, q_length]");
+  check_same_device(kName, "lse", lse, "query", query);
+  TORCH_CHECK_TYPE(lse.scalar_type() == lse_dtype(query.scalar_type()), kName,
+                   ": expected lse to be ", lse_dtype(query.scalar_type()), ", but got ",
+                   lse.scalar_type());
+  for (const int64_t dim : {0, 1, 2}) {
+    ATTN_MASK_CHECK_SYM_VALUE(lse.sym_size(dim).sym_eq(query.sym_size(dim)), kName,
+                              ": expected lse to be [", query.sym_size(0), ", ", query.sym_size(1),
+                              ", ", query.sym_size(2), "], but got ", describe_sizes(lse));
+  }
+  Planned planned(kName, {rule, operands, q_offset, kv_offset, q_positions, kv_positions},
+                  query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
+                  query.device());
+  if (query.is_meta() || has_no_scores(query, key)) {
+    const auto zeros = [](const at::Tensor& like) {
+      const at::Tensor empty = empty_by_length(like, like.sym_size(2), like.sym_size(3));
+      return like.is_meta() ? empty : empty.zero_();
+    };
+    return {zeros(query), zeros(key), zeros(value)};
+  }
+  const AttentionInputs inputs{without_gaps(query), without_gaps(key), without_gaps(value), scale};
+  const AttentionGradients gradients = attend_in_tiles_backward(
+      inputs, {without_gaps(out), lse}, without_gaps(grad_out), [&](const auto& f) {
+        planned.for_each_part(kName, query.size(1), query.element_size(), f);
+      });
+  return {by_length(gradients.query), by_length(gradients.key), by_length(gradients.value)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward::autograd(
+    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& grad_out,
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
+    const at::Tensor& lse, c10::SymInt q_offset, c10::SymInt kv_offset,
+    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
+    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
+    OptionalSymInt max_length) {
+  for (const auto& [argument, tensor] :
+       {std::pair("grad_out", &grad_out), {"query", &query}, {"key", &key}, {"value", &value},
+        {"out", &out}, {"lse", &lse}}) {
+    check_strided(kName, argument, *tensor);
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !needs_gradient({grad_out, query, key, value}),
+      "scaled_dot_product_attention: expected to be differentiated once, but got a backward pass "
+      "that is differentiated itself (create_graph), which it has no formula for");
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call<ScaledDotProductAttentionBackward>(
+      rule, operands, grad_out, query, key, value, out, lse, std::move(q_offset),
+      std::move(kv_offset), q_positions, kv_positions, scale, enable_gqa, std::move(max_documents),
+      std::move(max_length));
+}
+
+std::vector<int64_t> AttentionPlan::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                                        c10::SymInt batch_size, c10::SymInt heads,
+                                        c10::SymInt q_length, c10::SymInt kv_length,
+                                        at::ScalarType dtype, c10::SymInt q_offset,
+                                        c10::SymInt kv_offset,
+                                        const std::optional<at::Tensor>& q_positions,
+                                        const std::optional<at::Tensor>& kv_positions,
+                                        std::optional<at::Device> device) {
+  check_size(kName, "heads", heads);
+  TORCH_CHECK_TYPE(is_additive_dtype(dtype), kName,
+                   ": expected dtype to be float16, bfloat16, float32 or float64, but got ", dtype);
+  const Where where{rule, operands, q_offset, kv_offset, q_positions, kv_positions};
+  Planned planned(kName, where, batch_size, heads, q_length, kv_length,
+                  device_of(kName, rule_arguments(where, batch_size, q_length, kv_length,
+                                                  device.value_or(at::kCPU))));
+  std::vector<int64_t> numbers;
+  if (planned.problem.empty()) {
+    return numbers;
+  }
+  planned.for_each_part(
+      kName, heads.expect_int(), static_cast<int64_t>(c10::elementSize(dtype)),
+      [&](const PlannedRows& part) {
+        for (const attention::BatchPlan& group : part.plan) {
+          for (const attention::Segment& segment : group.segments) {
+            numbers.insert(numbers.end(),
+                           {static_cast<int64_t>(segment.visible), segment.by_data ? 1 : 0,
+                            group.batch.begin, group.batch.end,
+                            part.first_row + segment.rows.begin, part.first_row + segment.rows.end,
+                            segment.keys.begin, segment.keys.end, segment.repeats, segment.step,
+                            segment.grows ? 1 : 0});
+          }
+        }
+      });
+  return numbers;
+}
+
+}  // namespace attn_mask::ops

@@ -1,0 +1,138 @@
+#include "ops/attention_kernels.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace attn_mask {
+namespace {
+
+// Matrix products hold scores: of so many bytes at once.
+constexpr int64_t kScoreBytes = int64_t{16} << 20;
+
+bool takes_flash(const at::Tensor& query, const at::Tensor& value) {
+  return query.is_cpu() && query.size(3) == value.size(3) && query.size(3) > 0;
+}
+
+/// A tile in matrix products, some rows at a time. Heads are grouped by the key heads that they
+/// share: [b, key heads, group, rows, ...].
+class Products {
+ public:
+  Products(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool is_causal,
+           const std::optional<at::Tensor>& mask, std::optional<double> scale)
+      : dtype_(query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
+        key_heads_(key.size(1)),
+        is_causal_(is_causal),
+        query_(grouped(query)),
+        key_(key.to(dtype_).unsqueeze(2)),
+        value_(value.to(dtype_).unsqueeze(2)),
+        mask_(mask),
+        scale_(scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(
+                                  query.size(3), 1))))) {}
+
+  at::Tensor grouped(const at::Tensor& tensor) const {
+    return tensor.unflatten(1, {key_heads_, tensor.size(1) / key_heads_});
+  }
+
+  int64_t rows() const { return query_.size(3); }
+  int64_t height() const {
+    const int64_t of_row = query_.size(0) * query_.size(1) * query_.size(2) * key_.size(3) * 4;
+    return std::max<int64_t>(1, kScoreBytes / std::max<int64_t>(1, of_row));
+  }
+
+  const at::Tensor& key() const { return key_; }
+  const at::Tensor& value() const { return value_; }
+  double scale() const { return scale_; }
+  at::ScalarType dtype() const { return dtype_; }
+
+  at::Tensor query_of(int64_t first, int64_t count) const { return part(query_, first, count); }
+  at::Tensor part(const at::Tensor& tensor, int64_t first, int64_t count) const {
+    return tensor.narrow(3, first, count).to(dtype_);
+  }
+
+  at::Tensor scores(int64_t first, int64_t count) const {
+    at::Tensor scores = at::matmul(query_of(first, count), key_.transpose(-1, -2)).mul_(scale_);
+    if (mask_) {
+      const at::Tensor of_rows = mask_->narrow(2, first, count).to(dtype_);
+      scores.add_(mask_->size(1) == 1 ? of_rows.unsqueeze(1) : grouped(of_rows));
+    }
+    if (is_causal_) {
+      const at::Tensor later =
+          at::ones({count, key_.size(3)}, scores.options().dtype(at::kBool)).triu_(first + 1);
+      scores.masked_fill_(later, -std::numeric_limits<double>::infinity());
+    }
+    return scores;
+  }
+
+ private:
+  at::ScalarType dtype_;
+  int64_t key_heads_;
+  bool is_causal_;
+  at::Tensor query_;
+  at::Tensor key_;
+  at::Tensor value_;
+  std::optional<at::Tensor> mask_;
+  double scale_;
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& query, const at::Tensor& key,
+                                          const at::Tensor& value, bool is_causal,
+                                          const std::optional<at::Tensor>& mask,
+                                          std::optional<double> scale) {
+  if (takes_flash(query, value)) {
+    return at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, mask,
+                                                           scale);
+  }
+  const Products products(query, key, value, is_causal, mask, scale);
+  const at::Tensor out =
+      at::empty({query.size(0), query.size(2), query.size(1), value.size(3)}, query.options())
+          .transpose(1, 2);
+  const at::Tensor lse = at::empty({query.size(0), query.size(2), query.size(1)},
+                                   query.options().dtype(products.dtype()))
+                             .transpose(1, 2);
+  for (int64_t first = 0; first < products.rows(); first += products.height()) {
+    const int64_t count = std::min(products.height(), products.rows() - first);
+    const at::Tensor scores = products.scores(first, count);
+    at::Tensor of_rows = scores.logsumexp({-1}, /*keepdim=*/true);
+    of_rows.masked_fill_(of_rows.eq(-std::numeric_limits<double>::infinity()), 0);
+    const at::Tensor weights = scores.sub(of_rows).exp_();
+    out.narrow(2, first, count).copy_(at::matmul(weights, products.value()).flatten(1, 2));
+    lse.narrow(2, first, count).copy_(of_rows.squeeze(-1).flatten(1, 2));
+  }
+  return {out, lse};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
+    const at::Tensor& grad_out, const at::Tensor& query, const at::Tensor& key,
+    const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse, bool is_causal,
+    const std::optional<at::Tensor>& mask, std::optional<double> scale) {
+  if (takes_flash(query, value)) {
+    return at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out, query, key, value, out, lse, 0.0, is_causal, mask, scale);
+  }
+  const Products products(query, key, value, is_causal, mask, scale);
+  const at::Tensor of_query = at::empty(query.sizes(), query.options());
+  at::Tensor of_key = at::zeros_like(products.key());
+  at::Tensor of_value = at::zeros_like(products.value());
+  for (int64_t first = 0; first < products.rows(); first += products.height()) {
+    const int64_t count = std::min(products.height(), products.rows() - first);
+    const at::Tensor grad = products.part(products.grouped(grad_out), first, count);
+    const at::Tensor of_out = products.part(products.grouped(out), first, count);
+    const at::Tensor of_lse = products.grouped(lse).narrow(3, first, count).unsqueeze(-1);
+    const at::Tensor weights = products.scores(first, count).sub_(of_lse).exp_();
+    of_value.add_(at::matmul(weights.transpose(-1, -2), grad).sum(2, /*keepdim=*/true));
+    at::Tensor of_scores = at::matmul(grad, products.value().transpose(-1, -2));
+    of_scores.sub_(grad.mul(of_out).sum(-1, /*keepdim=*/true)).mul_(weights).mul_(products.scale());
+    of_query.narrow(2, first, count)
+        .copy_(at::matmul(of_scores, products.key()).flatten(1, 2));
+    of_key.add_(at::matmul(of_scores.transpose(-1, -2), products.query_of(first, count))
+                    .sum(2, /*keepdim=*/true));
+  }
+  return {of_query, of_key.squeeze(2), of_value.squeeze(2)};
+}
+
+}  // namespace attn_mask

@@ -1,0 +1,408 @@
+"""Attention by a rule, which never holds a tensor of q_length x kv_length.
+
+Shapes: b batch_size, h heads, q q_length, kv kv_length, d head size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from attn_mask import rules
+from attn_mask._aten_only import operators
+from attn_mask._checks import check_flag, check_integer, check_strided
+from attn_mask._engine import Axis, axis, fitting, write_mask
+from attn_mask._library import _C
+from attn_mask._named_once import name_once
+from attn_mask._timing import timed
+from attn_mask._tracing import default_device, is_known, is_recording
+from attn_mask.rules import MaskFunction
+
+__all__ = ["AttentionPlan", "Segment", "attention_plan", "scaled_dot_product_attention"]
+
+_NAME = "scaled_dot_product_attention"
+
+# For how much of a mask a function of the user's is called at once.
+_TILE = 2**20
+
+
+@timed
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rule: Callable[..., Any],
+    *,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    q_offset: int | torch.Tensor | None = None,
+    kv_offset: int | torch.Tensor = 0,
+    return_lse: bool = False,
+) -> Any:
+    """``torch.nn.functional.scaled_dot_product_attention`` by a rule in place of a mask::
+
+        out = attn_mask.scaled_dot_product_attention(
+            query, key, value, causal() & sliding_window(1024)
+        )
+
+    Time and memory are those of the keys that the rule shows: a plan, which ``attention_plan``
+    prints, cuts queries into tiles, and ATen's kernels see no other keys than a tile's. A query to
+    which no key is visible gives zeros, and no gradient.
+
+    Args:
+        query: [b, h, q, d], of float16, bfloat16, float32 or float64.
+        key: [b, h, kv, d]; with ``enable_gqa`` a number of heads that divides h.
+        value: [b, heads of key, kv, width]; a width other than d is slower.
+        rule: a rule of ``attn_mask.rules``, or any mask function, which is called for all pairs of
+            query and key: so many queries at a time in eager code, and at once in a graph.
+        dropout_p: 0, since there is no dropout by tiles.
+        scale: what scores are multiplied by; by default 1 / sqrt(d).
+        enable_gqa: whether several heads of the query share one of the key.
+        q_offset: the first query's position, an int or a tensor [] or [b, 1]; by default, where
+            the last query and the last key are the same token.
+        kv_offset: the first key's position.
+        return_lse: whether to return the log-sum-exp of the scores, too.
+
+    Returns the result [b, h, q, width] of query's dtype; with ``return_lse`` a pair of it and the
+    natural logarithms [b, h, q], float32 (of float64: float64), -inf for a query without a key.
+    They have no gradient. The result can be differentiated once, for query, key and value.
+
+    Raises NotImplementedError for dropout and for second derivatives; ValueError for shapes and
+    devices that do not fit, tables of the rule that are too short, and negative positions;
+    TypeError for dtypes and for what is no tensor or rule.
+
+    >>> query = torch.zeros(1, 1, 3, 4)
+    >>> value = torch.tensor([1.0, 2.0, 3.0])[None, None, :, None].expand(1, 1, 3, 4)
+    >>> attn_mask.scaled_dot_product_attention(query, query, value, attn_mask.causal())[0, 0, :, 0]
+    tensor([1.0000, 1.5000, 2.0000])
+    """
+    if dropout_p != 0:
+        raise NotImplementedError(
+            f"{_NAME}: expected dropout_p to be 0, since tiles have no dropout, "
+            f"but got {dropout_p}"
+        )
+    for argument, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            check_strided(_NAME, argument, tensor)
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{_NAME}: expected {argument} to be 4-D [batch_size, heads, length, head size], "
+                f"but got {tensor.dim()}-D {list(tensor.shape)}"
+            )
+    check_flag(_NAME, "enable_gqa", enable_gqa)
+    if not isinstance(rule, MaskFunction):
+        rule = rules.rule_of(_NAME, "rule", rule)
+    batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
+    if type(kv_offset) is not int:
+        check_integer(_NAME, "kv_offset", kv_offset)
+    if q_offset is None:
+        q_offset = kv_offset + (kv_length - q_length)
+    elif type(q_offset) is not int:
+        check_integer(_NAME, "q_offset", q_offset)
+    for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
+        if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
+            raise ValueError(
+                f"{_NAME}: expected {argument} not to be negative, but got {offset}"
+            )
+    ops = operators()
+    device = query.device
+    if (
+        ops is None
+        and type(q_offset) is int
+        and type(kv_offset) is int
+        and (program := rule.known_program).is_written(
+            batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
+        )
+    ):
+        result = _C.scaled_dot_product_attention(
+            program.code,
+            program.operands,
+            query,
+            key,
+            value,
+            q_offset,
+            kv_offset,
+            None,
+            None,
+            scale,
+            enable_gqa,
+            None,
+            None,
+        )
+        return result if return_lse else result[0]
+    queries = axis(_NAME, "q_offset", q_length, q_offset, device)
+    keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
+    result = _Attention(rule, queries, keys, scale, enable_gqa)(query, key, value)
+    return result if return_lse else result[0]
+
+
+class _Attention(NamedTuple):
+    """What attention is called with beside tensors."""
+
+    rule: MaskFunction
+    queries: Axis
+    keys: Axis
+    scale: float | None
+    enable_gqa: bool
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rule, queries, keys = self.rule, self.queries, self.keys
+        program = rule.program
+        sizes = query.shape[0], queries.length, keys.length
+        if not self._is_by_call(query):
+            for index, line in enumerate((queries, keys)):
+                if line.positions is None and (is_recording() or line.length > 0):
+                    program.check_positions(
+                        _NAME, index, line.start, line.start + line.length
+                    )
+            operands = program.operands
+            if not is_recording():
+                operands = fitting(_NAME, operands, program, query.shape[0], query.device)
+            return self._call(program.code, operands, queries, keys, query, key, value)
+        name_once(
+            "attention by a mask function",
+            "attn_mask.scaled_dot_product_attention: %r is no rule, so that it is called for all "
+            "pairs of queries and keys",
+            rule,
+        )
+        heads = query.shape[1]
+        if is_recording():
+            mask = write_mask(_NAME, rule, sizes, queries, keys, None, query.device, heads=heads)
+            code = [rules.BITS, 0]
+            return self._call(code, [mask], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
+        if 0 in sizes or heads == 0:
+            return self._call([rules.ALL], [], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
+        out, lse = _ByTiles.apply(query, key, value, self)  # type: ignore[no-untyped-call]
+        return out, lse
+
+    def _is_by_call(self, query: torch.Tensor) -> bool:
+        """Whether the rule has to be called, as write_mask decides it."""
+        program = self.rule.program
+        return bool(program.calls) or not program.is_boolean
+
+    def _call(
+        self,
+        code: Sequence[int],
+        operands: Sequence[torch.Tensor],
+        queries: Axis,
+        keys: Axis,
+        *tensors: torch.Tensor,
+        backward: bool = False,
+    ) -> Any:
+        """The operator."""
+        name = _NAME + "_backward" if backward else _NAME
+        ops = operators()
+        where = queries.start, keys.start, queries.positions, keys.positions
+        if ops is None:
+            of_c = getattr(_C, name)
+            return of_c(code, operands, *tensors, *where, self.scale, self.enable_gqa, None, None)
+        return getattr(ops, name)(
+            code,
+            operands,
+            *tensors,
+            q_offset=queries.start,
+            kv_offset=keys.start,
+            q_positions=queries.positions,
+            kv_positions=keys.positions,
+            scale=self.scale,
+            enable_gqa=self.enable_gqa,
+        )
+
+    def tiles(self, query: torch.Tensor) -> Any:
+        """(the rows of a tile, its mask as a program's operand), for all rows."""
+        batch_size, heads = query.shape[:2]
+        height = max(1, _TILE // max(1, batch_size * heads * self.keys.length))
+        for first in range(0, self.queries.length, height):
+            end = min(first + height, self.queries.length)
+            rows = self.queries.rows(first, end)
+            sizes = batch_size, end - first, self.keys.length
+            mask = write_mask(
+                _NAME, self.rule, sizes, rows, self.keys, None, query.device, heads=heads
+            )
+            yield slice(first, end), mask
+
+    def of_tile(self, mask: torch.Tensor, *tensors: torch.Tensor, backward: bool = False) -> Any:
+        """The operator, of a tile."""
+        queries, keys = (Axis(size) for size in mask.shape[2:])
+        code = [rules.BITS, 0]
+        return self._call(code, [mask], queries, keys, *tensors, backward=backward)
+
+
+class _ByTiles(torch.autograd.Function):
+    """Attention by a mask function, which is called again for the gradient."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention: _Attention,
+    ) -> Any:
+        outs, lses = [], []
+        for rows, mask in attention.tiles(query):
+            out, lse = attention.of_tile(mask, query[:, :, rows], key, value)
+            outs.append(out.transpose(1, 2))
+            lses.append(lse.transpose(1, 2))
+        out, lse = (torch.cat(parts, dim=1).transpose(1, 2) for parts in (outs, lses))
+        ctx.attention = attention
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: torch.Tensor, _: torch.Tensor) -> Any:  # type: ignore[override]
+        query, key, value, out, lse = ctx.saved_tensors
+        sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+        of_query = torch.empty_like(query)
+        of_key, of_value = (torch.zeros_like(tensor, dtype=sums) for tensor in (key, value))
+        for rows, mask in ctx.attention.tiles(query):
+            of_rows = [tensor[:, :, rows] for tensor in (grad_out, query, out, lse)]
+            of_tile = ctx.attention.of_tile(
+                mask, of_rows[0], of_rows[1], key, value, *of_rows[2:], backward=True
+            )
+            of_query[:, :, rows] = of_tile[0]
+            of_key += of_tile[1]
+            of_value += of_tile[2]
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None
+
+
+class Segment(NamedTuple):
+    """Tiles that look alike."""
+
+    path: str
+    """``"causal"`` and ``"all"``: ATen's kernel without a mask; ``"mask"``: with the mask of the
+    tile; ``"nothing"``: no kernel."""
+    why: str
+    batch: slice
+    rows: slice
+    """The queries of the first tile."""
+    keys: slice
+    """And its keys."""
+    tiles: int
+    step: int
+    """By how many rows and keys each tile lies after the one before."""
+    grows: bool
+    """Whether tiles begin at the same key, so that each has more keys than the one before."""
+
+    def __str__(self) -> str:
+        tiles = f"{self.tiles} tiles, every {self.step} rows" if self.tiles > 1 else "1 tile"
+        widens = ", each as many keys wider" if self.grows else ""
+        return (
+            f"{self.path:8} batch {_range(self.batch)}, queries {_range(self.rows)}, keys "
+            f"{_range(self.keys)}; {tiles}{widens}: {self.why}"
+        )
+
+
+def _range(of: slice) -> str:
+    return f"{of.start}:{of.stop}"
+
+
+class AttentionPlan(tuple[Segment, ...]):
+    """How attention by a rule is calculated: segments, printed one a line."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    __repr__ = __str__
+
+
+_WHY = (
+    ("nothing", "no key is visible"),
+    ("all", "all these keys are visible to all these queries"),
+    ("causal", "query i sees the first i + 1 keys"),
+    ("mask", "some of these keys are visible, as positions decide"),
+)
+_BY_DATA = "some of these keys are visible, as the rule's tensors decide"
+
+
+def attention_plan(
+    rule: Callable[..., Any],
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    heads: int = 1,
+    q_offset: int | torch.Tensor | None = None,
+    kv_offset: int | torch.Tensor = 0,
+) -> AttentionPlan:
+    """How ``scaled_dot_product_attention`` would be calculated: one line for each kind of tile.
+
+    Args:
+        rule: a rule of ``attn_mask.rules``, or any mask function.
+        batch_size, q_length, kv_length: of the query and the key.
+        dtype: of the query.
+        device: of the query; by default the default device.
+        heads: of the query.
+        q_offset, kv_offset: as of ``scaled_dot_product_attention``.
+
+    Returns an AttentionPlan: a tuple of ``Segment``, whose str has a line for each.
+
+    Raises what ``attn_mask.boolean`` does, and TypeError for a dtype that attention does not take.
+
+    >>> window = attn_mask.causal() & attn_mask.sliding_window(1024)
+    >>> print(attn_mask.attention_plan(window, 1, 4096, 4096, heads=8))
+    causal   batch 0:1, queries 0:1024, keys 0:1024; 1 tile: query i sees the first i + 1 keys
+    mask     batch 0:1, queries 1024:1280, keys 1:1280; 12 tiles, every 256 rows: some of these keys are visible, as positions decide
+    """
+    name = "attention_plan"
+    integers = ("batch_size", "q_length", "kv_length", "heads", "kv_offset")
+    sizes = batch_size, q_length, kv_length
+    for argument, number in zip(integers, (*sizes, heads, kv_offset), strict=True):
+        check_integer(name, argument, number)
+    rule = rules.rule_of(name, "rule", rule)
+    of_device = default_device() if device is None else torch.device(device)
+    if q_offset is None:
+        q_offset = kv_offset + (kv_length - q_length)
+    program = rule.program
+    if program.calls or not program.is_boolean:
+        height = max(1, _TILE // max(1, batch_size * heads * kv_length))
+        tiles = -(-q_length // height)
+        return AttentionPlan(
+            [
+                Segment(
+                    "mask",
+                    "a mask function that is no rule is called for all of them",
+                    slice(0, batch_size),
+                    slice(0, min(height, q_length)),
+                    slice(0, kv_length),
+                    tiles,
+                    height,
+                    False,
+                )
+            ]
+        )
+    queries = axis(name, "q_offset", q_length, q_offset, of_device)
+    keys = axis(name, "kv_offset", kv_length, kv_offset, of_device)
+    operands = fitting(name, program.operands, program, batch_size, of_device)
+    numbers = torch.ops.attn_mask._attention_plan(
+        program.code,
+        operands,
+        batch_size,
+        heads,
+        q_length,
+        kv_length,
+        dtype=dtype,
+        q_offset=queries.start,
+        kv_offset=keys.start,
+        q_positions=queries.positions,
+        kv_positions=keys.positions,
+        device=of_device,
+    )
+    segments = []
+    for first in range(0, len(numbers), 11):
+        visible, by_data, b0, b1, q0, q1, k0, k1, tiles, step, grows = numbers[first : first + 11]
+        path, why = _WHY[visible]
+        if by_data:
+            why = _BY_DATA
+        batch, rows, columns = slice(b0, b1), slice(q0, q1), slice(k0, k1)
+        segments.append(Segment(path, why, batch, rows, columns, tiles, step, bool(grows)))
+    return AttentionPlan(segments)
