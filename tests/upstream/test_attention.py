@@ -139,6 +139,20 @@ def test_a_document_does_not_see_another():
     assert not torch.equal(one[:, :5], two[:, :5])
 
 
+def test_no_mask_is_dense(monkeypatch):
+    """Neither forward, nor backward, nor in the steps of generate()."""
+
+    def fails(*args, **kwargs):
+        raise AssertionError("a dense mask is made")
+
+    model = make("Mistral", "attn_mask")
+    monkeypatch.setattr(attention().RuleMask, "to_dense", fails)
+    monkeypatch.setattr(attention(), "write_mask", fails)
+    gradients(model, input_ids=tokens(), position_ids=PACKED, use_cache=False)
+    gradients(model, **inputs(FAST["Mistral"], "left"))
+    model.generate(tokens(), max_new_tokens=2 * WINDOW, do_sample=False)
+
+
 CACHES = {
     "dynamic": {},
     "none": {"use_cache": False},
@@ -192,7 +206,7 @@ def assert_same_step(got, want):
         torch.testing.assert_close(got[1][name], gradient, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", filter(takes, ["Llama", "Mistral", "Gemma 3 text", "BERT"]))
+@pytest.mark.parametrize("name", list(filter(takes, ["Llama", "Mistral", "Gemma 3 text", "BERT"])))
 def test_gradients_are_those_of_sdpa(name):
     sdpa, ours = map(copy.deepcopy, both(name))
     cases = [inputs(FAST[name], "none"), inputs(FAST[name], "left")]
@@ -472,6 +486,26 @@ def test_one_query_has_what_sdpa_has():
     shown[1, :3] = False
     mask = rule_mask(1, 8, q_offset=7, attention_mask=shown)
     assert torch.equal(mask, shown[:, None, None])
+    window = causal() & sliding_window(8)
+    assert (
+        rule_mask(1, 8, window, q_offset=9, kv_offset=2, local_size=8) is None
+    )  # a cache that slides
+    late = rule_mask(1, 8, window, q_offset=10, kv_offset=2, local_size=8)
+    assert not late[..., 0].any() and late[..., 1:].all()
+    always = rule_mask(1, 8, window, q_offset=9, kv_offset=2, allow_is_causal_skip=False)
+    assert always.all() and always.shape == (2, 1, 1, 8)
+
+
+def test_slots_of_a_cache_that_are_not_filled_are_not_read():
+    """One query before the last key: its rule, so that attention is of the keys up to it."""
+    query, key, value = states(1, 64)
+    for offset in (5, torch.tensor(5)):
+        mask = rule_mask(1, 64, q_offset=offset, allow_is_causal_skip=False)
+        assert (type(mask).__name__, mask.q_offset) == ("RuleMask", 5)
+        key[:, :, 6:] = value[:, :, 6:] = torch.nan
+        got, _ = attention().attention(Layer(), query, key, value, mask)
+        want, _ = attention().attention(Layer(), query, key[:, :, :6], value[:, :, :6], None)
+        assert_close(got, want)
 
 
 def test_padding_that_hides_nothing_is_left_out():

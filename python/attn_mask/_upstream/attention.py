@@ -24,8 +24,9 @@ from attn_mask._upstream.arguments import understands_cache_position
 from attn_mask._upstream.mask_functions import prepare_padding_mask
 from attn_mask._upstream.masks import state
 from attn_mask._upstream.skip_rules import is_skipped, shows_all
+from attn_mask.attention import scaled_dot_product_attention
 from attn_mask.masks import additive, boolean
-from attn_mask.rules import MaskFunction
+from attn_mask.rules import MaskFunction, Shown
 
 NAME = "attn_mask"
 
@@ -157,11 +158,12 @@ def _rule_of(function: Any) -> MaskFunction:
     return rules.rule_of("rule_mask", "mask_function", function)
 
 
-def _number(offset: Any) -> int | None:
+def _number(offset: Any, reads: bool) -> int | None:
     """An offset as a number, where its value may be read."""
     if not isinstance(offset, torch.Tensor):
         return offset  # type: ignore[no-any-return]
-    if offset.numel() != 1 or is_opaque(offset) or _skipping.current().name == "shapes":
+    forbidden = not reads or is_opaque(offset) or _skipping.current().name == "shapes"
+    if forbidden or offset.numel() != 1:
         return None
     return int(offset)
 
@@ -185,8 +187,9 @@ def rule_mask(
 ) -> "RuleMask | torch.Tensor | None":
     """What layers with attn_implementation="attn_mask" get as a mask; arguments as of sdpa_mask.
 
-    A RuleMask. For one query, and where values that it needs can't be read, what sdpa has: a
-    boolean mask, or None where nothing is masked (while tracing, also for causality alone).
+    A RuleMask. For one query at the end of the keys, and where values that it needs can't be read,
+    what sdpa has: a boolean mask, or None where nothing is masked (while tracing, also for
+    causality alone).
     """
     is_decoding = type(q_length) is int and q_length == 1
     # Of None, a layer can't tell where its queries stand, once a model has sliced them.
@@ -206,23 +209,29 @@ def rule_mask(
         return None
     rule = _rule_of(mask_function)
     sizes = batch_size, q_length, kv_length
-    if not is_decoding:
-        calls = rule.program.calls
-        first, first_key = _number(q_offset), _number(kv_offset)
-        if not calls and first is not None and first_key is not None:
+    of_device = torch.device(device)
+    # A step of decoding waits for no device.
+    reads = not is_decoding or of_device.type == "cpu"
+    first, first_key = (_number(offset, reads) for offset in (q_offset, kv_offset))
+    if calls := rule.program.calls:
+        name_once(
+            "attention by mask functions",
+            "attn_mask: attention takes a dense mask, in time and memory of queries x keys, "
+            "for a mask function that is no rule: %r",
+            calls[0][1],
+        )
+    elif reads and first is not None and first_key is not None:
+        end = first_key + kv_length
+        if attention_mask is not None:
+            padding = prepare_padding_mask(attention_mask, kv_length, first_key)
+            if not _hides_nothing(padding, kv_length, first_key):
+                rule = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
+        if not is_decoding or first + 1 < end:
             count("rules for attention")
-            if attention_mask is not None:
-                padding = prepare_padding_mask(attention_mask, kv_length, first_key)
-                if not _hides_nothing(padding, kv_length, first_key):
-                    rule = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
-            return RuleMask(rule, sizes, first, first_key, torch.device(device))
-        if calls:
-            name_once(
-                "attention by mask functions",
-                "attn_mask: attention takes a dense mask, in time and memory of queries x keys, "
-                "for a mask function that is no rule: %r",
-                calls[0][1],
-            )
+            return RuleMask(rule, sizes, first, first_key, of_device)
+        if allow_is_causal_skip and rule.shown_over(first, end, first_key, end) is Shown.ALL:
+            count("masks skipped")
+            return None
     count("sdpa_mask")
     return write_mask(
         "rule_mask",
@@ -295,7 +304,16 @@ def attention(
         mask = _fitting(attention_mask, query, key)
         if not changes and dropout == 0.0:
             _name_window(mask, kwargs.get("sliding_window"))
-            out = _attend(query, key, value, mask, scaling)
+            out = scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                mask.rule,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+                q_offset=mask.q_offset,
+                kv_offset=mask.kv_offset,
+            )
             return out.transpose(1, 2).contiguous(), None
         _name_dense("transformers' sdpa", changes or ["dropout"])
         attention_mask = mask.to_dense()
@@ -358,23 +376,6 @@ def _fitting(mask: RuleMask, query: torch.Tensor, key: torch.Tensor) -> RuleMask
     if mask.kv_length > sizes[2]:
         mask = mask[:, :, :, : sizes[2]]
     return mask
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: RuleMask,
-    scale: float | None,
-) -> torch.Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask.to_dense(),
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
 
 
 def _eager(
