@@ -229,7 +229,7 @@ def rule_mask(
         if not is_decoding or first + 1 < end:
             count("rules for attention")
             return RuleMask(rule, sizes, first, first_key, of_device)
-        if allow_is_causal_skip and rule.shown_over(first, end, first_key, end) is Shown.ALL:
+        if allow_is_causal_skip and rule.shown_over(first, first + 1, first_key, end) is Shown.ALL:
             count("masks skipped")
             return None
     count("sdpa_mask")
