@@ -124,6 +124,8 @@ def test_packed_documents(name):
     for mask in masks:
         visible = mask.to_dense()
         assert not visible[0, 0, 5:, :5].any() and visible[0, 0, 5, 5]
+        is_by_distance = name != "Llama 4 text" or mask.rule.rules[0] == causal()
+        assert ("reindex" not in repr(mask)) == is_by_distance
 
 
 def test_a_document_does_not_see_another():
@@ -463,6 +465,34 @@ def test_transformers_mask_functions_are_recognised(data):
     if padding is not None:
         want = want & padding[:, None, None]
     assert torch.equal(mask.to_dense(), want)
+
+
+@settings(max_examples=50)
+@drawn(data=st.data())
+def test_packed_positions_are_left_out_where_they_count_on(data):
+    """As distances: the mask stays the same, whatever the positions and ids are."""
+    n = 12
+    numbers = st.lists(st.integers(0, 3), min_size=n, max_size=n)
+    jumps = torch.tensor([data.draw(numbers) for _ in range(2)])
+    starts = torch.where(jumps == 0, torch.arange(n), 0).cummax(-1).values
+    positions = torch.arange(n) - starts
+    ids = (jumps == 0).cumsum(-1)
+    counts_on = not data.draw(st.booleans())
+    if not counts_on:
+        ids = torch.tensor([data.draw(numbers) for _ in range(2)])
+    inner = data.draw(
+        st.sampled_from([causal(), causal() & sliding_window(3), attn_mask.window(2, 1)])
+    )
+    moved = rules.reindex(inner, positions)
+    if data.draw(st.booleans()):
+        moved |= attn_mask.blockwise(jumps - 1)
+    mask = rule_mask(n, n, moved & attn_mask.documents(ids))
+    want = attn_mask.boolean(moved & attn_mask.documents(ids), 2, n, n)
+    assert torch.equal(mask.to_dense(), want)
+    from attn_mask._upstream.documents import count_sequences
+
+    is_left_out = torch.equal(count_sequences(positions), ids)
+    assert ("reindex" not in repr(mask)) == is_left_out
 
 
 def test_a_function_of_the_user_s_makes_the_mask_dense(named):

@@ -21,6 +21,7 @@ from attn_mask._named_once import name_once
 from attn_mask._timing import timed
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream.arguments import understands_cache_position
+from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.mask_functions import prepare_padding_mask
 from attn_mask._upstream.masks import state
 from attn_mask._upstream.skip_rules import is_skipped, shows_all
@@ -158,6 +159,40 @@ def _rule_of(function: Any) -> MaskFunction:
     return rules.rule_of("rule_mask", "mask_function", function)
 
 
+def _by_distance(rule: MaskFunction) -> MaskFunction:
+    """A rule of packed documents without their positions, where it depends on distances alone.
+
+    transformers evaluates the rule of a row at position_ids, and finds documents where these do not
+    count on: within a document, two of them are as far apart as their columns.
+    """
+    parts: tuple[MaskFunction, ...] = getattr(rule, "rules", ())
+    ids = [part.ids for part in parts if isinstance(part, rules.Documents)]
+    if rule.spelled != "intersection" or not ids or _skipping.current().name == "shapes":
+        return rule
+
+    def changed(part: Any) -> MaskFunction:
+        if part.spelled == "union":
+            return part.over(changed)  # type: ignore[no-any-return]
+        is_same = (
+            isinstance(part, rules.Reindex)
+            and _is_distance(part.rule)
+            and not is_opaque(part.positions)
+            and torch.equal(count_sequences(part.positions), ids[0])
+        )
+        return part.rule if is_same else part  # type: ignore[no-any-return]
+
+    return rules.intersection(*map(changed, parts))
+
+
+def _is_distance(rule: Any) -> bool:
+    parts = getattr(rule, "rules", ())
+    return (
+        isinstance(rule, rules.Window)
+        or rule == _CAUSAL
+        or (len(parts) > 0 and all(map(_is_distance, parts)))
+    )
+
+
 def _number(offset: Any, reads: bool) -> int | None:
     """An offset as a number, where its value may be read."""
     if not isinstance(offset, torch.Tensor):
@@ -228,7 +263,7 @@ def rule_mask(
                 rule = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
         if not is_decoding or first + 1 < end:
             count("rules for attention")
-            return RuleMask(rule, sizes, first, first_key, of_device)
+            return RuleMask(_by_distance(rule), sizes, first, first_key, of_device)
         if allow_is_causal_skip and rule.shown_over(first, first + 1, first_key, end) is Shown.ALL:
             count("masks skipped")
             return None
