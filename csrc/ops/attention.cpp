@@ -250,7 +250,7 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
                   query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
                   query.device());
   const auto empty_result = [&] {
-    return std::tuple(empty_by_length(query, query.sym_size(2), value.sym_size(3)),
+    return std::tuple(empty_out(query, value),
                       empty_by_length(query, query.sym_size(2), 1, lse_dtype(query.scalar_type()))
                           .squeeze(3));
   };
@@ -265,7 +265,9 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
   const Attended attended = attend_in_tiles(inputs, [&](const auto& f) {
     planned.for_each_part(kName, query.size(1), query.element_size(), f);
   });
-  return {attended.out, attended.lse};
+  // A query that had to be copied has other strides than its copy.
+  return {inputs.query.is_same(query) ? attended.out : empty_out(query, value).copy_(attended.out),
+          attended.lse};
 }
 
 std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::autograd(

@@ -185,6 +185,12 @@ at::Tensor empty_by_length(const at::Tensor& like, c10::SymInt length, c10::SymI
       .transpose(1, 2);
 }
 
+at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value) {
+  return value.sym_size(3) == query.sym_size(3)
+             ? at::empty_like(query)
+             : empty_by_length(query, query.sym_size(2), value.sym_size(3));
+}
+
 at::ScalarType lse_dtype(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -195,7 +201,7 @@ Attended attend_in_tiles(const AttentionInputs& inputs, const ForEachPart& for_e
   Attended result;
   const auto make_result = [&] {
     if (!result.out.defined()) {
-      result.out = empty_by_length(query, query.size(2), inputs.value.size(3));
+      result.out = empty_out(query, inputs.value);
       result.lse =
           empty_by_length(query, query.size(2), 1, lse_dtype(query.scalar_type()));
     }

@@ -19,7 +19,7 @@ struct AttentionInputs {
 };
 
 /// The result of attention and what its backward needs: [b, h, q, dv] and the log-sum-exp of the
-/// scores [b, h, q], both with queries outside of heads in memory.
+/// scores [b, h, q], with queries outside of heads in memory.
 struct Attended {
   at::Tensor out;
   at::Tensor lse;
@@ -44,6 +44,9 @@ using ForEachPart = std::function<void(const std::function<void(const PlannedRow
 /// [b, h, length, width], with `length` outside of heads in memory, as ATen's kernels make them.
 at::Tensor empty_by_length(const at::Tensor& like, c10::SymInt length, c10::SymInt width,
                            std::optional<at::ScalarType> dtype = std::nullopt);
+
+/// [b, h, q, value width], with the strides of the query or, where their widths differ, as above.
+at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value);
 
 /// The dtype of the log-sum-exp of the scores of a dtype.
 at::ScalarType lse_dtype(at::ScalarType dtype);

@@ -163,8 +163,9 @@ struct BlockMaskWidths
 };
 
 /// Attention by any rule: (out, log-sum-exp of the scores), [b, h, q, value width] and [b, h, q],
-/// float32 or, of float64, float64; neither holds anything of size q x kv, and queries lie outside
-/// of heads in memory. Rows without a key are 0 and -inf. `out` is differentiable.
+/// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of the
+/// query where their widths agree; else, and in the second, queries lie outside of heads in memory,
+/// as in gradients. Rows without a key are 0 and -inf. `out` is differentiable.
 /// `max_documents` and `max_length`: as many documents, and as long, as ids have at most, which the
 /// host need then not read from a GPU.
 struct ScaledDotProductAttention

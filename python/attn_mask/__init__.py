@@ -61,6 +61,7 @@ __all__ = [
     "checking",
     "chunked",
     "create_block_mask",
+    "data",
     "decompositions",
     "documents",
     "explain",
@@ -100,6 +101,7 @@ _LOADED_WHEN_USED = {
     "block_sparse": "block_sparse",
     "checked": "checking",
     "checking": "checking",
+    "data": "data",
     "explain": "_explain",
     "explain_model": "_explain_model",
     "plot": "_plot",
@@ -114,6 +116,7 @@ _LOADED_WHEN_USED = {
 if TYPE_CHECKING:
     from attn_mask import block_sparse as block_sparse
     from attn_mask import checking as checking
+    from attn_mask import data as data
     from attn_mask import profiling as profiling
     from attn_mask._explain import explain as explain
     from attn_mask._explain_model import explain_model as explain_model

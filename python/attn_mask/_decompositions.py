@@ -815,7 +815,10 @@ def scaled_dot_product_attention(
     lse = scores.logsumexp(-1)
     weights = (scores - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()
     out = (weights @ _exact(value).unsqueeze(2)).flatten(1, 2).to(query.dtype)
-    return _by_length(out), _by_length(lse.flatten(1, 2))
+    lse = _by_length(lse.flatten(1, 2))
+    if not is_known(query.shape[3] == value.shape[3]):
+        return _by_length(out), lse
+    return torch.empty_like(query).copy_(out), lse
 
 
 @_operator
