@@ -227,6 +227,22 @@ def test_gradients_are_those_of_sdpa(name):
         assert_same_step(gradients(ours, **case), gradients(sdpa, **case))
 
 
+def test_autocast():
+    sdpa, ours = both("Mistral")
+    given = inputs(FAST["Mistral"], "left")
+    for dtypes in ([torch.float32] * 3, [torch.float32, torch.bfloat16, torch.bfloat16]):
+        tensors = [tensor.to(dtype) for tensor, dtype in zip(states(), dtypes, strict=True)]
+        with torch.autocast("cpu", torch.bfloat16):
+            got, want = (
+                attention().attention(Layer(), *tensors, mask)[0]
+                for mask in (rule_mask(), rule_mask().to_dense())
+            )
+        assert got.dtype == want.dtype == torch.bfloat16
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-2)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        torch.testing.assert_close(ours(**given)[0], sdpa(**given)[0], rtol=0, atol=2e-2)
+
+
 @pytest.mark.parametrize("is_reentrant", [False, True])
 def test_checkpointed_layers(is_reentrant):
     given = {"input_ids": tokens(), "position_ids": PACKED, "use_cache": False}

@@ -339,6 +339,11 @@ def attention(
         mask = _fitting(attention_mask, query, key)
         if not changes and dropout == 0.0:
             _name_window(mask, kwargs.get("sliding_window"))
+            if torch.is_autocast_enabled(
+                query.device.type
+            ):  # casts what torch's own function takes
+                dtype = torch.get_autocast_dtype(query.device.type)
+                query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
             out = scaled_dot_product_attention(
                 query,
                 key,
