@@ -103,6 +103,7 @@ bench: build
 	$(BIN)/python bench/bench_legacy.py --json bench/results/legacy.json
 	$(BIN)/python bench/bench_rules.py --json bench/results/rules.json
 	$(BIN)/python bench/bench_block_mask.py --json bench/results/block_mask.json
+	$(BIN)/python bench/bench_tables.py --json bench/results/tables.json
 	$(BIN)/python bench/bench_compile.py --json bench/results/compile.json
 	$(BIN)/python bench/write_benchmarks.py
 

@@ -20,6 +20,7 @@ import torch
 import transformers
 from attn_mask import masking_utils, rules
 from bench_legacy import commit, time_text
+from gpu_attention import attention
 from legacy_cases import padding_mask, verdict, wide_console
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +28,9 @@ from torch.nn.attention import flex_attention
 from transformers import masking_utils as upstream
 
 ops = torch.ops.attn_mask
+
+# Seconds that FlashAttention-4 publishes for its block lists at 8192 x 8192, 8 heads.
+FA4 = {"causal": 57e-6, "window 1024": 129e-6, "64 documents": 47e-6}
 
 # The share of a copy's bandwidth that outputs of 64 MB and more are to reach.
 WANTED = 0.85
@@ -118,7 +122,9 @@ def cases(device: torch.device, size: int) -> list[Case]:
             1,
             additive.nbytes,
         )
+    blocks = torch.where(torch.arange(size) % 500 < 100, torch.arange(size) // 500, -1)
     causal = rules.causal().encode()[0]
+    images = [rules.AND, 2, rules.OR, 2, *causal, rules.BLOCKS, 0, rules.PADDING, 1]
     documents = [rules.AND, 2, *causal, rules.DOCUMENTS, 0]
     add(
         "boolean, causal",
@@ -132,6 +138,14 @@ def cases(device: torch.device, size: int) -> list[Case]:
         "boolean, causal & documents",
         lambda table, out: ops.boolean.out(documents, [table], batch, size, size, out=out),
         [ids],
+        torch.bool,
+        batch,
+        2,
+    )
+    add(
+        "boolean, (causal | blocks) & padding",
+        lambda table, mask, out: ops.boolean.out(images, [table, mask], batch, size, size, out=out),
+        [blocks.expand(batch, -1).contiguous(), padding],
         torch.bool,
         batch,
         2,
@@ -203,13 +217,26 @@ def copy_bandwidth(device: torch.device, rounds: int) -> float:
     return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), rounds) / 1e9
 
 
-def launches_of(call: Callable[[], Any]) -> int:
-    """How many kernels run; copies and fills of memory are no kernels."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
+def kernels_of(call: Callable[[], Any], rounds: int = 1) -> list[tuple[str, float]]:
+    """The kernels that run, and the seconds that each takes; copies and fills are none."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CUDA],
+        acc_events=True,  # else some releases warn
+    ) as profile:
+        for _ in range(rounds):
+            call()
         torch.cuda.synchronize()
-    events = (event for event in profile.events() if event.device_type.name == "CUDA")
-    return sum(not event.name.startswith(("Memset", "Memcpy")) for event in events)
+    return [
+        (event.name, event.time_range.elapsed_us() / 1e6)
+        for event in profile.events()
+        if event.device_type.name == "CUDA" and not event.name.startswith(("Memset", "Memcpy"))
+    ]
+
+
+def kernel_seconds(call: Callable[[], Any], kernel: str) -> float:
+    """What the kernels with this in their names take of a call."""
+    rounds = 5
+    return sum(seconds for name, seconds in kernels_of(call, rounds) if kernel in name) / rounds
 
 
 def dense(device: torch.device, size: int, rounds: int, console: Console) -> list[dict[str, Any]]:
@@ -217,7 +244,15 @@ def dense(device: torch.device, size: int, rounds: int, console: Console) -> lis
     bandwidth = copy_bandwidth(device, rounds)
     console.print(f"a copy moves {bandwidth:.0f} GB/s", highlight=False)
     table = Table("case")
-    for column in ("time", "fill_", "GB/s", f"of copy (≥ {WANTED})", "launches", "target"):
+    for column in (
+        "time",
+        "fill_",
+        "GB/s",
+        f"of copy (≥ {WANTED})",
+        "launches",
+        "prepare",
+        "target",
+    ):
         table.add_column(column, justify="right")
     report = []
     for case in cases(device, size):
@@ -225,7 +260,8 @@ def dense(device: torch.device, size: int, rounds: int, console: Console) -> lis
         assert got is not None and want is not None
         check(case.name, got, want)
         seconds = in_turn({"attn_mask": case.call, "fill_": partial(got.fill_, 0)}, rounds)
-        launches = launches_of(case.call)
+        launches = len(kernels_of(case.call))
+        prepare = kernel_seconds(case.call, "prepare_kernel")
         gb_per_s = case.bytes / seconds["attn_mask"] / 1e9
         passed = gb_per_s >= WANTED * bandwidth and launches <= case.launches
         table.add_row(
@@ -234,6 +270,7 @@ def dense(device: torch.device, size: int, rounds: int, console: Console) -> lis
             f"{gb_per_s:.0f}",
             f"{gb_per_s / bandwidth:.2f}",
             f"{launches} (≤ {case.launches})",
+            time_text(prepare) if prepare else "",
             verdict(passed),
         )
         report.append(
@@ -246,6 +283,7 @@ def dense(device: torch.device, size: int, rounds: int, console: Console) -> lis
                 "copy_gb_per_s": bandwidth,
                 "of_copy_bandwidth": gb_per_s / bandwidth,
                 "launches": launches,
+                "prepare_kernel_seconds": prepare,
                 "passed": passed,
             }
         )
@@ -385,7 +423,7 @@ def decode(device: torch.device, rounds: int, console: Console) -> list[dict[str
 def block_masks(device: torch.device, rounds: int, console: Console) -> list[dict[str, Any]]:
     """BlockMasks beside those of torch's compiled create_block_mask."""
     report = []
-    table = Table("block mask", "attn_mask", "host", "torch compiled", "x")
+    table = Table("block mask", "attn_mask", "kernels", "host", "torch compiled", "x", "FA4 says")
     slow = set()  # where the length before took long, this one may take minutes
     for length in (2**13, 2**15, 2**17, 2**20):
         ids = torch.arange(length, device=device) * 64 // length
@@ -413,11 +451,21 @@ def block_masks(device: torch.device, rounds: int, console: Console) -> list[dic
                 compact=compact,
             )
             start = time.perf_counter()
-            make()
+            made = make()
             torch.cuda.synchronize()
             few = time.perf_counter() - start > 0.1
             if few:
                 slow.add(name)
+            if compact and name != "causal":  # its lists take a gigabyte
+                is_moved = name == "64 documents"
+                moved = rules.causal() & rules.documents(ids[None].cpu()) if is_moved else rule
+                on_cpu = attn_mask.create_block_mask(
+                    moved, 1, 1, length, length, device="cpu", compact=True
+                )
+                for tensor in flex_attention.BlockMask._TENSOR_ATTRS:
+                    got, want = (getattr(mask, tensor, None) for mask in (made, on_cpu))
+                    if want is not None:
+                        check(f"{title}, {tensor}", got, want)
             calls: dict[str, Callable[[], Any]] = {"attn_mask": make}
             if not compact and length <= 2**16:
                 torch._dynamo.reset()
@@ -431,15 +479,27 @@ def block_masks(device: torch.device, rounds: int, console: Console) -> list[dic
                         check(f"{title}, {tensor}", got, want)
             seconds = in_turn(calls, 1 if few else max(3, rounds // 3))
             host = 0.0 if few else host_seconds_of(make, 3)
-            ratio = [value / seconds["attn_mask"] for value in list(seconds.values())[1:]]
+            kernels = kernel_seconds(make, "attn_mask")
+            compiled_seconds = seconds.get("torch compiled")
+            published = FA4[name] if length == 2**13 else None
             table.add_row(
                 title,
                 time_text(seconds["attn_mask"]),
+                time_text(kernels),
                 time_text(host),
-                *(time_text(value) for value in list(seconds.values())[1:]),
-                *(f"{value:.1f}" for value in ratio),
+                time_text(compiled_seconds) if compiled_seconds else "",
+                f"{compiled_seconds / seconds['attn_mask']:.1f}" if compiled_seconds else "",
+                time_text(published) if published else "",
             )
-            report.append({"name": title, "seconds": seconds, "host_seconds": host})
+            report.append(
+                {
+                    "name": title,
+                    "seconds": seconds,
+                    "host_seconds": host,
+                    "kernel_seconds": kernels,
+                    "published_seconds": published,
+                }
+            )
     console.print(table)
     return report
 
@@ -471,6 +531,7 @@ def main() -> None:
         "decode": decode,
         "peers": partial(peers, size=options.size),
         "block_masks": block_masks,
+        "attention": partial(attention, in_turn=in_turn),
     }.items():
         if options.parts and part not in options.parts:
             continue

@@ -103,6 +103,21 @@ def block_mask(report: dict[str, Any]) -> str:
     return table([*columns, "x eager", "peak memory, ours", "wanted", "met"], cells)
 
 
+def tables(report: dict[str, Any]) -> str:
+    sides = ("attn_mask", "fill_", "torch.full", "torch")
+    cells = [
+        [
+            row["name"],
+            *(time_text(row["seconds"][side]) if side in row["seconds"] else "" for side in sides),
+            row["wanted"],
+            verdict(row),
+        ]
+        for row in report["cases"]
+    ]
+    columns = ["case", "ours", "fill_", "torch.full", "torch's create_block_mask", "wanted", "met"]
+    return table(columns, cells)
+
+
 def compiling(report: dict[str, Any]) -> str:
     sides = ("attn_mask", "transformers")
     cells = [
@@ -154,7 +169,11 @@ def gpu(report: dict[str, Any]) -> str:
     ]
     blocks = [
         [row["name"], *(text(row, side) for side in ("attn_mask", "torch compiled"))]
-        + [ratio(row, side) for side in ("torch compiled",)]
+        + [ratio(row, "torch compiled")]
+        + [
+            time_text(row[key]) if row.get(key) else ""
+            for key in ("kernel_seconds", "published_seconds")
+        ]
         for row in report.get("block_masks", [])
     ]
     steps = [
@@ -181,8 +200,12 @@ def gpu(report: dict[str, Any]) -> str:
         )
         parts.append(table(times, peers))
     if blocks:
-        parts.append("Block masks, beside torch's compiled create_block_mask:")
-        parts.append(table(["block mask", "ours", "torch compiled", "times as fast"], blocks))
+        parts.append(
+            "Block masks, beside torch's compiled create_block_mask; what our kernels take of that "
+            "time, and what FlashAttention-4 publishes for its lists (8 heads):"
+        )
+        columns = ["ours", "torch compiled", "times as fast", "our kernels", "FlashAttention-4"]
+        parts.append(table(["block mask", *columns], blocks))
     return "\n\n".join(parts)
 
 
@@ -191,6 +214,7 @@ SECTIONS = {
     "legacy": ("a run of `bench/bench_legacy.py`", legacy),
     "rules": ("a run of `bench/bench_rules.py`", rules),
     "block_mask": ("a run of `bench/bench_block_mask.py`", block_mask),
+    "tables": ("a run of `bench/bench_tables.py`", tables),
     "compile": ("a run of `bench/bench_compile.py`", compiling),
     "gpu": ("`make gpu`", gpu),
     "gpu_by_elements": ("`make gpu`, of the kernels before those that work by words", gpu),

@@ -23,4 +23,30 @@ ATTN_MASK_INLINE decltype(auto) with_bits(int32_t size, const F& f) {
   }
 }
 
+ATTN_MASK_INLINE int64_t count_bits(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
+#endif
+}
+
+/// The number of the lowest bit that is 1; there must be one.
+ATTN_MASK_INLINE int64_t first_bit(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __ffsll(static_cast<long long>(bits)) - 1;
+#else
+  return __builtin_ctzll(bits);
+#endif
+}
+
+/// That of the highest.
+ATTN_MASK_INLINE int64_t last_bit(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return 63 - __clzll(static_cast<long long>(bits));
+#else
+  return 63 - __builtin_clzll(bits);
+#endif
+}
+
 }  // namespace attn_mask

@@ -21,3 +21,12 @@
 #else
 #define ATTN_MASK_ONE_BY_ONE
 #endif
+
+// Before a loop of a few small steps. nvcc unrolls it by itself.
+#if defined(__CUDACC__)
+#define ATTN_MASK_UNROLL
+#elif defined(__clang__)
+#define ATTN_MASK_UNROLL _Pragma("unroll")
+#else
+#define ATTN_MASK_UNROLL _Pragma("GCC unroll 16")
+#endif

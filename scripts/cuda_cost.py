@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("bench/cpp/cuda_cost.cpp", "csrc/rule/device_tables.cpp", "csrc/rule/runs.cpp")
+RULES = ("device_tables", "numbers", "runs", "spans")
+SOURCES = ("bench/cpp/cuda_cost.cpp", *(f"csrc/rule/{stem}.cpp" for stem in RULES))
 FLAGS = ("-std=c++20", "-O2", "-fno-tree-vectorize", "-Icsrc", "-Itests/cpp")
 CASES = (
     "causal",

@@ -64,7 +64,7 @@ int main(int arguments, char** values) {
   params.format = kAdditiveBFloat16;
   params.out = out.data();
   test::set_contiguous(params);
-  const test::DevicePrepared prepared(params, 256);
+  const test::DevicePrepared prepared(params);
   count_me(prepared.params);
   std::printf("%zu\n", out.size());
   return 0;

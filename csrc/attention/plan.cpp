@@ -179,6 +179,15 @@ class Cutter {
     return std::move(segments_);
   }
 
+  /// All keys for all queries.
+  std::vector<Segment> cut_densely(const Problem& problem) {
+    Run run{{0, problem.q_length}, {}, /*by_data=*/true};
+    run.spans.at[0] = {{0, 0}, {problem.kv_length, 0}};
+    run.spans.size = 1;
+    cut(run);
+    return std::move(segments_);
+  }
+
  private:
   /// Tiles in one row of them may be so high.
   int64_t height(int64_t keys) const {
@@ -267,10 +276,10 @@ class Cutter {
         before.repeats > 1 || next.repeats > 1) {
       return false;
     }
-    Segment both{Visible::kSome,
-                 {before.rows.begin, next.rows.end},
-                 {std::min(before.keys.begin, next.keys.begin),
-                  std::max(before.keys.end, next.keys.end)}};
+    Segment both{
+        Visible::kSome,
+        {before.rows.begin, next.rows.end},
+        {std::min(before.keys.begin, next.keys.begin), std::max(before.keys.end, next.keys.end)}};
     both.by_data = before.by_data || next.by_data;
     if (both.rows.end - both.rows.begin > height(both.keys.end - both.keys.begin) ||
         pairs(both) > pairs(before) + pairs(next) + calls_pairs_) {
@@ -307,6 +316,23 @@ Plan make_plan(const Problem& problem, bool depends_on_batch, const Work& work) 
   return plan;
 }
 
+Plan make_plan_without_data(const Problem& problem, const Work& work) {
+  bool has_data =
+      problem.q_positions.numbers.data != nullptr || problem.kv_positions.numbers.data != nullptr;
+  for (int32_t i = 0; i < problem.rule.size; ++i) {
+    const Rule::Node& node = problem.rule.nodes[i];
+    has_data = has_data || node.kind == Rule::Kind::kPadding || node.kind == Rule::Kind::kSameId ||
+               (node.kind == Rule::Kind::kChunk && node.chunk.padding.data != nullptr);
+  }
+  for (int32_t i = 0; i < problem.rule.steps_size; ++i) {
+    has_data = has_data || problem.rule.steps[i].table.exists();
+  }
+  if (!has_data) {
+    return make_plan(problem, /*depends_on_batch=*/false, work);
+  }
+  return {{{0, problem.batch_size}, Cutter(problem, work).cut_densely(problem)}};
+}
+
 bool write_tile(const Problem& problem, Interval batch, Interval rows, Interval keys,
                 int32_t element_size, uint64_t masked, void* out, uint8_t* has_key) {
   const int64_t height = rows.end - rows.begin;
@@ -317,8 +343,7 @@ bool write_tile(const Problem& problem, Interval batch, Interval rows, Interval 
     for (int64_t line = begin; line < end; ++line) {
       const int64_t plane = batch.begin * problem.heads + line / height;
       const Query query = problem.query(plane, rows.begin + line % height);
-      const RowSpans row =
-          row_spans(problem.rule, query, problem.kv_positions, problem.kv_length);
+      const RowSpans row = row_spans(problem.rule, query, problem.kv_positions, problem.kv_length);
       bool any = false;
       with_bits(element_size, [&](auto bits) {
         using Bits = decltype(bits);

@@ -54,6 +54,10 @@ struct Work {
 /// of the batch are alike unless `depends_on_batch`.
 Plan make_plan(const Problem& problem, bool depends_on_batch, const Work& work);
 
+/// The plan of a problem of whose tables the host has none: dense tiles, or, where no leaf has a
+/// table, the same as above.
+Plan make_plan_without_data(const Problem& problem, const Work& work);
+
 /// Writes the mask of a tile, [batch or 1, heads or 1, rows, keys] without gaps: 0 for visible
 /// keys, -inf for the others, in elements of `element_size` bytes for which -inf has the bits
 /// `masked`. `has_key`: for each row of the mask, whether any key is visible to it; returns whether

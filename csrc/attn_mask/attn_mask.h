@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "attn_mask/attention.h"
 #include "attn_mask/export.h"
 #include "attn_mask/rules.h"
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "attn_mask/attention.h"
 #include "ops/call.h"
 #include "ops/checks.h"
 #include "ops/table.h"
@@ -281,6 +282,27 @@ BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length,
       /*separate_full_blocks=*/true, std::nullopt, std::nullopt);
   return {tensors[0], tensors[1], tensors[2], tensors[3],           tensors[4],
           tensors[5], tensors[6], tensors[7], options.q_block_size, options.kv_block_size};
+}
+
+Attention scaled_dot_product_attention(const at::Tensor& query, const at::Tensor& key,
+                                       const at::Tensor& value, const MaskRule& rule,
+                                       const AttentionOptions& options) {
+  constexpr auto kName = "scaled_dot_product_attention";
+  check_positions(kName, options);
+  for (const auto& [argument, tensor] : {std::pair("query", &query), {"key", &key}}) {
+    check_strided(kName, argument, *tensor);
+    check_rank(kName, argument, *tensor, 4, "[batch_size, heads, length, head size]");
+  }
+  check_defined(kName, "value", value);
+  const Encoded& encoded = Encoded::of(rule);
+  const c10::SymInt q_offset = options.q_offset
+                                   ? c10::SymInt(*options.q_offset)
+                                   : key.sym_size(2) - query.sym_size(2) + options.kv_offset;
+  auto [out, log_sum_exp] = ops::call<ops::ScaledDotProductAttention>(
+      encoded.code, encoded.operands, query, key, value, q_offset, options.kv_offset,
+      options.q_positions, options.kv_positions, options.scale, options.enable_gqa,
+      options.max_documents, options.max_length);
+  return {out, log_sum_exp};
 }
 
 }  // namespace attn_mask

@@ -2,8 +2,8 @@
 
 #include <array>
 #include <cstring>
-#include <numeric>
 
+#include "cpu/block_search.h"
 #include "cpu/dispatch.h"
 #include "rule/hull.h"
 #include "rule/spans.h"
@@ -75,44 +75,61 @@ uint32_t nodes_of_keys(const BlockMaskParams& params) {
   return params.kv_positions.listed ? 0 : nodes;
 }
 
-/// Whether keys have to be evaluated one by one, as seen from a row in the middle.
-bool needs_elements(const BlockMaskParams& params, uint32_t of_keys) {
-  const RowSpans spans = row_spans(params.rule, params.query(0, params.q_length / 2),
-                                   params.kv_positions, params.kv_length);
-  return (spans.unresolved & ~of_keys) != 0;
+// With more of them a block search takes less time.
+constexpr int64_t kMostSingleRows = 8;
+
+/// Whether blocks have to be searched, as seen from a row in the middle.
+bool needs_search(const BlockMaskParams& params, uint32_t of_keys) {
+  const int64_t row = params.q_length / 2;
+  const RowRun run = row_run(params.rule, params.query(0, row), params.q_positions,
+                             params.kv_positions, params.kv_length, params.q_length - row);
+  return (run.unresolved & ~of_keys) != 0 || (params.rule.numbers != nullptr && run.rows == 1);
 }
 
 /// Finds lines straight from the rule.
 class LineFinder {
  public:
   LineFinder(const BlockMaskParams& params, uint32_t of_keys,
-             const std::vector<VisibleKeys>& visible)
-      : params_(params), of_keys_(of_keys), visible_(visible) {}
+             const std::vector<VisibleKeys>& visible, const BlockBounds& bounds)
+      : params_(params), of_keys_(of_keys), visible_(visible), search_(params, bounds) {}
 
   /// Valid until the next call.
   Line operator()(int64_t plane, int64_t block) {
+    if (!find_by_rows(plane, block)) {
+      search_(plane, block, some_, full_);
+    }
+    normalize(some_);
+    if (!params_.separate_full) {
+      return {part_of(some_), {}};
+    }
+    partial_.clear();
+    for_each_beyond(part_of(some_), part_of(full_),
+                    [&](int64_t begin, int64_t end) { append(partial_, begin, end); });
+    return {part_of(partial_), part_of(full_)};
+  }
+
+ private:
+  /// From runs of rows; false where spans do not resolve them or where many are but a row.
+  bool find_by_rows(int64_t plane, int64_t block) {
     const Interval rows = params_.rows_of(block);
-    const int64_t n = rows.end - rows.begin;
     const VisibleKeys* visible =
         visible_.empty() ? nullptr : &visible_[static_cast<size_t>(plane / params_.heads)];
     some_.clear();
     full_.clear();
-    partial_.clear();
     shared_.clear();
-    if (n == params_.q_block && params_.kv_length > 0) {
+    if (rows.end - rows.begin == params_.q_block && params_.kv_length > 0) {
       shared_.push_back({0, params_.kv_length});
     }
-    int64_t evaluated = 0;
+    int64_t single = 0;
     for (int64_t row = rows.begin; row < rows.end;) {
-      const Query query = params_.query(plane, row);
-      const RowRun run = row_run(params_.rule, query, params_.q_positions, params_.kv_positions,
-                                 params_.kv_length, rows.end - row);
-      if ((run.unresolved & ~of_keys_) == 0) {
-        add(run, visible);
-      } else {
-        evaluate(run, query, plane);
-        evaluated += run.rows;
+      const RowRun run = row_run(params_.rule, params_.query(plane, row), params_.q_positions,
+                                 params_.kv_positions, params_.kv_length, rows.end - row);
+      single += run.rows == 1 ? 1 : 0;
+      if ((run.unresolved & ~of_keys_) != 0 ||
+          (params_.rule.numbers != nullptr && single > kMostSingleRows)) {
+        return false;
       }
+      add(run, visible);
       row += run.rows;
     }
     for (const Interval keys : shared_) {
@@ -125,19 +142,9 @@ class LineFinder {
                         [&](int64_t first, int64_t last) { append(full_, first, last); });
       }
     }
-    if (evaluated > 0) {
-      take_counts(evaluated, n);
-    }
-    normalize(some_);
-    if (!params_.separate_full) {
-      return {part_of(some_), {}};
-    }
-    for_each_beyond(part_of(some_), part_of(full_),
-                    [&](int64_t begin, int64_t end) { append(partial_, begin, end); });
-    return {part_of(partial_), part_of(full_)};
+    return true;
   }
 
- private:
   /// Rows that look alike. As spans move by less than their width, the keys that any row sees lie
   /// between where its first and its last row's begin and end; and as the gaps between them do,
   /// too, each span has those that all rows see between where the last begins and the first ends.
@@ -204,58 +211,6 @@ class LineFinder {
     }
   }
 
-  /// Counts the keys of each block that rows see, by evaluating each.
-  void evaluate(const RowRun& run, Query query, int64_t plane) {
-    counts_.resize(static_cast<size_t>(params_.kv_blocks()));
-    for (int64_t row = 0; row < run.rows; ++row) {
-      const RowSpans spans = run.row(row);
-      for (int32_t i = 0; i < spans.spans.size; ++i) {
-        const Interval span = spans.spans.at[i];
-        for (int64_t begin = span.begin; begin < span.end;) {
-          const int64_t end = std::min(begin + kColumnsAtOnce, span.end);
-          cpu_kernels().evaluate(params_, query, spans.unresolved, {begin, end}, values_.data());
-          for (int64_t key = begin; key < end;) {
-            const int64_t block = key / params_.kv_block;
-            const int64_t last = std::min((block + 1) * params_.kv_block, end);
-            const uint8_t* const values = values_.data();
-            counts_[static_cast<size_t>(block)] +=
-                std::accumulate(values + (key - begin), values + (last - begin), int64_t{0});
-            key = last;
-          }
-          begin = end;
-        }
-      }
-      query = params_.query(plane, std::min(query.row + 1, params_.q_length - 1));
-    }
-  }
-
-  /// Puts what was counted in `evaluated` of a block's `rows` rows to what is known of the others.
-  void take_counts(int64_t evaluated, int64_t rows) {
-    seen_.clear();
-    filled_.clear();
-    counts_.resize(static_cast<size_t>(params_.kv_blocks()));
-    for (int64_t block = 0; block < params_.kv_blocks(); ++block) {
-      int64_t& count = counts_[static_cast<size_t>(block)];
-      if (count > 0) {
-        append(seen_, block, block + 1);
-      }
-      if (count == evaluated * params_.kv_block) {
-        append(filled_, block, block + 1);
-      }
-      count = 0;
-    }
-    some_.insert(some_.end(), seen_.begin(), seen_.end());
-    std::swap(full_, partial_);
-    full_.clear();
-    if (rows == params_.q_block) {
-      for (const BlockSpan span : partial_) {
-        for_each_within(filled_, span.begin, span.end,
-                        [&](int64_t begin, int64_t end) { append(full_, begin, end); });
-      }
-    }
-    partial_.clear();
-  }
-
   const BlockMaskParams& params_;
   uint32_t of_keys_;
   const std::vector<VisibleKeys>& visible_;  // for each batch row; none: nothing is padding
@@ -264,10 +219,7 @@ class LineFinder {
   Blocks partial_;
   std::vector<Interval> shared_;  // keys that all rows so far see but for padding
   std::vector<Interval> both_;
-  Blocks seen_;
-  Blocks filled_;
-  std::vector<int64_t> counts_;
-  std::array<uint8_t, kColumnsAtOnce> values_;
+  BlockSearch search_;
 };
 
 /// Reads lines from states.
@@ -327,9 +279,10 @@ void for_each_line(const BlockMaskParams& params, const std::function<VisitLine(
   }
   const uint32_t of_keys = nodes_of_keys(params);
   const std::vector<VisibleKeys> visible = visible_keys(params, of_keys);
-  const int64_t elements =
-      needs_elements(params, of_keys) ? 4 * params.q_block * params.kv_length : 0;
-  run(elements, [&] { return LineFinder(params, of_keys, visible); });
+  const BlockBounds bounds(params);
+  // Of each block a few rows of it are evaluated, if any.
+  run(needs_search(params, of_keys) ? 32 * params.kv_length : 0,
+      [&] { return LineFinder(params, of_keys, visible, bounds); });
 }
 
 }  // namespace attn_mask

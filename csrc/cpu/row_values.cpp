@@ -3,6 +3,7 @@
 #include "cpu/isa.h"
 #include "cpu/store.h"
 #include "cpu/translate.h"
+#include "rule/numbers.h"
 #include "rule/spans.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
@@ -26,12 +27,31 @@ void write_same_id(const Table& ids, const Query& query, int64_t key, int64_t n,
   });
 }
 
+/// Which of `n` numbers lie within the range; 0 for each if it is empty.
+void write_within(const int32_t* numbers, NumberRange range, int64_t n, uint8_t* out) {
+  if (range.empty()) {
+    fill<uint8_t>(out, n, 0);
+    return;
+  }
+  const auto first = static_cast<uint32_t>(range.first);
+  const uint32_t extent = static_cast<uint32_t>(range.last) - first;
+  for (int64_t k = 0; k < n; ++k) {
+    out[k] = static_cast<uint32_t>(numbers[k]) - first <= extent;
+  }
+}
+
 void write_leaf(const Problem& problem, const Query& query, int32_t index, Interval columns,
                 uint8_t* out) {
   const Rule::Node& node = problem.rule.nodes[index];
   const RowSpans row = leaf_spans(problem.rule, index, query, problem.kv_positions, columns);
   const bool plain = node.step_begin == node.step_end && !problem.kv_positions.listed;
   const int64_t shift = plain ? problem.kv_positions.at(query.batch, 0) : 0;
+  const KeyNumbers* const of_keys = row.unresolved == 0 || plain ? nullptr : problem.rule.numbers;
+  const NumberRow* keys = of_keys == nullptr ? nullptr : of_keys->row(index, query.batch);
+  NumberRange range{};
+  if (keys != nullptr && !of_keys->find_range(index, *keys, query, range)) {
+    keys = nullptr;
+  }
   int64_t written = columns.begin;
   for (int32_t i = 0; i < row.spans.size; ++i) {
     const Interval span = row.spans.at[i];
@@ -44,6 +64,8 @@ void write_leaf(const Problem& problem, const Query& query, int32_t index, Inter
     } else if (plain && node.kind == Rule::Kind::kPadding) {
       const int64_t key = span.begin + (node.padding.by_column ? 0 : shift);
       translate<uint8_t>(node.padding, query, key, n, 1, 0, first);
+    } else if (keys != nullptr) {
+      write_within(keys->of_columns + span.begin, range, n, first);
     } else if (plain && node.kind == Rule::Kind::kSameId) {
       write_same_id(node.same_id.ids, query, span.begin + shift, n, first);
     } else {

@@ -11,8 +11,6 @@
 
 namespace attn_mask {
 
-inline constexpr int64_t kLanes = 32;
-
 /// Columns of a lane at a time.
 template <typename T>
 ATTN_MASK_INLINE int64_t lane_width(bool by_words) {
@@ -23,6 +21,7 @@ ATTN_MASK_INLINE int64_t lane_width(bool by_words) {
 struct MaskLaunch {
   MaskParams params;
   Hull hull;
+  int64_t rows;
   Divisor by_q_length;
   Divisor by_heads;
   int32_t groups;    // of columns that a warp takes at once, in a row
@@ -33,6 +32,7 @@ struct MaskLaunch {
   explicit MaskLaunch(const MaskParams& of)
       : params(of),
         hull(params.rule),
+        rows(params.rows()),
         by_q_length(params.q_length),
         by_heads(params.heads),
         plan(params.rule, hull, params.kv_positions),
@@ -43,7 +43,7 @@ static_assert(sizeof(MaskLaunch) <= 4096, "kernel parameters");
 
 template <typename T>
 inline MaskLaunch mask_launch(const MaskParams& params) {
-  constexpr int64_t kWarps = 8192;  // enough to fill any present GPU
+  constexpr int64_t kEnough = 8192;  // warps that fill any present GPU
   constexpr int64_t kSize = kPackSize<T>;
   MaskLaunch launch(params);
   const bool aligned = reinterpret_cast<uintptr_t>(params.out) % sizeof(Pack) == 0 &&
@@ -52,7 +52,7 @@ inline MaskLaunch mask_launch(const MaskParams& params) {
                        (params.q_length == 1 || params.out_strides[2] % kSize == 0);
   const int64_t group = kLanes * lane_width<T>(launch.by_words);
   const int64_t groups = (params.kv_length + (aligned ? 0 : kSize - 1) + group - 1) / group;
-  const int64_t parts = kWarps / params.rows() + 1;
+  const int64_t parts = kEnough / params.rows() + 1;
   launch.groups = static_cast<int32_t>(groups);
   launch.per_part = static_cast<int32_t>((groups + parts - 1) / parts);
   return launch;
@@ -86,8 +86,7 @@ class RowWriter {
  public:
   static constexpr uint32_t kAllBits = (uint32_t{1} << kPackSize<T>)-1;
 
-  ATTN_MASK_INLINE RowWriter(const MaskLaunch& launch, int64_t row_index)
-      : launch_(launch), width_(lane_width<T>(launch.by_words)) {
+  ATTN_MASK_INLINE RowWriter(const MaskLaunch& launch, int64_t row_index) : launch_(launch) {
     const MaskParams& params = launch.params;
     const int64_t plane = launch.by_q_length.divide(row_index);
     const int64_t row = row_index - plane * params.q_length;
@@ -97,25 +96,44 @@ class RowWriter {
     out_ = static_cast<T*>(params.out) + params.out_offset(query);
     before_ =
         params.out_strides[3] == 1
-            ? static_cast<int64_t>(reinterpret_cast<uintptr_t>(out_) % sizeof(Pack) / sizeof(T))
+            ? static_cast<int32_t>(reinterpret_cast<uintptr_t>(out_) % sizeof(Pack) / sizeof(T))
             : 0;
     attend_ = repeat<T>(params.format.attend);
     masked_ = repeat<T>(params.format.masked);
   }
 
+  /// What step `index` of the plan lets the row's query attend to, for one lane to work out.
+  ATTN_MASK_INLINE Interval keys_body(int64_t index) const {
+    return step_keys(launch_.params.rule, launch_.plan, row_.query, static_cast<int32_t>(index));
+  }
+
+  /// Which of the groups from `begin` to `end` is most likely to have a visible key: the one that
+  /// has the last of those that may be.
+  ATTN_MASK_INLINE int32_t likely_group(int32_t begin, int32_t end) const {
+    const int64_t last = row_.keys.end - 1 - row_.first_key + before_;
+    const int64_t group = last / (kLanes * kWordSize);
+    return !launch_.by_words || last < 0 || group < begin ? begin
+           : group < end                                  ? static_cast<int32_t>(group)
+                                                          : end - 1;
+  }
+
   /// The lane's bits in a group of columns: bit 0 is the first column, which the row may not have.
-  ATTN_MASK_INLINE uint64_t word(int64_t group, int64_t lane, const WordStack& stack) const {
+  /// `keys`: of each step of the plan.
+  ATTN_MASK_INLINE uint64_t word(int64_t group, int64_t lane, const Interval* keys,
+                                 const WordStack& stack) const {
     if (unmasked_) {
       return ~uint64_t{0};
     }
     const MaskParams& params = launch_.params;
-    const int64_t first = (group * kLanes + lane) * width_ - before_;
-    const Interval columns = intersect({first, first + width_}, {0, params.kv_length});
+    const int64_t width = lane_width<T>(launch_.by_words);
+    const int64_t first = (group * kLanes + lane) * width - before_;
+    const Interval columns = intersect({first, first + width}, {0, params.kv_length});
     if (columns.empty()) {
       return 0;
     }
     const uint64_t word =
-        row_word(params.rule, launch_.plan, row_, params.kv_positions, columns, stack);
+        row_word(params.rule, launch_.plan, row_, params.kv_positions, columns, stack,
+                 [&](int32_t step) ATTN_MASK_INLINE_LAMBDA { return keys[step]; });
     return word << (columns.begin - first);
   }
 
@@ -152,6 +170,7 @@ class RowWriter {
     const bool whole = first >= 0 && first + kLanes * kWordSize <= params.kv_length;
     if (whole && params.out_strides[3] == 1 && params.bias.data == nullptr) {
       Pack* const out = reinterpret_cast<Pack*>(out_ + first) + lane;
+      ATTN_MASK_UNROLL
       for (int64_t i = 0; i < kPerLane; ++i) {
         out[i * kLanes] = mix({{attend_, attend_}}, bits_at(words, i * kLanes + lane));
       }
@@ -223,8 +242,7 @@ class RowWriter {
   const MaskLaunch& launch_;
   WordRow row_;
   T* out_;
-  int64_t before_;   // elements of the row's first pack that are not the row's
-  int64_t width_;    // columns of a lane
+  int32_t before_;   // elements of the row's first pack that are not the row's
   uint64_t attend_;  // elements that are attended to
   uint64_t masked_;
   bool unmasked_ = false;

@@ -3,6 +3,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/attention_flash.h"
 #include "ops/attention_tiles.h"
 #include "ops/call.h"
 #include "ops/checks.h"
@@ -96,6 +98,7 @@ struct Planned {
   c10::SymInt batch_size;  // which the arguments refer to
   c10::SymInt q_length;
   c10::SymInt kv_length;
+  at::Device device;
   RuleArguments arguments;
   Problem problem{};
   Decoded decoded;
@@ -103,16 +106,17 @@ struct Planned {
   Planned(const Planned&) = delete;
   Planned& operator=(const Planned&) = delete;
   Planned(const char* op, const Where& where, c10::SymInt of_batch, const c10::SymInt& heads,
-          c10::SymInt queries, c10::SymInt keys, at::Device device)
+          c10::SymInt queries, c10::SymInt keys, at::Device of_query)
       : batch_size(std::move(of_batch)),
         q_length(std::move(queries)),
         kv_length(std::move(keys)),
+        device(of_query),
         arguments(rule_arguments(where, batch_size, q_length, kv_length, device)),
         decoded(decode_problem(op, arguments, device_of(op, arguments), problem)) {
     if (decoded.heads.maybe_as_int() != 1) {
       ATTN_MASK_CHECK_SYM_VALUE(decoded.heads.sym_eq(heads), op,
-                                ": expected bits operands to have 1 or ", heads,
-                                " heads, but got ", decoded.heads);
+                                ": expected bits operands to have 1 or ", heads, " heads, but got ",
+                                decoded.heads);
     }
     if (device.is_meta()) {
       return;
@@ -127,20 +131,59 @@ struct Planned {
   void for_each_part(const char* op, int64_t heads, int64_t element_size,
                      const std::function<void(const PlannedRows&)>& f) {
     const attention::Work work{heads, element_size};
+    const bool on_host = device.is_cpu();
+    if (!on_host) {
+      const auto plan = [&](const Problem& rows) {
+        return attention::make_plan_without_data(rows, work);
+      };
+      if (!decoded.has_parts) {
+        f({problem, plan(problem), 0});
+        return;
+      }
+      evaluate_in_parts(op, arguments.program, problem, device, height_of_parts(problem),
+                        [&](int64_t first, const Problem& rows) { f({rows, plan(rows), first}); });
+      return;
+    }
     if (!decoded.has_parts) {
       const PreparedRuns prepared(problem);
       f({problem, attention::make_plan(problem, decoded.depends_on_batch, work), 0});
       return;
     }
-    evaluate_in_parts(op, arguments.program, problem, at::kCPU, height_of_parts(problem),
-                      [&](int64_t first, const Problem& rows) {
-                        Problem part = rows;
-                        const PreparedRuns prepared(part);
-                        f({part, attention::make_plan(part, /*depends_on_batch=*/true, work),
-                           first});
-                      });
+    evaluate_in_parts(
+        op, arguments.program, problem, at::kCPU, height_of_parts(problem),
+        [&](int64_t first, const Problem& rows) {
+          Problem part = rows;
+          const PreparedRuns prepared(part);
+          f({part, attention::make_plan(part, /*depends_on_batch=*/true, work), first});
+        });
   }
 };
+
+/// The call of a flash kernel that stands for all tiles, on devices that have one.
+std::optional<FlashRule> flash_call(const AttentionInputs& inputs, const Planned& planned,
+                                    at::TensorList operands,
+                                    const std::optional<DocumentLimits>& limits) {
+  if (!inputs.query.is_cuda() || planned.decoded.has_parts || !has_flash(inputs)) {
+    return std::nullopt;
+  }
+  const std::optional<FlashRule> rule = flash_rule(planned.problem, operands);
+  return rule && rule->ids && !limits ? std::nullopt : rule;
+}
+
+std::optional<DocumentLimits> limits_of(const char* op, const OptionalSymInt& max_documents,
+                                        const OptionalSymInt& max_length) {
+  for (const auto& [argument, number] :
+       {std::pair("max_documents", &max_documents), {"max_length", &max_length}}) {
+    TORCH_CHECK_VALUE(!*number || !(*number)->maybe_as_int() || **number > 0, op, ": expected ",
+                      argument, " to be positive, but got ", **number);
+  }
+  TORCH_CHECK_VALUE(max_documents.has_value() == max_length.has_value(), op,
+                    ": expected max_documents and max_length, or neither of them");
+  if (!max_documents || !max_documents->maybe_as_int() || !max_length->maybe_as_int()) {
+    return std::nullopt;
+  }
+  return DocumentLimits{max_documents->expect_int(), max_length->expect_int()};
+}
 
 at::Tensor without_gaps(const at::Tensor& tensor) {
   return tensor.size(3) <= 1 || tensor.stride(3) == 1 ? tensor : tensor.contiguous();
@@ -189,9 +232,9 @@ class Attend : public torch::autograd::Function<Attend> {
                                const OptionalSymInt& max_documents,
                                const OptionalSymInt& max_length) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, lse] = call<ScaledDotProductAttention>(
-        rule, operands, query, key, value, q_offset, kv_offset, q_positions, kv_positions, scale,
-        enable_gqa, max_documents, max_length);
+    auto [out, lse] = call<ScaledDotProductAttention>(rule, operands, query, key, value, q_offset,
+                                                      kv_offset, q_positions, kv_positions, scale,
+                                                      enable_gqa, max_documents, max_length);
     variable_list saved{query,
                         key,
                         value,
@@ -243,16 +286,17 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
     c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& query,
     const at::Tensor& key, const at::Tensor& value, c10::SymInt q_offset, c10::SymInt kv_offset,
     const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
-    std::optional<double> scale, bool enable_gqa, OptionalSymInt /*max_documents*/,
-    OptionalSymInt /*max_length*/) {
+    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
+    OptionalSymInt max_length) {
   check_inputs(kName, query, key, value, enable_gqa);
   Planned planned(kName, {rule, operands, q_offset, kv_offset, q_positions, kv_positions},
                   query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
                   query.device());
+  const std::optional<DocumentLimits> limits = limits_of(kName, max_documents, max_length);
   const auto empty_result = [&] {
-    return std::tuple(empty_out(query, value),
-                      empty_by_length(query, query.sym_size(2), 1, lse_dtype(query.scalar_type()))
-                          .squeeze(3));
+    return std::tuple(
+        empty_out(query, value),
+        empty_by_length(query, query.sym_size(2), 1, lse_dtype(query.scalar_type())).squeeze(3));
   };
   if (query.is_meta()) {
     return empty_result();
@@ -262,6 +306,11 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
     return {out.zero_(), lse.fill_(-std::numeric_limits<double>::infinity())};
   }
   const AttentionInputs inputs{without_gaps(query), without_gaps(key), without_gaps(value), scale};
+  const c10::OptionalDeviceGuard guard(query.device());
+  if (const auto of_flash = flash_call(inputs, planned, operands, limits)) {
+    const Attended attended = attend_by_flash(inputs, *of_flash, limits);
+    return {empty_out(query, value).copy_(attended.out), attended.lse};
+  }
   const Attended attended = attend_in_tiles(inputs, [&](const auto& f) {
     planned.for_each_part(kName, query.size(1), query.element_size(), f);
   });
@@ -286,10 +335,9 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::autograd(
     return {result[0], result[1]};
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call<ScaledDotProductAttention>(rule, operands, query, key, value, std::move(q_offset),
-                                         std::move(kv_offset), q_positions, kv_positions, scale,
-                                         enable_gqa, std::move(max_documents),
-                                         std::move(max_length));
+  return call<ScaledDotProductAttention>(
+      rule, operands, query, key, value, std::move(q_offset), std::move(kv_offset), q_positions,
+      kv_positions, scale, enable_gqa, std::move(max_documents), std::move(max_length));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward::run(
@@ -297,8 +345,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
     const at::Tensor& lse, c10::SymInt q_offset, c10::SymInt kv_offset,
     const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
-    std::optional<double> scale, bool enable_gqa, OptionalSymInt /*max_documents*/,
-    OptionalSymInt /*max_length*/) {
+    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
+    OptionalSymInt max_length) {
   check_inputs(kName, query, key, value, enable_gqa);
   for (const auto& [argument, tensor] : {std::pair("grad_out", &grad_out), {"out", &out}}) {
     check_like_query(kName, argument, *tensor, query, "[batch_size, heads, q_length, value size]");
@@ -323,6 +371,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
   Planned planned(kName, {rule, operands, q_offset, kv_offset, q_positions, kv_positions},
                   query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
                   query.device());
+  const std::optional<DocumentLimits> limits = limits_of(kName, max_documents, max_length);
   if (query.is_meta() || has_no_scores(query, key)) {
     const auto zeros = [](const at::Tensor& like) {
       const at::Tensor empty = empty_by_length(like, like.sym_size(2), like.sym_size(3));
@@ -331,10 +380,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
     return {zeros(query), zeros(key), zeros(value)};
   }
   const AttentionInputs inputs{without_gaps(query), without_gaps(key), without_gaps(value), scale};
+  const c10::OptionalDeviceGuard guard(query.device());
+  if (const auto of_flash = flash_call(inputs, planned, operands, limits)) {
+    const AttentionGradients gradients = attend_by_flash_backward(
+        inputs, *of_flash, limits, {without_gaps(out), lse}, without_gaps(grad_out));
+    return {by_length(gradients.query), by_length(gradients.key), by_length(gradients.value)};
+  }
   const AttentionGradients gradients = attend_in_tiles_backward(
-      inputs, {without_gaps(out), lse}, without_gaps(grad_out), [&](const auto& f) {
-        planned.for_each_part(kName, query.size(1), query.element_size(), f);
-      });
+      inputs, {without_gaps(out), lse}, without_gaps(grad_out),
+      [&](const auto& f) { planned.for_each_part(kName, query.size(1), query.element_size(), f); });
   return {by_length(gradients.query), by_length(gradients.key), by_length(gradients.value)};
 }
 
@@ -345,9 +399,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
     const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
     std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
     OptionalSymInt max_length) {
-  for (const auto& [argument, tensor] :
-       {std::pair("grad_out", &grad_out), {"query", &query}, {"key", &key}, {"value", &value},
-        {"out", &out}, {"lse", &lse}}) {
+  for (const auto& [argument, tensor] : {std::pair("grad_out", &grad_out),
+                                         {"query", &query},
+                                         {"key", &key},
+                                         {"value", &value},
+                                         {"out", &out},
+                                         {"lse", &lse}}) {
     check_strided(kName, argument, *tensor);
   }
   TORCH_CHECK_NOT_IMPLEMENTED(
@@ -355,20 +412,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
       "scaled_dot_product_attention: expected to be differentiated once, but got a backward pass "
       "that is differentiated itself (create_graph), which it has no formula for");
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call<ScaledDotProductAttentionBackward>(
-      rule, operands, grad_out, query, key, value, out, lse, std::move(q_offset),
-      std::move(kv_offset), q_positions, kv_positions, scale, enable_gqa, std::move(max_documents),
-      std::move(max_length));
+  return call<ScaledDotProductAttentionBackward>(rule, operands, grad_out, query, key, value, out,
+                                                 lse, std::move(q_offset), std::move(kv_offset),
+                                                 q_positions, kv_positions, scale, enable_gqa,
+                                                 std::move(max_documents), std::move(max_length));
 }
 
-std::vector<int64_t> AttentionPlan::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                                        c10::SymInt batch_size, c10::SymInt heads,
-                                        c10::SymInt q_length, c10::SymInt kv_length,
-                                        at::ScalarType dtype, c10::SymInt q_offset,
-                                        c10::SymInt kv_offset,
-                                        const std::optional<at::Tensor>& q_positions,
-                                        const std::optional<at::Tensor>& kv_positions,
-                                        std::optional<at::Device> device) {
+std::vector<int64_t> AttentionPlan::run(
+    c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt heads,
+    c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype, c10::SymInt q_offset,
+    c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
+    const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device) {
   check_size(kName, "heads", heads);
   TORCH_CHECK_TYPE(is_additive_dtype(dtype), kName,
                    ": expected dtype to be float16, bfloat16, float32 or float64, but got ", dtype);
@@ -387,10 +441,9 @@ std::vector<int64_t> AttentionPlan::run(c10::SymIntArrayRef rule, at::TensorList
           for (const attention::Segment& segment : group.segments) {
             numbers.insert(numbers.end(),
                            {static_cast<int64_t>(segment.visible), segment.by_data ? 1 : 0,
-                            group.batch.begin, group.batch.end,
-                            part.first_row + segment.rows.begin, part.first_row + segment.rows.end,
-                            segment.keys.begin, segment.keys.end, segment.repeats, segment.step,
-                            segment.grows ? 1 : 0});
+                            group.batch.begin, group.batch.end, part.first_row + segment.rows.begin,
+                            part.first_row + segment.rows.end, segment.keys.begin, segment.keys.end,
+                            segment.repeats, segment.step, segment.grows ? 1 : 0});
           }
         }
       });

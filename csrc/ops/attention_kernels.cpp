@@ -16,6 +16,25 @@ bool takes_flash(const at::Tensor& query, const at::Tensor& value) {
   return query.is_cpu() && query.size(3) == value.size(3) && query.size(3) > 0;
 }
 
+/// Whether a GPU's memory-efficient kernel takes these widths.
+bool takes_efficient(const at::Tensor& query, const at::Tensor& value) {
+  return query.is_cuda() && query.scalar_type() != at::kDouble && query.size(3) == value.size(3) &&
+         query.size(3) > 0 && query.size(3) % 8 == 0;
+}
+
+// What that kernel pads the queries of a log-sum-exp to.
+constexpr int64_t kEfficientRows = 32;
+
+/// One head of keys for each of queries.
+at::Tensor repeated(const at::Tensor& of_keys, const at::Tensor& query) {
+  const int64_t times = query.size(1) / of_keys.size(1);
+  return times == 1 ? of_keys : of_keys.repeat_interleave(times, 1, query.size(1));
+}
+
+std::optional<at::Tensor> expanded(const std::optional<at::Tensor>& mask, const at::Tensor& query) {
+  return mask ? std::optional(mask->expand({query.size(0), query.size(1), -1, -1})) : std::nullopt;
+}
+
 /// A tile in matrix products, some rows at a time. Heads are grouped by the key heads that they
 /// share: [b, key heads, group, rows, ...].
 class Products {
@@ -29,8 +48,8 @@ class Products {
         key_(key.to(dtype_).unsqueeze(2)),
         value_(value.to(dtype_).unsqueeze(2)),
         mask_(mask),
-        scale_(scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(
-                                  query.size(3), 1))))) {}
+        scale_(scale.value_or(
+            1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(query.size(3), 1))))) {}
 
   at::Tensor grouped(const at::Tensor& tensor) const {
     return tensor.unflatten(1, {key_heads_, tensor.size(1) / key_heads_});
@@ -87,6 +106,12 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& query, const at::Ten
     return at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, mask,
                                                            scale);
   }
+  if (takes_efficient(query, value)) {
+    auto [out, lse, seed, offset] = at::_scaled_dot_product_efficient_attention(
+        query, repeated(key, query), repeated(value, query), expanded(mask, query),
+        /*compute_log_sumexp=*/true, 0.0, is_causal, scale);
+    return {out, lse.narrow(2, 0, query.size(2))};
+  }
   const Products products(query, key, value, is_causal, mask, scale);
   const at::Tensor out =
       at::empty({query.size(0), query.size(2), query.size(1), value.size(3)}, query.options())
@@ -114,6 +139,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
     return at::_scaled_dot_product_flash_attention_for_cpu_backward(
         grad_out, query, key, value, out, lse, 0.0, is_causal, mask, scale);
   }
+  if (takes_efficient(query, value)) {
+    const int64_t missing = (kEfficientRows - query.size(2) % kEfficientRows) % kEfficientRows;
+    const at::Tensor padded = at::constant_pad_nd(lse.contiguous(), {0, missing},
+                                                  std::numeric_limits<double>::infinity());
+    const at::Tensor state = at::zeros({}, query.options().dtype(at::kLong));
+    auto [of_query, of_key, of_value, of_mask] =
+        at::_scaled_dot_product_efficient_attention_backward(
+            grad_out, query, repeated(key, query), repeated(value, query),
+            expanded(mask, query).value_or(at::Tensor()), out, padded, state, state, 0.0,
+            {true, true, true, false}, is_causal, scale);
+    const int64_t times = query.size(1) / key.size(1);
+    const auto summed = [&](const at::Tensor& of_heads) {
+      return times == 1 ? of_heads
+                        : of_heads.unflatten(1, {key.size(1), times})
+                              .sum(2, /*keepdim=*/false, lse.scalar_type());
+    };
+    return {of_query, summed(of_key), summed(of_value)};
+  }
   const Products products(query, key, value, is_causal, mask, scale);
   const at::Tensor of_query = at::empty(query.sizes(), query.options());
   at::Tensor of_key = at::zeros_like(products.key());
@@ -127,8 +170,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
     of_value.add_(at::matmul(weights.transpose(-1, -2), grad).sum(2, /*keepdim=*/true));
     at::Tensor of_scores = at::matmul(grad, products.value().transpose(-1, -2));
     of_scores.sub_(grad.mul(of_out).sum(-1, /*keepdim=*/true)).mul_(weights).mul_(products.scale());
-    of_query.narrow(2, first, count)
-        .copy_(at::matmul(of_scores, products.key()).flatten(1, 2));
+    of_query.narrow(2, first, count).copy_(at::matmul(of_scores, products.key()).flatten(1, 2));
     of_key.add_(at::matmul(of_scores.transpose(-1, -2), products.query_of(first, count))
                     .sum(2, /*keepdim=*/true));
   }

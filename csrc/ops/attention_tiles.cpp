@@ -9,6 +9,7 @@
 
 #include "ops/attention_kernels.h"
 #include "ops/dtypes.h"
+#include "ops/write_mask.h"
 
 namespace attn_mask {
 namespace {
@@ -45,8 +46,8 @@ at::Tensor view(const at::Tensor& tensor, const Call& call, Interval lines) {
   }
   std::vector<int64_t> sizes = tensor.sizes().vec();
   std::vector<int64_t> strides = tensor.strides().vec();
-  const int64_t offset = tensor.storage_offset() + call.batch.begin * strides[0] +
-                         lines.begin * strides[2];
+  const int64_t offset =
+      tensor.storage_offset() + call.batch.begin * strides[0] + lines.begin * strides[2];
   sizes[0] = call.tiles;
   sizes[2] = size_of(lines);
   strides[0] = call.step * strides[2];
@@ -62,6 +63,10 @@ class TileMask {
   void write(const Problem& problem, const Segment& segment, Interval batch, Interval rows,
              Interval keys) {
     const int64_t masks = segment.by_data ? size_of(batch) : 1;
+    if (!options_.device().is_cpu()) {
+      write_on_device(problem, masks, rows, keys);
+      return;
+    }
     const std::vector<int64_t> sizes{masks, problem.heads, size_of(rows), size_of(keys)};
     const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
     if (!buffer_.defined() || buffer_.numel() < elements) {
@@ -69,8 +74,7 @@ class TileMask {
       buffer_ = at::empty({elements}, options_);
     }
     mask_ = buffer_.narrow(0, 0, elements).view(sizes);
-    const at::Tensor has_key =
-        at::empty({sizes[0], sizes[1], sizes[2]}, options_.dtype(at::kBool));
+    const at::Tensor has_key = at::empty({sizes[0], sizes[1], sizes[2]}, options_.dtype(at::kBool));
     const double infinity = std::numeric_limits<double>::infinity();
     const bool all = attention::write_tile(
         problem, {batch.begin, batch.begin + masks}, rows, keys,
@@ -86,6 +90,31 @@ class TileMask {
   const at::Tensor& without_key() const { return without_key_; }
 
  private:
+  /// By the kernels of dense masks. Their rows are aligned, as those of attention need it.
+  void write_on_device(const Problem& problem, int64_t masks, Interval rows, Interval keys) {
+    constexpr int64_t kAligned = 16;
+    const int64_t width = size_of(keys);
+    const int64_t stride = (width + kAligned - 1) / kAligned * kAligned;
+    const at::Tensor whole = at::empty({masks, problem.heads, size_of(rows), stride}, options_);
+    mask_ = whole.narrow(3, 0, width);
+    MaskParams params{};
+    static_cast<Problem&>(params) = problem.part(rows.begin, rows.end);
+    params.kv_positions.offset += keys.begin;
+    for (int32_t i = 0; i < params.rule.size; ++i) {
+      Rule::Node& node = params.rule.nodes[i];
+      if (node.kind == Rule::Kind::kPadding && node.padding.by_column) {
+        Padding& bits = node.padding;
+        bits.mask = static_cast<const char*>(bits.mask) +
+                    (rows.begin * bits.q_stride + keys.begin * bits.key_stride) * bits.element_size;
+        bits.length -= keys.begin;
+      }
+    }
+    const double infinity = std::numeric_limits<double>::infinity();
+    set_output(params, mask_, additive_format(dtype_, -infinity));
+    prepare_and_run(params, options_.device());
+    without_key_ = mask_.eq(-infinity).all(-1);
+  }
+
   at::TensorOptions options_;
   at::ScalarType dtype_;
   at::Tensor buffer_;
@@ -98,9 +127,7 @@ class TileMask {
 class Runner {
  public:
   Runner(const AttentionInputs& inputs, int64_t bytes_per_tile_row, int64_t bytes_per_tile_key)
-      : mask_(inputs),
-        bytes_per_row_(bytes_per_tile_row),
-        bytes_per_key_(bytes_per_tile_key) {}
+      : mask_(inputs), bytes_per_row_(bytes_per_tile_row), bytes_per_key_(bytes_per_tile_key) {}
 
   template <typename F>
   void run(const PlannedRows& part, const F& f) {
@@ -135,8 +162,8 @@ class Runner {
       }
       return;
     }
-    const int64_t bytes = size_of(segment.rows) * bytes_per_row_ +
-                          size_of(segment.keys) * bytes_per_key_;
+    const int64_t bytes =
+        size_of(segment.rows) * bytes_per_row_ + size_of(segment.keys) * bytes_per_key_;
     const int64_t together = std::max<int64_t>(1, kTogetherBytes / std::max<int64_t>(1, bytes));
     for (int64_t row = batch.begin; row < batch.end; ++row) {
       for (int64_t i = 0; i < segment.repeats; i += together) {
@@ -202,8 +229,7 @@ Attended attend_in_tiles(const AttentionInputs& inputs, const ForEachPart& for_e
   const auto make_result = [&] {
     if (!result.out.defined()) {
       result.out = empty_out(query, inputs.value);
-      result.lse =
-          empty_by_length(query, query.size(2), 1, lse_dtype(query.scalar_type()));
+      result.lse = empty_by_length(query, query.size(2), 1, lse_dtype(query.scalar_type()));
     }
   };
   Runner runner(inputs, query.size(1) * inputs.value.size(3) * query.element_size(), 0);
@@ -221,7 +247,10 @@ Attended attend_in_tiles(const AttentionInputs& inputs, const ForEachPart& for_e
                                view(inputs.value, call, call.keys),
                                segment.visible == Visible::kTriangle, mask, inputs.scale);
       if (without_key.defined()) {
-        lse.masked_fill_(without_key, -infinity);
+        if (!out.is_cpu()) {  // kernels of other devices may give NaN
+          out = out.masked_fill(without_key.unsqueeze(3), 0);
+        }
+        lse = lse.masked_fill(without_key, -infinity);
       }
       if (is_all && size_of(call.keys) == inputs.key.size(2)) {
         result = {out, lse.unsqueeze(3)};

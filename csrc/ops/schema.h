@@ -172,7 +172,8 @@ struct Operator<Literal, std::index_sequence<Index...>> {
   static constexpr bool kTakesRule = kSchema<Literal>.takes("SymInt[] rule");
   static constexpr bool kMayGiveNone = kSchema<Literal>.result == "Tensor?";
   /// The result is no tensor but a value, for which the host may wait for the device.
-  static constexpr bool kIsHostDecision = position_of(kSchema<Literal>.result, "Tensor") == std::string_view::npos;
+  static constexpr bool kIsHostDecision =
+      position_of(kSchema<Literal>.result, "Tensor") == std::string_view::npos;
   /// Whether `out` may be the very tensor that is read.
   static constexpr bool kMayWriteInPlace = false;
 

@@ -163,9 +163,9 @@ struct BlockMaskWidths
 };
 
 /// Attention by any rule: (out, log-sum-exp of the scores), [b, h, q, value width] and [b, h, q],
-/// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of the
-/// query where their widths agree; else, and in the second, queries lie outside of heads in memory,
-/// as in gradients. Rows without a key are 0 and -inf. `out` is differentiable.
+/// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of
+/// the query where their widths agree; else, and in the second, queries lie outside of heads in
+/// memory, as in gradients. Rows without a key are 0 and -inf. `out` is differentiable.
 /// `max_documents` and `max_length`: as many documents, and as long, as ids have at most, which the
 /// host need then not read from a GPU.
 struct ScaledDotProductAttention
@@ -189,6 +189,16 @@ struct ScaledDotProductAttentionBackward
           "SymInt? max_documents=None, SymInt? max_length=None) -> (Tensor, Tensor, Tensor)"> {
   static Run run;
   static Call autograd;
+};
+
+/// What a GPU's flash kernel must know of documents: how many there are in all batch rows, and how
+/// long the longest is; nothing for rules that it does not take. The host waits for the device.
+struct FindDocumentLimits
+    : Operator<
+          "_document_limits(SymInt[] rule, Tensor[] operands, SymInt batch_size, "
+          "SymInt q_length, SymInt kv_length, *, SymInt q_offset=0, SymInt kv_offset=0, "
+          "Device? device=None) -> int[]"> {
+  static Run run;
 };
 
 /// How attention by a rule is cut into tiles (attention/plan.h), as numbers: for each segment the
@@ -230,7 +240,7 @@ using Operators =
     List<ToCausal4d, To4d, MakeCausalMask, ExpandMask, UnmaskUnattended,
          Prepare4dCausalAttentionMask, Prepare4dCausalAttentionMaskForSdpa, Prepare4dAttentionMask,
          Prepare4dAttentionMaskForSdpa, Create4dCausalAttentionMask, Boolean, Additive, BlockMask,
-         BlockStates, BlockMaskWidths, ScaledDotProductAttention,
-         ScaledDotProductAttentionBackward, AttentionPlan, IgnoreCausalMaskSdpa, IsAllVisible>;
+         BlockStates, BlockMaskWidths, ScaledDotProductAttention, ScaledDotProductAttentionBackward,
+         FindDocumentLimits, AttentionPlan, IgnoreCausalMaskSdpa, IsAllVisible>;
 
 }  // namespace attn_mask::ops

@@ -16,13 +16,14 @@ struct Place {
   size_t bits;
   size_t begin;
   size_t end;
-  size_t is_once;
+  size_t repeats;
+  size_t edges;
 };
 
 }  // namespace
 
 DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t bytes)>& allocate)
-    : size(0) {
+    : size(0), zeroed(nullptr), zeroed_bytes(0) {
   Rule& rule = problem.rule;
   std::array<Padding*, kMaxJobs> paddings{};
   std::array<Table*, kMaxJobs> tables{};
@@ -82,15 +83,24 @@ DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t by
   for (int32_t i = 0; i < size; ++i) {
     const TableJob& job = jobs[i];
     Place& place = places[static_cast<size_t>(i)];
+    if (job.kind != TableJob::Kind::kVisible) {
+      place.repeats = reserve(job.rows, sizeof(int32_t));
+      place.edges = reserve(job.rows * job.parts(), sizeof(uint64_t));
+    }
+  }
+  zeroed_bytes = bytes;
+  for (int32_t i = 0; i < size; ++i) {
+    const TableJob& job = jobs[i];
+    Place& place = places[static_cast<size_t>(i)];
     if (job.kind == TableJob::Kind::kVisible) {
       place.bits = reserve(job.rows * words_of(job.length), sizeof(uint64_t));
     } else {
       place.begin = reserve(job.rows * job.length, sizeof(int32_t));
       place.end = reserve(job.rows * job.length, sizeof(int32_t));
-      place.is_once = reserve(job.rows, 1);
     }
   }
   auto* const memory = static_cast<char*>(allocate(std::max<size_t>(1, bytes)));
+  zeroed = memory;
   for (int32_t i = 0; i < size; ++i) {
     TableJob& job = jobs[i];
     const Place& place = places[static_cast<size_t>(i)];
@@ -103,9 +113,10 @@ DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t by
     } else {
       job.begin = reinterpret_cast<int32_t*>(memory + place.begin);
       job.end = reinterpret_cast<int32_t*>(memory + place.end);
-      job.is_once = reinterpret_cast<uint8_t*>(memory + place.is_once);
+      job.repeats = reinterpret_cast<int32_t*>(memory + place.repeats);
+      job.edges = reinterpret_cast<uint64_t*>(memory + place.edges);
       tables[static_cast<size_t>(i)]->bounds = {job.begin, job.end};
-      tables[static_cast<size_t>(i)]->runs.is_once = job.is_once;
+      tables[static_cast<size_t>(i)]->runs.repeats = job.repeats;
     }
   }
 }

@@ -27,7 +27,13 @@ struct TableJob {
   uint64_t* bits;    // [rows, (length + 63) / 64]
   int32_t* begin;    // [rows, length]
   int32_t* end;      // [rows, length]
-  uint8_t* is_once;  // [rows]
+  int32_t* repeats;  // [rows], 0 before
+  uint64_t* edges;   // [rows, parts()], 0 before: what parts of a row tell each other
+
+  /// Positions of a row to one block of threads.
+  static constexpr int64_t kPart = 2048;
+
+  ATTN_MASK_INLINE int64_t parts() const { return (length + kPart - 1) / kPart; }
 };
 
 /// The prepare step on a device, one launch. Handed to the kernel by value.
@@ -36,6 +42,8 @@ struct DeviceTables {
 
   TableJob jobs[kMaxJobs];
   int32_t size;
+  void* zeroed;  // to be set to 0 before
+  size_t zeroed_bytes;
 
   /// Plans the step for a problem, whose rule will then point into memory that `allocate` gives
   /// (bytes, at least one; device memory, 8 bytes aligned). Tables that are large beside the mask,

@@ -5,6 +5,8 @@
 
 namespace attn_mask {
 
+class KeyNumbers;
+
 /// Which keys a query attends to: a tree of leaves under `and` and `or`, as nodes in postfix order.
 /// Plain data of fixed size, handed to kernels by value, so that nothing has to be uploaded (a CUDA
 /// graph being captured forbids it). It does not own the memory that its leaves point into.
@@ -33,6 +35,7 @@ struct Rule {
   Step steps[kMaxSteps];
   int32_t size;
   int32_t steps_size;
+  const KeyNumbers* numbers;  // of the leaves (see numbers.h); host only, null: none
 };
 
 /// Whether the query attends to the key under a leaf.

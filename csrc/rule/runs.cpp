@@ -139,6 +139,9 @@ PreparedRuns::PreparedRuns(Problem& problem) {
       prepare(rule.steps[i].table, Kind::kAffine, problem, kOpen);
     }
   }
+  if (KeyNumbers::is_wanted(problem)) {
+    rule.numbers = &numbers_.emplace(problem);
+  }
 }
 
 void PreparedRuns::prepare(Table& table, Kind kind, const Problem& problem, int64_t end) {

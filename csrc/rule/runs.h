@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "rule/numbers.h"
 #include "rule/problem.h"
 
 namespace attn_mask {
@@ -15,8 +17,8 @@ bool is_worth_preparing(const Problem& problem, int64_t rows, int64_t length);
 
 /// The prepare step on the host: finds the runs in the tables of a problem's rule, O(batch_size x
 /// length) for each, so that documents, blocks and packed positions have spans. Only where tables
-/// are evaluated, and not for one that is much larger than the mask. Owns what the rule then points
-/// to.
+/// are evaluated, and not for one that is much larger than the mask. For what is in no runs, the
+/// numbers of keys. Owns what the rule then points to.
 class PreparedRuns {
  public:
   explicit PreparedRuns(Problem& problem);
@@ -34,6 +36,7 @@ class PreparedRuns {
   void prepare(Table& table, Kind kind, const Problem& problem, int64_t end);
 
   std::vector<Runs> runs_;
+  std::optional<KeyNumbers> numbers_;
 };
 
 }  // namespace attn_mask

@@ -1,7 +1,12 @@
 #include "rule/spans.h"
 
+#include "rule/numbers.h"
+
 namespace attn_mask {
 namespace {
+
+// Of runs that are shorter on average a row may be in any, unless its numbers are in order.
+constexpr int64_t kLongRun = 16;
 
 // The same lines find the spans of one row and how they move in the rows after it. In the second
 // case borders are compared for all rows at once: `less` compares them in the first row and cuts
@@ -50,7 +55,7 @@ struct ManyRows {
   }
 };
 
-/// Columns stand at `shift + column`.
+/// Columns stand at `shift + column`, or are listed.
 template <typename Rows>
 struct Finder {
   using Border = typename Rows::Border;
@@ -60,11 +65,14 @@ struct Finder {
 
   const Rule& rule;
   const Query& query;
-  int64_t shift;
+  const Positions& kv_positions;
   Rows rows;
+  int64_t shift = kv_positions.at(query.batch, 0);
 
-  Result leaf(int32_t index, const Interval& context);
-  Result subtree(int32_t last, const Interval& context);
+  Result leaf(int32_t index, Interval context);
+  bool is_in_order(int32_t index) const;
+  Result by_numbers(int32_t index, Interval context);
+  Result subtree(int32_t last, Interval context);
 
   static Interval interval(int64_t begin, int64_t end) {
     return {Rows::border(begin, 0), Rows::border(end, 0)};
@@ -79,7 +87,7 @@ struct Finder {
 
   static Result nothing() { return {Spans{}, 0}; }
 
-  static Result unresolved(int32_t index, const Interval& context) {
+  static Result unresolved(int32_t index, Interval context) {
     Spans spans{};
     spans.at[spans.size++] = context;
     return {spans, uint32_t{1} << index};
@@ -133,8 +141,11 @@ struct Finder {
 
 /// A leaf's spans within the columns of `context`, which is not empty.
 template <typename Rows>
-auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
+auto Finder<Rows>::leaf(int32_t index, Interval context) -> Result {
   const Rule::Node& node = rule.nodes[index];
+  if (kv_positions.listed) {  // neighbours in memory need not be neighbours
+    return by_numbers(index, context);
+  }
   // Within `seen` the leaf sees keys at `to_leaf + column`, as long as each step moves all of them
   // alike.
   Interval seen = context;
@@ -157,16 +168,17 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
     if (is_empty(seen)) {
       return nothing();
     }
-    if (table.runs.starts == nullptr) {
-      return unresolved(index, seen);
+    const int64_t row = table.row(query.batch);
+    if (table.runs.starts == nullptr ||
+        (!Rows::kMoves && table.length < kLongRun * table.runs.count(row) && is_in_order(index))) {
+      return by_numbers(index, seen);
     }
     const int64_t first = to_leaf + Rows::at(seen.begin);
-    const int64_t row = table.row(query.batch);
     const int64_t run_end = table.runs.around(row, first).end;
     const int64_t spare = run_end - (to_leaf + Rows::at(seen.end));
     if (spare < 0) {
       rows.limit(Rows::slope(seen.begin) == 0 ? kOpen : run_end - first);
-      return unresolved(index, seen);
+      return by_numbers(index, seen);
     }
     if constexpr (Rows::kMoves) {
       rows.limit(Rows::slope(seen.end) == 0 ? kOpen : spare + 1);
@@ -191,8 +203,32 @@ auto Finder<Rows>::leaf(int32_t index, const Interval& context) -> Result {
   return {unresolved(index, seen).spans, row.exact ? 0 : uint32_t{1} << index};
 }
 
+/// Whether a leaf's columns have numbers in order.
 template <typename Rows>
-auto Finder<Rows>::subtree(int32_t last, const Interval& context) -> Result {
+bool Finder<Rows>::is_in_order(int32_t index) const {
+  const NumberRow* const keys =
+      rule.numbers == nullptr ? nullptr : rule.numbers->row(index, query.batch);
+  return keys != nullptr && keys->order != 0;
+}
+
+/// A leaf's spans where its columns have numbers in order. Those of each row are its own.
+template <typename Rows>
+auto Finder<Rows>::by_numbers(int32_t index, Interval context) -> Result {
+  const NumberRow* const keys =
+      rule.numbers == nullptr ? nullptr : rule.numbers->row(index, query.batch);
+  NumberRange range{};
+  if (keys == nullptr || keys->order == 0 ||
+      !rule.numbers->find_range(index, *keys, query, range)) {
+    return unresolved(index, context);
+  }
+  rows.limit(1);
+  const attn_mask::Interval found = range.empty() ? attn_mask::Interval{0, 0} : keys->find(range);
+  const Interval seen = overlap(context, interval(found.begin, found.end));
+  return is_empty(seen) ? nothing() : Result{unresolved(index, seen).spans, 0};
+}
+
+template <typename Rows>
+auto Finder<Rows>::subtree(int32_t last, Interval context) -> Result {
   if (is_empty(context)) {
     return nothing();
   }
@@ -226,20 +262,12 @@ auto Finder<Rows>::subtree(int32_t last, const Interval& context) -> Result {
 
 RowSpans leaf_spans(const Rule& rule, int32_t leaf, const Query& query,
                     const Positions& kv_positions, Interval context) {
-  if (kv_positions.listed) {
-    return Finder<OneRow>::unresolved(leaf, context);
-  }
-  return Finder<OneRow>{rule, query, kv_positions.at(query.batch, 0), {}}.leaf(leaf, context);
+  return Finder<OneRow>{rule, query, kv_positions, {}}.leaf(leaf, context);
 }
 
 RowSpans row_spans(const Rule& rule, const Query& query, const Positions& kv_positions,
                    int64_t kv_length) {
-  const int32_t last = rule.size - 1;
-  const Interval all{0, kv_length};
-  if (kv_positions.listed) {  // neighbours in memory need not be neighbours
-    return all.empty() ? Finder<OneRow>::nothing() : Finder<OneRow>::unresolved(last, all);
-  }
-  return Finder<OneRow>{rule, query, kv_positions.at(query.batch, 0), {}}.subtree(last, all);
+  return Finder<OneRow>{rule, query, kv_positions, {}}.subtree(rule.size - 1, {0, kv_length});
 }
 
 RowRun row_run(const Rule& rule, const Query& query, const Positions& q_positions,
@@ -247,16 +275,13 @@ RowRun row_run(const Rule& rule, const Query& query, const Positions& q_position
   using Many = Finder<ManyRows>;
   const int32_t last = rule.size - 1;
   const MovingInterval all = Many::interval(0, kv_length);
-  if (kv_positions.listed && kv_length > 0) {
-    return {Many::unresolved(last, all).spans, uint32_t{1} << last, max_rows};
-  }
   int64_t in_line = 1;  // rows whose positions go up by 1
   while (in_line < max_rows &&
          (!q_positions.listed ||
           q_positions.at(query.batch, query.row + in_line) == query.position + in_line)) {
     in_line = q_positions.listed ? in_line + 1 : max_rows;
   }
-  Many finder{rule, query, kv_positions.at(query.batch, 0), {in_line}};
+  Many finder{rule, query, kv_positions, {in_line}};
   const ManyRows::Result result = finder.subtree(last, all);
   return {result.spans, result.unresolved, finder.rows.rows};
 }

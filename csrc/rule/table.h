@@ -12,10 +12,15 @@ namespace attn_mask {
 /// Where the runs of a table begin, if it is on the host (see runs.h). A run of ids is
 /// of equal numbers, one of positions goes up by 1 each.
 struct TableRuns {
-  const int64_t* starts;   // of each row: the first positions of its runs, ascending, then `length`
-  const int64_t* of_row;   // [rows]: where in `starts` a row's begin
-  const int64_t* last;     // [rows]: where in `starts` its last run's begins
-  const uint8_t* is_once;  // [rows]: no id >= 0 has two runs (on a device: no id that counts)
+  const int64_t* starts;  // of each row: the first positions of its runs, ascending, then `length`
+  const int64_t* of_row;  // [rows]: where in `starts` a row's begin
+  const int64_t* last;    // [rows]: where in `starts` its last run's begins
+  union {
+    const uint8_t* is_once;  // [rows]: no id >= 0 has two runs
+    const int32_t* repeats;  // on a device: up to 1 where no id that counts is seen to have two
+  };
+
+  int64_t count(int64_t row) const { return last[row] - of_row[row] + 1; }
 
   /// The run around a position that the table holds.
   Interval around(int64_t row, int64_t position) const {

@@ -3,6 +3,8 @@
 // Word level: which of up to 64 consecutive columns a row attends to, as bits. Intervals of keys
 // are written at once; a leaf whose table was not prepared is evaluated key by key.
 
+#include <utility>
+
 #include "rule/hull.h"
 
 namespace attn_mask {
@@ -65,6 +67,23 @@ ATTN_MASK_INLINE uint64_t leaf_word(const Leaf& leaf, const Query& query, const 
       leaf, [&](const auto& of) ATTN_MASK_INLINE_LAMBDA { return of.word(query, first, count); });
 }
 
+/// Instead of keys that are no interval, or of which it is not known.
+ATTN_MASK_INLINE Interval no_interval() { return {INT64_MAX, 0}; }
+ATTN_MASK_INLINE bool is_interval(const Interval& keys) { return keys.begin != INT64_MAX; }
+
+/// The positions of the keys that a leaf lets the query attend to, all where the leaf sees them; or
+/// no_interval().
+ATTN_MASK_INLINE Interval leaf_keys(const Leaf& leaf, const Query& query) {
+  return visit_leaf(leaf, [&](const auto& of) ATTN_MASK_INLINE_LAMBDA -> Interval {
+    if constexpr (std::is_same_v<std::decay_t<decltype(of)>, SameId>) {
+      return of.has_run(query.batch) ? of.run(query) : no_interval();
+    } else {
+      const LeafRow row = of.row(query);
+      return row.exact ? row.keys : no_interval();
+    }
+  });
+}
+
 /// Which of `columns`, at most 64 and at least one, a leaf lets the query attend to, where the leaf
 /// has positions of its own or columns are listed; bit 0 is the first. Bits beyond them may be
 /// anything.
@@ -95,12 +114,25 @@ struct WordStack {
   int64_t step;
 };
 
+/// A leaf to be evaluated and joined to what there is, or what waits to be joined to it.
+struct WordStep {
+  enum Join : uint32_t { kNew, kAnd, kOr, kWaiting };  // kNew: what there is waits
+
+  uint8_t code;
+
+  ATTN_MASK_INLINE uint32_t join() const { return code & 3; }
+  ATTN_MASK_INLINE bool is_leaf() const { return join() != kWaiting; }
+  /// Of a leaf: it has positions of its own, or columns are listed.
+  ATTN_MASK_INLINE bool is_moved() const { return (code & 4) != 0; }
+  /// What waits is joined by `or`.
+  ATTN_MASK_INLINE bool by_or() const { return (code & 4) != 0; }
+  ATTN_MASK_INLINE int32_t node() const { return code >> 3; }
+};
+
 /// What of a rule is worked out for each word: all but the leaves that its rows' hulls cover. Made
 /// on the host.
 struct WordPlan {
-  enum Step : uint8_t { kAnd, kOr, kLeaf, kMovedLeaf };
-
-  uint8_t steps[Rule::kMaxNodes];  // a Step in the lowest two bits, then the leaf's node
+  WordStep steps[Rule::kMaxNodes];
   int16_t size;
   int16_t depth;  // how many words wait at once
 
@@ -110,7 +142,10 @@ struct WordPlan {
     add(rule, hull, rule.size - 1, kv_positions.listed);
     int16_t waiting = -1;
     for (int16_t i = 0; i < size; ++i) {
-      waiting = static_cast<int16_t>(waiting + ((steps[i] & 3) < kLeaf ? -1 : 1));
+      const uint32_t join = steps[i].join();
+      waiting = static_cast<int16_t>(waiting + (join == WordStep::kNew       ? 1
+                                                : join == WordStep::kWaiting ? -1
+                                                                             : 0));
       depth = waiting > depth ? waiting : depth;
     }
   }
@@ -119,20 +154,30 @@ struct WordPlan {
   /// Adds the subtree that ends with node `last`; false where nothing of it is left.
   bool add(const Rule& rule, const Hull& hull, int32_t last, bool listed) {
     const Rule::Node& node = rule.nodes[last];
-    Step step = kLeaf;
     if (node.kind == Rule::Kind::kAnd || node.kind == Rule::Kind::kOr) {
-      const bool left = add(rule, hull, rule.nodes[last - 1].first - 1, listed);
-      const bool right = add(rule, hull, last - 1, listed);
-      if (!left || !right) {
-        return left || right;  // the other one holds within the hull
+      const bool by_or = node.kind == Rule::Kind::kOr;
+      int32_t right = last - 1;
+      int32_t left = rule.nodes[right].first - 1;
+      if (rule.nodes[left].first == left) {
+        std::swap(left, right);  // a leaf comes last, so that nothing waits for it
       }
-      step = node.kind == Rule::Kind::kAnd ? kAnd : kOr;
-    } else if (node.step_begin != node.step_end || listed) {
-      step = kMovedLeaf;
-    } else if (hull.says_all_of(rule, last)) {
+      const bool has_left = add(rule, hull, left, listed);
+      const int16_t before = size;
+      if (!add(rule, hull, right, listed) || !has_left) {
+        return has_left || size > before;  // the other one holds within the hull
+      }
+      if (size == before + 1) {
+        steps[before].code |= by_or ? WordStep::kOr : WordStep::kAnd;
+      } else {
+        steps[size++] = {static_cast<uint8_t>(WordStep::kWaiting | (by_or ? 4 : 0))};
+      }
+      return true;
+    }
+    const bool is_moved = node.step_begin != node.step_end || listed;
+    if (!is_moved && hull.says_all_of(rule, last)) {
       return false;
     }
-    steps[size++] = static_cast<uint8_t>(step | last << 2);
+    steps[size++] = {static_cast<uint8_t>((is_moved ? 4 : 0) | last << 3)};
     return true;
   }
 };
@@ -149,12 +194,12 @@ ATTN_MASK_INLINE RowHull row_hull(const Rule& rule, const Hull& hull, const Word
   RowHull row{hull.keys(rule, query), true};
   ATTN_MASK_ONE_BY_ONE
   for (int32_t i = 0; i < plan.size; ++i) {
-    const uint32_t entry = plan.steps[i];
-    const Rule::Node& node = rule.nodes[entry >> 2];
-    if ((entry & 3) == WordPlan::kAnd) {
+    const WordStep step = plan.steps[i];
+    if (!step.is_leaf()) {
       continue;
     }
-    if ((entry & 3) == WordPlan::kLeaf && node.conjunct && node.kind == Rule::Kind::kSameId &&
+    const Rule::Node& node = rule.nodes[step.node()];
+    if (!step.is_moved() && node.conjunct && node.kind == Rule::Kind::kSameId &&
         node.same_id.has_run(query.batch)) {
       row.positions = intersect(row.positions, node.same_id.run(query));
     } else {
@@ -179,11 +224,21 @@ struct WordRow {
   }
 };
 
+/// What step `index` of the plan lets the row's query attend to, worked out once for all words of
+/// the row.
+ATTN_MASK_INLINE Interval step_keys(const Rule& rule, const WordPlan& plan, const Query& query,
+                                    int32_t index) {
+  const WordStep step = plan.steps[index];
+  return step.is_leaf() && !step.is_moved() ? leaf_keys(rule.nodes[step.node()], query)
+                                            : no_interval();
+}
+
 /// Which of `columns`, at most 64 and at least one, the row's query attends to; bit 0 is the first.
-/// Bits beyond them are 0.
+/// Bits beyond them are 0. `keys_of(i)`: step_keys of step i, or no_interval().
+template <typename KeysOf>
 ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const WordRow& row,
                                    const Positions& kv_positions, Interval columns,
-                                   const WordStack& stack) {
+                                   const WordStack& stack, const KeysOf& keys_of) {
   const int64_t count = columns.end - columns.begin;
   const int64_t key = row.first_key + columns.begin;
   uint64_t hull = kv_positions.listed ? ~uint64_t{0} : word_of(row.keys, key);
@@ -197,23 +252,35 @@ ATTN_MASK_INLINE uint64_t row_word(const Rule& rule, const WordPlan& plan, const
   uint64_t top = ~uint64_t{0};
   ATTN_MASK_ONE_BY_ONE
   for (int32_t i = 0; i < plan.size; ++i) {
-    const uint32_t entry = plan.steps[i];
-    const uint32_t step = entry & 3;
-    if (step == WordPlan::kAnd) {
-      top &= *(waiting -= stack.step);
+    const WordStep step = plan.steps[i];
+    const uint32_t join = step.join();
+    if (join == WordStep::kAnd && top == 0) {
       continue;
     }
-    if (step == WordPlan::kOr) {
-      top |= *(waiting -= stack.step);
+    const Interval keys = keys_of(i);
+    uint64_t word;
+    if (is_interval(keys)) {
+      word = word_of(keys, key);
+    } else if (join != WordStep::kWaiting) {
+      const Rule::Node& leaf = rule.nodes[step.node()];
+      word = step.is_moved() ? moved_leaf_word(rule, leaf, row.query, kv_positions, columns)
+                             : leaf_word(leaf, row.query, {columns.begin, key}, count);
+    } else {
+      waiting -= stack.step;
+      top = step.by_or() ? top | *waiting : top & *waiting;
       continue;
     }
-    if (i > 0) {
-      *waiting = top;
-      waiting += stack.step;
+    if (join == WordStep::kAnd) {
+      top &= word;
+    } else if (join == WordStep::kOr) {
+      top |= word;
+    } else {
+      if (i > 0) {
+        *waiting = top;
+        waiting += stack.step;
+      }
+      top = word;
     }
-    const Rule::Node& leaf = rule.nodes[entry >> 2];
-    top = step == WordPlan::kLeaf ? leaf_word(leaf, row.query, {columns.begin, key}, count)
-                                  : moved_leaf_word(rule, leaf, row.query, kv_positions, columns);
   }
   return hull & top;
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
-from attn_mask import _process, rules
+from attn_mask import _dense_attention, _process, rules
 from attn_mask._library import _C, operators_that
 from attn_mask._program import Source
 from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
@@ -771,33 +771,9 @@ def _block_mask_widths(*args: Any, **kwargs: Any) -> list[int]:
 # Attention
 
 
-def _masked_scores(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    scale: float | None,
-    **where: Any,
-) -> torch.Tensor:
-    """[b, key heads, heads that share one, q, kv]"""
-    sizes = {"batch_size": query.shape[0], "q_length": query.shape[2], "kv_length": key.shape[2]}
-    attends = _attends(device=query.device, **sizes, **where)
-    attends = _grouped(attends.expand(-1, query.shape[1], -1, -1), key)
-    scale = query.shape[3] ** -0.5 if scale is None else scale
-    scores = _grouped(query, key) @ key.unsqueeze(2).mT * scale
-    return scores.masked_fill(~attends, -torch.inf)
-
-
-def _grouped(tensor: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """With the heads that share one of the key beside each other."""
-    return tensor.unflatten(1, (key.shape[1], -1))
-
-
-def _by_length(tensor: torch.Tensor) -> torch.Tensor:
-    """With the length outside of heads in memory, as the operators' results."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _exact(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _visible(query: torch.Tensor, key: torch.Tensor, **where: Any) -> torch.Tensor:
+    sizes: dict[str, Any] = {"q_length": query.shape[2], "kv_length": key.shape[2]}
+    return _attends(device=query.device, batch_size=query.shape[0], **sizes, **where)
 
 
 @_operator
@@ -806,19 +782,13 @@ def scaled_dot_product_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    scale: float | None,
     enable_gqa: bool,
     max_documents: Any,
     max_length: Any,
     **where: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scores = _masked_scores(_exact(query), _exact(key), **where)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()
-    out = (weights @ _exact(value).unsqueeze(2)).flatten(1, 2).to(query.dtype)
-    lse = _by_length(lse.flatten(1, 2))
-    if not is_known(query.shape[3] == value.shape[3]):
-        return _by_length(out), lse
-    return torch.empty_like(query).copy_(out), lse
+    return _dense_attention.forward(query, key, value, _visible(query, key, **where), scale)
 
 
 @_operator
@@ -836,20 +806,12 @@ def scaled_dot_product_attention_backward(
     max_length: Any,
     **where: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    scores = _masked_scores(_exact(query), _exact(key), scale, **where)
-    lse = lse.masked_fill(lse == -torch.inf, 0)
-    weights = (scores - _grouped(lse, key)[..., None]).exp()
-    grad, of_out = (_grouped(_exact(tensor), key) for tensor in (grad_out, out))
-    of_value = (weights.mT @ grad).sum(2)
-    of_weights = grad @ _exact(value).unsqueeze(2).mT
-    of_scores = weights * (of_weights - (grad * of_out).sum(-1, keepdim=True))
-    of_scores = of_scores * (query.shape[3] ** -0.5 if scale is None else scale)
-    of_query = (of_scores @ _exact(key).unsqueeze(2)).flatten(1, 2)
-    of_key = (of_scores.mT @ _grouped(_exact(query), key)).sum(2)
-    of_query, of_key, of_value = (
-        _by_length(tensor.to(query.dtype)) for tensor in (of_query, of_key, of_value)
-    )
-    return of_query, of_key, of_value
+    attends = _visible(query, key, **where)
+    return _dense_attention.backward(grad_out, query, key, value, out, lse, attends, scale)
+
+
+def _document_limits(*args: Any, **kwargs: Any) -> list[int]:
+    return []
 
 
 def _attention_plan(*args: Any, **kwargs: Any) -> list[int]:

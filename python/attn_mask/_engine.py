@@ -17,7 +17,7 @@ from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided
 from attn_mask._counts import count
 from attn_mask._library import _C
-from attn_mask._named_once import detail_once
+from attn_mask._named_once import detail_once, name_once
 from attn_mask._program import Program
 from attn_mask._tracing import default_device, is_jit_tracing, is_recording, is_tracing
 from attn_mask.rules import MaskFunction
@@ -176,9 +176,7 @@ class _Problem(NamedTuple):
         head_idx = torch.arange(self.heads, device=device)
         if not is_recording():
             count("fallback")
-            called = getattr(mask_function, "function", mask_function)
-            called = getattr(called, "__qualname__", type(called).__name__)
-            detail_once("%s: calls a mask function that is no rule, %s", self.name, called)
+            self._name_called(mask_function)
             for line, of in (("q", self.queries), ("kv", self.keys)):
                 self._check_positions(line, of)
         q_idx, kv_idx = self.queries.indices(device), self.keys.indices(device)
@@ -209,6 +207,23 @@ class _Problem(NamedTuple):
                 f"but got {type(result).__name__}"
             )
         return result
+
+    def _name_called(self, mask_function: Callable[..., Any]) -> None:
+        called: Any = mask_function
+        while isinstance(called, rules.Reindex | rules.Shift):
+            called = called.rule
+        if isinstance(called, MaskFunction) and not isinstance(called, rules.Function):
+            detail_once("%s: evaluates %s element by element", self.name, type(called).__name__)
+            return
+        called = getattr(called, "function", called)
+        called = getattr(called, "__qualname__", type(called).__name__)
+        name_once(
+            f"call of {called}",
+            "%s: calls a mask function that is no rule, %s, for each element of a mask: it takes "
+            "many times as long as a rule of attn_mask.rules (see is_native there)",
+            self.name,
+            called,
+        )
 
     def _check_positions(self, line: str, of: Axis) -> None:
         """Operators check this themselves."""

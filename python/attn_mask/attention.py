@@ -79,8 +79,7 @@ def scaled_dot_product_attention(
     """
     if dropout_p != 0:
         raise NotImplementedError(
-            f"{_NAME}: expected dropout_p to be 0, since tiles have no dropout, "
-            f"but got {dropout_p}"
+            f"{_NAME}: expected dropout_p to be 0, since tiles have no dropout, but got {dropout_p}"
         )
     for argument, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
@@ -102,9 +101,7 @@ def scaled_dot_product_attention(
         check_integer(_NAME, "q_offset", q_offset)
     for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
         if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
-            raise ValueError(
-                f"{_NAME}: expected {argument} not to be negative, but got {offset}"
-            )
+            raise ValueError(f"{_NAME}: expected {argument} not to be negative, but got {offset}")
     ops = operators()
     device = query.device
     if (
@@ -115,9 +112,13 @@ def scaled_dot_product_attention(
             batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
         )
     ):
+        code, operands = program.code, program.operands
+        limits: Sequence[int | None] = (None, None)
+        if device.type == "cuda":
+            limits = _limits(code, operands, query, key, (q_offset, kv_offset))
         result = _C.scaled_dot_product_attention(
-            program.code,
-            program.operands,
+            code,
+            operands,
             query,
             key,
             value,
@@ -127,14 +128,29 @@ def scaled_dot_product_attention(
             None,
             scale,
             enable_gqa,
-            None,
-            None,
+            *limits,
         )
         return result if return_lse else result[0]
     queries = axis(_NAME, "q_offset", q_length, q_offset, device)
     keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
     result = _Attention(rule, queries, keys, scale, enable_gqa)(query, key, value)
     return result if return_lse else result[0]
+
+
+def _limits(
+    code: Sequence[int],
+    operands: Sequence[torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    offsets: tuple[int, int],
+) -> Sequence[int | None]:
+    """How many documents there are on a GPU, and how long, for which the host waits for it."""
+    if rules.DOCUMENTS in code and query.dtype in (torch.float16, torch.bfloat16):
+        sizes = query.shape[0], query.shape[2], key.shape[2]
+        found: list[int] = _C._document_limits(code, operands, *sizes, *offsets, query.device)
+        if found:
+            return found
+    return None, None
 
 
 class _Attention(NamedTuple):
@@ -146,18 +162,14 @@ class _Attention(NamedTuple):
     scale: float | None
     enable_gqa: bool
 
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
         rule, queries, keys = self.rule, self.queries, self.keys
         program = rule.program
         sizes = query.shape[0], queries.length, keys.length
         if not self._is_by_call(query):
             for index, line in enumerate((queries, keys)):
                 if line.positions is None and (is_recording() or line.length > 0):
-                    program.check_positions(
-                        _NAME, index, line.start, line.start + line.length
-                    )
+                    program.check_positions(_NAME, index, line.start, line.start + line.length)
             operands = program.operands
             if not is_recording():
                 operands = fitting(_NAME, operands, program, query.shape[0], query.device)
@@ -175,7 +187,7 @@ class _Attention(NamedTuple):
             return self._call(code, [mask], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
         if 0 in sizes or heads == 0:
             return self._call([rules.ALL], [], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
-        out, lse = _ByTiles.apply(query, key, value, self)  # type: ignore[no-untyped-call]
+        out, lse = _ByTiles.apply(query, key, value, self)
         return out, lse
 
     def _is_by_call(self, query: torch.Tensor) -> bool:
@@ -197,8 +209,12 @@ class _Attention(NamedTuple):
         ops = operators()
         where = queries.start, keys.start, queries.positions, keys.positions
         if ops is None:
+            limits: Sequence[int | None] = (None, None)
+            if tensors[0].is_cuda and queries.positions is None and keys.positions is None:
+                query, key = tensors[:2]
+                limits = _limits(code, operands, query, key, (queries.start, keys.start))
             of_c = getattr(_C, name)
-            return of_c(code, operands, *tensors, *where, self.scale, self.enable_gqa, None, None)
+            return of_c(code, operands, *tensors, *where, self.scale, self.enable_gqa, *limits)
         return getattr(ops, name)(
             code,
             operands,
@@ -235,7 +251,7 @@ class _ByTiles(torch.autograd.Function):
     """Attention by a mask function, which is called again for the gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -255,7 +271,7 @@ class _ByTiles(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: torch.Tensor, _: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: torch.Tensor, _: torch.Tensor) -> Any:
         query, key, value, out, lse = ctx.saved_tensors
         sums = torch.float64 if query.dtype == torch.float64 else torch.float32
         of_query = torch.empty_like(query)
@@ -290,11 +306,11 @@ class Segment(NamedTuple):
     """Whether tiles begin at the same key, so that each has more keys than the one before."""
 
     def __str__(self) -> str:
-        tiles = f"{self.tiles} tiles, every {self.step} rows" if self.tiles > 1 else "1 tile"
-        widens = ", each as many keys wider" if self.grows else ""
+        tiles = f", {self.tiles} tiles {self.step} apart" if self.tiles > 1 else ""
+        widens = ", each with more keys" if self.grows else ""
         return (
-            f"{self.path:8} batch {_range(self.batch)}, queries {_range(self.rows)}, keys "
-            f"{_range(self.keys)}; {tiles}{widens}: {self.why}"
+            f"{self.path:8} batch {_range(self.batch)}, q {_range(self.rows)}, "
+            f"kv {_range(self.keys)}{tiles}{widens}: {self.why}"
         )
 
 
@@ -315,11 +331,11 @@ class AttentionPlan(tuple[Segment, ...]):
 
 _WHY = (
     ("nothing", "no key is visible"),
-    ("all", "all these keys are visible to all these queries"),
-    ("causal", "query i sees the first i + 1 keys"),
-    ("mask", "some of these keys are visible, as positions decide"),
+    ("all", "all keys are visible"),
+    ("causal", "query i sees i + 1 keys"),
+    ("mask", "positions mask some keys"),
 )
-_BY_DATA = "some of these keys are visible, as the rule's tensors decide"
+_BY_DATA = "the rule's tensors mask some keys"
 
 
 def attention_plan(
@@ -350,8 +366,8 @@ def attention_plan(
 
     >>> window = attn_mask.causal() & attn_mask.sliding_window(1024)
     >>> print(attn_mask.attention_plan(window, 1, 4096, 4096, heads=8))
-    causal   batch 0:1, queries 0:1024, keys 0:1024; 1 tile: query i sees the first i + 1 keys
-    mask     batch 0:1, queries 1024:1280, keys 1:1280; 12 tiles, every 256 rows: some of these keys are visible, as positions decide
+    causal   batch 0:1, q 0:1024, kv 0:1024: query i sees i + 1 keys
+    mask     batch 0:1, q 1024:1280, kv 1:1280, 12 tiles 256 apart: positions mask some keys
     """
     name = "attention_plan"
     integers = ("batch_size", "q_length", "kv_length", "heads", "kv_offset")
@@ -370,7 +386,7 @@ def attention_plan(
             [
                 Segment(
                     "mask",
-                    "a mask function that is no rule is called for all of them",
+                    "a mask function that is no rule is called for all keys",
                     slice(0, batch_size),
                     slice(0, min(height, q_length)),
                     slice(0, kv_length),

@@ -95,7 +95,8 @@ def create_block_mask(
             there are offsets.
         B, H: None for 1.
         device: None for the accelerator that torch finds, else the CPU.
-        _compile: has no effect.
+        _compile: whether a mask function that has to be called (is not ``is_native``) is given to
+            torch's create_block_mask, compiled; not with compact or without separate_full_blocks.
         separate_full_blocks: whether blocks without a masked element are listed apart.
         compute_dq_write_order, dq_kv_order: as torch's, where that has them.
         q_offset, kv_offset: the positions of the first query and key; an int, or a tensor
@@ -126,7 +127,7 @@ def create_block_mask(
     device = torch.device(device)
     if device.type == "cpu":
         device = torch.device("cpu")  # "cpu:0" is another device to torch
-    tensors = _Writer(blocks, device, separate_full_blocks, compact).write(
+    tensors = _Writer(blocks, device, separate_full_blocks, compact, bool(_compile)).write(
         rules.rule_of(_NAME, "mask_mod", mask_mod), q_offset, kv_offset
     )
     count("create_block_mask")
@@ -249,11 +250,13 @@ class _Writer:
         device: torch.device,
         separate_full_blocks: bool,
         compact: bool | int | tuple[int, int],
+        compiles_calls: bool,
     ):
         self.blocks = blocks
         self.device = device
         self.separate_full_blocks = separate_full_blocks
         self.is_compact = compact is not False
+        self.compiles_calls = compiles_calls and separate_full_blocks and not self.is_compact
         self.widths: tuple[int, int] | None = None
         if isinstance(compact, tuple | list):
             if len(compact) != 2:
@@ -315,6 +318,8 @@ class _Writer:
                 operands = fitting(_NAME, operands, program, batch_size, device)
         if not by_element:
             return self._call(program.code, operands, blocks, queries, keys)
+        if self.compiles_calls and program.calls and not is_recorded and all(blocks):
+            return self._by_torch(_shifted(rule, q_offset, kv_offset))
 
         def mask_of(rows: Axis) -> torch.Tensor:
             sizes = batch_size, rows.length, kv_length
@@ -327,6 +332,16 @@ class _Writer:
             zeros = Axis(q_length), Axis(kv_length)
             return self._call([rules.BITS, 0], [mask], blocks, *zeros)
         return self._of_states(self._states(mask_of, queries))
+
+    def _by_torch(self, mask_mod: Callable[..., Any]) -> list[torch.Tensor]:
+        from torch.nn.attention import flex_attention
+
+        batch_size, heads, q_length, kv_length, *block_size = self.blocks
+        create = torch.compile(flex_attention.create_block_mask)
+        made = create(
+            mask_mod, batch_size, heads, q_length, kv_length, self.device, tuple(block_size)
+        )
+        return [getattr(made, name) for name in _TENSORS]
 
     def _states(self, mask_of: Callable[..., torch.Tensor], queries: Axis) -> torch.Tensor:
         """What the blocks of a mask hold that is written some rows at a time."""
@@ -367,7 +382,7 @@ class _Writer:
             kinds = [states != _EMPTY]
         blocks = self.blocks
         elements = _Blocks(blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1)
-        of_kind = _Writer(elements, self.device, False, False)
+        of_kind = _Writer(elements, self.device, False, False, False)
         of_kind.is_compact, of_kind.widths = self.is_compact, self.widths
         lists = [
             of_kind._call(

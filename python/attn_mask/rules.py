@@ -101,11 +101,8 @@ class MaskFunction(Pictured):
     # What torch.vmap (and a BlockMask's repr) calls it; torch.compile can't trace the repr.
     __name__ = "mask_function"
 
-    spelled = ""
-    """The function that makes such a rule."""
-
-    depth = 1
-    """How deep the tree is nested; 1 of a leaf."""
+    spelled = ""  # the function that makes such a rule
+    depth = 1  # how deep the tree is nested; 1 of a leaf
 
     def __call__(
         self,
@@ -137,6 +134,12 @@ class MaskFunction(Pictured):
             program = Program(self)
             self.__dict__["_program"] = program
         return program
+
+    @property
+    def is_native(self) -> bool:
+        """Whether no part of it has to be called for each element of a mask, as a callable is."""
+        program = self.program
+        return program.is_boolean and not program.calls
 
     def encode(self) -> tuple[list[int], list[torch.Tensor]]:
         """(rule, operands), the first arguments of ``torch.ops.attn_mask.boolean``.

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <map>
 #include <random>
 
 #include "bits.h"
@@ -38,7 +40,7 @@ struct DeviceMemory {
 };
 
 template <typename T>
-void expect_mask(MaskParams params, int64_t threads) {
+void expect_mask(MaskParams params) {
   test::Bytes want(static_cast<size_t>(test::reach(params)) * sizeof(T), 0xA5);
   params.out = want.data();
   isa_default::kKernels.write_tiles(params, {params.kv_length, 1}, 0, params.rows());
@@ -46,7 +48,7 @@ void expect_mask(MaskParams params, int64_t threads) {
   for (const int64_t offset : {0, 1, 3}) {
     DeviceMemory got(want.size() + static_cast<size_t>(offset) * sizeof(T));
     params.out = got.data() + offset * static_cast<int64_t>(sizeof(T));
-    test::emulate_write_mask<T>(test::DevicePrepared(params, threads).params);
+    test::emulate_write_mask<T>(test::DevicePrepared(params).params);
     const test::Bytes all = got.contents();
     ASSERT_EQ(test::Bytes(all.begin() + offset * static_cast<int64_t>(sizeof(T)), all.end()), want)
         << "b=" << params.batch_size << " q=" << params.q_length << " kv=" << params.kv_length
@@ -55,9 +57,8 @@ void expect_mask(MaskParams params, int64_t threads) {
   }
 }
 
-void expect_mask(const MaskParams& params, int64_t threads) {
-  with_bits(params.format.element_size,
-            [&](auto bits) { expect_mask<decltype(bits)>(params, threads); });
+void expect_mask(const MaskParams& params) {
+  with_bits(params.format.element_size, [&](auto bits) { expect_mask<decltype(bits)>(params); });
 }
 
 constexpr DenseFormat kFormats[] = {kBoolean, kAdditiveBFloat16, kAdditiveFloat32,
@@ -103,7 +104,7 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
         if (random() % 2 == 0) {
           test::set_random_strides(params, random);
         }
-        expect_mask(params, 1 + random() % 8);
+        expect_mask(params);
       }
     }
   }
@@ -162,6 +163,97 @@ TEST(UnmaskBodies, AgreeWithTheReference) {
   }
 }
 
+/// What the prepare step leaves of a table, found element by element.
+void expect_bounds(const TableJob& job) {
+  for (int64_t row = 0; row < job.rows; ++row) {
+    const auto number = [&](int64_t i) { return job.table.at(row, i); };
+    const bool is_affine = job.kind == TableJob::Kind::kAffine;
+    const auto goes_on = [&](int64_t i) {
+      return is_affine ? number(i) == number(i - 1) + 1
+                       : number(i) == number(i - 1) ||
+                             (job.negative_is_none && std::max(number(i), number(i - 1)) < 0);
+    };
+    std::map<int64_t, int64_t> runs_of;
+    bool ascending = true;
+    int64_t last = -1;
+    for (int64_t begin = 0, end = 0; begin < job.length; begin = end) {
+      for (end = begin + 1; end < job.length && goes_on(end); ++end) {
+      }
+      const int64_t id = number(begin);
+      const bool of_none = job.negative_is_none && id < 0;
+      ++runs_of[std::max<int64_t>(id, -1)];
+      ascending = ascending && (id < 0 || last < id);
+      last = id < 0 ? last : id;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t index = row * job.length + i;
+        ASSERT_EQ(job.begin[index], of_none ? i : begin) << row << " " << i;
+        ASSERT_EQ(job.end[index], of_none ? i : end) << row << " " << i;
+      }
+    }
+    const bool is_once = ascending && (job.negative_is_none || runs_of[-1] <= 1);
+    ASSERT_EQ(job.repeats[row] <= 1, is_affine || is_once) << row;
+  }
+}
+
+TEST(PrepareBodies, FindRunsInRowsOfSeveralParts) {
+  std::mt19937 random(23);
+  int64_t once = 0;
+  for (int trial = 0; trial < 120; ++trial) {
+    const int64_t length = trial == 0   ? 0
+                           : trial == 1 ? 70000
+                                        : static_cast<int64_t>(1 + random() % 9000);
+    const int64_t stride = 1 + random() % 2;
+    const int64_t rows = 1 + random() % 2;
+    const int32_t width = std::array{0, 1, 2, 4, 8}[random() % 5];
+    const auto size = static_cast<int32_t>(width == 0 ? 1 : width);
+    const auto longest = uint64_t{1} << random() % 16;
+    // Mostly as documents and images have them; else descending, repeating or by chance.
+    const auto way = random() % 6;
+    test::Bytes memory(static_cast<size_t>((rows * length * stride + 1) * size));
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t id = way == 1 ? 100 : 0;
+      for (int64_t i = 0, end = 0; i < length; ++i) {
+        const bool begins = i == end;
+        if (begins) {
+          end = i + 1 + static_cast<int64_t>(random() % longest);
+          id += way == 1 ? -1 : 1;
+        }
+        const bool negative = way == 2 ? i / 50 % 2 == 1 : way == 3 && i < length / 3;
+        const int64_t value = negative   ? (way == 2 && begins ? -2 : -1)
+                              : way == 4 ? static_cast<int64_t>(random() % 3) - 1
+                              : way == 5 ? id % 5
+                                         : id;
+        test::put(memory, (row * length + i) * stride, size, static_cast<uint64_t>(value));
+      }
+    }
+    Table table{{memory.data(), width}, rows == 1 ? 0 : length * stride, stride, length, {}, {}};
+    Problem problem{};
+    problem.batch_size = rows;
+    problem.heads = 1;
+    problem.q_length = problem.kv_length = std::max<int64_t>(8, length);
+    problem.rule = make_rule(SameId{table, random() % 2 == 0});
+    Rule moved = make_rule(Causal{});
+    moved.steps[0].table = table;
+    moved.steps_size = 1;
+    moved.nodes[0].step_end = 1;
+    problem.rule = problem.rule & moved;
+    std::vector<uint64_t> prepared;
+    const DeviceTables tables(problem, [&](size_t bytes) {
+      prepared.assign(bytes / 8 + 1, 0xA5A5A5A5A5A5A5A5U);
+      return static_cast<void*>(prepared.data());
+    });
+    ASSERT_EQ(tables.size, 2);
+    test::emulate_prepare(tables);
+    for (const TableJob& job : {tables.jobs[0], tables.jobs[1]}) {
+      SCOPED_TRACE("trial " + std::to_string(trial));
+      ASSERT_NO_FATAL_FAILURE(expect_bounds(job));
+      once += job.kind == TableJob::Kind::kSame && job.repeats[0] <= 1;
+    }
+  }
+  EXPECT_GT(once, 20);
+  EXPECT_LT(once, 100);
+}
+
 TEST(Grid, BlocksOfARowAreWholeWarps) {
   EXPECT_EQ(threads_for_row(0), 32);
   EXPECT_EQ(threads_for_row(1), 32);
@@ -190,51 +282,48 @@ struct BlockMaskNumbers {
   }
 };
 
-bool emulate_block_lists(const BlockMaskParams& params, int64_t threads) {
-  bool fits = true;
-  const BlockListsLaunch launch(params);
-  for (int64_t index = 0; index < launch.lines(); ++index) {
-    const ListedLine line = listed_line(launch, index);
-    std::vector<int64_t> counts;
-    for (int64_t thread = 0; thread < threads; ++thread) {
-      counts.push_back(line.count_body(part_of(line.total, thread, threads)));
-    }
-    for (int64_t thread = 0; thread < threads; ++thread) {
-      fits = line.list_body(part_of(line.total, thread, threads), counts.data(), thread, threads) &&
-             fits;
-    }
-  }
-  return fits;
-}
-
 TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
   std::mt19937 random(31);
   for (int trial = 0; trial < 400; ++trial) {
+    // Of the larger ones a line has more blocks than a warp has lanes, and a block several words.
+    const int64_t scale = trial % 8 == 0 ? 16 : 1;
     BlockMaskParams params{};
     params.batch_size = 1 + random() % 2;
     params.heads = 1 + random() % 2;
     params.stored_heads = params.heads + random() % 2;
-    params.q_length = 1 + random() % 39;
-    params.kv_length = 1 + random() % 39;
-    params.q_block = 1 + random() % 9;
-    params.kv_block = 1 + random() % 9;
+    params.q_length = 1 + random() % (39 * scale);
+    params.kv_length = 1 + random() % (39 * scale);
+    params.q_block = 1 + random() % (9 * scale);
+    params.kv_block = 1 + random() % (9 * scale);
     params.separate_full = random() % 4 != 0;
     params.q_positions.offset = random() % 20;
     params.kv_positions.offset = random() % 9;
     const test::RandomPadding padding(random, 1 << random() % 4, params.batch_size,
                                       params.q_length + 1, params.kv_length + 9, 1 + random() % 2,
                                       random() % 2 == 0);
-    std::vector<int64_t> ids(80);
-    for (size_t i = 0; i < ids.size(); ++i) {
-      ids[i] = i == 0 ? 0 : ids[i - 1] + (random() % 9 == 0 ? 1 : 0);
+    const int64_t positions = 80 * scale;
+    std::vector<int64_t> ids(static_cast<size_t>(positions));
+    std::vector<int64_t> images(ids.size());
+    const int64_t text = 1 + random() % (20 * scale);
+    for (int64_t i = 0; i < positions; ++i) {
+      const auto place = static_cast<size_t>(i);
+      ids[place] = i == 0 ? 0 : ids[place - 1] + (random() % (9 * scale) == 0 ? 1 : 0);
+      images[place] =
+          i % (2 * text) < text ? -1 - static_cast<int64_t>(random() % 2) : i / (2 * text);
     }
+    const auto same = [&](const std::vector<int64_t>& numbers, bool negative_is_none) {
+      return make_rule(SameId{{{numbers.data(), 8}, 0, 1, positions, {}, {}}, negative_is_none});
+    };
     const Rule leaves[] = {
-        make_rule(Causal{}), make_rule(SlidingWindow{static_cast<int64_t>(random() % 20), 3}),
-        make_rule(test::chunk(static_cast<int64_t>(1 + random() % 20))),
-        make_rule(SameId{{{ids.data(), 8}, 0, 1, 80, {}, {}}, false}), make_rule(padding.leaf)};
-    params.rule = leaves[random() % 5];
+        make_rule(Causal{}),
+        make_rule(SlidingWindow{static_cast<int64_t>(random() % (20 * scale)), 3}),
+        make_rule(test::chunk(static_cast<int64_t>(1 + random() % (20 * scale)))),
+        same(ids, false),
+        same(images, true),
+        make_rule(padding.leaf)};
+    params.rule = leaves[random() % 6];
     for (int more = random() % 3; more > 0; --more) {
-      const Rule& leaf = leaves[random() % 5];
+      const Rule& leaf = leaves[random() % 6];
       params.rule = random() % 3 == 0 ? params.rule | leaf : params.rule & leaf;
     }
     const auto narrower = [&](int64_t blocks) {
@@ -255,13 +344,12 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     std::vector<BlockState> states(host_states.size(), BlockState::kUnknown);
     params.states = states.data();
     BlockMaskNumbers got(params);
-    const int64_t threads = 1 + random() % 70;
-    test::emulate_block_states(params, threads);
+    test::emulate_block_states(params);
     ASSERT_EQ(states, host_states) << "trial " << trial;
     states.assign(states.size(), BlockState::kUnknown);
-    test::emulate_block_states(test::DevicePrepared(params, threads).params, threads);
+    test::emulate_block_states(test::DevicePrepared(params).params);
     ASSERT_EQ(states, host_states) << "trial " << trial << ", prepared";
-    const bool fits = emulate_block_lists(params, threads);
+    const bool fits = test::emulate_block_lists(params);
     EXPECT_EQ(fits, longest->kv <= params.kv_width && longest->q <= params.q_width);
     for (size_t direction = 0; direction < 2; ++direction) {
       for (size_t kind = 0; kind < 2; ++kind) {

@@ -106,10 +106,18 @@ Elements by_words(const Problem& problem, std::mt19937& random) {
   test::Stacks stacks(1, plan.depth);
   return each_row(problem, [&](const Query& query, uint8_t* out) {
     const WordRow row = WordRow::of(problem.rule, hull, plan, query, problem.kv_positions);
+    const bool are_known = random() % 2 == 0;
+    std::vector<Interval> keys;
+    for (int32_t step = 0; step < plan.size; ++step) {
+      keys.push_back(step_keys(problem.rule, plan, query, step));
+    }
     for (int64_t begin = 0; begin < problem.kv_length;) {
       const int64_t end = std::min<int64_t>(begin + 1 + random() % 64, problem.kv_length);
       const uint64_t word =
-          row_word(problem.rule, plan, row, problem.kv_positions, {begin, end}, stacks.of(0));
+          row_word(problem.rule, plan, row, problem.kv_positions, {begin, end}, stacks.of(0),
+                   [&](int32_t step) {
+                     return are_known ? keys[static_cast<size_t>(step)] : no_interval();
+                   });
       for (int64_t k = begin; k < begin + 64; ++k) {
         if (k < end) {
           out[k] = word >> (k - begin) & 1U;
@@ -164,7 +172,8 @@ std::vector<BlockState> states_of(const BlockMaskParams& params, const Elements&
                            (line / params.q_blocks() * params.q_length + row) * params.kv_length;
         visible += std::count(first + columns.begin, first + columns.end, 1);
       }
-      states.push_back(state_of(visible > 0, visible == params.q_block * params.kv_block));
+      states.push_back(
+          BlockContent{visible > 0, visible == params.q_block * params.kv_block}.state());
     }
   }
   return states;
@@ -184,7 +193,7 @@ void expect_block_states_on_device(const BlockMaskParams& of, const Elements& el
   const std::vector<BlockState> want = states_of(params, elements);
   std::vector<BlockState> got(want.size(), BlockState::kUnknown);
   params.states = got.data();
-  test::emulate_block_states(params, 3);
+  test::emulate_block_states(params);
   ASSERT_EQ(got, want);
 }
 
@@ -192,14 +201,14 @@ void expect_same_at_all_levels(const Problem& problem, std::mt19937& random) {
   const Elements want = by_definition(problem);
   BlockMaskParams blocks{};
   static_cast<Problem&>(blocks) = problem;
-  blocks.q_block = 1 + random() % 7;
+  blocks.q_block = random() % 4 == 0 ? 10 : 1 + random() % 7;
   blocks.kv_block = 1 + random() % 7;
   blocks.stored_heads = blocks.heads;
   // What is prepared is host memory, which CUDA kernels do not have.
   ASSERT_EQ(by_hulls(problem), want);
   ASSERT_EQ(by_words(problem, random), want);
   ASSERT_EQ(by_cuda_kernel(problem), want);
-  const test::DevicePrepared on_device(blocks, 1 + random() % 5);
+  const test::DevicePrepared on_device(blocks);
   ASSERT_EQ(by_definition(on_device.params), want);
   ASSERT_EQ(by_hulls(on_device.params), want);
   ASSERT_EQ(by_words(on_device.params, random), want);
@@ -258,8 +267,9 @@ TEST(Levels, SayTheSameOfEveryKind) {
       if (problem.rule.size == 1 && random() % 3 == 0) {
         made.see_at_other_positions(problem.rule, random);
       }
+      // With a tree on the other side, too, something has to wait for it.
       if (random() % 2 == 0) {
-        const Rule other = made.leaf(random);
+        const Rule other = random() % 3 == 0 ? made.tree(random, 2) : made.leaf(random);
         problem.rule = random() % 3 == 0 ? problem.rule | other : problem.rule & other;
       }
       SCOPED_TRACE("kind " + std::to_string(number) + ", trial " + std::to_string(trial));

@@ -224,7 +224,11 @@ struct RandomRule {
 
   Table table(std::mt19937& random, int64_t length) {
     std::vector<int64_t> values(static_cast<size_t>(batch_size * length));
-    const auto kind = random() % 3;
+    const auto kind = random() % 6;
+    // Where numbers go by steps: far beyond 32 bits, too.
+    const int64_t steps[] = {-1, 1, 2, -3, int64_t{1} << 33, -(int64_t{1} << 40)};
+    const int64_t step = steps[random() % 6];
+    const int64_t far[] = {INT64_MIN, INT64_MAX, int64_t{1} << 40, -(int64_t{1} << 33), -7, 0};
     for (int64_t row = 0; row < batch_size; ++row) {
       int64_t value = static_cast<int64_t>(random() % 3) - 1;
       for (int64_t i = 0; i < length; ++i) {
@@ -232,8 +236,14 @@ struct RandomRule {
           value = static_cast<int64_t>(random() % 5) - 1;
         } else if (kind == 1) {  // runs
           value += random() % 4 == 0 ? 1 : 0;
-        } else {  // positions that begin anew
+        } else if (kind == 2) {  // positions that begin anew
           value = random() % 5 == 0 ? 0 : value + 1;
+        } else if (kind == 3) {  // in order
+          value = i == 0 ? (step < 0 ? 12 : 0) : value + (random() % 3 == 0 ? 0 : step);
+        } else if (kind == 4) {  // in an order that begins anew
+          value = i % 7 == 0 ? static_cast<int64_t>(random() % 9) : value + step;
+        } else {  // near and far ones
+          value = random() % 3 == 0 ? far[random() % 6] : static_cast<int64_t>(random() % 20);
         }
         values[static_cast<size_t>(row * length + i)] = value;
       }
@@ -275,11 +285,14 @@ struct RandomRule {
   }
 
   void see_at_other_positions(Rule& leaf, std::mt19937& random) {
-    leaf.steps[0] = random() % 2 == 0 ? Rule::Step{static_cast<int64_t>(random() % 5) - 2,
-                                                   static_cast<int64_t>(random() % 5) - 2, Table{}}
-                                      : Rule::Step{0, 0, table(random, 25)};
-    leaf.steps_size = 1;
-    leaf.nodes[0].step_end = 1;
+    leaf.steps_size = 1 + (random() % 4 == 0 ? 1 : 0);
+    for (int32_t i = 0; i < leaf.steps_size; ++i) {
+      leaf.steps[i] = random() % 2 == 0
+                          ? Rule::Step{static_cast<int64_t>(random() % 5) - 2,
+                                       static_cast<int64_t>(random() % 5) - 2, Table{}}
+                          : Rule::Step{0, 0, table(random, 25)};
+    }
+    leaf.nodes[0].step_end = static_cast<int16_t>(leaf.steps_size);
   }
 
   Rule tree(std::mt19937& random, int depth) {

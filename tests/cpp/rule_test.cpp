@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include <functional>
 #include <limits>
 #include <random>
 
@@ -277,6 +278,38 @@ TEST(Prepare, RunsOfManyNumbers) {
         for (int64_t k = 0; k < kLength; ++k) {
           ASSERT_EQ(run.contains(k), table.at(0, k) == table.at(0, i)) << width << " " << i;
         }
+      }
+    }
+  }
+}
+
+TEST(Prepare, PositionsInOrderHaveSpans) {
+  constexpr int64_t kLength = 100;
+  const std::function<int64_t(int64_t)> positions[] = {[](int64_t i) { return kLength - 1 - i; },
+                                                       [](int64_t i) { return i / 16; },
+                                                       [](int64_t) { return 0; },
+                                                       [](int64_t i) { return 2 * i; },
+                                                       [](int64_t i) { return i << 40; },
+                                                       [](int64_t i) { return -(i / 3 << 20); }};
+  for (const auto& position : positions) {
+    std::vector<int64_t> table;
+    for (int64_t i = 0; i < kLength; ++i) {
+      table.push_back(position(i));
+    }
+    Problem problem{};
+    problem.rule = make_rule(Causal{});
+    problem.rule.steps[0].table = {{table.data(), 8}, 0, 1, kLength, {}, {}};
+    problem.rule.steps_size = 1;
+    problem.rule.nodes[0].step_end = 1;
+    problem.batch_size = problem.heads = 1;
+    problem.q_length = problem.kv_length = kLength;
+    const PreparedRuns prepared(problem);
+    for (int64_t q = 0; q < kLength; ++q) {
+      const RowSpans spans = row_spans(problem.rule, {0, 0, q, q}, Positions{}, kLength);
+      ASSERT_EQ(spans.unresolved, 0U);
+      ASSERT_EQ(spans.spans.size, 1);
+      for (int64_t k = 0; k < kLength; ++k) {
+        ASSERT_EQ(spans.spans.at[0].contains(k), table[k] <= table[q]);
       }
     }
   }

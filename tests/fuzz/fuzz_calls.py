@@ -218,7 +218,11 @@ def operator_case(rng):
     """A sample call in which some arguments are changed; or all are of the schema's types only."""
     overload, schema = rng.choice(operators())
     name = schema.name.partition("::")[2]
-    samples = {**sample_calls.SAMPLES, **sample_calls.BLOCK_SAMPLES}.get(name)
+    samples = {
+        **sample_calls.SAMPLES,
+        **sample_calls.BLOCK_SAMPLES,
+        **sample_calls.ATTENTION_SAMPLES,
+    }.get(name)
     given = {}
     if samples and rng.random() < 0.8:
         args, kwargs = rng.choice(samples)

@@ -126,6 +126,60 @@ def test_rows_are_unmasked_as_by_the_function_for_it():
         assert_same(got, want)
 
 
+def on_both(create):
+    """What `create(device)` gives on the GPU, and on the CPU."""
+    return create("cuda"), create("cpu")
+
+
+# One run, runs of any length, such as come back, and one of negative ids between others.
+IDS = {
+    "one": lambda i: 0 * i,
+    "runs": lambda i: i // 777 + i // 12345,
+    "repeated": lambda i: i // 3000 % 7,
+    "negative": lambda i: torch.where(i // 9000 == 2, -1, i // 9000),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("as_blocks", [False, True])
+def test_tables_of_which_blocks_of_threads_have_parts(name, as_blocks):
+    ids = IDS[name](torch.arange(70001))[None]
+    padding = torch.arange(70001)[None] % 1000 > 10
+
+    def create(device):
+        same = attn_mask.rules.blockwise if as_blocks else attn_mask.rules.documents
+        rule = same(ids.to(device)) & attn_mask.rules.padding(padding.to(device))
+        return attn_mask.boolean(rule, 1, 40, 70001, q_offset=34980, device=device)
+
+    assert_same(*on_both(create))
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("window", [None, 70])
+def test_block_masks_of_long_lines(compact, window):
+    """Of more blocks than the kernel of lists has at a time."""
+    length = 5003
+    ids = (torch.arange(length) // 600)[None]
+    padding = torch.arange(length)[None] > 1000
+
+    def create(device):
+        rule = attn_mask.rules.causal() & attn_mask.rules.padding(padding.to(device))
+        rule &= attn_mask.rules.documents(ids.to(device))
+        if window is not None:
+            rule &= attn_mask.rules.sliding_window(window)
+        made = attn_mask.create_block_mask(
+            rule, 1, 1, length, length, device=device, compact=compact, BLOCK_SIZE=4
+        )
+        return [
+            getattr(made, f"{full}{direction}_{what}")
+            for full in ("", "full_")
+            for direction in ("kv", "q")
+            for what in ("num_blocks", "indices")
+        ]
+
+    assert_same(*on_both(create))
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_models_give_the_same_under_install(implementation):
     transformers = pytest.importorskip("transformers")

@@ -74,7 +74,11 @@ def test_table_has_every_operator_that_can_stand_in_a_graph():
         getattr(operator(name), overload) for name in MASKS for overload in ("default", "out")
     }
     of_blocks = {operator(name).default for name in BLOCK_OPERATORS if name != "_block_mask_widths"}
-    assert TABLE.keys() == of_masks | of_blocks
+    of_attention = {
+        operator(name).default
+        for name in ("scaled_dot_product_attention", "scaled_dot_product_attention_backward")
+    }
+    assert TABLE.keys() == of_masks | of_blocks | of_attention
     attn_mask.decompositions().clear()  # it is the caller's own
     assert attn_mask.decompositions() == TABLE
 

@@ -6,6 +6,7 @@ import torch
 from attn_mask._library import operators_that
 from masks import assert_same_mask
 from sample_calls import (
+    ATTENTION_OPERATORS,
     BLOCK_OPERATORS,
     BLOCK_SAMPLES,
     CALL_IDS,
@@ -54,10 +55,11 @@ def layout(result):
 def test_every_operator_is_sampled():
     schemas = torch._C._jit_get_all_schemas()
     registered = {s.name.split("::")[1] for s in schemas if s.name.startswith("attn_mask::")}
-    assert registered == {*OPERATORS, *BLOCK_OPERATORS} == {*SAMPLES, *BLOCK_SAMPLES}
+    sampled = {*SAMPLES, *BLOCK_SAMPLES, *ATTENTION_OPERATORS}
+    assert registered == {*OPERATORS, *BLOCK_OPERATORS, *ATTENTION_OPERATORS} == sampled
 
 
-@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS)
+@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS + ATTENTION_OPERATORS)
 def test_traits_are_those_of_the_registered_schema(name):
     """attn_mask._C reads them off the text of its table, torch has parsed the schema itself."""
     packet = operator(name)
@@ -165,7 +167,7 @@ def test_symbolic_shapes():
     assert not environment.replacements, "a size became a constant"
 
 
-@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS)
+@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS + ATTENTION_OPERATORS)
 def test_dispatch_keys(name):
     keys = ["CPU", "Meta"]
     if attn_mask.build_info()["cuda_version"] is not None:
@@ -207,7 +209,7 @@ def test_4d_masks_are_copied():
     assert not mask.any()
 
 
-@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS)
+@pytest.mark.parametrize("name", OPERATORS + BLOCK_OPERATORS + ATTENTION_OPERATORS)
 def test_schema_is_functional(name):
     schema = operator(name).default._schema
     assert not schema.is_mutable

@@ -317,7 +317,8 @@ def test_strides_and_dtypes_as_cuda_has_them():
     def copies(mask):
         q = torch.zeros(1, 1, 4, 8, device="cuda", dtype=torch.float16)
         k = torch.zeros(1, 1, mask.shape[-1], 8, device="cuda", dtype=torch.float16)
-        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION), torch.profiler.profile() as profile:
+        profile = torch.profiler.profile(acc_events=True)  # else some releases warn
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION), profile:
             scaled_dot_product_attention(q, k, k, attn_mask=mask)
         return any("pad" in event.key for event in profile.key_averages())
 

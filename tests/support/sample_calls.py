@@ -181,8 +181,57 @@ BLOCK_SAMPLES = {
     "_block_mask_widths": [((*causal().encode(), 2, 2, 40, 50, 16, 16), {})],
 }
 
-BLOCK_OPERATORS = operators_that(takes_rule=True, writes_mask=False)
-OPERATORS = [name for name in operators_that() if name not in BLOCK_OPERATORS]
+
+def attention_inputs(q_length, kv_length, heads=2, key_heads=2, width=8, dtype=FLOAT):
+    """(query, key, value) of a batch of 2."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (heads, q_length), (key_heads, kv_length), (key_heads, kv_length)
+    return [
+        torch.randn(2, *shape, width, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in shapes
+    ]
+
+
+_ATTENTION = [
+    ((*causal().encode(), *attention_inputs(6, 6)), {}),
+    ((*(causal() & padding(BATCH)).encode(), *attention_inputs(5, 5, dtype=HALF)), {}),
+    (
+        (*(causal() & window(2, None)).encode(), *attention_inputs(4, 7, heads=4)),
+        {"q_offset": 3, "enable_gqa": True, "scale": 0.5},
+    ),
+    ((*documents(DOCUMENTS).encode(), *attention_inputs(6, 6, dtype=torch.float64)), {}),
+    ((*causal().encode(), *attention_inputs(0, 3)), {}),
+    ((*causal().encode(), *attention_inputs(3, 0)), {}),
+    (
+        (*causal().encode(), *attention_inputs(2, 5)),
+        {"q_positions": torch.tensor([[3], [1]])},
+    ),
+    ((*union(*[shift(causal(), 0, 1), padding(BATCH)] * 15).encode(), *attention_inputs(5, 5)), {}),
+]
+
+
+def _backward(args, kwargs):
+    out, lse = torch.ops.attn_mask.scaled_dot_product_attention(*args, **kwargs)
+    grad = torch.ones_like(out).add_(out)
+    return (*args[:2], grad, *args[2:], out, lse), kwargs
+
+
+ATTENTION_SAMPLES = {
+    "scaled_dot_product_attention": _ATTENTION,
+    "scaled_dot_product_attention_backward": [_backward(*call) for call in _ATTENTION],
+    "_attention_plan": [((*causal().encode(), 2, 4, 8, 8), {"dtype": HALF})],
+    "_document_limits": [((*documents(DOCUMENTS).encode(), 1, 6, 6), {})],
+}
+
+ATTENTION_OPERATORS = list(ATTENTION_SAMPLES)
+BLOCK_OPERATORS = [
+    name
+    for name in operators_that(takes_rule=True, writes_mask=False)
+    if name not in ATTENTION_OPERATORS
+]
+OPERATORS = [
+    name for name in operators_that() if name not in (*BLOCK_OPERATORS, *ATTENTION_OPERATORS)
+]
 
 # A bool is decided on the host and cannot stand in a graph.
 HOST_DECISIONS = operators_that(is_host_decision=True, takes_rule=False)

@@ -116,23 +116,16 @@ def test_warnings_are_those_of_the_logger(caplog):
     assert attn_mask.status().warnings[-1] == "A cat has 4 legs"
 
 
-def test_debug_lines_name_each_replacement_and_fallback_once(nothing_installed, caplog):
-    def a_mask_function_of_this_test(b, h, q, kv):
-        return kv >= q
-
+def test_debug_lines_name_each_replacement_once(nothing_installed, caplog):
     with caplog.at_level(logging.DEBUG, logger="attn_mask"):
         for _ in range(2):
             with attn_mask.installed():
                 replaced = attn_mask.status().replaced
-            for _ in range(2):
-                attn_mask.masking_utils.eager_mask(1, 4, 4, 0, 0, a_mask_function_of_this_test)
     debug = [record for record in caplog.records if record.levelno == logging.DEBUG]
     texts = [record.getMessage() for record in debug]
     assert len(set(texts)) == len(texts)
     named = [text for text in texts if text.startswith("attn_mask.install replaces ")]
     assert named == [f"attn_mask.install replaces {name}" for name in replaced]
-    (fallback,) = (text for text in texts if "a_mask_function_of_this_test" in text)
-    assert fallback.startswith("eager_mask: calls a mask function that is no rule, ")
     assert not set(texts) & set(attn_mask.status().warnings)
 
 

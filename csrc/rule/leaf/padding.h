@@ -67,11 +67,13 @@ struct Padding {
   /// Which of 64 keys from `key` on are visible.
   ATTN_MASK_INLINE uint64_t bits(const Query& query, int64_t key) const {
     const auto* const words = static_cast<const uint64_t*>(mask) + query.batch * batch_stride;
-    const int64_t size = (length + kWordSize - 1) / kWordSize;
+    // A word begins before `length`; keys before the first one are large numbers.
+    const auto end = static_cast<uint64_t>(length);
     const int64_t index = key >> 6;
     const int64_t shift = key & 63;
-    const uint64_t low = 0 <= index && index < size ? words[index] : 0;
-    const uint64_t high = 0 <= index + 1 && index + 1 < size ? words[index + 1] : 0;
+    const uint64_t first = static_cast<uint64_t>(key) & ~uint64_t{63};
+    const uint64_t low = first < end ? words[index] : 0;
+    const uint64_t high = shift != 0 && first + 64 < end ? words[index + 1] : 0;
     return shift == 0 ? low : low >> shift | high << (64 - shift);
   }
 };

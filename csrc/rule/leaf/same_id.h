@@ -40,7 +40,7 @@ struct SameId {
 
   /// Whether the keys that each query of a batch row attends to are one run, known on the device.
   ATTN_MASK_INLINE bool has_run(int64_t batch) const {
-    return ids.bounds.begin != nullptr && ids.runs.is_once[ids.row(batch)] != 0;
+    return ids.bounds.begin != nullptr && ids.runs.repeats[ids.row(batch)] <= 1;
   }
 
   /// That run. Of a query that belongs to none it is empty, and lies where the query stands, so

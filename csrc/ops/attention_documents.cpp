@@ -1,0 +1,54 @@
+// A host decision: it waits for the device.
+
+#include <ATen/Functions.h>
+
+#include "ops/attention_flash.h"
+#include "ops/checks.h"
+#include "ops/rule_problem.h"
+#include "ops/table.h"
+
+namespace attn_mask::ops {
+
+std::vector<int64_t> FindDocumentLimits::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                                             c10::SymInt batch_size, c10::SymInt q_length,
+                                             c10::SymInt kv_length, c10::SymInt q_offset,
+                                             c10::SymInt kv_offset,
+                                             std::optional<at::Device> device) {
+  const std::optional<at::Tensor> none;
+  const RuleArguments arguments{
+      {rule, operands, batch_size, q_length, kv_length}, q_offset, kv_offset, none, none, device};
+  Problem problem{};
+  const at::Device of_rule = device_of(kName, arguments);
+  const Decoded decoded = decode_problem(kName, arguments, of_rule, problem);
+  if (of_rule.is_meta() || decoded.has_parts || batch_size == 0 || q_length == 0) {
+    return {};
+  }
+  problem.batch_size = batch_size.expect_int();
+  problem.heads = 1;
+  problem.q_length = q_length.expect_int();
+  problem.kv_length = kv_length.expect_int();
+  const std::optional<FlashRule> of_flash = flash_rule(problem, operands);
+  if (!of_flash || !of_flash->ids) {
+    return {};
+  }
+  const at::Tensor ids = of_flash->ids->to(at::kLong);
+  const int64_t n = ids.size(1);
+  const auto changes = [&](const at::Tensor& of) {
+    return of.narrow(1, 1, n - 1).ne(of.narrow(1, 0, n - 1));
+  };
+  const at::Tensor place = at::arange(n, ids.options());
+  const at::Tensor starts = at::cat(
+      {at::ones({ids.size(0), 1}, ids.options().dtype(at::kBool)), changes(ids)}, /*dim=*/1);
+  const at::Tensor begin = std::get<0>(at::where(starts, place, 0).cummax(1));
+  const at::Tensor distinct = changes(std::get<0>(ids.sort(1))).sum().add(ids.size(0));
+  const at::Tensor read =
+      at::stack({starts.sum(), distinct, place.sub(begin).max().add(1)}).to(at::kCPU);
+  const auto* const numbers = read.const_data_ptr<int64_t>();
+  if (numbers[0] != numbers[1]) {
+    return {};  // an id comes again later: that is no run
+  }
+  const int64_t repeated = ids.size(0) == 1 ? problem.batch_size : 1;
+  return {numbers[0] * repeated, numbers[2]};
+}
+
+}  // namespace attn_mask::ops

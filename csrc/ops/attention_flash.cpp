@@ -1,0 +1,190 @@
+#include "ops/attention_flash.h"
+
+#include <ATen/Functions.h>
+
+#include <limits>
+
+#include "rule/hull.h"
+
+namespace attn_mask {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// Queries or keys as the kernels take them: [b, n, h, d] or, of documents, [b * n, h, d].
+at::Tensor to_flash(const at::Tensor& tensor, bool packed) {
+  const at::Tensor by_length = tensor.transpose(1, 2);
+  return packed ? by_length.reshape({-1, tensor.size(1), tensor.size(3)}) : by_length;
+}
+
+at::Tensor from_flash(const at::Tensor& tensor, const at::Tensor& like, bool packed) {
+  const at::Tensor by_length =
+      packed ? tensor.view({like.size(0), like.size(2), like.size(1), tensor.size(2)}) : tensor;
+  return by_length.transpose(1, 2);
+}
+
+/// Where documents begin in all batch rows, one after the other, int32 [documents + 1]; after the
+/// last of them, where all end.
+at::Tensor borders(const at::Tensor& ids, int64_t batch_size, const DocumentLimits& limits) {
+  const int64_t n = ids.size(1);
+  const int64_t total = batch_size * n;
+  at::Tensor starts = at::ones({batch_size, n}, ids.options().dtype(at::kBool));
+  if (n > 1) {
+    starts.narrow(1, 1, n - 1)
+        .copy_(ids.narrow(1, 1, n - 1).ne(ids.narrow(1, 0, n - 1)).expand({batch_size, n - 1}));
+  }
+  starts = starts.view({total});
+  const at::Tensor document = starts.cumsum(0).sub_(1);
+  at::_assert_async(document.select(0, total - 1).lt(limits.documents),
+                    "scaled_dot_product_attention: expected ids to have at most max_documents "
+                    "documents, but they have more");
+  const at::Tensor place = at::arange(total, document.options());
+  const at::Tensor begins = at::full({limits.documents + 1}, total, document.options());
+  begins.scatter_reduce_(0, document.clamp_max(limits.documents), place, "amin");
+  at::_assert_async(begins.diff().max().le(limits.length),
+                    "scaled_dot_product_attention: expected ids to have documents of at most "
+                    "max_length tokens, but they have longer ones");
+  return begins.to(at::kInt);
+}
+
+struct Packing {
+  at::Tensor borders;  // undefined: nothing is packed
+  int64_t max_q;
+  int64_t max_k;
+};
+
+Packing packing_of(const AttentionInputs& inputs, const FlashRule& rule,
+                   const std::optional<DocumentLimits>& limits) {
+  if (!rule.ids) {
+    return {{}, inputs.query.size(2), inputs.key.size(2)};
+  }
+  return {borders(*rule.ids, inputs.query.size(0), *limits), limits->length, limits->length};
+}
+
+std::optional<at::Tensor> optional_of(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
+std::optional<int64_t> side(int64_t of) { return of < 0 ? std::nullopt : std::optional(of); }
+
+}  // namespace
+
+std::optional<FlashRule> flash_rule(const Problem& problem, at::TensorList operands) {
+  if (problem.q_positions.numbers.data != nullptr || problem.kv_positions.numbers.data != nullptr) {
+    return std::nullopt;
+  }
+  const Hull hull(problem.rule);
+  const bool is_band = hull.chunk < 0 && hull.unresolved == 0 &&
+                       hull.known.begin == kEverywhere.begin && hull.known.end == kEverywhere.end;
+  const Rule::Node* documents = nullptr;
+  for (int32_t i = 0; is_band && i < problem.rule.size; ++i) {
+    const Rule::Node& node = problem.rule.nodes[i];
+    if (node.kind == Rule::Kind::kAnd) {
+      continue;
+    }
+    if (!node.conjunct || node.step_begin != node.step_end) {
+      return std::nullopt;
+    }
+    if (node.kind == Rule::Kind::kSameId) {
+      if (documents != nullptr || node.same_id.negative_is_none) {
+        return std::nullopt;
+      }
+      documents = &node;
+    }
+  }
+  if (!is_band) {
+    return std::nullopt;
+  }
+  // Kernels count positions so that the last query and the last key are at the same.
+  const int64_t ahead = problem.q_positions.offset - problem.kv_positions.offset -
+                        (problem.kv_length - problem.q_length);
+  FlashRule rule{-1, -1, std::nullopt};
+  if (hull.before < kFar) {
+    rule.left = hull.before - ahead;
+  }
+  if (hull.after < kFar) {
+    rule.right = hull.after + ahead;
+  }
+  const auto is_beyond = [&](int64_t size, int64_t distance) {
+    return size < kFar && (distance < 0 || distance > std::numeric_limits<int32_t>::max());
+  };
+  if (is_beyond(hull.before, rule.left) || is_beyond(hull.after, rule.right)) {
+    return std::nullopt;
+  }
+  if (documents == nullptr) {
+    return rule;
+  }
+  const Table& table = documents->same_id.ids;
+  const int64_t first = problem.q_positions.offset;
+  const bool is_self = problem.q_length == problem.kv_length && ahead == 0 && first >= 0 &&
+                       first + problem.q_length <= table.length;
+  for (const at::Tensor& operand : operands) {
+    if (is_self && operand.const_data_ptr() == table.numbers.data && operand.dim() == 2) {
+      rule.ids = operand.narrow(1, first, problem.q_length);
+      return rule;
+    }
+  }
+  return std::nullopt;
+}
+
+bool has_flash(const AttentionInputs& inputs) {
+  const at::ScalarType dtype = inputs.query.scalar_type();
+  const int64_t width = inputs.query.size(3);
+  if ((dtype != at::kHalf && dtype != at::kBFloat16) || width != inputs.value.size(3) ||
+      width == 0 || width % 8 != 0 || width > 256) {
+    return false;
+  }
+  // It knows the device and what the user has switched off.
+  constexpr int64_t kFlash = 1;
+  constexpr int64_t kCudnn = 3;
+  const int64_t choice =
+      at::_fused_sdp_choice(inputs.query, inputs.key, inputs.value, std::nullopt, 0.0, false,
+                            inputs.scale, inputs.query.size(1) != inputs.key.size(1));
+  return choice == kFlash || choice == kCudnn;
+}
+
+Attended attend_by_flash(const AttentionInputs& inputs, const FlashRule& rule,
+                         std::optional<DocumentLimits> limits) {
+  const Packing packing = packing_of(inputs, rule, limits);
+  const bool packed = packing.borders.defined();
+  const std::optional<at::Tensor> of_documents = optional_of(packing.borders);
+  const bool is_causal = rule.left < 0 && rule.right == 0;
+  auto [out, lse, state, unused, mask] = at::_flash_attention_forward(
+      to_flash(inputs.query, packed), to_flash(inputs.key, packed), to_flash(inputs.value, packed),
+      of_documents, of_documents, packing.max_q, packing.max_k, 0.0, is_causal, false, inputs.scale,
+      side(rule.left), side(rule.right));
+  if (packed) {  // [h, b * n]
+    lse = lse.view({inputs.query.size(1), inputs.query.size(0), inputs.query.size(2)})
+              .permute({1, 2, 0});
+  } else {
+    lse = lse.transpose(1, 2);
+  }
+  // Kernels give infinity where no key is visible.
+  lse = lse.contiguous();
+  lse.masked_fill_(lse.eq(kInfinity), -kInfinity);
+  return {from_flash(out, inputs.query, packed), lse.transpose(1, 2)};
+}
+
+AttentionGradients attend_by_flash_backward(const AttentionInputs& inputs, const FlashRule& rule,
+                                            std::optional<DocumentLimits> limits,
+                                            const Attended& attended, const at::Tensor& grad_out) {
+  const Packing packing = packing_of(inputs, rule, limits);
+  const bool packed = packing.borders.defined();
+  at::Tensor lse = attended.lse.masked_fill(attended.lse.eq(-kInfinity), kInfinity);
+  if (packed) {
+    lse = lse.transpose(0, 1).reshape({inputs.query.size(1), -1});
+  }
+  // Without dropout it is not read.
+  const at::Tensor state =
+      at::zeros({2}, inputs.query.options().dtype(at::kLong)).view(at::kUInt64);
+  const bool is_causal = rule.left < 0 && rule.right == 0;
+  auto [of_query, of_key, of_value] = at::_flash_attention_backward(
+      to_flash(grad_out, packed), to_flash(inputs.query, packed), to_flash(inputs.key, packed),
+      to_flash(inputs.value, packed), to_flash(attended.out, packed), lse.contiguous(),
+      packing.borders, packing.borders, packing.max_q, packing.max_k, 0.0, is_causal, state,
+      at::empty({0}, state.options()), inputs.scale, side(rule.left), side(rule.right));
+  return {from_flash(of_query, inputs.query, packed), from_flash(of_key, inputs.key, packed),
+          from_flash(of_value, inputs.value, packed)};
+}
+
+}  // namespace attn_mask

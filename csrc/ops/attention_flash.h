@@ -1,0 +1,43 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "ops/attention_tiles.h"
+#include "rule/problem.h"
+
+namespace attn_mask {
+
+/// What a rule is for the flash kernels of CUDA devices: a window around the query's position, and
+/// whether it ends with documents.
+struct FlashRule {
+  int64_t left;                   // -1: open
+  int64_t right;                  // -1: open
+  std::optional<at::Tensor> ids;  // of documents, [b or 1, n]
+};
+
+/// How many documents there are at most, of all batch rows, and how long.
+struct DocumentLimits {
+  int64_t documents;
+  int64_t length;
+};
+
+/// Nothing where a rule says more than those kernels can, or a problem has positions in tensors.
+std::optional<FlashRule> flash_rule(const Problem& problem, at::TensorList operands);
+
+/// Whether the device has flash kernels for these inputs, and torch is allowed to use them.
+bool has_flash(const AttentionInputs& inputs);
+
+/// One call for all queries. The host reads nothing: where ids have more documents than `limits`
+/// say, or longer ones, the device reports an error.
+Attended attend_by_flash(const AttentionInputs& inputs, const FlashRule& rule,
+                         std::optional<DocumentLimits> limits);
+
+AttentionGradients attend_by_flash_backward(const AttentionInputs& inputs, const FlashRule& rule,
+                                            std::optional<DocumentLimits> limits,
+                                            const Attended& attended, const at::Tensor& grad_out);
+
+}  // namespace attn_mask

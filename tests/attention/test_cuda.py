@@ -1,0 +1,147 @@
+"""Attention by a rule on a GPU, compared with a softmax in float64 over the dense mask."""
+
+import math
+
+import pytest
+import torch
+from attn_mask import (
+    causal,
+    documents,
+    padding,
+    scaled_dot_product_attention,
+    sliding_window,
+    window,
+)
+from sample_calls import nothing_waits
+
+pytestmark = pytest.mark.cuda
+
+N = 640
+IDS = torch.arange(N) // 100
+LEFT = torch.ones(2, N, dtype=torch.bool)
+LEFT[0, :70] = False
+HOLES = torch.rand(2, N, generator=torch.Generator().manual_seed(1)) > 0.3
+
+RULES = {
+    "causal": causal(),
+    "window": causal() & sliding_window(100),
+    "window of both sides": window(60, 20),
+    "documents": causal() & documents(IDS),
+    "whole documents": documents(IDS.expand(2, N).contiguous()),
+    "documents in a window": causal() & sliding_window(30) & documents(IDS),
+    "documents that come again": causal() & documents(IDS % 3),
+    "padded": causal() & padding(LEFT),
+    "holes": causal() & padding(HOLES),
+    "no key for one": padding(HOLES & torch.tensor([[True], [False]])),
+    "later keys": window(None, 20),
+    "callable": causal() & (lambda b, h, q, k: (q + k + h) % 3 > 0),
+}
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float64: 1e-9}
+
+
+def visible_of(rule, q_length):
+    arange = (torch.arange(n, device="cuda") for n in (2, 4))
+    b, h = (index.view(-1, *(1,) * (3 - i)) for i, index in enumerate(arange))
+    q = torch.arange(N - q_length, N, device="cuda")[:, None]
+    return rule.to("cuda")(b, h, q, torch.arange(N, device="cuda")).expand(2, 4, q_length, N)
+
+
+def softmax_in_float64(query, key, value, visible):
+    times = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(times, 1) for tensor in (key, value))
+    scores = (query @ key.mT / math.sqrt(query.shape[-1])).masked_fill(~visible, -math.inf)
+    lse = scores.logsumexp(-1)
+    weights = torch.softmax(scores, -1).masked_fill(lse[..., None] == -math.inf, 0)
+    return weights @ value, lse
+
+
+@pytest.mark.parametrize("q_length", [N, 130, 1])
+@pytest.mark.parametrize("width", [(64, 64), (64, 32)], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", RULES)
+def test_softmax_in_float64(name, dtype, width, q_length):
+    torch.manual_seed(0)
+    shapes = (2, 4, q_length, width[0]), (2, 2, N, width[0]), (2, 2, N, width[1])
+    tensors = [
+        torch.randn(shape, dtype=dtype, device="cuda", requires_grad=True) for shape in shapes
+    ]
+    rule = RULES[name]
+    out, lse = scaled_dot_product_attention(
+        *tensors, rule.to("cuda"), enable_gqa=True, return_lse=True
+    )
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    want, want_lse = softmax_in_float64(*exact, visible_of(rule, q_length))
+    tolerance = TOLERANCE[dtype]
+    assert (out - want).abs().max() <= tolerance
+    assert torch.equal(lse == -math.inf, want_lse == -math.inf)
+    assert (lse.nan_to_num(neginf=0) - want_lse.nan_to_num(neginf=0)).abs().max() <= 10 * tolerance
+    grad = torch.randn_like(out)
+    got = torch.autograd.grad(out, tensors, grad)
+    expected = torch.autograd.grad(want, exact, grad.double())
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() <= 4 * tolerance * (1 + other.abs().max())
+
+
+def arguments(rule):
+    tensors = [torch.randn(1, 2, N, 64, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+    return (*rule.to("cuda").encode(), *tensors)
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "padded", "documents that come again"])
+def test_nothing_waits_for_the_device(name):
+    rule = RULES[name]
+    if name == "padded":
+        rule = causal() & padding(LEFT[:1])
+    args = arguments(rule)
+    torch.ops.attn_mask.scaled_dot_product_attention(*args)
+    with nothing_waits():
+        torch.ops.attn_mask.scaled_dot_product_attention(*args)
+
+
+def test_documents_of_known_limits_wait_for_nothing():
+    args = arguments(RULES["documents"])
+    limits = {"max_documents": 9, "max_length": 200}
+    want, _ = torch.ops.attn_mask.scaled_dot_product_attention(*args)
+    with nothing_waits():
+        got, _ = torch.ops.attn_mask.scaled_dot_product_attention(*args, **limits)
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+def test_host_decision():
+    rule, operands = RULES["documents"].to("cuda").encode()
+    limits = torch.ops.attn_mask._document_limits(rule, operands, 3, N, N)
+    assert limits == [21, 100]
+    rule, operands = RULES["documents that come again"].to("cuda").encode()
+    assert torch.ops.attn_mask._document_limits(rule, operands, 3, N, N) == []
+
+
+@pytest.mark.parametrize("name", ["causal", "window"])
+def test_captured(name):
+    args = arguments(RULES[name])
+    want, _ = torch.ops.attn_mask.scaled_dot_product_attention(*args)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got, _ = torch.ops.attn_mask.scaled_dot_product_attention(*args)
+    graph.replay()
+    assert torch.equal(got, want)
+
+
+def test_compiled():
+    def attend(*tensors):
+        return scaled_dot_product_attention(*tensors, causal() & sliding_window(100))
+
+    tensors = arguments(causal())[2:]
+    compiled = torch.compile(attend, fullgraph=True)
+    assert torch.equal(compiled(*tensors), attend(*tensors))
+
+
+def test_it_takes_one_kernel():
+    """The flash kernel, not tiles."""
+    from torch.profiler import ProfilerActivity, profile
+
+    args = arguments(RULES["window"])
+    torch.ops.attn_mask.scaled_dot_product_attention(*args)
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        torch.ops.attn_mask.scaled_dot_product_attention(*args)
+    names = [event.name for event in found.events() if "flash_fwd" in event.name]
+    assert len(names) == 1
