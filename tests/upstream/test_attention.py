@@ -523,10 +523,7 @@ def test_a_function_of_the_user_s_makes_the_mask_dense(named):
     want = torch.ones(6, 6).tril().bool() | (torch.arange(6) % 2 == 0)
     assert mask.dtype == torch.bool and torch.equal(mask, want.expand(2, 1, 6, 6))
     (text,) = named()
-    assert text.startswith(
-        "attn_mask: attention takes a dense mask, in time and memory of queries x keys, for a mask "
-        "function that is no rule: function("
-    )
+    assert text.startswith("rule_mask: calls a mask function that is no rule, ")
 
 
 def test_one_query_has_what_sdpa_has():

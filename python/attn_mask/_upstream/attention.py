@@ -248,14 +248,7 @@ def rule_mask(
     # A step of decoding waits for no device.
     reads = not is_decoding or of_device.type == "cpu"
     first, first_key = (_number(offset, reads) for offset in (q_offset, kv_offset))
-    if calls := rule.program.calls:
-        name_once(
-            "attention by mask functions",
-            "attn_mask: attention takes a dense mask, in time and memory of queries x keys, "
-            "for a mask function that is no rule: %r",
-            calls[0][1],
-        )
-    elif reads and first is not None and first_key is not None:
+    if reads and rule.is_native and first is not None and first_key is not None:
         end = first_key + kv_length
         if attention_mask is not None:
             padding = prepare_padding_mask(attention_mask, kv_length, first_key)
