@@ -413,18 +413,23 @@ def test_a_mask_may_be_longer_than_the_keys():
     assert_close(got, attention().attention(Layer(), query, key, value, None)[0])
 
 
-def test_a_window_that_no_mask_has_is_named(named):
+def test_what_a_mask_lacks_is_named(named):
+    """Windows and documents that layers are told of beside it."""
     call = functools.partial(attention().attention, Layer(), *states())
-    windowed = rule_mask(rule=causal() & sliding_window(4))
-    call(windowed, sliding_window=4)
+    ids = torch.tensor([0, 0, 0, 1, 1, 1])
+    borders = torch.tensor([0, 3, 6], dtype=torch.int32)
+    call(rule_mask(rule=causal() & sliding_window(4)), sliding_window=4)
     call(rule_mask(), sliding_window=6)  # holds all
-    call(rule_mask(), sliding_window=None)
+    call(rule_mask(), sliding_window=None, cu_seq_lens_q=borders[::2])
+    call(rule_mask(rule=causal() & attn_mask.documents(ids)), cu_seq_lens_q=borders)
     assert named() == []
-    got, _ = call(rule_mask(), sliding_window=4)
-    assert_close(got, call(rule_mask())[0])
+    want, _ = call(rule_mask())
+    for arguments in ({"sliding_window": 4}, {"cu_seq_lens_q": borders}):
+        assert torch.equal(call(rule_mask(), **arguments)[0], want)
     assert named() == [
-        "attn_mask: a layer has sliding_window=4, but the mask that its model makes has no such "
-        "window: the mask holds, as for 'sdpa'"
+        f"attn_mask: a layer is given {argument}, which the mask that its model makes does not "
+        "have: the mask holds, as for 'sdpa'"
+        for argument in ("sliding_window=4", "cu_seq_lens_q")
     ]
 
 

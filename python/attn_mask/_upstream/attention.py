@@ -250,14 +250,16 @@ def rule_mask(
     first, first_key = (_number(offset, reads) for offset in (q_offset, kv_offset))
     if reads and rule.is_native and first is not None and first_key is not None:
         end = first_key + kv_length
+        padded = rule
         if attention_mask is not None:
             padding = prepare_padding_mask(attention_mask, kv_length, first_key)
             if not _hides_nothing(padding, kv_length, first_key):
-                rule = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
+                padded = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
         if not is_decoding or first + 1 < end:
             count("rules for attention")
-            return RuleMask(_by_distance(rule), sizes, first, first_key, of_device)
-        if allow_is_causal_skip and rule.shown_over(first, first + 1, first_key, end) is Shown.ALL:
+            return RuleMask(_by_distance(padded), sizes, first, first_key, of_device)
+        shown = padded.shown_over(first, first + 1, first_key, end)
+        if allow_is_causal_skip and shown is Shown.ALL:
             count("masks skipped")
             return None
     count("sdpa_mask")
@@ -331,7 +333,7 @@ def attention(
     if isinstance(attention_mask, RuleMask):
         mask = _fitting(attention_mask, query, key)
         if not changes and dropout == 0.0:
-            _name_window(mask, kwargs.get("sliding_window"))
+            _name_what_the_mask_lacks(mask, kwargs)
             if torch.is_autocast_enabled(
                 query.device.type
             ):  # casts what torch's own function takes
@@ -379,22 +381,34 @@ def _name_dense(by: str, changes: list[str]) -> None:
     )
 
 
-def _name_window(mask: RuleMask, size: Any) -> None:
-    """Some layers tell attention of a window that their mask does not have; sdpa ignores it."""
-    if size is not None and mask.kv_length > size and not _has_window(mask.rule, size):
+def _name_what_the_mask_lacks(mask: RuleMask, kwargs: dict[str, Any]) -> None:
+    """Flash attention takes windows and documents from arguments; sdpa has those of its mask."""
+    size = kwargs.get("sliding_window")
+    if size is not None and mask.kv_length > size:
+        _name_lack(mask, f"sliding_window={size}", lambda rule: _is_window(rule, size))
+    borders = kwargs.get("cu_seq_lens_q")
+    if borders is not None and borders.numel() > 2:
+        _name_lack(mask, "cu_seq_lens_q", lambda rule: isinstance(rule, rules.Documents))
+
+
+def _name_lack(mask: RuleMask, argument: str, matches: Callable[[Any], bool]) -> None:
+    if not _has(mask.rule, matches):
         name_once(
-            "another window",
-            "attn_mask: a layer has sliding_window=%s, but the mask that its model makes has no "
-            "such window: the mask holds, as for 'sdpa'",
-            size,
+            f"lacks {argument}",
+            "attn_mask: a layer is given %s, which the mask that its model makes does not have: "
+            "the mask holds, as for 'sdpa'",
+            argument,
         )
 
 
-def _has_window(rule: Any, size: int) -> bool:
-    if isinstance(rule, rules.Window):
-        return rule.left is not None and rule.left + 1 == size
+def _is_window(rule: Any, size: int) -> bool:
+    return isinstance(rule, rules.Window) and rule.left is not None and rule.left + 1 == size
+
+
+def _has(rule: Any, matches: Callable[[Any], bool]) -> bool:
+    """Whether a part of the rule is such a one."""
     parts = (*getattr(rule, "rules", ()), getattr(rule, "rule", None))
-    return any(_has_window(part, size) for part in parts if part is not None)
+    return matches(rule) or any(_has(part, matches) for part in parts if part is not None)
 
 
 def _fitting(mask: RuleMask, query: torch.Tensor, key: torch.Tensor) -> RuleMask:
