@@ -16,7 +16,7 @@ constexpr int64_t kTileRows = 256;
 
 // The mask of a tile takes at most so many bytes, unless one of so few rows takes more.
 constexpr int64_t kMaskBytes = int64_t{8} << 20;
-constexpr int64_t kFewestRows = 16;
+constexpr int64_t kFewestRows = 16;  // others are a multiple of it
 
 // A call of a kernel, with the views that it needs, takes as long as so many query-key pairs of a
 // head of 64 channels.
@@ -192,7 +192,7 @@ class Cutter {
   /// Tiles in one row of them may be so high.
   int64_t height(int64_t keys) const {
     const int64_t row_bytes = std::max<int64_t>(1, keys * work_.element_size * masks_);
-    return std::clamp(kMaskBytes / row_bytes, kFewestRows, kTileRows);
+    return std::clamp(kMaskBytes / row_bytes / kFewestRows * kFewestRows, kFewestRows, kTileRows);
   }
 
   void cut(const Run& run) {

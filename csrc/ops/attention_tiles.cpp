@@ -281,7 +281,7 @@ AttentionGradients attend_in_tiles_backward(const AttentionInputs& inputs, const
   };
   // For rows without a key, whose scores are -inf, kernels expect the 0 that they gave.
   const at::Tensor lse = attended.lse.unsqueeze(3);
-  const at::Tensor finite = lse.masked_fill(lse.isinf(), 0);
+  const at::Tensor finite = lse.masked_fill(lse.eq(-std::numeric_limits<double>::infinity()), 0);
   Runner runner(inputs, line_bytes(query), line_bytes(inputs.key) + line_bytes(inputs.value));
   for_each_part([&](const PlannedRows& part) {
     const bool is_all = is_one_call(inputs, part);

@@ -10,7 +10,7 @@ import torch
 from attn_mask._checks import check_strided
 from attn_mask._library import _C
 from attn_mask._program import Source
-from attn_mask._tracing import is_recording
+from attn_mask._tracing import is_jit_tracing, is_recording
 
 # Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
 FAR = _C.FAR
@@ -60,3 +60,36 @@ def offset_of(argument: str, value: Any) -> int | torch.Tensor:
     if not is_recording() and not -FAR < offset < FAR:
         raise ValueError(f"shift: expected {argument} to be within 2^59 of 0, but got {value}")
     return offset
+
+
+def limits_of(name: str, documents: Any, length: Any) -> tuple[int, int] | None:
+    """How many documents there are at most, and how long; both are given, or neither."""
+    if documents is None and length is None:
+        return None
+    limits = []
+    for argument, value in (("max_documents", documents), ("max_length", length)):
+        if value is None:
+            raise ValueError(
+                f"{name}: expected max_documents and max_length, or neither of them, "
+                f"but got no {argument}"
+            )
+        limits.append(whole(name, argument, value))
+        if not is_recording() and limits[-1] <= 0:
+            raise ValueError(f"{name}: expected {argument} to be positive, but got {value}")
+    return limits[0], limits[1]
+
+
+def at(table: torch.Tensor, source: Source, batch_idx: Any, idx: Any) -> torch.Tensor:
+    """The entries of a table at positions; one row of it may serve the whole batch."""
+    if source.is_upstream:
+        return table[batch_idx, idx]
+    if table.dim() == 1:
+        return table[idx]
+    return table[row_of(table.shape[0], batch_idx), idx]
+
+
+def row_of(rows: int, batch_idx: Any) -> Any:
+    """Which of the rows of a table serves a row of the batch; one may serve all."""
+    if is_jit_tracing():  # the graph is for other numbers of rows, too
+        return batch_idx % rows
+    return 0 if rows == 1 else batch_idx

@@ -14,6 +14,7 @@ from attn_mask._checks import check_flag, check_integer, check_strided
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._named_once import name_once
+from attn_mask._program import Program
 from attn_mask._timing import timed
 from attn_mask._tracing import default_device, is_known, is_recording
 from attn_mask.rules import MaskFunction
@@ -90,6 +91,17 @@ def scaled_dot_product_attention(
                 f"but got {tensor.dim()}-D {list(tensor.shape)}"
             )
     check_flag(_NAME, "enable_gqa", enable_gqa)
+    if scale is not None and not isinstance(scale, float | int | torch.SymFloat):
+        raise TypeError(
+            f"{_NAME}: expected scale to be a number or None, but got {type(scale).__name__}"
+        )
+    device = query.device
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        query, key, value = (
+            tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+            for tensor in (query, key, value)
+        )
     if not isinstance(rule, MaskFunction):
         rule = rules.rule_of(_NAME, "rule", rule)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
@@ -103,7 +115,6 @@ def scaled_dot_product_attention(
         if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
             raise ValueError(f"{_NAME}: expected {argument} not to be negative, but got {offset}")
     ops = operators()
-    device = query.device
     if (
         ops is None
         and type(q_offset) is int
@@ -115,7 +126,7 @@ def scaled_dot_product_attention(
         code, operands = program.code, program.operands
         limits: Sequence[int | None] = (None, None)
         if device.type == "cuda":
-            limits = _limits(code, operands, query, key, (q_offset, kv_offset))
+            limits = _limits(program, query, key, (q_offset, kv_offset))
         result = _C.scaled_dot_product_attention(
             code,
             operands,
@@ -138,13 +149,15 @@ def scaled_dot_product_attention(
 
 
 def _limits(
-    code: Sequence[int],
-    operands: Sequence[torch.Tensor],
+    program: Program,
     query: torch.Tensor,
     key: torch.Tensor,
     offsets: tuple[int, int],
 ) -> Sequence[int | None]:
     """How many documents there are on a GPU, and how long, for which the host waits for it."""
+    if program.limits is not None:
+        return program.limits
+    code, operands = program.code, program.operands
     if rules.DOCUMENTS in code and query.dtype in (torch.float16, torch.bfloat16):
         sizes = query.shape[0], query.shape[2], key.shape[2]
         found: list[int] = _C._document_limits(code, operands, *sizes, *offsets, query.device)
@@ -166,18 +179,23 @@ class _Attention(NamedTuple):
         rule, queries, keys = self.rule, self.queries, self.keys
         program = rule.program
         sizes = query.shape[0], queries.length, keys.length
-        if not self._is_by_call(query):
-            for index, line in enumerate((queries, keys)):
-                if line.positions is None and (is_recording() or line.length > 0):
-                    program.check_positions(_NAME, index, line.start, line.start + line.length)
+        for index, line in enumerate((queries, keys)):
+            if line.positions is None and (is_recording() or line.length > 0):
+                program.check_positions(_NAME, index, line.start, line.start + line.length)
+        if not self._is_by_call():
             operands = program.operands
             if not is_recording():
                 operands = fitting(_NAME, operands, program, query.shape[0], query.device)
-            return self._call(program.code, operands, queries, keys, query, key, value)
+            limits: Sequence[int | None] = program.limits or (None, None)
+            at_offsets = queries.positions is None and keys.positions is None
+            if query.is_cuda and at_offsets and operators() is None:
+                limits = _limits(program, query, key, (queries.start, keys.start))
+            of_rule = program.code, operands, queries, keys
+            return self._call(*of_rule, query, key, value, limits=limits)
         name_once(
             "attention by a mask function",
-            "attn_mask.scaled_dot_product_attention: %r is no rule, so that it is called for all "
-            "pairs of queries and keys",
+            "attn_mask.scaled_dot_product_attention: %r is no rule, or begins before its tables: it "
+            "is called for all pairs of queries and keys",
             rule,
         )
         heads = query.shape[1]
@@ -190,10 +208,16 @@ class _Attention(NamedTuple):
         out, lse = _ByTiles.apply(query, key, value, self)
         return out, lse
 
-    def _is_by_call(self, query: torch.Tensor) -> bool:
+    def _is_by_call(self) -> bool:
         """Whether the rule has to be called, as write_mask decides it."""
         program = self.rule.program
-        return bool(program.calls) or not program.is_boolean
+        if program.calls or not program.is_boolean:
+            return True
+        # Before the first position of a table, mask functions count from its end.
+        return not is_recording() and any(
+            line.positions is None and line.length > 0 and line.start < program.lowest[index]
+            for index, line in enumerate((self.queries, self.keys))
+        )
 
     def _call(
         self,
@@ -202,6 +226,7 @@ class _Attention(NamedTuple):
         queries: Axis,
         keys: Axis,
         *tensors: torch.Tensor,
+        limits: Sequence[int | None] = (None, None),
         backward: bool = False,
     ) -> Any:
         """The operator."""
@@ -209,10 +234,6 @@ class _Attention(NamedTuple):
         ops = operators()
         where = queries.start, keys.start, queries.positions, keys.positions
         if ops is None:
-            limits: Sequence[int | None] = (None, None)
-            if tensors[0].is_cuda and queries.positions is None and keys.positions is None:
-                query, key = tensors[:2]
-                limits = _limits(code, operands, query, key, (queries.start, keys.start))
             of_c = getattr(_C, name)
             return of_c(code, operands, *tensors, *where, self.scale, self.enable_gqa, *limits)
         return getattr(ops, name)(
@@ -225,6 +246,8 @@ class _Attention(NamedTuple):
             kv_positions=keys.positions,
             scale=self.scale,
             enable_gqa=self.enable_gqa,
+            max_documents=limits[0],
+            max_length=limits[1],
         )
 
     def tiles(self, query: torch.Tensor) -> Any:

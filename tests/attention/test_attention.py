@@ -13,6 +13,7 @@ from attn_mask import (
     causal,
     chunked,
     documents,
+    masking_utils,
     nothing,
     padding,
     scaled_dot_product_attention,
@@ -310,6 +311,7 @@ NAME = "scaled_dot_product_attention: expected "
         ({"enable_gqa": False}, ValueError, "key to have the heads of query, which are 4 "),
         ({"enable_gqa": 1}, TypeError, "enable_gqa to be a bool"),
         ({"dropout_p": 0.1}, NotImplementedError, "dropout_p to be 0"),
+        ({"scale": "1"}, TypeError, "scale to be a number or None, but got str"),
         ({"rule": None}, TypeError, "rule to be callable, but got NoneType"),
         ({"q_offset": 1.5}, TypeError, "q_offset to be an int"),
         ({"q_offset": -1}, ValueError, "q_offset not to be negative"),
@@ -351,3 +353,54 @@ def test_nothing_to_attend(sizes):
     assert out.shape == tensors[0].shape and not out.any() and (lse == -math.inf).all()
     grads = torch.autograd.grad(out.sum(), tensors)
     assert all(not grad.any() for grad in grads)
+
+
+def test_limits_of_documents_change_nothing_on_the_cpu():
+    query, key, value = inputs(1, 2, 2, N, N)
+    rules = [documents(IDS[:1]), documents(IDS[:1], max_documents=4, max_length=150)]
+    first, second = (scaled_dot_product_attention(query, key, value, rule) for rule in rules)
+    assert torch.equal(first, second)
+    assert repr(rules[0]) == repr(rules[1]) and rules[0] != rules[1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (
+            {"max_documents": 3},
+            "max_documents and max_length, or neither of them, but got no max_l",
+        ),
+        ({"max_length": 3}, "max_documents and max_length, or neither of them, but got no max_d"),
+        ({"max_documents": 0, "max_length": 3}, "max_documents to be positive, but got 0"),
+    ],
+)
+def test_limits_that_are_none(limits, text):
+    with pytest.raises(ValueError, match="documents: expected " + text):
+        documents(IDS, **limits)
+    rule, operands = causal().encode()
+    with pytest.raises(ValueError, match=NAME + text.partition(", but")[0]):
+        query = GOOD["query"].detach()
+        ops.scaled_dot_product_attention(rule, operands, query, query, query, **limits)
+
+
+def test_autocast():
+    """As torch's own: inputs become of its dtype."""
+    tensors = [tensor.detach() for tensor in inputs(1, 2, 2, 20, 20)]
+    low = [tensor.bfloat16() for tensor in tensors]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = scaled_dot_product_attention(tensors[0], *low[1:], causal())
+        want = F.scaled_dot_product_attention(*tensors, is_causal=True)
+    assert got.dtype == want.dtype == torch.bfloat16
+    assert torch.equal(got, want)
+
+
+def test_positions_before_a_table():
+    rule = shift(documents(torch.arange(30) // 7), -5, -5)
+    with pytest.raises(ValueError, match=f"documents: .* from 0 on, .*{NAME[:-11]} begin at -5"):
+        scaled_dot_product_attention(*inputs(1, 2, 2, 20, 20), rule)
+
+
+def test_mask_functions_of_transformers_count_from_the_end():
+    """Of their tables, as in the mask of the same function."""
+    rule = shift(masking_utils.padding_mask_function(HOLES), -5, -5)
+    check(rule, inputs(2, 2, 2, 20, 20), attn_mask.boolean(rule, 2, 20, 20))

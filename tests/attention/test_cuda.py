@@ -107,6 +107,19 @@ def test_documents_of_known_limits_wait_for_nothing():
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
 
 
+def test_limits_of_a_rule():
+    """The same in a graph, which can't read them."""
+    tensors = arguments(causal())[2:]
+    rule = causal() & documents(IDS.to("cuda"), max_documents=9, max_length=200)
+
+    def attend(*tensors):
+        return scaled_dot_product_attention(*tensors, rule)
+
+    want = scaled_dot_product_attention(*tensors, RULES["documents"].to("cuda"))
+    assert torch.equal(attend(*tensors), want)
+    assert torch.equal(torch.compile(attend, fullgraph=True)(*tensors), want)
+
+
 def test_host_decision():
     rule, operands = RULES["documents"].to("cuda").encode()
     limits = torch.ops.attn_mask._document_limits(rule, operands, 3, N, N)
