@@ -334,11 +334,6 @@ def attention(
         mask = _fitting(attention_mask, query, key)
         if not changes and dropout == 0.0:
             _name_what_the_mask_lacks(mask, kwargs)
-            if torch.is_autocast_enabled(
-                query.device.type
-            ):  # casts what torch's own function takes
-                dtype = torch.get_autocast_dtype(query.device.type)
-                query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
             out = scaled_dot_product_attention(
                 query,
                 key,
