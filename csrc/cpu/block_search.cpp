@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "cpu/dispatch.h"
+#include "rule/spans.h"
 
 namespace attn_mask {
 namespace {
@@ -71,6 +72,23 @@ const NumberRange* BlockBounds::of(int32_t node, int64_t batch) const {
   return entry.bounds.data();
 }
 
+/// Without numbers: those of spans, as tables may be short beside the mask.
+Interval BlockSearch::columns_of(int64_t plane, Interval rows) const {
+  if (params_.rule.numbers != nullptr) {
+    return {0, params_.kv_length};
+  }
+  Interval columns{params_.kv_length, 0};
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const RowSpans found =
+        row_spans(params_.rule, params_.query(plane, row), params_.kv_positions, params_.kv_length);
+    if (found.spans.size > 0) {
+      columns.begin = std::min(columns.begin, found.spans.at[0].begin);
+      columns.end = std::max(columns.end, found.spans.at[found.spans.size - 1].end);
+    }
+  }
+  return columns;
+}
+
 BlockSearch::LeafRows BlockSearch::leaf_rows(int32_t node, int64_t plane, Interval rows) const {
   LeafRows result{nullptr, kNoNumber, {INT32_MIN, INT32_MAX}};
   const int64_t batch = plane / params_.heads;
@@ -126,7 +144,8 @@ BlockState BlockSearch::state(int64_t entry) const {
 
 void BlockSearch::visit(int64_t entry, int64_t begin, int64_t size, Blocks& some, Blocks& full) {
   const int64_t end = std::min(begin + size, params_.kv_blocks());
-  if (begin >= end) {
+  if (begin >= end || begin * params_.kv_block >= columns_.end ||
+      params_.columns_of(end - 1).end <= columns_.begin) {
     return;
   }
   const BlockState of_all = state(entry);
@@ -144,8 +163,15 @@ void BlockSearch::visit(int64_t entry, int64_t begin, int64_t size, Blocks& some
 /// Notes what a query sees in some blocks.
 void BlockSearch::evaluate(const Query& query, BlockSpan blocks) {
   const int64_t size = params_.kv_block;
-  const int64_t end = params_.columns_of(blocks.end - 1).end;
-  for (int64_t begin = blocks.begin * size; begin < end; begin += kColumnsAtOnce) {
+  const Interval all{blocks.begin * size, params_.columns_of(blocks.end - 1).end};
+  const auto [first, end] = intersect(all, columns_);
+  if (all.begin < first) {
+    seen_[static_cast<size_t>(blocks.begin)] |= kHidden;
+  }
+  if (end < all.end) {
+    seen_[static_cast<size_t>(blocks.end - 1)] |= kHidden;
+  }
+  for (int64_t begin = first; begin < end; begin += kColumnsAtOnce) {
     const int64_t last = std::min(begin + kColumnsAtOnce, end);
     cpu_kernels().evaluate(params_, query, uint32_t{1} << (params_.rule.size - 1), {begin, last},
                            values_.data());
@@ -171,6 +197,7 @@ void BlockSearch::operator()(int64_t plane, int64_t block, Blocks& some, Blocks&
     }
   }
   complete_ = rows.end - rows.begin == params_.q_block ? params_.kv_length / params_.kv_block : 0;
+  columns_ = columns_of(plane, rows);
   some.clear();
   full.clear();
   unknown_.clear();

@@ -54,6 +54,7 @@ class BlockSearch {
     NumberRange all;            // all rows attend to these
   };
 
+  Interval columns_of(int64_t plane, Interval rows) const;
   LeafRows leaf_rows(int32_t node, int64_t plane, Interval rows) const;
   BlockState state(int64_t entry) const;
   void visit(int64_t entry, int64_t begin, int64_t size, Blocks& some, Blocks& full);
@@ -61,6 +62,7 @@ class BlockSearch {
 
   const BlockMaskParams& params_;
   const BlockBounds& bounds_;
+  Interval columns_;  // the rows see none outside of them
   std::array<LeafRows, Rule::kMaxNodes> leaves_;
   int64_t complete_;  // so many blocks of keys may be full
   Blocks unknown_;    // after the bounds

@@ -26,6 +26,9 @@ namespace {
 // No range contains it.
 constexpr int64_t kNowhere = std::numeric_limits<int64_t>::max();
 
+// Of a longer mask tables hold but a part, or numbers take too much memory.
+constexpr int64_t kMostColumns = int64_t{1} << 24;
+
 // How much memory a search of numbers in order may be saved for.
 constexpr int64_t kPlacesPerColumn = 4;
 
@@ -253,7 +256,7 @@ bool KeyNumbers::is_wanted(const Problem& problem) {
   for (int32_t i = 0; i < problem.rule.steps_size; ++i) {
     has_table = has_table || problem.rule.steps[i].table.exists();
   }
-  return (has_table || has_bits || (has_padding && has_or)) &&
+  return (has_table || has_bits || (has_padding && has_or)) && problem.kv_length <= kMostColumns &&
          is_worth_preparing(problem, problem.batch_size, problem.kv_length);
 }
 

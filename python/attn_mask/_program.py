@@ -48,7 +48,8 @@ class Program:
         is_plain: True when there is no operand, and nothing to see to but positions below zero.
         is_boolean: False when some padding of a function of transformers is not boolean: the
             function's results then have its dtype.
-        limits: how many documents there are at most, and how long, where the caller said so.
+        has_documents, limits: how many of them there are at most, and how long, where the caller
+            said so.
         lowest: for queries and keys: the first position that is in all tables. Before it, a call
             counts from the end of a tensor.
         highest: for queries and keys: the first position beyond that, or None. Neither is known
@@ -62,6 +63,7 @@ class Program:
         self.bits: list[int] = []
         self.calls: list[tuple[int, Any]] = []
         self.is_boolean = True
+        self.has_documents = False
         self.limits: tuple[int, int] | None = None
         self.lowest = [0, 0]
         self.highest: list[int | None] = [None, None]

@@ -158,7 +158,7 @@ def _limits(
     if program.limits is not None:
         return program.limits
     code, operands = program.code, program.operands
-    if rules.DOCUMENTS in code and query.dtype in (torch.float16, torch.bfloat16):
+    if program.has_documents and query.dtype in (torch.float16, torch.bfloat16):
         sizes = query.shape[0], query.shape[2], key.shape[2]
         found: list[int] = _C._document_limits(code, operands, *sizes, *offsets, query.device)
         if found:
@@ -194,8 +194,8 @@ class _Attention(NamedTuple):
             return self._call(*of_rule, query, key, value, limits=limits)
         name_once(
             "attention by a mask function",
-            "attn_mask.scaled_dot_product_attention: %r is no rule, or begins before its tables: it "
-            "is called for all pairs of queries and keys",
+            "attn_mask.scaled_dot_product_attention: %r is no rule, or begins before its tables: "
+            "it is called for all pairs of queries and keys",
             rule,
         )
         heads = query.shape[1]

@@ -337,9 +337,10 @@ class _Writer:
         from torch.nn.attention import flex_attention
 
         batch_size, heads, q_length, kv_length, *block_size = self.blocks
+        q_block, kv_block = block_size
         create = torch.compile(flex_attention.create_block_mask)
         made = create(
-            mask_mod, batch_size, heads, q_length, kv_length, self.device, tuple(block_size)
+            mask_mod, batch_size, heads, q_length, kv_length, self.device, (q_block, kv_block)
         )
         return [getattr(made, name) for name in _TENSORS]
 

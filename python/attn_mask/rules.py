@@ -473,7 +473,7 @@ class Documents(_OfIds):
 
     def encode_into(self, program: Program, place: Place) -> None:
         _OfIds.encode_into(self, program, place)
-        program.limits = self.limits
+        program.has_documents, program.limits = True, self.limits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
