@@ -591,7 +591,7 @@ def install(
     go on running, so that all behaves as in the installed release, bit for bit; what they call to
     describe and write a mask becomes ours. ``transformers.modeling_attn_mask_utils`` becomes
     ``for_transformers(...)`` of the installed release, also where the release no longer has the
-    file; from 4.35 to 4.52 that is all.
+    file; from 4.35 to 4.52 that is all. Models can name attention by rule, see register_attention.
 
     Only transformers' own functions are replaced, recognised by their source. What others put in
     their place stays there and goes on being called, functions that are registered for "sdpa" or
