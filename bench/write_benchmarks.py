@@ -118,6 +118,27 @@ def tables(report: dict[str, Any]) -> str:
     return table(columns, cells)
 
 
+def attention_models(report: dict[str, Any]) -> str:
+    cells = [
+        [
+            f"{row['name']}, {side}",
+            time_text(seconds),
+            f"{seconds / row['seconds']['sdpa']:.2f}",
+            f"{row['peak_bytes'][side] / 2**20:.0f} MiB",
+            f"{row['compile_seconds']:.1f} s" if side == "flex_attention" else "",
+            verdict(row) if side == "attn_mask" else "",
+        ]
+        for row in report["cases"]
+        for side, seconds in row["seconds"].items()
+    ]
+    columns = ["case", "time", "of sdpa's", "peak memory", "compiling", "below sdpa's"]
+    about = (
+        f"A Mistral of 4 layers and width 512, {report['length']} tokens in one row, window 1024; "
+        "packed: documents of 512. Logits and gradients are compared first, within 1e-3."
+    )
+    return f"{about}\n\n{table(columns, cells)}"
+
+
 def compiling(report: dict[str, Any]) -> str:
     sides = ("attn_mask", "transformers")
     cells = [
@@ -216,6 +237,7 @@ SECTIONS = {
     "block_mask": ("a run of `bench/bench_block_mask.py`", block_mask),
     "tables": ("a run of `bench/bench_tables.py`", tables),
     "compile": ("a run of `bench/bench_compile.py`", compiling),
+    "attention_models": ("a run of `bench/bench_attention_models.py`", attention_models),
     "gpu": ("`make gpu`", gpu),
     "gpu_by_elements": ("`make gpu`, of the kernels before those that work by words", gpu),
 }

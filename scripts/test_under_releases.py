@@ -24,7 +24,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 # Besides the one that is installed.
 RELEASES = ("4.57.6", "5.0.0", "5.9.0", "5.17.0", "5.23.0")
-TESTS = ("tests/upstream/test_install.py", "tests/upstream/test_models.py")
+FILES = ("test_attention", "test_install", "test_models")
+TESTS = tuple(f"tests/upstream/{name}.py" for name in FILES)
 
 
 def found(folder: Path) -> dict[str, Distribution]:

@@ -23,6 +23,7 @@ from attn_mask._skipping import skip_policy as skip_policy
 from attn_mask._upstream.install import install as install
 from attn_mask._upstream.install import installed as installed
 from attn_mask._upstream.install import is_installed as is_installed
+from attn_mask._upstream.install import register_attention as register_attention
 from attn_mask._upstream.install import uninstall as uninstall
 from attn_mask._upstream.releases import for_transformers as for_transformers
 from attn_mask.attention import attention_plan as attention_plan
@@ -78,6 +79,7 @@ __all__ = [
     "plot",
     "profile",
     "profiling",
+    "register_attention",
     "rules",
     "scaled_dot_product_attention",
     "sdpa_arguments",

@@ -197,6 +197,8 @@ def _of_interface(attention: str, layer_type: str, found: Replacement | None) ->
         return "transformers", f"a BlockMask by torch, {_why_not('create_block_mask', found)}"
     if not _is_ours(function):
         return "transformers", f"a dense mask by {name}, {_why_not(name, found)}"
+    if name == "rule_mask":
+        return "attn_mask", "a rule, by which the layers attend, instead of a mask"
     why = f"a dense mask by {name}, or none where attention needs none"
     factory = _FACTORIES.get(layer_type, "")
     if factory and not _is_ours(getattr(upstream, factory, None)):

@@ -1,6 +1,8 @@
 """attn_mask.status: whether install() is on, and what happened so far."""
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from attn_mask._counts import counts
 from attn_mask._named_once import texts
@@ -20,6 +22,8 @@ class Status:
         calls: how often each kind of mask was made or skipped in eager code, in this process.
         fallbacks: how often a mask function that is no rule was called to make a mask.
         warnings: what the logger "attn_mask" has named so far.
+        attention: the attn_implementation that register_attention() or install() gave
+            transformers' models, or None.
     """
 
     transformers: str | None
@@ -28,6 +32,7 @@ class Status:
     calls: dict[str, int]
     fallbacks: int
     warnings: tuple[str, ...]
+    attention: str | None
 
     @property
     def installed(self) -> bool:
@@ -38,6 +43,8 @@ class Status:
             lines = [f"attn_mask.install: installed, transformers {self.transformers}"]
         else:
             lines = ["attn_mask.install: not installed"]
+        name = "none" if self.attention is None else repr(self.attention)
+        lines.append(f"registered attention: {name}")
         calls = [f"{kind} {number}" for kind, number in sorted(self.calls.items())]
         fallbacks = [f"mask functions that are no rules were called {self.fallbacks} times"]
         for title, entries in (
@@ -67,5 +74,15 @@ def status() -> Status:
     calls = dict(counts)
     fallbacks = calls.pop("fallback", 0)
     if found is None:
-        return Status(None, (), (), calls, fallbacks, tuple(texts))
-    return Status(*found, calls, fallbacks, tuple(texts))
+        return Status(None, (), (), calls, fallbacks, tuple(texts), _registered())
+    return Status(*found, calls, fallbacks, tuple(texts), _registered())
+
+
+def _registered() -> str | None:
+    # Imported to be registered, not before.
+    attention: Any = sys.modules.get("attn_mask._upstream.attention")
+    modeling: Any = sys.modules.get("transformers.modeling_utils")
+    if attention is None or modeling is None:
+        return None
+    found = modeling.AttentionInterface().get(attention.NAME)
+    return str(attention.NAME) if found is attention.attention else None

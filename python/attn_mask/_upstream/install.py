@@ -12,12 +12,12 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from types import FunctionType, ModuleType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 
-from attn_mask import _aten_only, _process, block_mask
+from attn_mask import _aten_only, _process, block_mask, masking_utils
 from attn_mask._named_once import detail_once, name_once
 from attn_mask._upstream import mask_functions, masks, model_calls, packed_creates
 from attn_mask._upstream import packing as _packing
@@ -26,6 +26,7 @@ from attn_mask._upstream.masks import Options, checked_options
 from attn_mask._upstream.releases import for_transformers, release_numbers
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions
 from attn_mask._upstream.source import DECISIONS, FACTORIES, SKIPPING, Module, hashes, known
+from attn_mask.rules import MaskFunction
 
 _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
@@ -121,17 +122,7 @@ class _Installation:
                 _Change(namespace, name, before, now).undo()
 
     def _plan_masking_utils(self) -> None:
-        try:
-            upstream = importlib.import_module(_MASKING)
-        except ModuleNotFoundError as error:
-            if error.name != _MASKING:
-                raise
-            raise NotImplementedError(
-                f"attn_mask.install: expected transformers {self.version} to have masking_utils, "
-                "as all releases since 4.53 that are known here, but there is none: this attn_mask "
-                "is too old for the transformers here"
-            ) from error
-        plan = _Plan(upstream)
+        plan = _Plan(_masking_utils(self.version))
         self._release = plan.release
         self._objects = plan.objects | plan.creates
         self._mapping = plan.mapping
@@ -144,6 +135,14 @@ class _Installation:
             for change in plan.changes
         ]
         self.stays += plan.others(self.version)
+        for name, change in _attention_changes(plan):
+            if change.before is _ABSENT or _is_ours(change.before):
+                self._changes.append(change)
+            else:
+                self.stays.append(
+                    f"{change.name!r} of {name} keeps what is registered for it, "
+                    f"{_shown(change.before)}"
+                )
 
     def _plan_legacy(self, transformers: ModuleType, ours: ModuleType) -> None:
         name = f"transformers.{_LEGACY}"
@@ -163,6 +162,46 @@ class _Installation:
         self._changes.append(_Change(package, _LEGACY, package.get(_LEGACY, _ABSENT), ours))
         for name in public:
             self._objects[name] = held[name], getattr(ours, name)
+
+
+def _masking_utils(version: str) -> ModuleType:
+    try:
+        return importlib.import_module(_MASKING)
+    except ModuleNotFoundError as error:
+        if error.name != _MASKING:
+            raise
+        raise NotImplementedError(
+            f"attn_mask.install: expected transformers {version} to have masking_utils, "
+            "as all releases since 4.53 that are known here, but there is none: this attn_mask "
+            "is too old for the transformers here"
+        ) from error
+
+
+def _attention_changes(plan: "_Plan") -> Iterator[tuple[str, _Change]]:
+    """What registers attention by rule: by name, in transformers and in the mirror here."""
+    # Imports flex attention, as transformers does.
+    attention: Any = importlib.import_module("attn_mask._upstream.attention")
+    attention.factories.update(plan.mask_functions())
+    modeling = importlib.import_module("transformers.modeling_utils")
+    for name, interface, function in (
+        ("AttentionInterface", modeling.AttentionInterface, attention.attention),
+        ("AttentionMaskInterface", plan.interface, attention.rule_mask),
+        ("attn_mask's mirror", masking_utils.AttentionMaskInterface, attention.rule_mask),
+    ):
+        mapping = _mapping(interface, name)
+        before = mapping.get(attention.NAME, _ABSENT)
+        yield name, _Change(mapping, attention.NAME, before, function)
+
+
+def _mapping(interface: Any, name: str) -> dict[str, Any]:
+    mapping = getattr(interface, "_global_mapping", None)
+    if not isinstance(mapping, dict):
+        raise _missing(f"{name}._global_mapping")
+    return mapping
+
+
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", None)).startswith("attn_mask.")
 
 
 class _Plan:
@@ -185,6 +224,8 @@ class _Plan:
         self._registered: dict[str, Any] = {}  # by others, for "eager" and "sdpa"
         arguments = self._arguments()
         self._takes_positions = "cache_position" in arguments
+        self.interface = self._names.get("AttentionMaskInterface")
+        self.mapping = _mapping(self.interface, "AttentionMaskInterface")
         self.release = masks.Release(
             self._decisions(upstream),
             "use_vmap" not in arguments,  # until 4.57
@@ -192,7 +233,7 @@ class _Plan:
             self._names.get(_PREPROCESS),
             Interface(
                 self._names.get("ALL_MASK_ATTENTION_FUNCTIONS"),
-                self._interface(),
+                self.mapping,
                 self._takes_positions,
             ),
         )
@@ -201,7 +242,6 @@ class _Plan:
         # The release's create functions go on running, but for packed documents.
         self.creates: dict[str, tuple[Any, Any]] = {}
         self._plan_creates()
-        self.mapping: dict[str, Any] = self._interface()
         self.changes: list[_Change] = []
         self._plan_registrations()
         self._plan_block_masks()
@@ -273,6 +313,18 @@ class _Plan:
             else:
                 self._others.add(name)
 
+    def mask_functions(self) -> dict[CodeType, Any]:
+        """The code of each function that the release's factories make, with our factory."""
+        found: dict[CodeType, Any] = {}
+        for name in FACTORIES:
+            if name in self.objects:
+                before, ours = self.objects[name]
+                if isinstance(ours, MaskFunction):
+                    found[before.__code__] = ours
+                made = before.__code__.co_consts
+                found |= {code: ours for code in made if isinstance(code, CodeType)}
+        return found
+
     def _writer(self, function: Any) -> Any:
         """Ours, for a function of the module's own that writes masks; None for all others.
 
@@ -288,12 +340,6 @@ class _Plan:
         if defined.startswith("sdpa_mask"):
             return masks.sdpa_mask_at if self._takes_positions else masks.sdpa_mask
         return masks.eager_mask_at if self._takes_positions else masks.eager_mask
-
-    def _interface(self) -> dict[str, Any]:
-        mapping = getattr(self._names.get("AttentionMaskInterface"), "_global_mapping", None)
-        if not isinstance(mapping, dict):
-            raise _missing("AttentionMaskInterface._global_mapping")
-        return mapping
 
     def _plan_registrations(self) -> None:
         for key, function in self.mapping.items():
@@ -523,20 +569,21 @@ class _State:
         self.kept: Options | None = None  # by install()
         self.blocks: tuple[_Block, ...] = ()
         self.watches_models = False
+        self.keeps_attention = False  # registered by register_attention()
 
 
 _state = _process.kept("install", _State)
 
 
-def _transformers() -> ModuleType:
+def _transformers(name: str = "install") -> ModuleType:
     try:
         return importlib.import_module("transformers")
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
         raise ImportError(
-            "attn_mask.install: expected transformers (4.35.0 or later) to be installed, but there "
-            "is none"
+            f"attn_mask.{name}: expected transformers (4.35.0 or later) to be installed, but "
+            "there is none"
         ) from error
 
 
@@ -561,6 +608,8 @@ def _update() -> None:
     if options is None:
         if _state.installation is not None:
             _state.installation.undo()
+            if _state.keeps_attention:
+                _register(_state.installation.version)
             _state.installation = None
     elif _state.installation is None:
         # Known before it changes anything, so that it can be undone wherever it is interrupted.
@@ -599,7 +648,7 @@ def install(
     go on running, so that all behaves as in the installed release, bit for bit; what they call to
     describe and write a mask becomes ours. ``transformers.modeling_attn_mask_utils`` becomes
     ``for_transformers(...)`` of the installed release, also where the release no longer has the
-    file; from 4.35 to 4.52 that is all.
+    file; from 4.35 to 4.52 that is all. Models can name attention by rule, see register_attention.
 
     Only transformers' own functions are replaced, recognised by their source. What others put in
     their place stays there and goes on being called, functions that are registered for "sdpa" or
@@ -648,6 +697,45 @@ def uninstall() -> None:
     _refuse_packed("uninstall")
     with _state.lock:
         _set(None, _state.blocks)
+
+
+def register_attention() -> None:
+    """Gives transformers models ``attn_implementation="attn_mask"``: attention by rule.
+
+    Layers then get the rule of their mask in place of a tensor, and attend by
+    ``attn_mask.scaled_dot_product_attention``: time and memory go with the keys that are visible.
+    Logits are those of "sdpa" up to rounding. No other model is changed by it. install() registers
+    it, too, up to uninstall(), where it is not another's; after this call it is there for good, in
+    the place of what others registered under that name.
+
+    Raises ImportError without transformers, NotImplementedError for one before 4.53, and what
+    install() raises.
+
+    >>> import transformers, attn_mask
+    >>> attn_mask.register_attention()
+    >>> config = transformers.LlamaConfig(
+    ...     num_hidden_layers=2, hidden_size=8, num_attention_heads=1, vocab_size=4,
+    ...     intermediate_size=8,
+    ... )
+    >>> model = transformers.LlamaForCausalLM._from_config(
+    ...     config, attn_implementation="attn_mask"
+    ... )
+    """
+    with _state.lock:
+        transformers = _transformers("register_attention")
+        version = str(getattr(transformers, "__version__", None))
+        if release_numbers(version) < (4, 53):
+            raise NotImplementedError(
+                "attn_mask.register_attention: expected transformers 4.53 or later, whose masks "
+                f"can be registered, but {version} is installed"
+            )
+        _state.keeps_attention = True
+        _register(version)
+
+
+def _register(version: str) -> None:
+    for _, change in _attention_changes(_Plan(_masking_utils(version))):
+        change.make()
 
 
 def is_installed() -> bool:

@@ -1,0 +1,471 @@
+"""Attention by rule under transformers: attn_implementation="attn_mask".
+
+transformers looks two functions up under that name: one makes the mask of a kind of layers, and
+the other is every layer's attention. The mask here is the rule itself, with where its queries and
+keys stand; it becomes a tensor only for what attention by rule does not do.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import CodeType, FunctionType
+from typing import Any, Self
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from attn_mask import _skipping, rules
+from attn_mask._counts import count
+from attn_mask._engine import BOOLEAN, write_mask
+from attn_mask._named_once import name_once
+from attn_mask._timing import timed
+from attn_mask._tracing import is_opaque, is_recording
+from attn_mask._upstream.arguments import understands_cache_position
+from attn_mask._upstream.documents import count_sequences
+from attn_mask._upstream.mask_functions import prepare_padding_mask
+from attn_mask._upstream.masks import state
+from attn_mask._upstream.skip_rules import is_skipped, shows_all
+from attn_mask.attention import scaled_dot_product_attention
+from attn_mask.masks import additive, boolean
+from attn_mask.rules import MaskFunction, Shown
+
+NAME = "attn_mask"
+
+_CAUSAL = rules.causal()
+
+# Arguments of attention that change scores or probabilities, as models of transformers name them.
+_SCORES = ("position_bias", "softcap", "s_aux", "sinks", "head_mask", "layer_head_mask")
+# Which keys are left to a query, where that is no mask: kernels of their own take them.
+_SELECTED = ("indices", "block_indices")
+
+
+class RuleMask(BlockMask):
+    """A mask [b, 1, q, kv] that layers share: its rule, and where queries and keys stand.
+
+    It holds no blocks, and is a BlockMask only because transformers takes that, or a tensor, for a
+    mask that is made already. Indexing gives a mask as the dense one would: of slices of queries
+    and keys another RuleMask, of anything else a boolean tensor.
+    """
+
+    def __init__(
+        self,
+        rule: MaskFunction,
+        sizes: tuple[int, int, int],
+        q_offset: int,
+        kv_offset: int,
+        device: torch.device,
+    ):
+        self.rule = rule
+        self.batch_size, self.q_length, self.kv_length = sizes
+        self.q_offset = q_offset
+        self.kv_offset = kv_offset
+        self.device = device
+        self._dense: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch_size, 1, self.q_length, self.kv_length
+
+    @property
+    def ndim(self) -> int:
+        return 4
+
+    def contiguous(self) -> Self:
+        return self
+
+    def to(self, device: torch.device | str) -> "RuleMask":
+        """This mask with the tensors of its rule on ``device``."""
+        sizes = self.batch_size, self.q_length, self.kv_length
+        device = torch.device(device)
+        at = self.q_offset, self.kv_offset
+        return RuleMask(self.rule.to(device), sizes, *at, device)
+
+    def to_dense(self) -> torch.Tensor:
+        """The boolean mask [b, 1, q, kv]; made once for all layers."""
+        if self._dense is None:
+            self._dense = boolean(
+                self.rule,
+                self.batch_size,
+                self.q_length,
+                self.kv_length,
+                q_offset=self.q_offset,
+                kv_offset=self.kv_offset,
+                device=self.device,
+            )
+        return self._dense
+
+    def __getitem__(self, index: Any) -> Any:
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(part is Ellipsis for part in parts):
+            at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+            missing = (slice(None),) * (5 - len(parts))
+            parts = (*parts[:at], *missing, *parts[at + 1 :])
+        parts = (*parts, *(slice(None),) * (4 - len(parts)))
+        ranges = [
+            range(*part.indices(size)) if isinstance(part, slice) else None
+            for part, size in zip(parts, self.shape, strict=False)
+        ]
+        batch, heads, queries, keys = (*ranges, None, None, None, None)[:4]
+        if (
+            len(parts) != 4
+            or queries is None
+            or keys is None
+            or queries.step != 1
+            or keys.step != 1
+            or batch != range(self.batch_size)
+            or heads != range(1)
+            or self.rule.program.bits  # count rows and columns of the whole mask
+        ):
+            return self.to_dense()[index]
+        return RuleMask(
+            self.rule,
+            (self.batch_size, len(queries), len(keys)),
+            self.q_offset + queries.start,
+            self.kv_offset + keys.start,
+            self.device,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"RuleMask({self.rule!r}, shape={self.shape}, q_offset={self.q_offset}, "
+            f"kv_offset={self.kv_offset})"
+        )
+
+    __repr__ = __str__
+
+
+# By the code of a mask function that transformers' factories make: our factory.
+factories: dict[CodeType, Any] = {}
+
+
+def _rule_of(function: Any) -> MaskFunction:
+    """The rule of a mask function, of transformers' own closures as well; else a callable's."""
+    if isinstance(function, MaskFunction):
+        return function
+    if type(function) is FunctionType and not is_recording():
+        factory = factories.get(function.__code__)
+        if isinstance(factory, MaskFunction):
+            return factory
+        if factory is not None:
+            closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+            values = {name: cell.cell_contents for name, cell in closed}
+            if "mask_functions" in values:
+                made = factory(*map(_rule_of, values["mask_functions"]))
+            else:
+                if "mask_function" in values:
+                    values["mask_function"] = _rule_of(values["mask_function"])
+                made = factory(**values)
+            return made  # type: ignore[no-any-return]
+    return rules.rule_of("rule_mask", "mask_function", function)
+
+
+def _by_distance(rule: MaskFunction) -> MaskFunction:
+    """A rule of packed documents without their positions, where it depends on distances alone.
+
+    transformers evaluates the rule of a row at position_ids, and finds documents where these do not
+    count on: within a document, two of them are as far apart as their columns.
+    """
+    parts: tuple[MaskFunction, ...] = getattr(rule, "rules", ())
+    ids = [part.ids for part in parts if isinstance(part, rules.Documents)]
+    if rule.spelled != "intersection" or not ids or _skipping.current().name == "shapes":
+        return rule
+
+    def changed(part: Any) -> MaskFunction:
+        if part.spelled == "union":
+            return part.over(changed)  # type: ignore[no-any-return]
+        is_same = (
+            isinstance(part, rules.Reindex)
+            and _is_distance(part.rule)
+            and not is_opaque(part.positions)
+            and torch.equal(count_sequences(part.positions), ids[0])
+        )
+        return part.rule if is_same else part  # type: ignore[no-any-return]
+
+    return rules.intersection(*map(changed, parts))
+
+
+def _is_distance(rule: Any) -> bool:
+    parts = getattr(rule, "rules", ())
+    return (
+        isinstance(rule, rules.Window)
+        or rule == _CAUSAL
+        or (len(parts) > 0 and all(map(_is_distance, parts)))
+    )
+
+
+def _number(offset: Any, reads: bool) -> int | None:
+    """An offset as a number, where its value may be read."""
+    if not isinstance(offset, torch.Tensor):
+        return offset  # type: ignore[no-any-return]
+    forbidden = not reads or is_opaque(offset) or _skipping.current().name == "shapes"
+    if forbidden or offset.numel() != 1:
+        return None
+    return int(offset)
+
+
+@understands_cache_position
+@timed
+def rule_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    mask_function: Callable[..., Any] = _CAUSAL,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> "RuleMask | torch.Tensor | None":
+    """What layers with attn_implementation="attn_mask" get as a mask; arguments as of sdpa_mask.
+
+    A RuleMask. For one query at the end of the keys, and where values that it needs can't be read,
+    what sdpa has: a boolean mask, or None where nothing is masked (while tracing, also for
+    causality alone).
+    """
+    is_decoding = type(q_length) is int and q_length == 1
+    # Of None, a layer can't tell where its queries stand, once a model has sliced them.
+    causal = allow_is_causal_skip and (is_decoding or is_recording())
+    if (causal or allow_is_bidirectional_skip) and is_skipped(
+        state.release.decisions,
+        causal,
+        allow_is_bidirectional_skip,
+        attention_mask,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        local_size,
+    ):
+        count("masks skipped")
+        return None
+    rule = _rule_of(mask_function)
+    sizes = batch_size, q_length, kv_length
+    of_device = torch.device(device)
+    # A step of decoding waits for no device.
+    reads = not is_decoding or of_device.type == "cpu"
+    first, first_key = (_number(offset, reads) for offset in (q_offset, kv_offset))
+    if reads and rule.is_native and first is not None and first_key is not None:
+        end = first_key + kv_length
+        padded = rule
+        if attention_mask is not None:
+            padding = prepare_padding_mask(attention_mask, kv_length, first_key)
+            if not _hides_nothing(padding, kv_length, first_key):
+                padded = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
+        if not is_decoding or first + 1 < end:
+            count("rules for attention")
+            return RuleMask(_by_distance(padded), sizes, first, first_key, of_device)
+        shown = padded.shown_over(first, first + 1, first_key, end)
+        if allow_is_causal_skip and shown is Shown.ALL:
+            count("masks skipped")
+            return None
+    count("sdpa_mask")
+    return write_mask(
+        "rule_mask",
+        rule,
+        sizes,
+        q_offset,
+        kv_offset,
+        attention_mask,
+        device,
+        BOOLEAN,
+        state.release.by_vmap if use_vmap is None else use_vmap,
+    )
+
+
+def _hides_nothing(padding: torch.Tensor, kv_length: int, kv_offset: int) -> bool:
+    """Whether padding can be left out of the rule, as far as skip_policy permits to find out."""
+    policy = _skipping.current()
+    if policy.name != "upstream":
+        return policy.skips_bidirectional(padding, kv_length, kv_offset, None)
+    return not is_opaque(padding) and shows_all(padding[:, kv_offset : kv_offset + kv_length])
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, Any]:
+    """The attention of a layer with attn_implementation="attn_mask".
+
+    Attention by the rule of a RuleMask, without a dense mask; without one, what transformers does
+    for "sdpa". What changes scores, dropout and the weights that output_attentions asks for make
+    the mask dense, for sdpa where transformers' takes the argument, else for the eager attention of
+    the model's own file.
+
+    Args:
+        query: [b, heads, q, d].
+        key, value: [b, heads that divide those, kv, d].
+        attention_mask: a RuleMask, a tensor as of "sdpa", or None.
+
+    Returns (out [b, q, heads, d], weights or None).
+
+    Raises NotImplementedError for what none of them does, ValueError for a RuleMask of other sizes,
+    TypeError for masks of other implementations.
+    """
+    for name in _SELECTED:
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(
+                f"attn_mask attention: expected no {name}, which select keys for each query of "
+                f"{type(module).__name__} without a mask: take attn_implementation='sdpa'"
+            )
+    if isinstance(attention_mask, BlockMask) and not isinstance(attention_mask, RuleMask):
+        raise TypeError(
+            "attn_mask attention: expected attention_mask to be a tensor, None, or the mask that "
+            "transformers makes for this implementation, but got a BlockMask"
+        )
+    changes = [name for name in _SCORES if kwargs.get(name) is not None]
+    changes += ["output_attentions"] if kwargs.get("output_attentions") else []
+    sdpa = _sdpa_attention()
+    if changes and not set(changes) <= set(inspect.signature(sdpa).parameters):
+        return _eager(
+            changes, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs
+        )
+    if isinstance(attention_mask, RuleMask):
+        mask = _fitting(attention_mask, query, key)
+        if not changes and dropout == 0.0:
+            _name_what_the_mask_lacks(mask, kwargs)
+            out = scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                mask.rule,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+                q_offset=mask.q_offset,
+                kv_offset=mask.kv_offset,
+            )
+            return out.transpose(1, 2).contiguous(), None
+        _name_dense("transformers' sdpa", changes or ["dropout"])
+        attention_mask = mask.to_dense()
+    return sdpa(  # type: ignore[no-any-return]
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        **kwargs,
+    )
+
+
+def _sdpa_attention() -> Callable[..., Any]:
+    integration = sys.modules["transformers.integrations.sdpa_attention"]
+    return integration.sdpa_attention_forward  # type: ignore[no-any-return]
+
+
+def _name_dense(by: str, changes: list[str]) -> None:
+    what = " and ".join(changes)
+    name_once(
+        f"dense attention: {what}",
+        "attn_mask: for %s, attention takes a dense mask and is %s, in time and memory of "
+        "queries x keys",
+        what,
+        by,
+    )
+
+
+def _name_what_the_mask_lacks(mask: RuleMask, kwargs: dict[str, Any]) -> None:
+    """Flash attention takes windows and documents from arguments; sdpa has those of its mask."""
+    size = kwargs.get("sliding_window")
+    if size is not None and mask.kv_length > size:
+        _name_lack(mask, f"sliding_window={size}", lambda rule: _is_window(rule, size))
+    borders = kwargs.get("cu_seq_lens_q")
+    if borders is not None and borders.numel() > 2:
+        _name_lack(mask, "cu_seq_lens_q", lambda rule: isinstance(rule, rules.Documents))
+
+
+def _name_lack(mask: RuleMask, argument: str, matches: Callable[[Any], bool]) -> None:
+    if not _has(mask.rule, matches):
+        name_once(
+            f"lacks {argument}",
+            "attn_mask: a layer is given %s, which the mask that its model makes does not have: "
+            "the mask holds, as for 'sdpa'",
+            argument,
+        )
+
+
+def _is_window(rule: Any, size: int) -> bool:
+    return isinstance(rule, rules.Window) and rule.left is not None and rule.left + 1 == size
+
+
+def _has(rule: Any, matches: Callable[[Any], bool]) -> bool:
+    """Whether a part of the rule is such a one."""
+    parts = (*getattr(rule, "rules", ()), getattr(rule, "rule", None))
+    return matches(rule) or any(_has(part, matches) for part in parts if part is not None)
+
+
+def _fitting(mask: RuleMask, query: torch.Tensor, key: torch.Tensor) -> RuleMask:
+    """The mask for the keys there are: until 5.0, a mask may be longer."""
+    sizes = query.shape[0], query.shape[2], key.shape[2]
+    fits = mask.batch_size in (1, sizes[0]) and mask.q_length == sizes[1]
+    if not fits or mask.kv_length < sizes[2]:
+        raise ValueError(
+            f"attn_mask attention: expected a mask for {list(sizes)}, the batch size, queries and "
+            f"keys, but got one of {[mask.batch_size, mask.q_length, mask.kv_length]}"
+        )
+    if mask.kv_length > sizes[2]:
+        mask = mask[:, :, :, : sizes[2]]
+    return mask
+
+
+def _eager(
+    changes: list[str],
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any,
+    dropout: float,
+    scaling: float | None,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, Any]:
+    """The attention that the model's own file writes out, which defines what the changes mean."""
+    files = (vars(sys.modules.get(kind.__module__, torch)) for kind in type(module).__mro__)
+    eager = next((names[_EAGER] for names in files if _EAGER in names), None)
+    if eager is None:
+        raise NotImplementedError(
+            f"attn_mask attention: expected no {' and '.join(changes)}, or a model with an "
+            f"{_EAGER}, but the file of {type(module).__name__} has none"
+        )
+    _name_dense("the model's eager attention", changes)
+    lengths = query.shape[2], key.shape[2]
+    rule: MaskFunction | None = None
+    q_offset = kv_offset = 0
+    if isinstance(mask, RuleMask):
+        mask = _fitting(mask, query, key)
+        rule, q_offset, kv_offset = mask.rule, mask.q_offset, mask.kv_offset
+    elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        rule = rules.bits(mask)
+    elif mask is None and lengths[0] > 1:
+        # As sdpa reads a mask of None.
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        rule = _CAUSAL if causal else None
+    if rule is not None:
+        mask = additive(
+            rule,
+            query.shape[0],
+            *lengths,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            device=query.device,
+            dtype=query.dtype,
+        )
+    return eager(  # type: ignore[no-any-return]
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+
+
+_EAGER = "eager_attention_forward"
