@@ -190,11 +190,16 @@ def results(name):
 def test_figures_of_the_readme():
     """They are those of the files that the benchmarks write."""
     readme = " ".join((ROOT / "README.md").read_text().split())
-    gpu = {case["name"]: case["of_copy_bandwidth"] for case in results("gpu")["cases"]}
-    documents = [share for name, share in gpu.items() if "documents" in name]
-    others = sorted(share for name, share in gpu.items() if "documents" not in name)
+    cases = results("gpu")["cases"]
+    of_bool, others = (
+        sorted(case["of_copy_bandwidth"] for case in cases if case["name"].endswith("bool") is kind)
+        for kind in (True, False)
+    )
     assert f"at {others[0]:.2f} to {others[-1]:.2f} of a copy's bandwidth" in readme
-    assert f"those of documents at {max(documents):.2f}" in readme
+    assert f"bool ones at {of_bool[0]:.2f} to {of_bool[-1]:.2f}" in readme
+    blocks = [row["seconds"] for row in results("gpu")["block_masks"]]
+    times = sorted(row["torch compiled"] / row["attn_mask"] for row in blocks if len(row) > 1)
+    assert f"{times[0]:.2g} to {times[-1]:.2g} times as fast as torch's compiled" in readme
     (block_mask,) = (
         case for case in results("block_mask")["cases"] if case["name"] == "32k, causal"
     )
