@@ -118,6 +118,36 @@ def tables(report: dict[str, Any]) -> str:
     return table(columns, cells)
 
 
+def attention(report: dict[str, Any]) -> str:
+    sides = ("ours", "dense mask", "is_causal", "flex")
+    timed = [
+        [
+            row["name"],
+            *(time_text(row["seconds"][s]) if s in row["seconds"] else "" for s in sides),
+            f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else "",
+            ", ".join(f"{ratio:.1f}" for ratio in row["times_as_fast"]),
+            row["wanted"],
+            verdict(row),
+        ]
+        for row in report["cases"]
+        if "seconds" in row
+    ]
+    others = [
+        [row["name"], row["measured"], row["wanted"], verdict(row)]
+        for row in report["cases"]
+        if "measured" in row
+    ]
+    columns = ["case", "ours", "SDPA, dense mask", "SDPA, is_causal", "flex compiled", "compiling"]
+    columns += ["times as fast as SDPA (dense mask, is_causal)", "wanted", "met"]
+    about = (
+        f"One row of {report['length']} tokens, {report['heads']} heads of {report['width']}; "
+        "results are compared first. is_causal sees more keys than the rules show."
+    )
+    return "\n\n".join(
+        [about, table(columns, timed), table(["case", "measured", "at most", "met"], others)]
+    )
+
+
 def attention_models(report: dict[str, Any]) -> str:
     cells = [
         [
@@ -237,6 +267,7 @@ SECTIONS = {
     "block_mask": ("a run of `bench/bench_block_mask.py`", block_mask),
     "tables": ("a run of `bench/bench_tables.py`", tables),
     "compile": ("a run of `bench/bench_compile.py`", compiling),
+    "attention": ("a run of `bench/bench_attention.py`", attention),
     "attention_models": ("a run of `bench/bench_attention_models.py`", attention_models),
     "gpu": ("`make gpu`", gpu),
     "gpu_by_elements": ("`make gpu`, of the kernels before those that work by words", gpu),

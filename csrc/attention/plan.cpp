@@ -22,6 +22,9 @@ constexpr int64_t kFewestRows = 16;  // others are a multiple of it
 // head of 64 channels.
 constexpr int64_t kPairsPerCall = 8192;
 
+// ATen's CPU kernels take so many keys at once, and all of them where is_causal needs one.
+constexpr int64_t kKeysAtOnce = 512;
+
 /// Keys that padding leaves to a batch row: all within `kept` where it is `exact`.
 struct Padded {
   Interval kept;
@@ -176,6 +179,7 @@ class Cutter {
     for (const Run& run : runs) {
       cut(run);
     }
+    halve_triangles();
     return std::move(segments_);
   }
 
@@ -257,6 +261,31 @@ class Cutter {
     before.step = step;
     ++before.repeats;
     return true;
+  }
+
+  /// The upper half of a triangle needs half of the keys, of which the kernel would take all: it
+  /// becomes a smaller triangle, and the lower half gets a mask.
+  void halve_triangles() {
+    const bool is_one_call = segments_.size() == 1 && segments_[0].repeats == 1;
+    if (!work_.on_host || is_one_call) {
+      return;
+    }
+    std::vector<Segment> halves;
+    for (Segment segment : segments_) {
+      const int64_t rows = segment.rows.end - segment.rows.begin;
+      const int64_t upper = (rows / 2 + kFewestRows - 1) / kFewestRows * kFewestRows;
+      if (segment.visible == Visible::kTriangle && rows > kTileRows && rows <= kKeysAtOnce &&
+          rows - upper <= height(rows)) {
+        Segment half = segment;
+        half.rows.end = half.rows.begin + upper;
+        half.keys.end = half.keys.begin + upper;
+        halves.push_back(half);
+        segment.visible = Visible::kSome;
+        segment.rows.begin += upper;
+      }
+      halves.push_back(segment);
+    }
+    segments_ = std::move(halves);
   }
 
   int64_t pairs(const Segment& segment) const {

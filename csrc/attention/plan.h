@@ -48,6 +48,7 @@ using Plan = std::vector<BatchPlan>;
 struct Work {
   int64_t heads;         // of the query
   int64_t element_size;  // of a mask, in bytes
+  bool on_host;          // whether it is for ATen's CPU kernels
 };
 
 /// The plan of a problem that is not empty and whose tables have been prepared (PreparedRuns). Rows

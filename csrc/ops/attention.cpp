@@ -130,8 +130,8 @@ struct Planned {
   /// Plans the queries, all at once or, where the rule is too large for that, some at a time.
   void for_each_part(const char* op, int64_t heads, int64_t element_size,
                      const std::function<void(const PlannedRows&)>& f) {
-    const attention::Work work{heads, element_size};
     const bool on_host = device.is_cpu();
+    const attention::Work work{heads, element_size, on_host};
     if (!on_host) {
       const auto plan = [&](const Problem& rows) {
         return attention::make_plan_without_data(rows, work);

@@ -237,6 +237,16 @@ def test_values_of_another_width(name):
     )
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("lengths", [[400] * 3, [300, 512, 257, 131]])
+def test_documents_of_some_hundred_tokens(lengths, dtype):
+    torch.manual_seed(0)
+    ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    rule = causal() & documents(ids)
+    tensors = inputs(1, 4, 2, len(ids), len(ids), dtype=dtype)
+    check(rule, tensors, attn_mask.boolean(rule, 1, len(ids), len(ids)), enable_gqa=True)
+
+
 def test_one_call_is_torchs():
     query, key, value = (tensor.detach() for tensor in inputs(1, 2, 2, 50, 50))
     got = scaled_dot_product_attention(query, key, value, causal())

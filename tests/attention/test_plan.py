@@ -41,6 +41,17 @@ def test_documents_of_equal_length_run_together():
     assert (segment.path, segment.tiles, segment.step) == ("causal", 16, 256)
 
 
+def test_triangles_of_some_hundred_rows_are_halved():
+    """A CPU's kernel takes 512 keys at once: for the upper half of a triangle they are too many."""
+    rule = causal() & documents(torch.arange(N) // 512)
+    upper, lower = attention_plan(rule, 1, N, N)
+    assert (upper.path, upper.rows, upper.keys) == ("causal", slice(0, 256), slice(0, 256))
+    assert (lower.path, lower.rows, lower.keys) == ("mask", slice(256, 512), slice(0, 512))
+    assert (upper.tiles, upper.step) == (lower.tiles, lower.step) == (8, 512)
+    assert paths(causal(), 1, 512, 512) == ["causal"]
+    assert paths(causal() & sliding_window(1024), 1, N, N)[0] == "causal"
+
+
 def test_short_documents_share_tiles():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 9, (800,), generator=generator)
