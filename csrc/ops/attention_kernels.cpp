@@ -144,10 +144,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
     const at::Tensor padded = at::constant_pad_nd(lse.contiguous(), {0, missing},
                                                   std::numeric_limits<double>::infinity());
     const at::Tensor state = at::zeros({}, query.options().dtype(at::kLong));
+    // For 16-bit dtypes it takes the strides of the result to be these, whatever they are.
+    const at::Tensor by_length = out.transpose(1, 2).contiguous().transpose(1, 2);
     auto [of_query, of_key, of_value, of_mask] =
         at::_scaled_dot_product_efficient_attention_backward(
             grad_out, query, repeated(key, query), repeated(value, query),
-            expanded(mask, query).value_or(at::Tensor()), out, padded, state, state, 0.0,
+            expanded(mask, query).value_or(at::Tensor()), by_length, padded, state, state, 0.0,
             {true, true, true, false}, is_causal, scale);
     const int64_t times = query.size(1) / key.size(1);
     const auto summed = [&](const at::Tensor& of_heads) {

@@ -16,6 +16,7 @@ from attn_mask import rules as rules
 from attn_mask import utils as utils
 from attn_mask._aten_only import aten_only as aten_only
 from attn_mask._decompositions import decompositions as decompositions
+from attn_mask._packed import packed as packed
 from attn_mask._sdpa import SdpaArguments as SdpaArguments
 from attn_mask._sdpa import sdpa_arguments as sdpa_arguments
 from attn_mask._skipping import skip_policy as skip_policy
@@ -73,6 +74,7 @@ __all__ = [
     "masking_utils",
     "modeling_attn_mask_utils",
     "nothing",
+    "packed",
     "padding",
     "plot",
     "profile",
@@ -85,6 +87,7 @@ __all__ = [
     "skip_policy",
     "sliding_window",
     "status",
+    "testing",
     "uninstall",
     "utils",
     "validate_mask",
@@ -109,6 +112,7 @@ _LOADED_WHEN_USED = {
     "profiling": "profiling",
     "show": "_show",
     "status": "_status",
+    "testing": "testing",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
 }
@@ -118,6 +122,7 @@ if TYPE_CHECKING:
     from attn_mask import checking as checking
     from attn_mask import data as data
     from attn_mask import profiling as profiling
+    from attn_mask import testing as testing
     from attn_mask._explain import explain as explain
     from attn_mask._explain_model import explain_model as explain_model
     from attn_mask._plot import plot as plot

@@ -1,4 +1,4 @@
-"""What reaches attention while a block runs: scaled_dot_product_attention, transformers' eager."""
+"""What reaches attention while a block runs: torch's function, and those of transformers."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,15 @@ class AttentionCall(NamedTuple):
     """One call of attention, before it runs."""
 
     where: str
-    """"scaled_dot_product_attention", or the class of the module whose eager attention it is."""
-    is_eager: bool
+    """"scaled_dot_product_attention", or the module's class and the name of its attention."""
+    how: Literal["sdpa", "eager", "other"]
+    """Torch's function, transformers' eager attention, or a function of transformers that is called
+    for a module and may call the first."""
     query: Any
     key: Any
     mask: Any
+    module: Any = None
+    """That of "eager" and "other"; of "sdpa" too, if it is called by such a function."""
 
 
 Observer = Callable[[AttentionCall], None]
@@ -37,6 +41,8 @@ _SDPA = F.scaled_dot_product_attention
 # torch runs one of its Python functions, as multi_head_attention_forward, for them.
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _without_modes: ContextVar[tuple[Observer, ...]] = ContextVar("without_modes", default=())
+# For whose attention this code runs.
+_module: ContextVar[Any] = ContextVar("module", default=None)
 
 # The attributes below are replaced while any thread is in a block.
 _lock = threading.Lock()
@@ -49,7 +55,7 @@ def observed(observer: Observer) -> Iterator[None]:
     """Calls ``observer`` before each attention that this thread runs in the block.
 
     Blocks nest: the observers of all see a call. What torch.compile and torch.export record is not
-    seen. Eager attention of transformers is seen from the release on whose models look it up by
+    seen. Functions of transformers are seen from the release on whose models look them up by
     ``AttentionInterface.get_interface``, and if transformers was imported before the block.
     """
     token = _observers.set((*_observers.get(), observer))
@@ -86,7 +92,7 @@ def _sdpa_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
     """Arguments that are missing are None: it is torch that names them."""
     given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
     query, key, mask = map(given.get, ("query", "key", "attn_mask"))
-    return AttentionCall("scaled_dot_product_attention", False, query, key, mask)
+    return AttentionCall("scaled_dot_product_attention", "sdpa", query, key, mask, _module.get())
 
 
 @functools.wraps(_SDPA)
@@ -101,10 +107,9 @@ def _observed_get_interface(get_interface: Callable[..., Any]) -> Callable[..., 
     @functools.wraps(get_interface)
     def look_up(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Any:
         interface = get_interface(self, attn_implementation, default)
-        # The default is the model's own eager attention; others call torch's function, or take no
-        # dense masks.
-        if is_recording() or interface is not default or not _observers.get():
+        if is_recording() or not _observers.get():
             return interface
+        is_eager = interface is default  # the model's own
 
         @functools.wraps(interface)
         def attend(
@@ -116,10 +121,16 @@ def _observed_get_interface(get_interface: Callable[..., Any]) -> Callable[..., 
             *rest: Any,
             **named: Any,
         ) -> Any:
-            where = f"eager attention of {type(module).__name__}"
+            name = "eager" if is_eager else attn_implementation
+            where = f"{name} attention of {type(module).__name__}"
+            how: Literal["eager", "other"] = "eager" if is_eager else "other"
             for observer in _observers.get():
-                observer(AttentionCall(where, True, query, key, attention_mask))
-            return interface(module, query, key, value, attention_mask, *rest, **named)
+                observer(AttentionCall(where, how, query, key, attention_mask, module))
+            token = _module.set(module)
+            try:
+                return interface(module, query, key, value, attention_mask, *rest, **named)
+            finally:
+                _module.reset(token)
 
         return attend
 

@@ -417,7 +417,8 @@ def checked() -> Iterator[list[Finding]]:
     def check(call: AttentionCall) -> None:
         # No BlockMasks, and no subclasses as CausalBias is, whose values torch refuses to read.
         if (
-            type(call.mask) not in (torch.Tensor, torch.nn.Parameter)
+            call.how == "other"  # seen again where it calls torch's function
+            or type(call.mask) not in (torch.Tensor, torch.nn.Parameter)
             or call.mask.layout != torch.strided
             or not (isinstance(call.query, torch.Tensor) and isinstance(call.key, torch.Tensor))
         ):
@@ -428,7 +429,7 @@ def checked() -> Iterator[list[Finding]]:
             device.type
         )
         dtype = None if casts else call.query.dtype
-        for finding in _findings(call.mask, scores, dtype, device, call.is_eager):
+        for finding in _findings(call.mask, scores, dtype, device, call.how == "eager"):
             if (call.where, finding.kind) not in seen:
                 seen.add((call.where, finding.kind))
                 findings.append(finding)

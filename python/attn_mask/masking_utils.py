@@ -19,41 +19,39 @@ there, and ``torch.finfo(dtype).min`` elsewhere.
 
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_flag, check_strided, checked_masked_value
+from attn_mask._checks import check_flag, checked_masked_value
 from attn_mask._engine import BOOLEAN, Spelling, check_padding, write_mask
 from attn_mask._timing import timed
-from attn_mask._tracing import is_opaque, is_recording
+from attn_mask._tracing import is_opaque
 from attn_mask._upstream.arguments import (
-    ask_cache,
-    is_paged,
-    rows_of,
     understands_cache_position,
     understands_names,
     understands_positions,
 )
+from attn_mask._upstream.create import (
+    LAYERS,
+    Interface,
+    creates_bidirectional,
+    creates_causal,
+    find_first_full_attention_index,
+    preprocess,
+)
 from attn_mask._upstream.documents import (
     find_packed_sequence_indices,
-    ids_of_documents,
-    name_numbers,
-    number_of_tokens,
-    positions_in_runs,
 )
 from attn_mask._upstream.mask_functions import (
-    Pattern,
     add_offsets_to_mask_function,
     and_masks,
     bidirectional_mask_function,
-    bidirectional_sliding_pattern,
     blockwise_overlay,
     causal_mask_function,
     chunked_causal_mask_function,
     chunked_overlay,
-    chunked_pattern,
     maybe_pad_block_sequence_ids,
     or_masks,
     packed_sequence_compatibility_function,
@@ -61,7 +59,6 @@ from attn_mask._upstream.mask_functions import (
     padding_mask_function,
     prepare_padding_mask,
     remap_positions_for_packed_sequence,
-    sliding_pattern,
     sliding_window_bidirectional_mask_function,
     sliding_window_bidirectional_overlay,
     sliding_window_causal_mask_function,
@@ -71,7 +68,6 @@ from attn_mask._upstream.overloads import as_eager_mask, as_sdpa_mask
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, fast_all, is_skipped
 from attn_mask._upstream.visual import AttentionMask, tensor_to_mask_visual
 from attn_mask.block_mask import create_block_mask
-from attn_mask.rules import MaskFunction
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -115,30 +111,6 @@ __all__ = [
     "sliding_window_overlay",
     "tensor_to_mask_visual",
 ]
-
-_P = ParamSpec("_P")
-
-
-def find_first_full_attention_index(cache: Any) -> int:
-    """The first layer of the cache that is neither sliding, linear nor a dummy; 0 without any.
-
-    Caches of releases before 5.14 have only ``is_sliding``.
-    """
-    sliding = getattr(cache, "is_sliding", None)
-    if sliding is None:
-        return 0
-    none = (False,) * len(sliding)
-    others = (getattr(cache, name, none) for name in ("is_linear", "is_dummy"))
-    for index, layer_is in enumerate(zip(sliding, *others, strict=False)):
-        if not any(layer_is):
-            return index
-    return 0
-
-
-def _first_sliding_index(cache: Any) -> int:
-    sliding = getattr(cache, "is_sliding", ())
-    return sliding.index(True) if True in sliding else 0
-
 
 # Masks of each attention implementation
 
@@ -387,7 +359,13 @@ ALL_MASK_ATTENTION_FUNCTIONS: AttentionMaskInterface = AttentionMaskInterface()
 # Masks of a model's layers
 
 
-def _preprocess(
+def _interface() -> Interface:
+    mapping = ALL_MASK_ATTENTION_FUNCTIONS
+    return Interface(mapping, mapping._global_mapping)
+
+
+@understands_positions
+def _preprocess_mask_arguments(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: Any,
@@ -395,301 +373,22 @@ def _preprocess(
     position_ids: torch.Tensor | None,
     layer_idx: int | None,
     encoder_hidden_states: torch.Tensor | None = None,
-    *,
-    name: str = "_preprocess_mask_arguments",
-) -> tuple[bool, Any, Any, Any, Any, Any, Any]:
-    """What all the create functions, of which ``name`` is one, need.
-
-    Returns (early_exit, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset,
-    kv_offset): with early_exit, attention_mask is the result (a 4D mask as it came, or None for an
-    attention implementation that is not registered) and the rest None. Else it is boolean and
-    beside the embeddings, if 2-D. packed_sequence_mask: see find_packed_sequence_indices; only
-    looked for without a mask and a cache.
-
-    Raises ValueError or TypeError for a cache that reports sizes that can't be.
-    """
-    if len(getattr(attention_mask, "shape", ())) == 4:  # a tensor, or a BlockMask
-        return True, attention_mask, None, None, None, None, None
-    if is_paged(cache):
-        return True, None, None, None, None, None, None
-    # The global mapping, as dynamo can look it up.
-    if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
-        return True, None, None, None, None, None, None
-    q_length = inputs_embeds.shape[1]
-    if attention_mask is not None and attention_mask.ndim == 2:
-        name_numbers(attention_mask, q_length)
-        attention_mask = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
-    q_offset, kv_offset = 0, 0
-    if cache is not None:
-        q_offset, kv_length, kv_offset = ask_cache(
-            name, cache, q_length, layer_idx, inputs_embeds.device
-        )
-    elif attention_mask is not None:
-        kv_length = attention_mask.shape[-1]  # prefix tuning: longer than the queries
-    else:
-        keys = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
-        kv_length = keys.shape[1]
-    packed_sequence_mask = None
-    if position_ids is not None and attention_mask is None and cache is None:
-        if position_ids.dim() <= 2:
-            position_ids = rows_of(name, position_ids, inputs_embeds.shape[0])
-        packed_sequence_mask = find_packed_sequence_indices(position_ids)
-        if (
-            packed_sequence_mask is not None
-            and not is_recording()
-            and packed_sequence_mask.shape[1] < q_length
-        ):
-            raise ValueError(
-                f"{name}: expected position_ids to be of length {q_length}, "
-                f"but got {list(position_ids.shape)}"
-            )
-    return False, attention_mask, packed_sequence_mask, q_length, kv_length, q_offset, kv_offset
-
-
-_preprocess_mask_arguments = understands_positions(_preprocess)
-
-
-class _Layers(NamedTuple):
-    """A kind of layers."""
-
-    create: str
-    """What their create function is called."""
-    pattern: Callable[[Any, torch.Tensor | None, Any], Pattern]
-    """(config, attention_mask, where the keys end)"""
-    first: Callable[[Any], int]
-    """The first such layer of a cache."""
-    is_causal: bool = True
-
-
-def _create_mask(
-    layers: _Layers,
-    config: Any,
-    inputs_embeds: torch.Tensor,
-    attention_mask: Any,
-    cache: Any,
-    *,
-    layer_idx: int | None = None,
-    allow_skip: bool,
-    or_mask_function: Callable[..., Any] | None,
-    and_mask_function: Callable[..., Any] | None,
-    encoder_hidden_states: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    block_sequence_ids: torch.Tensor | None = None,
-    document_ids: torch.Tensor | None = None,
-    cu_seqlens: torch.Tensor | None = None,
-    blocks_in_window: bool = False,
-) -> Any:
-    """What the create functions share: the pattern of the layers, what is laid over it, and the
-    call of the attention implementation's mask function."""
-    name = layers.create
-    for argument, tensor in (
-        ("inputs_embeds", inputs_embeds),
-        ("attention_mask", attention_mask),
-        ("position_ids", position_ids),
-        ("block_sequence_ids", block_sequence_ids),
-        ("document_ids", document_ids),
-        ("cu_seqlens", cu_seqlens),
-    ):
-        if isinstance(tensor, torch.Tensor):
-            check_strided(name, argument, tensor)
-    has_documents = document_ids is not None or cu_seqlens is not None
-    if has_documents and encoder_hidden_states is not None:
-        raise ValueError(
-            f"{name}: expected no document_ids or cu_seqlens beside encoder_hidden_states, whose "
-            "documents are others"
-        )
-    embeds = inputs_embeds if encoder_hidden_states is None else encoder_hidden_states
-    early_exit, attention_mask, sequences, q_length, kv_length, q_offset, kv_offset = _preprocess(
+) -> tuple[Any, ...]:
+    return preprocess(
+        _interface(),
         config,
         inputs_embeds,
         attention_mask,
         cache,
-        None if has_documents else position_ids,
-        layers.first(cache) if layer_idx is None else layer_idx,
+        position_ids,
+        layer_idx,
         encoder_hidden_states,
-        name=name,
     )
-    if early_exit:
-        return attention_mask
-    batch_size, device = embeds.shape[0], inputs_embeds.device
-    is_flash = "flash" in config._attn_implementation
-    if document_ids is not None and is_flash:
-        raise ValueError(
-            f"{name}: expected no document_ids, since flash attention takes no mask that keeps "
-            "documents apart: give the model its cu_seqlens, and this function cu_seqlens as well"
-        )
-    kv_end = kv_length + kv_offset
-    pattern = layers.pattern(config, None if has_documents else attention_mask, kv_end)
-    rule, local = pattern.rule, pattern.local
-    has_functions = or_mask_function is not None or and_mask_function is not None
-    # A compiled step of decoding must not alternate between a mask and None.
-    if layers.is_causal and getattr(cache, "is_compileable", False) and q_length == 1:
-        allow_skip = False
-    if or_mask_function is not None:
-        rule = or_masks(rule, or_mask_function)
-    if and_mask_function is not None:
-        rule = and_masks(rule, and_mask_function)
-    if sequences is not None:
-        assert position_ids is not None
-        positions = rows_of(name, position_ids, batch_size)
-        rule = remap_positions_for_packed_sequence(rule, positions)
-        if local is not None:
-            local = remap_positions_for_packed_sequence(local, positions)
-    ids = None
-    if has_documents:
-        ids = ids_of_documents(
-            name,
-            document_ids,
-            cu_seqlens,
-            batch_size,
-            number_of_tokens(q_offset, q_length, kv_length, cache),
-            None if cache is None else kv_end,
-            device,
-        )
-        if pattern.by_position or has_functions:
-            positions = positions_in_runs(ids, attention_mask)
-            rule = remap_positions_for_packed_sequence(rule, positions)
-            local = None if local is None else remap_positions_for_packed_sequence(local, positions)
-    if block_sequence_ids is not None:
-        blocks: MaskFunction = blockwise_overlay(
-            maybe_pad_block_sequence_ids(block_sequence_ids, attention_mask, kv_length, kv_offset)
-        )
-        if blocks_in_window and local is not None:
-            blocks = and_masks(blocks, local)
-        rule = or_masks(rule, blocks)
-    if ids is None:
-        ids = sequences
-    if ids is not None:
-        rule = and_masks(packed_sequence_mask_function(ids), rule)
-    if has_functions or sequences is not None or has_documents or block_sequence_ids is not None:
-        allow_skip = False
-    arguments: dict[str, Any] = {
-        "batch_size": batch_size,
-        "q_length": q_length,
-        "kv_length": kv_length,
-        "q_offset": q_offset,
-        "kv_offset": kv_offset,
-        "mask_function": rule,
-        "attention_mask": attention_mask,
-        "allow_is_causal_skip": allow_skip and layers.is_causal,
-        "dtype": embeds.dtype,
-        "config": config,
-        "use_vmap": has_functions,
-        "device": device,
-    }
-    if not layers.is_causal:
-        arguments["allow_is_bidirectional_skip"] = allow_skip
-    if pattern.local_size is not None:
-        arguments["local_size"] = pattern.local_size
-    mask = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](**arguments)
-    if has_documents and is_flash and mask is not None:
-        raise ValueError(
-            f"{name}: expected no padding beside documents, which flash attention can't keep apart "
-            f"in a padded batch, but got attention_mask {list(mask.shape)} with padding"
-        )
-    return mask
 
 
-def _creates_causal(
-    layers: _Layers, bidirectional: Callable[..., Any] | None, doc: str
-) -> Callable[..., Any]:
-    """The create function of causal layers; ``bidirectional``: that of a config which is not."""
-
-    def create(
-        config: Any,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        cache: Any,
-        position_ids: torch.Tensor | None = None,
-        or_mask_function: Callable[..., Any] | None = None,
-        and_mask_function: Callable[..., Any] | None = None,
-        block_sequence_ids: torch.Tensor | None = None,
-        layer_idx: int | None = None,
-        allow_is_causal_skip: bool = True,
-        *,
-        document_ids: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        blocks_in_window: bool = False,
-    ) -> Any:
-        if bidirectional is not None and not getattr(config, "is_causal", True):
-            return bidirectional(
-                config,
-                inputs_embeds,
-                attention_mask,
-                cache=cache,
-                or_mask_function=or_mask_function,
-                and_mask_function=and_mask_function,
-                allow_is_bidirectional_skip=allow_is_causal_skip,
-                document_ids=document_ids,
-                cu_seqlens=cu_seqlens,
-            )
-        return _create_mask(
-            layers,
-            config,
-            inputs_embeds,
-            attention_mask,
-            cache,
-            layer_idx=layer_idx,
-            allow_skip=allow_is_causal_skip,
-            or_mask_function=or_mask_function,
-            and_mask_function=and_mask_function,
-            position_ids=position_ids,
-            block_sequence_ids=block_sequence_ids,
-            document_ids=document_ids,
-            cu_seqlens=cu_seqlens,
-            blocks_in_window=blocks_in_window,
-        )
-
-    return understands_positions(timed(_named(create, layers.create, doc)))
-
-
-def _creates_bidirectional(layers: _Layers, doc: str) -> Callable[..., Any]:
-    """The create function of layers that attend in both directions."""
-
-    def create(
-        config: Any,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        cache: Any = None,
-        or_mask_function: Callable[..., Any] | None = None,
-        and_mask_function: Callable[..., Any] | None = None,
-        allow_is_bidirectional_skip: bool = True,
-        *,
-        document_ids: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        return _create_mask(
-            layers,
-            config,
-            inputs_embeds,
-            attention_mask,
-            cache,
-            allow_skip=allow_is_bidirectional_skip,
-            or_mask_function=or_mask_function,
-            and_mask_function=and_mask_function,
-            encoder_hidden_states=encoder_hidden_states,
-            document_ids=document_ids,
-            cu_seqlens=cu_seqlens,
-        )
-
-    return understands_names(timed(_named(create, layers.create, doc)))
-
-
-def _named(create: Callable[_P, Any], name: str, doc: str) -> Callable[_P, Any]:
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = doc
-    return create
-
-
-create_bidirectional_mask = _creates_bidirectional(
-    _Layers(
-        "create_bidirectional_mask",
-        lambda *_: Pattern(bidirectional_mask_function),
-        find_first_full_attention_index,
-        is_causal=False,
-    ),
+create_bidirectional_mask = creates_bidirectional(
+    LAYERS["create_bidirectional_mask"],
+    _interface,
     """The mask of full attention in both directions, as the attention implementation takes it.
 
     Args as for create_causal_mask, and:
@@ -701,13 +400,9 @@ create_bidirectional_mask = _creates_bidirectional(
     """,
 )
 
-create_bidirectional_sliding_window_mask = _creates_bidirectional(
-    _Layers(
-        "create_bidirectional_sliding_window_mask",
-        bidirectional_sliding_pattern,
-        _first_sliding_index,
-        is_causal=False,
-    ),
+create_bidirectional_sliding_window_mask = creates_bidirectional(
+    LAYERS["create_bidirectional_sliding_window_mask"],
+    _interface,
     """As create_bidirectional_mask, up to the config's ``sliding_window`` to either side.
 
     Raises ValueError for a config without the window.
@@ -716,12 +411,9 @@ create_bidirectional_sliding_window_mask = _creates_bidirectional(
     """,
 )
 
-create_causal_mask = _creates_causal(
-    _Layers(
-        "create_causal_mask",
-        lambda *_: Pattern(causal_mask_function),
-        find_first_full_attention_index,
-    ),
+create_causal_mask = creates_causal(
+    LAYERS["create_causal_mask"],
+    _interface,
     create_bidirectional_mask,
     """The mask of full causal attention, as the config's attention implementation takes it.
 
@@ -761,8 +453,9 @@ create_causal_mask = _creates_causal(
     """,
 )
 
-create_sliding_window_causal_mask = _creates_causal(
-    _Layers("create_sliding_window_causal_mask", sliding_pattern, _first_sliding_index),
+create_sliding_window_causal_mask = creates_causal(
+    LAYERS["create_sliding_window_causal_mask"],
+    _interface,
     create_bidirectional_sliding_window_mask,
     """As create_causal_mask, within the config's ``sliding_window``.
 
@@ -773,8 +466,9 @@ create_sliding_window_causal_mask = _creates_causal(
     """,
 )
 
-create_chunked_causal_mask = _creates_causal(
-    _Layers("create_chunked_causal_mask", chunked_pattern, _first_sliding_index),
+create_chunked_causal_mask = creates_causal(
+    LAYERS["create_chunked_causal_mask"],
+    _interface,
     None,
     """As create_causal_mask, within chunks of the config's ``attention_chunk_size``.
 

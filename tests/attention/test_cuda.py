@@ -154,7 +154,7 @@ def test_it_takes_one_kernel():
 
     args = arguments(RULES["window"])
     torch.ops.attn_mask.scaled_dot_product_attention(*args)
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as found:
         torch.ops.attn_mask.scaled_dot_product_attention(*args)
     names = [event.name for event in found.events() if "flash_fwd" in event.name]
     assert len(names) == 1

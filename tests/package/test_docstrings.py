@@ -18,7 +18,7 @@ WITHOUT = {
 PUBLIC = [
     name
     for name in attn_mask.__all__
-    if inspect.isroutine(getattr(attn_mask, name)) or name in ("aten_only", "installed")
+    if inspect.isroutine(getattr(attn_mask, name)) or name in ("aten_only", "installed", "packed")
 ]
 
 

@@ -22,7 +22,7 @@ import torch
 from attn_mask import _aten_only, _named_once, _process, masking_utils, rules
 from attn_mask._upstream import install as install_module
 from attn_mask._upstream import masks as upstream_masks
-from attn_mask._upstream import skip_rules, source
+from attn_mask._upstream import packed_creates, skip_rules, source
 from masks import assert_same_mask
 from oracle_loader import Config, FakeCache
 from packaging.version import Version
@@ -143,7 +143,11 @@ def test_install_and_uninstall_restore_the_very_objects():
     if HAS_MASKING_UTILS:
         assert {"causal_mask_function", "and_masks", "sdpa_mask", "eager_mask"} <= changed
         assert {"mapping sdpa", "mapping eager"} <= changed
-        assert [name for name in changed if "create" in name] in ([], ["create_block_mask"])
+        creates = {name for name in changed if "create" in name} - {"create_block_mask"}
+        assert creates == {name for name in packed_creates.NAMES if hasattr(upstream, name)}
+        assert "create_causal_mask" in creates
+        for name in creates:  # which call the release's
+            assert during[name].__wrapped__ is before[name]
     attn_mask.uninstall()
     assert_same_objects(state(), before)
 
@@ -962,7 +966,8 @@ def test_state_outlasts_modules(again):
     shape = "torch.Size([1, 1, 2, 3])"
     assert said.splitlines() == [
         "True",
-        "Options(masked_value=-3.0, unmask_unattended=False, aten_only=True) True",
+        "Options(masked_value=-3.0, unmask_unattended=False, aten_only=True, "
+        "packing='upstream') True",
         *("True", "False", shape, shape, "torch.Size([2, 1, 1, 3, 3])"),
         *("True", "False", "True", "True"),
     ]
@@ -1155,11 +1160,11 @@ def test_aten_only():
 
 def test_a_second_install_changes_the_options():
     attn_mask.install(masked_value=-5)
-    assert options() == (-5.0, False, False)
+    assert options() == (-5.0, False, False, "upstream")
     attn_mask.install(unmask_unattended=True)
-    assert options() == (None, True, False)
+    assert options() == (None, True, False, "upstream")
     attn_mask.uninstall()
-    assert options() == (None, False, False)
+    assert options() == (None, False, False, "upstream")
 
 
 def test_nested_blocks_restore_the_options():
@@ -1167,9 +1172,9 @@ def test_nested_blocks_restore_the_options():
     with attn_mask.installed(masked_value=-2):
         assert options().masked_value == -2
         with attn_mask.installed(unmask_unattended=True):
-            assert options() == (None, True, False)
+            assert options() == (None, True, False, "upstream")
             attn_mask.install(masked_value=-3)
-            assert options() == (None, True, False)
+            assert options() == (None, True, False, "upstream")
         assert options().masked_value == -2
     assert options().masked_value == -3
     attn_mask.uninstall()
@@ -1201,7 +1206,7 @@ def test_an_install_that_fails_leaves_the_options(monkeypatch):
         patch.delattr(upstream, "eager_mask")
         with pytest.raises(NotImplementedError):
             attn_mask.install(masked_value=-4, aten_only=True)
-    assert options() == (None, False, False)
+    assert options() == (None, False, False, "upstream")
     assert not _aten_only.is_aten_only()
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from attn_mask import _skipping, rules
+from attn_mask import _skipping
 from attn_mask._named_once import is_named, name_once
-from attn_mask._tracing import is_opaque, is_recording
+from attn_mask._tracing import is_opaque
 
 
 def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | None:
@@ -54,9 +54,50 @@ def name_numbers(attention_mask: torch.Tensor, q_length: int) -> None:
             kind,
             "attn_mask: a 2-D attention_mask holds numbers other than 0 and 1. As in transformers, "
             "any but 0 is a token that all others may attend to: documents packed into one row see "
-            "each other. To keep them apart, give the create functions of attn_mask.masking_utils "
-            "document_ids, or a rule attn_mask.rules.documents(ids)",
+            "each other. To keep them apart, run the model within "
+            "attn_mask.packed(document_ids=...) under attn_mask.install(), or give it the mask of "
+            "attn_mask.rules.documents(ids)",
         )
+
+
+def name_restarts(position_ids: torch.Tensor, attention_mask: Any) -> None:
+    """Logs once that positions start again where that separates no documents.
+
+    Reads values on the CPU alone, and not in steps of decoding.
+    """
+    kind = "positions that start again"
+    if (
+        position_ids.dim() != 2
+        or position_ids.shape[1] <= 1
+        or position_ids.device.type != "cpu"
+        or is_named(kind)
+        or is_opaque(position_ids)
+    ):
+        return
+    starts = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    if not bool(starts.any()):
+        return
+    if attention_mask is not None:
+        if (
+            not isinstance(attention_mask, torch.Tensor)
+            or attention_mask.dim() != 2
+            or attention_mask.device.type != "cpu"
+            or attention_mask.shape[1] < position_ids.shape[1]
+            or is_opaque(attention_mask)
+        ):
+            return
+        # Positions of padding are anything.
+        shown = attention_mask[:, -position_ids.shape[1] :] != 0
+        if not bool((starts & shown[:, 1:] & shown[:, :-1]).any()):
+            return
+    name_once(
+        kind,
+        "attn_mask: position_ids start again within a row, beside a cache or an attention_mask. As "
+        "in transformers, they are then not looked at: documents packed into one row see each "
+        "other. To keep them apart, run the model within attn_mask.packed(...), or call "
+        "attn_mask.install(packing='position_ids'); or give it use_cache=False and no "
+        "attention_mask",
+    )
 
 
 def number_of_tokens(q_offset: Any, q_length: Any, kv_length: Any, cache: Any) -> Any:
@@ -69,65 +110,6 @@ def number_of_tokens(q_offset: Any, q_length: Any, kv_length: Any, cache: Any) -
             return None
         q_offset = int(q_offset)
     return q_offset + q_length
-
-
-def ids_of_documents(
-    name: str,
-    document_ids: torch.Tensor | None,
-    cu_seqlens: torch.Tensor | None,
-    batch_size: int,
-    tokens: Any,
-    kv_end: Any,
-    device: torch.device,
-) -> torch.Tensor:
-    """The document of each token, ints [b, n].
-
-    ``kv_end``: where a cache ends, else None. Slots in it after the last token (static caches) are
-    in a document that no token is in.
-    """
-    if document_ids is not None and cu_seqlens is not None:
-        raise ValueError(f"{name}: expected document_ids or cu_seqlens, but got both")
-    argument = "document_ids" if cu_seqlens is None else "cu_seqlens"
-    given = document_ids if cu_seqlens is None else cu_seqlens
-    if not isinstance(given, torch.Tensor):
-        raise TypeError(
-            f"{name}: expected {argument} to be a tensor, but got {type(given).__name__}"
-        )
-    if given.dtype not in rules.ID_DTYPES:
-        raise TypeError(
-            f"{name}: expected {argument} to hold signed integers or uint8, but got {given.dtype}"
-        )
-    if cu_seqlens is None:
-        if given.dim() != 2 or given.shape[0] not in (1, batch_size):
-            raise ValueError(
-                f"{name}: expected document_ids to be [{batch_size}, length], "
-                f"but got {list(given.shape)}"
-            )
-        if tokens is not None and not is_recording() and given.shape[1] != tokens:
-            raise ValueError(
-                f"{name}: expected document_ids to be of length {tokens}, for all tokens up to "
-                f"the last query, but got {list(given.shape)}"
-            )
-        ids = given.to(device)
-        if kv_end is not None and kv_end > ids.shape[1]:
-            no_document = torch.iinfo(torch.int64).min
-            ids = F.pad(ids.long(), (0, kv_end - ids.shape[1]), value=no_document)
-        return ids.expand(batch_size, -1)
-    if given.dim() != 1 or given.shape[0] == 0:
-        raise ValueError(
-            f"{name}: expected cu_seqlens to be 1-D [documents + 1], but got {list(given.shape)}"
-        )
-    # On another device it would have to be waited for; there, wrong ones give wrong documents.
-    if given.device.type == "cpu" and tokens is not None and not is_opaque(given):
-        borders = given.tolist()
-        if borders[0] != 0 or borders[-1] != tokens or borders != sorted(borders):
-            raise ValueError(
-                f"{name}: expected cu_seqlens to rise from 0 to the number of tokens {tokens}, "
-                f"but got {borders}"
-            )
-    index = torch.arange(tokens if kv_end is None else kv_end, device=device)
-    ids = torch.searchsorted(given.to(device=device, dtype=torch.int64)[1:], index, right=True)
-    return ids.expand(batch_size, -1)
 
 
 def left_padding_of(attention_mask: torch.Tensor) -> torch.Tensor:

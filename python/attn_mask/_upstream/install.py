@@ -13,13 +13,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType, TracebackType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 
 from attn_mask import _aten_only, _process, block_mask, masking_utils
 from attn_mask._named_once import detail_once, name_once
-from attn_mask._upstream import mask_functions, masks
+from attn_mask._upstream import mask_functions, masks, model_calls, packed_creates
+from attn_mask._upstream import packing as _packing
+from attn_mask._upstream.create import Interface
 from attn_mask._upstream.masks import Options, checked_options
 from attn_mask._upstream.releases import for_transformers, release_numbers
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions
@@ -29,8 +31,11 @@ from attn_mask.rules import MaskFunction
 _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
 _PREPROCESS = "_preprocess_mask_arguments"
+_LAYER_TYPES = "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING"
 
 _ABSENT: Any = object()
+
+Packing = Literal["upstream", "position_ids", "cu_seq_lens"]
 
 
 class _Change(NamedTuple):
@@ -119,9 +124,9 @@ class _Installation:
     def _plan_masking_utils(self) -> None:
         plan = _Plan(_masking_utils(self.version))
         self._release = plan.release
-        self._objects = plan.objects
+        self._objects = plan.objects | plan.creates
         self._mapping = plan.mapping
-        self._changes += plan.changes
+        self._changes += plan.changes + plan.of_layers
         self.replaced += [f"{_MASKING}.{name}" for name in plan.objects]
         self.replaced += [
             f"ALL_MASK_ATTENTION_FUNCTIONS[{change.name!r}]"
@@ -219,19 +224,29 @@ class _Plan:
         self._registered: dict[str, Any] = {}  # by others, for "eager" and "sdpa"
         arguments = self._arguments()
         self._takes_positions = "cache_position" in arguments
+        self.interface = self._names.get("AttentionMaskInterface")
+        self.mapping = _mapping(self.interface, "AttentionMaskInterface")
         self.release = masks.Release(
             self._decisions(upstream),
             "use_vmap" not in arguments,  # until 4.57
             self._names.get("find_packed_sequence_indices", masks.no_sequences),
             self._names.get(_PREPROCESS),
+            Interface(
+                self._names.get("ALL_MASK_ATTENTION_FUNCTIONS"),
+                self.mapping,
+                self._takes_positions,
+            ),
         )
         self.objects: dict[str, tuple[Any, Any]] = {}
         self._plan_objects()
-        self.interface = self._names.get("AttentionMaskInterface")
-        self.mapping = _mapping(self.interface, "AttentionMaskInterface")
+        # The release's create functions go on running, but for packed documents.
+        self.creates: dict[str, tuple[Any, Any]] = {}
+        self._plan_creates()
         self.changes: list[_Change] = []
         self._plan_registrations()
         self._plan_block_masks()
+        self.of_layers: list[_Change] = []
+        self._plan_layer_types(self._names.get(_LAYER_TYPES, {}))
 
     def _arguments(self) -> list[str]:
         """Of sdpa_mask, as the release's own functions call it."""
@@ -289,6 +304,15 @@ class _Plan:
         elif before is not None:
             self._others.add(_PREPROCESS)
 
+    def _plan_creates(self) -> None:
+        for name in packed_creates.NAMES:
+            if (before := self._names.get(name)) is None:
+                continue
+            if self._module.own(before) == name:
+                self.creates[name] = before, packed_creates.keeps_documents_apart(name, before)
+            else:
+                self._others.add(name)
+
     def mask_functions(self) -> dict[CodeType, Any]:
         """The code of each function that the release's factories make, with our factory."""
         found: dict[CodeType, Any] = {}
@@ -328,6 +352,18 @@ class _Plan:
             function = local.get(key, self.mapping.get(key))
             if function is not None and self._module.own(function) is None:
                 self._registered[key] = function
+
+    def _plan_layer_types(self, mapping: dict[str, Any]) -> None:
+        """The create functions by types of layers, which generate() looks up."""
+        for layer_type, create in mapping.items():
+            if isinstance(create, dict):
+                self._plan_layer_types(create)
+            for before, now in self.creates.values():
+                if isinstance(create, functools.partial) and create.func is before:
+                    now = functools.partial(now, *create.args, **create.keywords)
+                elif create is not before:
+                    continue
+                self.of_layers.append(_Change(mapping, layer_type, create, now))
 
     def _plan_block_masks(self) -> None:
         name = "create_block_mask"
@@ -532,6 +568,7 @@ class _State:
         self.installation: _Installation | None = None
         self.kept: Options | None = None  # by install()
         self.blocks: tuple[_Block, ...] = ()
+        self.watches_models = False
         self.keeps_attention = False  # registered by register_attention()
 
 
@@ -566,6 +603,7 @@ def _set(kept: Options | None, blocks: tuple[_Block, ...]) -> None:
 def _update() -> None:
     options = _state.blocks[-1].options if _state.blocks else _state.kept
     masks.state.options = options or Options()
+    _watch_models(options is not None and options.packing == "cu_seq_lens")
     _aten_only.set_everywhere(options is not None and options.aten_only)
     if options is None:
         if _state.installation is not None:
@@ -579,11 +617,30 @@ def _update() -> None:
         _state.installation.make()
 
 
+def _watch_models(is_wanted: bool) -> None:
+    if is_wanted and not _state.watches_models:
+        _transformers()
+        importlib.import_module("transformers.modeling_utils")
+        model_calls.watch()
+    elif _state.watches_models and not is_wanted:
+        model_calls.unwatch()
+    _state.watches_models = is_wanted
+
+
+def _refuse_packed(name: str) -> None:
+    if _packing.is_within():
+        raise ValueError(
+            f"{name}: expected to be called outside `with attn_mask.packed(...):`, whose documents "
+            "the functions that it replaces keep apart"
+        )
+
+
 def install(
     *,
     masked_value: float | None = None,
     unmask_unattended: bool = False,
     aten_only: bool = False,
+    packing: Packing = "upstream",
 ) -> None:
     """Lets unmodified transformers models make their masks natively, in the whole process.
 
@@ -610,15 +667,22 @@ def install(
             dtype can't hold is a ValueError when the mask is made.
         unmask_unattended: whether rows in which no key is visible become visible throughout.
         aten_only: whether ATen operators make all masks of this process; see aten_only().
+        packing: what keeps documents apart that are packed into rows, beside blocks of packed().
+            "upstream": what the release does. "position_ids": position_ids of a call that start
+            again, whatever cache or 2-D attention_mask is there; with tokens in the cache, a
+            document began as many tokens before the first query as that one's position. Where they
+            don't start again, all is as in the release, which takes reading them. "cu_seq_lens":
+            the cu_seq_lens_q that a model is called with, over the flattened rows.
 
     The first two hold for "eager" and "sdpa" in ``transformers.masking_utils``, not for the legacy
     module and BlockMasks.
 
-    Raises TypeError or ValueError for such options; ImportError without transformers, or with one
-    before 4.35; NotImplementedError for a later one that lacks functions, or calls its own in a way
-    that is not known here.
+    Raises TypeError or ValueError for such options, ValueError within packed(); ImportError without
+    transformers, or with one before 4.35; NotImplementedError for a later one that lacks functions,
+    or calls its own in a way that is not known here.
     """
-    options = checked_options("install", masked_value, unmask_unattended, aten_only)
+    options = checked_options("install", masked_value, unmask_unattended, aten_only, packing)
+    _refuse_packed("install")
     with _state.lock:
         _set(options, _state.blocks)
 
@@ -627,8 +691,10 @@ def uninstall() -> None:
     """Puts back the very objects that install() replaced.
 
     What was replaced by others since is left to them. Without install() it does nothing; within
-    ``with installed():`` it takes effect at the end of the last such block.
+    ``with installed():`` it takes effect at the end of the last such block. ValueError within
+    packed().
     """
+    _refuse_packed("uninstall")
     with _state.lock:
         _set(None, _state.blocks)
 
@@ -725,8 +791,11 @@ class installed:
         masked_value: float | None = None,
         unmask_unattended: bool = False,
         aten_only: bool = False,
+        packing: Packing = "upstream",
     ) -> None:
-        self._options = checked_options("installed", masked_value, unmask_unattended, aten_only)
+        self._options = checked_options(
+            "installed", masked_value, unmask_unattended, aten_only, packing
+        )
         self._blocks: list[_Block] = []
 
     def __enter__(self) -> None:

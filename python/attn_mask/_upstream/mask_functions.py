@@ -210,6 +210,17 @@ def chunked_pattern(config: Any, attention_mask: torch.Tensor | None, kv_end: An
             "than the chunk size so the chunked pattern cannot be respected. You should use "
             "another `attn_implementation` when instantiating the model"
         )
-    left_padding = None if attention_mask is None else left_padding_of(attention_mask)
-    overlay = rules.chunked(size) if left_padding is None else chunked_overlay(size, left_padding)
-    return Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
+    if attention_mask is not None:
+        overlay = chunked_overlay(size, left_padding_of(attention_mask))
+        return Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
+    is_kept = not is_recording() and type(size) is int
+    if is_kept and size in _chunks:
+        return _chunks[size]
+    overlay = rules.chunked(size)
+    pattern = Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
+    if is_kept and len(_chunks) < 64:
+        _chunks[size] = pattern
+    return pattern
+
+
+_chunks: dict[int, Pattern] = {}

@@ -15,6 +15,8 @@ from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
 from attn_mask._timing import timed
 from attn_mask._upstream import documents
+from attn_mask._upstream.arguments import cache_and_positions
+from attn_mask._upstream.create import Interface
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, is_skipped
 
 _CAUSAL = rules.causal()
@@ -26,10 +28,14 @@ class Options(NamedTuple):
     masked_value: float | None = None
     unmask_unattended: bool = False
     aten_only: bool = False
+    packing: str = "upstream"
+
+
+_PACKING = ("upstream", "position_ids", "cu_seq_lens")
 
 
 def checked_options(
-    name: str, masked_value: Any, unmask_unattended: Any, aten_only: Any
+    name: str, masked_value: Any, unmask_unattended: Any, aten_only: Any, packing: Any
 ) -> Options:
     """The options as they were given to a function.
 
@@ -38,7 +44,12 @@ def checked_options(
     for argument, flag in (("unmask_unattended", unmask_unattended), ("aten_only", aten_only)):
         check_flag(name, argument, flag)
     masked_value = checked_masked_value(name, masked_value)
-    return Options(masked_value, unmask_unattended, aten_only)
+    if packing not in _PACKING:
+        raise ValueError(
+            f"{name}: expected packing to be one of {', '.join(map(repr, _PACKING))}, "
+            f"but got {packing!r}"
+        )
+    return Options(masked_value, unmask_unattended, aten_only, packing)
 
 
 class Release(NamedTuple):
@@ -50,6 +61,8 @@ class Release(NamedTuple):
     find_packed_sequence_indices: Callable[..., Any] = documents.find_packed_sequence_indices
     preprocess: Any = None
     """Its _preprocess_mask_arguments; None where that is not replaced."""
+    interface: Interface = Interface(None, {})
+    """Its mask functions of attention implementations."""
 
 
 class _State:
@@ -196,13 +209,17 @@ def find_packed_sequence_indices(position_ids: torch.Tensor) -> Any:
 
 
 def preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
-    """The release's, which makes booleans of whatever numbers a padding mask holds."""
+    """The release's, which makes booleans of whatever numbers a padding mask holds, and looks at
+    position_ids only without a mask and a cache."""
     # (config, inputs_embeds, attention_mask, ...); until 5.1, input_embeds.
-    mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-        embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
-        if embeds is not None:
+    embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
+    if embeds is not None and embeds.shape[1] > 1 and state.options.packing == "upstream":
+        mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             documents.name_numbers(mask, embeds.shape[1])
+        cache, positions = cache_and_positions(args, kwargs)
+        if positions is not None and (mask is not None or cache is not None):
+            documents.name_restarts(positions, mask)
     return state.release.preprocess(*args, **kwargs)
 
 
