@@ -19,7 +19,7 @@ using attention::Visible;
 
 // Tiles that run together give results (and, backward, gradients of keys) that are copied to where
 // they belong: so many bytes at most.
-constexpr int64_t kTogetherBytes = int64_t{8} << 20;
+constexpr int64_t kTogetherBytes = int64_t{16} << 20;
 
 int64_t size_of(Interval interval) { return interval.end - interval.begin; }
 
