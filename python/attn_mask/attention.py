@@ -108,7 +108,7 @@ def scaled_dot_product_attention(
     if type(kv_offset) is not int:
         check_integer(_NAME, "kv_offset", kv_offset)
     if q_offset is None:
-        q_offset = kv_offset + (kv_length - q_length)
+        q_offset = _last_at_last(_NAME, q_length, kv_length, kv_offset)
     elif type(q_offset) is not int:
         check_integer(_NAME, "q_offset", q_offset)
     for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
@@ -164,6 +164,19 @@ def _limits(
         if found:
             return found
     return None, None
+
+
+def _last_at_last(
+    name: str, q_length: int, kv_length: int, kv_offset: int | torch.Tensor
+) -> int | torch.Tensor:
+    """The q_offset by which the last query stands at the last key; without keys any will do."""
+    q_offset = kv_offset if is_known(kv_length == 0) else kv_offset + (kv_length - q_length)
+    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0) and kv_offset >= 0:
+        raise ValueError(
+            f"{name}: expected q_offset where there are more queries than keys, "
+            f"but got {q_length} queries, {kv_length} keys and no q_offset"
+        )
+    return q_offset
 
 
 class _Attention(NamedTuple):
@@ -400,7 +413,7 @@ def attention_plan(
     rule = rules.rule_of(name, "rule", rule)
     of_device = default_device() if device is None else torch.device(device)
     if q_offset is None:
-        q_offset = kv_offset + (kv_length - q_length)
+        q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
     program = rule.program
     if program.calls or not program.is_boolean:
         height = max(1, _TILE // max(1, batch_size * heads * kv_length))
