@@ -5,6 +5,7 @@
 #include "cpu/translate.h"
 #include "rule/numbers.h"
 #include "rule/spans.h"
+#include "rule/word.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
 namespace {
@@ -40,6 +41,39 @@ void write_within(const int32_t* numbers, NumberRange range, int64_t n, uint8_t*
   }
 }
 
+/// Which of `n` keys from position `key` on a table moves into the interval of positions that a
+/// leaf lets the query attend to; false where the leaf sees anything else.
+bool write_moved(const Problem& problem, const Rule::Node& node, const Query& query, int64_t key,
+                 int64_t n, uint8_t* out) {
+  const Table& table = problem.rule.steps[node.step_begin].table;
+  if (node.step_end - node.step_begin != 1 || !table.exists() || problem.kv_positions.listed) {
+    return false;
+  }
+  fill<uint8_t>(out, n, 0);
+  Query moved = query;
+  if (!find_query(problem.rule, node, query.batch, moved.position)) {
+    return true;
+  }
+  const LeafRow row = visit_leaf(node, [&](const auto& leaf) { return leaf.row(moved); });
+  if (!row.exact || row.keys.empty()) {
+    return row.exact;
+  }
+  const Interval held = intersect({key, key + n}, {0, table.length});
+  const auto first = static_cast<uint64_t>(row.keys.begin);
+  const uint64_t extent = static_cast<uint64_t>(row.keys.end - 1) - first;
+  table.numbers.visit([&](const auto* numbers) {
+    const auto* const of_batch = numbers + query.batch * table.batch_stride;
+    const auto write = [&](int64_t stride) ATTN_MASK_INLINE_LAMBDA {
+      for (int64_t k = held.begin; k < held.end; ++k) {
+        out[k - key] = static_cast<uint64_t>(within_far(of_batch[k * stride])) - first <= extent;
+      }
+    };
+    // A stride that is known makes vector instructions of the loop.
+    table.stride == 1 ? write(1) : write(table.stride);
+  });
+  return true;
+}
+
 void write_leaf(const Problem& problem, const Query& query, int32_t index, Interval columns,
                 uint8_t* out) {
   const Rule::Node& node = problem.rule.nodes[index];
@@ -68,7 +102,9 @@ void write_leaf(const Problem& problem, const Query& query, int32_t index, Inter
       write_within(keys->of_columns + span.begin, range, n, first);
     } else if (plain && node.kind == Rule::Kind::kSameId) {
       write_same_id(node.same_id.ids, query, span.begin + shift, n, first);
-    } else {
+    } else if (plain ||
+               !write_moved(problem, node, query,
+                            problem.kv_positions.at(query.batch, 0) + span.begin, n, first)) {
       for (int64_t k = 0; k < n; ++k) {
         first[k] =
             leaf_attends(problem.rule, node, query, problem.key(query.batch, span.begin + k));

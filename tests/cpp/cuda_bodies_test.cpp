@@ -112,6 +112,96 @@ TEST(WriteMaskBody, AgreesWithTheCpuKernel) {
   EXPECT_GT(unmasked, 20);  // the trials do contain rows without a key
 }
 
+/// What the kernel writes into groups of one row that hold `columns`, in the memory of just these.
+template <typename T>
+std::vector<T> written(MaskParams params, int64_t row, Interval columns) {
+  std::vector<T> memory(static_cast<size_t>(columns.end - columns.begin));
+  const int64_t plane = row / params.q_length;
+  const int64_t first =
+      params.out_offset({plane / params.heads, plane % params.heads, row % params.q_length, 0}) +
+      columns.begin;
+  // Where the whole mask would begin.
+  params.out = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(memory.data()) -
+                                       static_cast<uintptr_t>(first) * sizeof(T));
+  const MaskLaunch launch = mask_launch<T>(params);
+  test::Stacks stacks(kLanes, launch.plan.depth);
+  const RowWriter<T> writer(launch, row);
+  Interval keys[Rule::kMaxNodes];
+  for (int64_t step = 0; step < launch.plan.size; ++step) {
+    keys[step] = writer.keys_body(step);
+  }
+  const int64_t width = kLanes * lane_width<T>(launch.by_words);
+  for (int64_t group = columns.begin / width; group * width < columns.end; ++group) {
+    uint64_t words[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      words[lane] = writer.word(group, lane, keys, stacks.of(lane));
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      if (launch.by_words) {
+        writer.write_packs(group, lane, words);
+      } else {
+        writer.write_pack(group * kLanes + lane, static_cast<uint32_t>(words[lane]));
+      }
+    }
+  }
+  return memory;
+}
+
+template <typename T>
+void expect_written(const MaskParams& params, int64_t row, Interval columns) {
+  const std::vector<T> got = written<T>(params, row, columns);
+  const int64_t plane = row / params.q_length;
+  const Query query = params.query(plane, row % params.q_length);
+  int64_t visible = 0;
+  for (int64_t column = columns.begin; column < columns.end; ++column) {
+    const bool wanted = attends(params.rule, query, params.key(query.batch, column));
+    visible += wanted ? 1 : 0;
+    ASSERT_EQ(got[static_cast<size_t>(column - columns.begin)],
+              static_cast<T>(wanted ? params.format.attend : params.format.masked))
+        << "row " << row << ", column " << column;
+  }
+  EXPECT_GT(visible, 0);
+  EXPECT_LT(visible, columns.end - columns.begin);
+}
+
+TEST(WriteMaskBody, CountsRowsKeysAndElementsIn64Bits) {
+  constexpr int64_t kLarge = int64_t{1} << 33;
+  MaskParams params{};
+  params.heads = 2;
+  params.format = kAdditiveBFloat16;
+  const Rule near = make_rule(Causal{}) & make_rule(SlidingWindow{30, kOpen});
+  for (const Rule& rule : {near, near | make_rule(Chunk{7, Divisor(7), {}, 0})}) {
+    params.rule = rule;
+    // Rows: planes of 2^33 and more, all of them in the same memory.
+    params.batch_size = 3;
+    params.q_length = kLarge + 3;
+    params.kv_length = 70;
+    params.kv_positions.offset = kLarge - 40;
+    std::fill_n(params.out_strides, 3, 0);
+    params.out_strides[3] = 1;
+    for (const int64_t row : {kLarge - 5, kLarge + 2}) {
+      for (const int64_t plane : {0, 5}) {
+        expect_written<uint16_t>(params, plane * params.q_length + row, {0, 70});
+      }
+    }
+    // Strides: the third row of the sixth plane begins after 2^37 elements.
+    params.q_length = 3;
+    params.q_positions.offset = kLarge;
+    params.out_strides[0] = 3 * (kLarge + 1);
+    params.out_strides[1] = kLarge + 1;
+    params.out_strides[2] = kLarge / 2 - 1;
+    expect_written<uint16_t>(params, 5 * 3 + 2, {0, 70});
+    // Keys: the columns of some groups in a row of 2^33.
+    params.kv_length = kLarge + 5;
+    params.kv_positions.offset = 0;
+    params.out_strides[2] = 1;
+    expect_written<uint16_t>(params, 5 * 3 + 2, {kLarge - 2048, kLarge + 5});
+    params.q_positions.offset = kLarge / 2 + 77;
+    expect_written<uint16_t>(params, 1, {kLarge / 2, kLarge / 2 + 2048});
+    params.q_positions.offset = 0;
+  }
+}
+
 template <typename T>
 void expect_unmask(UnmaskParams params, int64_t threads) {
   const test::Bytes want = test::reference_unmask(params);
