@@ -154,16 +154,22 @@ def _limits(
     key: torch.Tensor,
     offsets: tuple[int, int],
 ) -> Sequence[int | None]:
-    """How many documents there are on a GPU, and how long, for which the host waits for it."""
+    """How many documents there are on a GPU, and how long, for which the host waits for it; not
+    again while the rule's tensors are unchanged."""
     if program.limits is not None:
         return program.limits
     code, operands = program.code, program.operands
-    if program.has_documents and query.dtype in (torch.float16, torch.bfloat16):
-        sizes = query.shape[0], query.shape[2], key.shape[2]
-        found: list[int] = _C._document_limits(code, operands, *sizes, *offsets, query.device)
-        if found:
-            return found
-    return None, None
+    if not program.has_documents or query.dtype not in (torch.float16, torch.bfloat16):
+        return None, None
+    problem = query.shape[0], query.shape[2], key.shape[2], *offsets, query.device
+    state = None
+    if not any(operand.is_inference() for operand in operands):  # those have no versions
+        state = problem, [operand._version for operand in operands]
+        if program.found_limits is not None and program.found_limits[0] == state:
+            return program.found_limits[1]
+    found: Sequence[int | None] = _C._document_limits(code, operands, *problem) or (None, None)
+    program.found_limits = None if state is None else (state, found)
+    return found
 
 
 def _last_at_last(
