@@ -6,6 +6,7 @@
 #include "format/mask_params.h"
 #include "format/strided_rows.h"
 #include "rule/device_tables.h"
+#include "rule/documents.h"
 
 namespace attn_mask {
 
@@ -19,6 +20,8 @@ void launch_find_block_states(const BlockMaskParams& params, cudaStream_t stream
 
 /// By the parameters' states.
 void launch_write_block_mask(const BlockMaskParams& params, cudaStream_t stream);
+
+void launch_find_documents(const DocumentParams& params, cudaStream_t stream);
 
 void launch_unmask(const UnmaskParams& params, cudaStream_t stream);
 

@@ -40,11 +40,17 @@ std::optional<LongestLines> write_block_mask_cuda(const BlockMaskParams& params)
   return std::nullopt;
 }
 
+void find_documents_cuda(const DocumentParams& params) {
+  launch_find_documents(params, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 constexpr DeviceKernels kKernels = {
     .write_mask = &write_mask_cuda,
     .prepare = &prepare_cuda,
     .find_masked_rows = nullptr,
     .unmask = &unmask_cuda,
+    .find_documents = &find_documents_cuda,
     .find_block_states = &find_block_states_cuda,
     .write_block_mask = &write_block_mask_cuda,
     .needs_block_states = true,

@@ -1,11 +1,13 @@
 // A host decision: it waits for the device.
 
 #include <ATen/Functions.h>
+#include <c10/core/DeviceGuard.h>
 
 #include "ops/attention_flash.h"
 #include "ops/checks.h"
 #include "ops/rule_problem.h"
 #include "ops/table.h"
+#include "rule/documents.h"
 
 namespace attn_mask::ops {
 
@@ -31,24 +33,20 @@ std::vector<int64_t> FindDocumentLimits::run(c10::SymIntArrayRef rule, at::Tenso
   if (!of_flash || !of_flash->ids) {
     return {};
   }
-  const at::Tensor ids = of_flash->ids->to(at::kLong);
-  const int64_t n = ids.size(1);
-  const auto changes = [&](const at::Tensor& of) {
-    return of.narrow(1, 1, n - 1).ne(of.narrow(1, 0, n - 1));
-  };
-  const at::Tensor place = at::arange(n, ids.options());
-  const at::Tensor starts = at::cat(
-      {at::ones({ids.size(0), 1}, ids.options().dtype(at::kBool)), changes(ids)}, /*dim=*/1);
-  const at::Tensor begin = std::get<0>(at::where(starts, place, 0).cummax(1));
-  const at::Tensor distinct = changes(std::get<0>(ids.sort(1))).sum().add(ids.size(0));
-  const at::Tensor read =
-      at::stack({starts.sum(), distinct, place.sub(begin).max().add(1)}).to(at::kCPU);
-  const auto* const numbers = read.const_data_ptr<int64_t>();
-  if (numbers[0] != numbers[1]) {
-    return {};  // an id comes again later: that is no run
+  const at::Tensor& ids = *of_flash->ids;
+  const c10::OptionalDeviceGuard guard(ids.device());
+  const at::Tensor read = find_documents(ids, ids.size(0), {}, nullptr).to(at::kCPU);
+  const auto& found = *static_cast<const FoundDocuments*>(read.const_data_ptr());
+  if (found.rise == 0) {
+    const at::Tensor sorted = std::get<0>(ids.sort(1));
+    const int64_t n = ids.size(1);
+    const at::Tensor changes = sorted.narrow(1, 1, n - 1).ne(sorted.narrow(1, 0, n - 1));
+    if (changes.sum().item<int64_t>() + ids.size(0) != found.count) {
+      return {};  // an id comes again later: that is no run
+    }
   }
   const int64_t repeated = ids.size(0) == 1 ? problem.batch_size : 1;
-  return {numbers[0] * repeated, numbers[2]};
+  return {found.count * repeated, found.longest};
 }
 
 }  // namespace attn_mask::ops

@@ -2,8 +2,11 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <limits>
 
+#include "ops/dtypes.h"
+#include "ops/kernels.h"
 #include "rule/hull.h"
 
 namespace attn_mask {
@@ -26,25 +29,15 @@ at::Tensor from_flash(const at::Tensor& tensor, const at::Tensor& like, bool pac
 /// Where documents begin in all batch rows, one after the other, int32 [documents + 1]; after the
 /// last of them, where all end.
 at::Tensor borders(const at::Tensor& ids, int64_t batch_size, const DocumentLimits& limits) {
-  const int64_t n = ids.size(1);
-  const int64_t total = batch_size * n;
-  at::Tensor starts = at::ones({batch_size, n}, ids.options().dtype(at::kBool));
-  if (n > 1) {
-    starts.narrow(1, 1, n - 1)
-        .copy_(ids.narrow(1, 1, n - 1).ne(ids.narrow(1, 0, n - 1)).expand({batch_size, n - 1}));
-  }
-  starts = starts.view({total});
-  const at::Tensor document = starts.cumsum(0).sub_(1);
-  at::_assert_async(document.select(0, total - 1).lt(limits.documents),
+  // There are no more than tokens.
+  const int64_t most = std::min(limits.documents, batch_size * ids.size(1));
+  const at::Tensor begins = at::empty({most + 1}, ids.options().dtype(at::kInt));
+  const at::Tensor found =
+      find_documents(ids, batch_size, {most, limits.length}, begins.mutable_data_ptr<int32_t>());
+  at::_assert_async(found.select(0, 3),
                     "scaled_dot_product_attention: expected ids to have at most max_documents "
-                    "documents, but they have more");
-  const at::Tensor place = at::arange(total, document.options());
-  const at::Tensor begins = at::full({limits.documents + 1}, total, document.options());
-  begins.scatter_reduce_(0, document.clamp_max(limits.documents), place, "amin");
-  at::_assert_async(begins.diff().max().le(limits.length),
-                    "scaled_dot_product_attention: expected ids to have documents of at most "
-                    "max_length tokens, but they have longer ones");
-  return begins.to(at::kInt);
+                    "documents of at most max_length tokens, but they have more or longer ones");
+  return begins;
 }
 
 struct Packing {
@@ -68,6 +61,18 @@ std::optional<at::Tensor> optional_of(const at::Tensor& tensor) {
 std::optional<int64_t> side(int64_t of) { return of < 0 ? std::nullopt : std::optional(of); }
 
 }  // namespace
+
+at::Tensor find_documents(const at::Tensor& ids, int64_t rows, const DocumentLimits& limits,
+                          int32_t* borders) {
+  constexpr int64_t kNumbers = sizeof(FoundDocuments) / sizeof(int64_t);
+  const at::Tensor found = at::empty({kNumbers}, ids.options().dtype(at::kLong));
+  const Table table{
+      integers_of(ids), ids.size(0) == 1 ? 0 : ids.stride(0), ids.stride(1), ids.size(1), {}, {}};
+  device_kernels(ids.device().type())
+      .find_documents({table, rows, limits.documents, limits.length, borders,
+                       static_cast<FoundDocuments*>(found.mutable_data_ptr())});
+  return found;
+}
 
 std::optional<FlashRule> flash_rule(const Problem& problem, at::TensorList operands) {
   if (problem.q_positions.numbers.data != nullptr || problem.kv_positions.numbers.data != nullptr) {
@@ -117,7 +122,8 @@ std::optional<FlashRule> flash_rule(const Problem& problem, at::TensorList opera
   const Table& table = documents->same_id.ids;
   const int64_t first = problem.q_positions.offset;
   const bool is_self = problem.q_length == problem.kv_length && ahead == 0 && first >= 0 &&
-                       first + problem.q_length <= table.length;
+                       first + problem.q_length <= table.length &&
+                       problem.batch_size <= std::numeric_limits<int32_t>::max() / problem.q_length;
   for (const at::Tensor& operand : operands) {
     if (is_self && operand.const_data_ptr() == table.numbers.data && operand.dim() == 2) {
       rule.ids = operand.narrow(1, first, problem.q_length);

@@ -25,6 +25,12 @@ struct DocumentLimits {
   int64_t length;
 };
 
+/// Launches what finds documents of ids [rows or 1, n], n > 0, in `rows` rows. `borders`: int32
+/// [limits.documents + 1], or null; see DocumentParams. Returns FoundDocuments, int64 [4] on the
+/// device.
+at::Tensor find_documents(const at::Tensor& ids, int64_t rows, const DocumentLimits& limits,
+                          int32_t* borders);
+
 /// Nothing where a rule says more than those kernels can, or a problem has positions in tensors.
 std::optional<FlashRule> flash_rule(const Problem& problem, at::TensorList operands);
 

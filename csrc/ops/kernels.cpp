@@ -6,6 +6,7 @@
 
 #include "cpu/block_mask.h"
 #include "cpu/dispatch.h"
+#include "cpu/documents.h"
 
 namespace attn_mask {
 namespace {
@@ -20,6 +21,7 @@ std::array<DeviceKernels, kDevices>& table() {
         .prepare = nullptr,
         .find_masked_rows = &find_masked_rows_cpu,
         .unmask = &unmask_cpu,
+        .find_documents = &find_documents_cpu,
         .find_block_states = &find_block_states_cpu,
         .write_block_mask = &write_block_mask_cpu,
         .needs_block_states = false,

@@ -9,6 +9,7 @@
 #include "format/mask_params.h"
 #include "format/strided_rows.h"
 #include "rule/device_tables.h"
+#include "rule/documents.h"
 
 namespace attn_mask {
 
@@ -21,6 +22,7 @@ struct DeviceKernels {
   /// 1 for each row of the mask in which no key is visible, else 0. Null: write_mask finds them.
   void (*find_masked_rows)(const Problem& problem, uint8_t* rows);
   void (*unmask)(const UnmaskParams& params);
+  void (*find_documents)(const DocumentParams& params);
   void (*find_block_states)(const BlockMaskParams& params);
   /// Where `needs_block_states`, by the parameters' states. Host kernels return what they found; of
   /// others it is not known without waiting for them.

@@ -1,5 +1,6 @@
 """The form in which operators take a rule: numbers, and tensors that those name by index."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class Program:
             function's results then have its dtype.
         has_documents, limits: how many of them there are at most, and how long, where the caller
             said so.
+        found_limits: what attention last found in their place, after what it depends on.
         lowest: for queries and keys: the first position that is in all tables. Before it, a call
             counts from the end of a tensor.
         highest: for queries and keys: the first position beyond that, or None. Neither is known
@@ -65,6 +67,7 @@ class Program:
         self.is_boolean = True
         self.has_documents = False
         self.limits: tuple[int, int] | None = None
+        self.found_limits: tuple[Any, Sequence[int | None]] | None = None
         self.lowest = [0, 0]
         self.highest: list[int | None] = [None, None]
         self._limits: list[tuple[int, int, int]] = []  # axis, first position beyond, operand

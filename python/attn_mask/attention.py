@@ -108,7 +108,7 @@ def scaled_dot_product_attention(
     if type(kv_offset) is not int:
         check_integer(_NAME, "kv_offset", kv_offset)
     if q_offset is None:
-        q_offset = kv_offset + (kv_length - q_length)
+        q_offset = _last_at_last(_NAME, q_length, kv_length, kv_offset)
     elif type(q_offset) is not int:
         check_integer(_NAME, "q_offset", q_offset)
     for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
@@ -154,16 +154,35 @@ def _limits(
     key: torch.Tensor,
     offsets: tuple[int, int],
 ) -> Sequence[int | None]:
-    """How many documents there are on a GPU, and how long, for which the host waits for it."""
+    """How many documents there are on a GPU, and how long, for which the host waits for it; not
+    again while the rule's tensors are unchanged."""
     if program.limits is not None:
         return program.limits
     code, operands = program.code, program.operands
-    if program.has_documents and query.dtype in (torch.float16, torch.bfloat16):
-        sizes = query.shape[0], query.shape[2], key.shape[2]
-        found: list[int] = _C._document_limits(code, operands, *sizes, *offsets, query.device)
-        if found:
-            return found
-    return None, None
+    if not program.has_documents or query.dtype not in (torch.float16, torch.bfloat16):
+        return None, None
+    problem = query.shape[0], query.shape[2], key.shape[2], *offsets, query.device
+    state = None
+    if not any(operand.is_inference() for operand in operands):  # those have no versions
+        state = problem, [operand._version for operand in operands]
+        if program.found_limits is not None and program.found_limits[0] == state:
+            return program.found_limits[1]
+    found: Sequence[int | None] = _C._document_limits(code, operands, *problem) or (None, None)
+    program.found_limits = None if state is None else (state, found)
+    return found
+
+
+def _last_at_last(
+    name: str, q_length: int, kv_length: int, kv_offset: int | torch.Tensor
+) -> int | torch.Tensor:
+    """The q_offset by which the last query stands at the last key; without keys any will do."""
+    q_offset = kv_offset if is_known(kv_length == 0) else kv_offset + (kv_length - q_length)
+    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0) and kv_offset >= 0:
+        raise ValueError(
+            f"{name}: expected q_offset where there are more queries than keys, "
+            f"but got {q_length} queries, {kv_length} keys and no q_offset"
+        )
+    return q_offset
 
 
 class _Attention(NamedTuple):
@@ -400,7 +419,7 @@ def attention_plan(
     rule = rules.rule_of(name, "rule", rule)
     of_device = default_device() if device is None else torch.device(device)
     if q_offset is None:
-        q_offset = kv_offset + (kv_length - q_length)
+        q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
     program = rule.program
     if program.calls or not program.is_boolean:
         height = max(1, _TILE // max(1, batch_size * heads * kv_length))

@@ -326,6 +326,11 @@ NAME = "scaled_dot_product_attention: expected "
         ({"q_offset": 1.5}, TypeError, "q_offset to be an int"),
         ({"q_offset": -1}, ValueError, "q_offset not to be negative"),
         ({"kv_offset": -1}, ValueError, "kv_offset not to be negative"),
+        (
+            {"key": GOOD["key"][:, :, :5], "value": GOOD["value"][:, :, :5]},
+            ValueError,
+            "q_offset where there are more queries than keys, but got 6 queries, 5 keys",
+        ),
         ({"q_offset": torch.zeros(3)}, ValueError, "q_offset to be an int, or a tensor"),
     ],
 )
@@ -359,7 +364,7 @@ def test_second_derivatives_are_refused():
 def test_nothing_to_attend(sizes):
     batch_size, heads, q_length, kv_length = sizes
     tensors = inputs(batch_size, heads, heads, q_length, kv_length)
-    out, lse = scaled_dot_product_attention(*tensors, causal(), q_offset=0, return_lse=True)
+    out, lse = scaled_dot_product_attention(*tensors, causal(), return_lse=True)
     assert out.shape == tensors[0].shape and not out.any() and (lse == -math.inf).all()
     grads = torch.autograd.grad(out.sum(), tensors)
     assert all(not grad.any() for grad in grads)

@@ -1,6 +1,8 @@
 """Attention by a rule on a GPU, compared with a softmax in float64 over the dense mask."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,6 +128,87 @@ def test_host_decision():
     assert limits == [21, 100]
     rule, operands = RULES["documents that come again"].to("cuda").encode()
     assert torch.ops.attn_mask._document_limits(rule, operands, 3, N, N) == []
+
+
+IDS_OF = {
+    "runs": IDS,
+    "one document": torch.zeros(6000),
+    "each token a document": torch.arange(6000),
+    "several chunks": torch.arange(3 * 4096 + 5) // 1000,
+    "down from below 0": -1 - torch.arange(N) // 70,
+    "come again": IDS % 3,
+    "two rows": torch.stack([IDS, torch.arange(N) // 33 - 7]),
+    "rows that go down": torch.stack([IDS, -IDS]),
+}
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("name", IDS_OF)
+def test_host_decision_is_that_on_the_cpu(name, dtype, strided):
+    ids = torch.atleast_2d(IDS_OF[name].to(dtype))
+    n = ids.shape[1]
+    on_gpu = ids.cuda()
+    if strided:
+        on_gpu = on_gpu.repeat_interleave(2, 1).t().contiguous().t()[:, ::2]
+    found = [
+        torch.ops.attn_mask._document_limits(*documents(of).encode(), ids.shape[0], n, n)
+        for of in (ids, on_gpu)
+    ]
+    assert found[0] == found[1] and (found[0] == []) == (name == "come again")
+
+
+@pytest.mark.parametrize("spare", [0, 9])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("name", [name for name in IDS_OF if name != "come again"])
+def test_documents_are_attended_alone(name, dtype, spare):
+    """Also where more and longer ones are said to be possible."""
+    ids = torch.atleast_2d(IDS_OF[name].to(dtype))
+    batch_size, n = ids.shape
+    code, operands = documents(ids.cuda()).encode()
+    most, longest = torch.ops.attn_mask._document_limits(code, operands, batch_size, n, n)
+    torch.manual_seed(0)
+    query = torch.randn(batch_size, 1, n, 16, dtype=torch.float16, device="cuda") / 2
+    limits = {"max_documents": most + spare, "max_length": longest + spare}
+    got, _ = torch.ops.attn_mask.scaled_dot_product_attention(
+        code, operands, query, query, query, **limits
+    )
+    for row in range(batch_size):
+        counts = torch.unique_consecutive(ids[row], return_counts=True)[1].tolist()
+        parts = list(query[row, 0].split(counts))
+        if name == "each token a document":
+            want = query[row, 0]
+        else:
+            softmax = [torch.softmax(of.double() @ of.double().T / 4, -1) for of in parts]
+            want = torch.cat(
+                [weights @ of.double() for weights, of in zip(softmax, parts, strict=True)]
+            )
+        assert (got[row, 0] - want).abs().max() <= TOLERANCE[torch.float16]
+
+
+EXCEEDED = """
+import torch
+from attn_mask import documents
+from attn_mask import scaled_dot_product_attention as attend
+
+ids = torch.arange(640, device="cuda") // 100
+query = torch.zeros(1, 1, 640, 16, dtype=torch.float16, device="cuda")
+attend(query, query, query, documents(ids, max_documents=7, max_length=100))
+torch.cuda.synchronize()
+print("fits", flush=True)
+attend(query, query, query, documents(ids, max_documents={}, max_length={}))
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("limits", [(6, 100), (7, 99)])
+def test_limits_that_are_exceeded(limits):
+    """A context is of no use after that."""
+    program = EXCEEDED.format(*limits)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.startswith("fits") and done.returncode != 0
+    text = "expected ids to have at most max_documents documents of at most max_length tokens"
+    assert text in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["causal", "window"])

@@ -9,6 +9,7 @@
 
 #include "bits.h"
 #include "cpu/block_mask.h"
+#include "cpu/documents.h"
 #include "cpu/kernels.h"
 #include "emulated_grid.h"
 #include "format/additive.h"
@@ -454,6 +455,91 @@ TEST(BlockMaskBodies, AgreeWithTheCpuKernel) {
     write_block_mask_cpu(on_host);
     EXPECT_EQ(again.memory[1][0][1], want.memory[1][0][1]);
   }
+}
+
+/// What is found of documents, and their borders with a guard after them.
+struct Documents {
+  FoundDocuments found{-1, -1, -1, -1};
+  std::vector<int32_t> borders;
+
+  Documents(const DocumentParams& params, void (*find)(const DocumentParams&))
+      : borders(static_cast<size_t>(params.max_documents + 2), -7) {
+    DocumentParams given = params;
+    given.borders = borders.data();
+    given.found = &found;
+    find(given);
+    FoundDocuments alone{};
+    given.borders = nullptr;
+    given.found = &alone;
+    find(given);
+    EXPECT_EQ(std::memcmp(&alone, &found, sizeof(found)), 0);
+  }
+};
+
+TEST(DocumentBodies, FindBordersOfRowsOfAnyLength) {
+  std::mt19937 random(26);
+  int64_t exceeded = 0;
+  int64_t fallen = 0;
+  for (int trial = 0; trial < 200; ++trial) {
+    const int64_t length = trial == 0   ? 3 * kTokensOfChunk + 1
+                           : trial == 1 ? kTokensOfChunk
+                           : trial == 2
+                               ? 1
+                               : static_cast<int64_t>(1 + random() % (1U << random() % 14));
+    const int64_t rows = trial < 3 ? 1 : 1 + random() % 4;
+    const bool shared = random() % 3 == 0;  // one row of ids for all
+    const int64_t stride = 1 + random() % 2;
+    const int32_t width = std::array{0, 1, 2, 4, 8}[random() % 5];
+    const auto size = static_cast<int32_t>(width == 0 ? 1 : width);
+    const uint64_t longest_run = uint64_t{1} << random() % 15;
+    const auto way = random() % 5;  // up, one document, each token one, down from below 0, chance
+    test::Bytes memory(static_cast<size_t>(rows * length * stride * size));
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t id = way == 3 ? -1 : -3;
+      for (int64_t i = 0, end = 0; i < length; ++i) {
+        if (i == end || way == 2) {
+          end = i + 1 + static_cast<int64_t>(random() % longest_run);
+          id += way == 1   ? 0
+                : way == 3 ? -1
+                : way == 4 ? static_cast<int64_t>(random() % 3) - 1
+                           : 1;
+        }
+        test::put(memory, (row * length + i) * stride, size, static_cast<uint64_t>(id));
+      }
+    }
+    const Table ids{{memory.data(), width}, shared ? 0 : length * stride, stride, length, {}, {}};
+    std::vector<int32_t> want;
+    int64_t longest = 0;
+    bool rise = true;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < length; ++i) {
+        if (i == 0 || ids.at(row, i) != ids.at(row, i - 1)) {
+          want.push_back(static_cast<int32_t>(row * length + i));
+        }
+        rise = rise && (i == 0 || ids.at(row, i) >= ids.at(row, i - 1));
+        longest = std::max(longest, row * length + i + 1 - want.back());
+      }
+    }
+    const auto count = static_cast<int64_t>(want.size());
+    DocumentParams params{ids, rows, 0, 0, nullptr, nullptr};
+    params.max_documents = random() % 3 == 0 ? count : 1 + random() % (2 * count);
+    params.max_length = random() % 3 == 0 ? longest : 1 + random() % (2 * longest);
+    const bool fit = count <= params.max_documents && longest <= params.max_length;
+    want.resize(static_cast<size_t>(params.max_documents + 1), static_cast<int32_t>(rows * length));
+    want.push_back(-7);
+    for (auto* const find : {&test::emulate_find_documents, &find_documents_cpu}) {
+      const Documents got(params, find);
+      EXPECT_EQ(got.found.count, count) << trial;
+      EXPECT_EQ(got.found.longest, longest) << trial;
+      EXPECT_EQ(got.found.rise, rise ? 1 : 0) << trial;
+      EXPECT_EQ(got.found.fit, fit ? 1 : 0) << trial;
+      ASSERT_EQ(got.borders, want) << trial;
+    }
+    exceeded += fit ? 0 : 1;
+    fallen += rise ? 0 : 1;
+  }
+  EXPECT_TRUE(20 < exceeded && exceeded < 180);
+  EXPECT_TRUE(20 < fallen && fallen < 180);
 }
 
 }  // namespace

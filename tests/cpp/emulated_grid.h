@@ -1,7 +1,7 @@
 #pragma once
 
 // Runs the bodies of CUDA kernels on the host: every thread of every block in turn, up to a
-// barrier, then on from there. Mirrors the shells in cuda/kernels.cu.
+// barrier, then on from there. Mirrors the shells in cuda/*.cu.
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda/block_mask_bodies.h"
+#include "cuda/document_bodies.h"
 #include "cuda/mask_bodies.h"
 #include "cuda/prepare_bodies.h"
 
@@ -168,6 +169,36 @@ struct DevicePrepared {
     emulate_prepare(tables);
   }
 };
+
+/// A chunk at a time; what warps find is added up one after the other.
+inline void emulate_find_documents(const DocumentParams& params) {
+  DocumentStarts seen{0, 0};
+  int64_t longest = 0;
+  bool rise = true;
+  for (int64_t chunk = 0; chunk < params.total(); chunk += kTokensOfChunk) {
+    for (int64_t warp = 0; warp < kDocumentThreads / kLanes; ++warp) {
+      const int64_t first = chunk + warp * kTokensOfWarp;
+      uint32_t words[kTokensOfLane] = {};
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const LaneStarts mine = starts_body(params, first + lane);
+        rise = rise && mine.rise;
+        for (int32_t i = 0; i < kTokensOfLane; ++i) {
+          words[i] |= (mine.begins >> i & 1U) << lane;
+        }
+      }
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        longest = std::max<int64_t>(longest, write_borders_body(params, words, seen, first, lane));
+      }
+      for (int32_t i = 0; i < kTokensOfLane; ++i) {
+        seen.add(words[i], first + i * kLanes);
+      }
+    }
+  }
+  params.set_found(seen.count, std::max(longest, params.total() - seen.last), rise);
+  for (int64_t thread = 0; thread < kDocumentThreads; ++thread) {
+    fill_borders_body(params, seen.count, thread);
+  }
+}
 
 inline void emulate_block_states(const BlockMaskParams& params) {
   const BlockStatesLaunch launch(params);

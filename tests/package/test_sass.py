@@ -18,6 +18,7 @@ KERNELS = {
     "write_block_mask_kernel": 1,
     "write_block_states_kernel": 1,
     "prepare_kernel": 1,
+    "find_documents_kernel": 1,
     "unmask_kernel": 4,
 }
 
