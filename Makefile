@@ -105,6 +105,7 @@ bench: build
 	$(BIN)/python bench/bench_block_mask.py --json bench/results/block_mask.json
 	$(BIN)/python bench/bench_tables.py --json bench/results/tables.json
 	$(BIN)/python bench/bench_compile.py --json bench/results/compile.json
+	$(BIN)/python bench/bench_attention.py --json bench/results/attention.json
 	$(BIN)/python bench/write_benchmarks.py
 
 # What a call of the C++ API costs.
