@@ -191,6 +191,25 @@ def compiling(report: dict[str, Any]) -> str:
     return text + "\n\n" + table(["call", "by itself", "in a compiled function", "more"], calls)
 
 
+def packing(report: dict[str, Any]) -> str:
+    sides = ("plain", "mask", "document_ids", "cu_seqlens")
+    cells = []
+    for row in report["cases"]:
+        times = [time_text(row["seconds"][side]) for side in sides]
+        cells.append([row["name"], *times, row["target"], verdict(row)])
+    columns = ["create call", "plain", "with a mask", *sides[2:], "what is added", "met"]
+    return table(columns, cells)
+
+
+def data(report: dict[str, Any]) -> str:
+    cells = []
+    for row in report["cases"]:
+        wanted = time_text(row["wanted"]) if row["wanted"] else ""
+        cells.append([row["name"], time_text(row["seconds"]), wanted, verdict(row)])
+    text = f"Of rows of 4096 with 100,000 sequences {report['waste']:.3%} are padding."
+    return text + "\n\n" + table(["call", "time", "allowed", "met"], cells)
+
+
 def gpu(report: dict[str, Any]) -> str:
     def text(row: dict[str, Any], side: str) -> str:
         return time_text(row["seconds"][side]) if side in row["seconds"] else ""
@@ -257,6 +276,19 @@ def gpu(report: dict[str, Any]) -> str:
         )
         columns = ["ours", "torch compiled", "times as fast", "our kernels", "FlashAttention-4"]
         parts.append(table(["block mask", *columns], blocks))
+    attention = [
+        [row["name"]]
+        + [text(row, side) for side in ("ours", "is_causal", "dense mask", "flex")]
+        + [time_text(row["with_gradients"][side]) for side in ("ours", "is_causal")]
+        for row in report.get("attention", [])
+    ]
+    if attention:
+        parts.append(
+            "Attention by a rule, bfloat16, 16 heads of width 128, beside torch's flash kernel, a "
+            "dense mask and compiled flex attention; and with its gradients:"
+        )
+        columns = ["ours", "is_causal", "dense mask", "flex", "ours, gradients", "is_causal's"]
+        parts.append(table(["attention", *columns], attention))
     return "\n\n".join(parts)
 
 
@@ -268,9 +300,10 @@ SECTIONS = {
     "tables": ("a run of `bench/bench_tables.py`", tables),
     "compile": ("a run of `bench/bench_compile.py`", compiling),
     "attention": ("a run of `bench/bench_attention.py`", attention),
+    "packing": ("a run of `bench/bench_packing.py`", packing),
+    "data": ("a run of `bench/bench_data.py`", data),
     "attention_models": ("a run of `bench/bench_attention_models.py`", attention_models),
     "gpu": ("`make gpu`", gpu),
-    "gpu_by_elements": ("`make gpu`, of the kernels before those that work by words", gpu),
 }
 
 
