@@ -168,7 +168,7 @@ void PreparedRuns::prepare(Table& table, Kind kind, const Problem& problem, int6
     runs.last.push_back(static_cast<int64_t>(runs.starts.size()) - 1);
     runs.starts.push_back(table.length);
   }
-  table.runs = {runs.starts.data(), runs.of_row.data(), runs.last.data(), runs.is_once.data()};
+  table.runs = {runs.starts.data(), runs.of_row.data(), runs.last.data(), {runs.is_once.data()}};
   runs_.push_back(std::move(runs));
 }
 

@@ -69,7 +69,12 @@ def test_instruction_sets_share_no_function(source, tmp_path):
 
 
 def test_the_headers_are_here():
-    assert [path.name for path in PUBLIC] == ["attn_mask.h", "export.h", "rules.h"]
+    assert [path.name for path in PUBLIC] == [
+        "attention.h",
+        "attn_mask.h",
+        "export.h",
+        "rules.h",
+    ]
     assert len(INTERNAL) > 15
     assert len(KERNELS) > 15
     assert len(OF_AN_ISA) > 5
