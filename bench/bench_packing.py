@@ -161,7 +161,7 @@ def main() -> None:
         results = [*decode(options.rounds), *prefill(options.rounds)]
     for result in results:
         times = [time_text(result["seconds"][name]) for name in (PLAIN, MASK, IDS, CU_SEQLENS)]
-        table.add_row(result["case"], *times, result["target"], verdict(result["met"]))
+        table.add_row(result["name"], *times, result["target"], verdict(result["passed"]))
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps({**where, "cases": results}, indent=1) + "\n")

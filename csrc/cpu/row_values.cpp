@@ -1,5 +1,7 @@
 #include "cpu/row_values.h"
 
+#include <type_traits>
+
 #include "cpu/isa.h"
 #include "cpu/store.h"
 #include "cpu/translate.h"
@@ -54,7 +56,14 @@ bool write_moved(const Problem& problem, const Rule::Node& node, const Query& qu
   if (!find_query(problem.rule, node, query.batch, moved.position)) {
     return true;
   }
-  const LeafRow row = visit_leaf(node, [&](const auto& leaf) { return leaf.row(moved); });
+  const LeafRow row = visit_leaf(node, [&](const auto& leaf) ATTN_MASK_INLINE_LAMBDA {
+    // A search in runs is a function that instruction sets would share; these are spans already.
+    if constexpr (std::is_same_v<decltype(leaf), const SameId&>) {
+      return still_row(kEverywhere, /*exact=*/false);
+    } else {
+      return leaf.row(moved);
+    }
+  });
   if (!row.exact || row.keys.empty()) {
     return row.exact;
   }
