@@ -187,6 +187,19 @@ def test_flex_attention():
         assert_close(result(model, TOKENS, position_ids=POSITIONS, attention_mask=ONES), want)
 
 
+@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("name", DECODERS)
+def test_attention_by_rule(name, kind):
+    of, positions, lengths = batch_of(kind)
+    want = alone(make(name, "eager"), lengths, of)
+    with attn_mask.installed(), attn_mask.packed(**{kind: WAYS[kind]}):
+        model = make(name, "attn_mask")
+        for mask in (None, ONES):
+            for cache in caches(model):
+                got = result(model, of, position_ids=positions, attention_mask=mask, **cache)
+                assert_close(got, want)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_an_encoder(implementation):
     model = make(ENCODER, implementation)
@@ -246,9 +259,10 @@ def test_generate(installed):
 # Training
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "attn_mask"])
 def test_a_training_step(implementation):
     """The loss over packed rows, and its gradients, are those over the documents one by one."""
+    attn_mask.register_attention()  # for the documents one by one
     model = copy.deepcopy(make("Llama", implementation)).train()
     labels = TOKENS.masked_fill(POSITIONS == 0, -100)
     number = (labels != -100).sum()
