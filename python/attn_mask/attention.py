@@ -15,7 +15,6 @@ from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._named_once import name_once
 from attn_mask._program import Program
-from attn_mask._timing import timed
 from attn_mask._tracing import default_device, is_known, is_recording
 from attn_mask.rules import MaskFunction
 
@@ -27,7 +26,6 @@ _NAME = "scaled_dot_product_attention"
 _TILE = 2**20
 
 
-@timed
 def scaled_dot_product_attention(
     query: torch.Tensor,
     key: torch.Tensor,

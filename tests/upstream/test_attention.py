@@ -751,3 +751,17 @@ def test_compiled(name):
         run(11)
         run(20)
     torch._dynamo.reset()
+
+
+@pinned
+def test_masks_are_recorded_and_timed(under):
+    model = make("Llama", "attn_mask")
+    batch = {"input_ids": tokens(), "attention_mask": padding("left")}
+    masks = [recorded.mask for recorded in attn_mask.testing.record_masks(model, batch)]
+    assert masks and {type(mask).__name__ for mask in masks} == {"RuleMask"}
+    if under == "registered":
+        attn_mask.testing.assert_same_masks(model, batch)
+    with attn_mask.profile() as found:
+        model(**batch)
+    assert found.costs["rule_mask"].calls == 1
+    assert found.total.bytes == 0  # attention is no mask

@@ -70,6 +70,10 @@ class RuleMask(BlockMask):
     def ndim(self) -> int:
         return 4
 
+    def as_tuple(self, flatten: bool = True) -> Any:
+        """Its tensors, of which it has none."""
+        return ()
+
     def contiguous(self) -> Self:
         return self
 
