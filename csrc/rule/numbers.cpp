@@ -1,6 +1,7 @@
 #include "rule/numbers.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -14,7 +15,8 @@ namespace attn_mask {
 
 struct KeyNumbers::Entry {
   std::once_flag once;
-  bool exists = false;  // else numbers do not say to which columns a query attends
+  std::atomic<bool> is_done{false};  // call_once takes longer than what a row is to take
+  bool exists = false;               // else numbers do not say to which columns a query attends
   std::vector<int32_t> of_columns;
   std::vector<int64_t> values;
   std::vector<int32_t> places;
@@ -281,7 +283,7 @@ KeyNumbers::~KeyNumbers() = default;
 const NumberRow* KeyNumbers::row(int32_t node, int64_t batch) const {
   const int32_t leaf = alike_[node];
   Entry& entry = entries_[static_cast<size_t>(leaf * problem_.batch_size + batch)];
-  std::call_once(entry.once, [&] {
+  const auto work_out = [&] {
     const Rule::Node& of = problem_.rule.nodes[leaf];
     std::vector<int64_t> numbers = seen_positions(problem_, of, batch);
     entry.exists = visit_leaf(of, [&](const auto& it) { return number(it, batch, numbers); });
@@ -291,7 +293,11 @@ const NumberRow* KeyNumbers::row(int32_t node, int64_t batch) const {
       entry.places = places_of(entry.row);
       entry.row.places = entry.places.empty() ? nullptr : entry.places.data();
     }
-  });
+    entry.is_done.store(true, std::memory_order_release);
+  };
+  if (!entry.is_done.load(std::memory_order_acquire)) {
+    std::call_once(entry.once, work_out);
+  }
   return entry.exists ? &entry.row : nullptr;
 }
 
