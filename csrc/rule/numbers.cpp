@@ -196,18 +196,20 @@ std::vector<int32_t> places_of(NumberRow& row) {
   }
   row.least = least;
   row.greatest = greatest;
-  places.reserve(static_cast<size_t>(values));
-  int64_t place = row.order > 0 ? 0 : size;
-  for (int64_t value = least; value <= row.greatest + 1; ++value) {
-    if (row.order > 0) {
-      for (; place < size && numbers[place] < value; ++place) {
-      }
-    } else {
-      for (; place > 0 && numbers[place - 1] < value; --place) {
-      }
+  places.resize(static_cast<size_t>(values));
+  // A number has as many before it as are less, or, where numbers fall, as are not.
+  const auto place = [&](int64_t less) {
+    return static_cast<int32_t>(row.order > 0 ? less : size - less);
+  };
+  auto next = places.begin();
+  for (int64_t less = 0; less < size; ++less) {
+    const int64_t at = row.order > 0 ? less : size - 1 - less;
+    const auto end = places.begin() + (int64_t{numbers[at]} - least + 1);
+    for (; next < end; ++next) {
+      *next = place(less);
     }
-    places.push_back(static_cast<int32_t>(place));
   }
+  std::fill(next, places.end(), place(size));
   return places;
 }
 

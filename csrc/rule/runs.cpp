@@ -38,8 +38,9 @@ namespace {
 
 /// A run goes on while numbers are equal.
 struct SameRuns {
-  static bool goes_on(const Table& table, int64_t row, int64_t i) {
-    return table.at(row, i) == table.at(row, i - 1);
+  template <typename T>
+  static bool goes_on(T before, T number) {
+    return number == before;
   }
   template <typename T>
   static bool breaks_between(const T* numbers, int64_t stride, int64_t n) {
@@ -54,8 +55,9 @@ struct SameRuns {
 
 /// A run goes on while positions go up by 1.
 struct AffineRuns {
-  static bool goes_on(const Table& table, int64_t row, int64_t i) {
-    return table.position_at(row, i) == table.position_at(row, i - 1) + 1;
+  template <typename T>
+  static bool goes_on(T before, T number) {
+    return within_far(number) == within_far(before) + 1;
   }
   template <typename T>
   static bool breaks_between(const T* numbers, int64_t stride, int64_t n) {
@@ -73,11 +75,10 @@ struct AffineRuns {
 
 /// Most runs are long: pieces without a break, which are found many numbers at a time, are skipped.
 template <typename Kind, typename T>
-void find_runs(const Table& table, int64_t row, const T* numbers, int64_t stride,
-               std::vector<int64_t>& starts) {
+void find_runs(const T* numbers, int64_t stride, int64_t length, std::vector<int64_t>& starts) {
   constexpr int64_t kPiece = 64;
-  for (int64_t i = 1; i < table.length;) {
-    const int64_t n = std::min(kPiece, table.length - i);
+  for (int64_t i = 1; i < length;) {
+    const int64_t n = std::min(kPiece, length - i);
     const T* const before = numbers + (i - 1) * stride;
     // A stride that is known is what lets the loop become vector instructions.
     const bool breaks = stride == 1 ? Kind::breaks_between(before, int64_t{1}, n)
@@ -87,7 +88,7 @@ void find_runs(const Table& table, int64_t row, const T* numbers, int64_t stride
         i = end;
         break;
       }
-      if (!Kind::goes_on(table, row, i)) {
+      if (!Kind::goes_on(numbers[(i - 1) * stride], numbers[i * stride])) {
         starts.push_back(i);
       }
     }
@@ -99,7 +100,7 @@ template <typename Kind>
 void find_runs(const Table& table, int64_t row, std::vector<int64_t>& starts) {
   starts.push_back(0);
   table.numbers.visit([&](const auto* numbers) {
-    find_runs<Kind>(table, row, numbers + row * table.batch_stride, table.stride, starts);
+    find_runs<Kind>(numbers + row * table.batch_stride, table.stride, table.length, starts);
   });
 }
 

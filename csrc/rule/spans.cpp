@@ -70,8 +70,11 @@ struct Finder {
   int64_t shift = kv_positions.at(query.batch, 0);
 
   Result leaf(int32_t index, Interval context);
-  bool is_in_order(int32_t index) const;
-  Result by_numbers(int32_t index, Interval context);
+  const NumberRow* numbers_in_order(int32_t index) const;
+  Result by_numbers(int32_t index, Interval context) {
+    return by_numbers(index, context, numbers_in_order(index));
+  }
+  Result by_numbers(int32_t index, Interval context, const NumberRow* keys);
   Result subtree(int32_t last, Interval context);
 
   static Interval interval(int64_t begin, int64_t end) {
@@ -169,9 +172,13 @@ auto Finder<Rows>::leaf(int32_t index, Interval context) -> Result {
       return nothing();
     }
     const int64_t row = table.row(query.batch);
-    if (table.runs.starts == nullptr ||
-        (!Rows::kMoves && table.length < kLongRun * table.runs.count(row) && is_in_order(index))) {
+    if (table.runs.starts == nullptr) {
       return by_numbers(index, seen);
+    }
+    if (!Rows::kMoves && table.length < kLongRun * table.runs.count(row)) {
+      if (const NumberRow* const keys = numbers_in_order(index)) {
+        return by_numbers(index, seen, keys);
+      }
     }
     const int64_t first = to_leaf + Rows::at(seen.begin);
     const int64_t run_end = table.runs.around(row, first).end;
@@ -203,22 +210,19 @@ auto Finder<Rows>::leaf(int32_t index, Interval context) -> Result {
   return {unresolved(index, seen).spans, row.exact ? 0 : uint32_t{1} << index};
 }
 
-/// Whether a leaf's columns have numbers in order.
+/// The numbers of a leaf's columns where they are in order, else null.
 template <typename Rows>
-bool Finder<Rows>::is_in_order(int32_t index) const {
+const NumberRow* Finder<Rows>::numbers_in_order(int32_t index) const {
   const NumberRow* const keys =
       rule.numbers == nullptr ? nullptr : rule.numbers->row(index, query.batch);
-  return keys != nullptr && keys->order != 0;
+  return keys != nullptr && keys->order != 0 ? keys : nullptr;
 }
 
-/// A leaf's spans where its columns have numbers in order. Those of each row are its own.
+/// A leaf's spans by its columns' numbers, if they are in order. Those of each row are its own.
 template <typename Rows>
-auto Finder<Rows>::by_numbers(int32_t index, Interval context) -> Result {
-  const NumberRow* const keys =
-      rule.numbers == nullptr ? nullptr : rule.numbers->row(index, query.batch);
+auto Finder<Rows>::by_numbers(int32_t index, Interval context, const NumberRow* keys) -> Result {
   NumberRange range{};
-  if (keys == nullptr || keys->order == 0 ||
-      !rule.numbers->find_range(index, *keys, query, range)) {
+  if (keys == nullptr || !rule.numbers->find_range(index, *keys, query, range)) {
     return unresolved(index, context);
   }
   rows.limit(1);
