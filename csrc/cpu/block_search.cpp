@@ -99,13 +99,19 @@ BlockSearch::LeafRows BlockSearch::leaf_rows(int32_t node, int64_t plane, Interv
   const KeyNumbers& numbers = *params_.rule.numbers;
   const NumberRow& keys = *numbers.row(node, batch);
   const int64_t last = rows.end - 1;
-  const int64_t step = is_told_by_ends(params_, params_.rule.nodes[node]) && last > rows.begin
-                           ? last - rows.begin
-                           : 1;
+  const bool is_told = is_told_by_ends(params_, params_.rule.nodes[node]) && last > rows.begin;
+  int64_t step = is_told ? last - rows.begin : 1;
   for (int64_t row = rows.begin; row < rows.end; row += step) {
     NumberRange range{};
     if (!numbers.find_range(node, keys, params_.query(plane, row), range)) {
       return result;
+    }
+    if (range.empty() && step > 1) {
+      // No key has a number that this row sees, which says nothing of rows between the ends.
+      result = {nullptr, kNoNumber, {INT32_MIN, INT32_MAX}};
+      step = 1;
+      row = rows.begin - step;
+      continue;
     }
     if (!range.empty()) {
       result.any = hull(result.any, range);

@@ -739,3 +739,14 @@ def test_nothing_to_summarize(lengths):
         assert got.kv_num_blocks.tolist() == [[[0] * q_blocks]] * 2
         assert got.q_num_blocks.tolist() == [[[0] * kv_blocks]] * 2
         assert got.kv_indices.shape == (2, 1, q_blocks, kv_blocks)
+
+
+def test_keys_far_apart_that_rows_between_the_first_and_the_last_see():
+    """Numbers that no key has between those that the first and the last row see."""
+    positions = torch.tensor([[2**40, 10, -(2**40), 2**41]])
+    rule, operands = rules.window(2, 2).encode()
+    where = {"q_offset": 0, "kv_positions": positions}
+    mask = torch.ops.attn_mask.boolean(rule, operands, 1, 32, 4, **where)
+    states = torch.ops.attn_mask._block_states(rule, operands, 1, 1, 32, 4, 32, 1, **where)
+    assert mask.any(2).tolist() == [[[False, True, False, False]]]
+    assert (states != 0).tolist() == [[[[False, True, False, False]]]]
