@@ -76,6 +76,10 @@ def scaled_dot_product_attention(
     >>> attn_mask.scaled_dot_product_attention(query, query, value, attn_mask.causal())[0, 0, :, 0]
     tensor([1.0000, 1.5000, 2.0000])
     """
+    if not isinstance(dropout_p, int | float):
+        raise TypeError(
+            f"{_NAME}: expected dropout_p to be a number, but got {type(dropout_p).__name__}"
+        )
     if dropout_p != 0:
         raise NotImplementedError(
             f"{_NAME}: expected dropout_p to be 0, since tiles have no dropout, but got {dropout_p}"

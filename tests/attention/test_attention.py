@@ -321,6 +321,7 @@ NAME = "scaled_dot_product_attention: expected "
         ({"enable_gqa": False}, ValueError, "key to have the heads of query, which are 4 "),
         ({"enable_gqa": 1}, TypeError, "enable_gqa to be a bool"),
         ({"dropout_p": 0.1}, NotImplementedError, "dropout_p to be 0"),
+        ({"dropout_p": torch.zeros(2)}, TypeError, "dropout_p to be a number, but got Tensor"),
         ({"scale": "1"}, TypeError, "scale to be a number or None, but got str"),
         ({"rule": None}, TypeError, "rule to be callable, but got NoneType"),
         ({"q_offset": 1.5}, TypeError, "q_offset to be an int"),

@@ -193,6 +193,7 @@ def of_schema(rng, real_type):
         return rng.choice([any_int(rng), *floats])
     simple = {
         "int": any_int,
+        "float": lambda rng: rng.choice([0.0, 1.0, -1.0, 1e300, float("nan"), float("inf")]),
         "bool": lambda rng: rng.random() < 0.5,
         "ScalarType": any_dtype,
         "Device": any_device,
