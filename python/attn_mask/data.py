@@ -204,7 +204,7 @@ def _pack(
             of_segments.append(padding)
             documents.append(-1)
     segments, ids = _tensor(of_segments), _tensor(documents)
-    cu_seqlens = torch.zeros(len(segments) + 1, dtype=torch.int64)
+    cu_seqlens = torch.zeros(len(segments) + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(segments, 0, out=cu_seqlens[1:])
     max_seqlen = int(segments.max()) if len(segments) else 0
     starts = cu_seqlens[:-1].to(flat.device)
@@ -258,7 +258,7 @@ def _one_dimensional(name: str, argument: str, items: Iterable[Any]) -> list[Any
     for index, item in enumerate(items):
         at = f"{name}: expected {argument}[{index}]"
         if hasattr(item, "__array__") and not isinstance(item, torch.Tensor):
-            item = torch.as_tensor(item)
+            item = torch.as_tensor(item, device="cpu")
         if isinstance(item, torch.Tensor):
             if item.dim() != 1:
                 raise ValueError(f"{at} to be 1-D, but got {item.dim()}-D {list(item.shape)}")
@@ -298,7 +298,9 @@ def _flat(
             ) from error
         return _tensor(numbers).to(device)
     tensors = [
-        item if isinstance(item, torch.Tensor) else torch.tensor(item, dtype=torch.int64)
+        item
+        if isinstance(item, torch.Tensor)
+        else torch.tensor(item, dtype=torch.int64, device="cpu")
         for item in items
     ]
     if device is None:
@@ -322,7 +324,7 @@ def _tensor(numbers: "array[int]") -> torch.Tensor:
     return (
         torch.frombuffer(numbers, dtype=torch.int64)
         if numbers
-        else torch.empty(0, dtype=torch.int64)
+        else torch.empty(0, dtype=torch.int64, device="cpu")
     )
 
 

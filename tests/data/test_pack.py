@@ -179,6 +179,17 @@ def test_result_is_on_the_device():
     assert {tensor.device.type for tensor in packed[:5]} == {"meta"}
 
 
+@pytest.mark.parametrize("kind", [list, torch.tensor, lambda tokens: torch.tensor(tokens).numpy()])
+def test_another_default_device(kind):
+    sequences = [kind([5, 6, 7]), [8, 9], kind([1])]
+    wanted = pack(sequences, 4)
+    with torch.device("meta"):
+        packed = pack(sequences, 4)
+        assert pack([], 4).input_ids.device.type == "cpu"
+    for got, want in zip(packed[:5], wanted[:5], strict=True):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("on", ["lists", "cpu", "cuda"])
 def test_result_is_on_a_gpu(on):
