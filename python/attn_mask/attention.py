@@ -213,12 +213,13 @@ class _Attention(NamedTuple):
                 limits = _limits(program, query, key, (queries.start, keys.start))
             of_rule = program.code, operands, queries, keys
             return self._call(*of_rule, query, key, value, limits=limits)
-        name_once(
-            "attention by a mask function",
-            "attn_mask.scaled_dot_product_attention: %r is no rule, or begins before its tables: "
-            "it is called for all pairs of queries and keys",
-            rule,
-        )
+        if not program.calls:  # those are named where they are called
+            name_once(
+                "attention before tables",
+                "%s: %r begins before its tables: it is evaluated for all pairs of query and key",
+                _NAME,
+                rule,
+            )
         heads = query.shape[1]
         if is_recording():
             mask = write_mask(_NAME, rule, sizes, queries, keys, None, query.device, heads=heads)

@@ -7,6 +7,7 @@ import pytest
 import rule_reference
 import torch
 from attn_mask import (
+    _named_once,
     bidirectional,
     bits,
     blockwise,
@@ -420,3 +421,14 @@ def test_mask_functions_of_transformers_count_from_the_end():
     """Of their tables, as in the mask of the same function."""
     rule = shift(masking_utils.padding_mask_function(HOLES), -5, -5)
     check(rule, inputs(2, 2, 2, 20, 20), attn_mask.boolean(rule, 2, 20, 20))
+
+
+def test_a_mask_function_is_named_once(caplog, monkeypatch):
+    monkeypatch.setattr(_named_once, "_named", set())
+    query, key, value = inputs(1, 1, 1, 4, 4)
+    for _ in range(2):
+        scaled_dot_product_attention(query, key, value, lambda b, h, q, k: q >= k)
+    (record,) = (record for record in caplog.records if record.name == "attn_mask")
+    assert record.getMessage().startswith(
+        "scaled_dot_product_attention: calls a mask function that is no"
+    )
