@@ -120,6 +120,10 @@ void clip(RowRun& run, Interval kept) {
   run.spans = clipped;
 }
 
+/// Whether all keys of the first lie before those of the second. Then a tile of both would let what
+/// one document's values hold reach another's queries: NaN times 0 is NaN.
+bool are_apart(Interval first, Interval second) { return first.end <= second.begin; }
+
 /// Gives the first row of a run to the one before where it is as if that went on: a border that
 /// meets another is both in that row.
 void join(std::vector<Run>& runs, Run next) {
@@ -127,7 +131,8 @@ void join(std::vector<Run>& runs, Run next) {
       runs.back().spans.size == next.spans.size) {
     Run& before = runs.back();
     const int64_t rows = before.rows.end - before.rows.begin;
-    bool goes_on = true;
+    const Interval last{before.rows.end - 1, before.rows.end};
+    bool goes_on = !are_apart(before.hull(last), next.hull({next.rows.begin, next.rows.begin + 1}));
     bool is_same = true;
     for (int32_t i = 0; i < next.spans.size; ++i) {
       for (const auto border : {&MovingInterval::begin, &MovingInterval::end}) {
@@ -302,7 +307,8 @@ class Cutter {
       return true;
     }
     if (before.visible == Visible::kNothing || next.visible == Visible::kNothing ||
-        before.repeats > 1 || next.repeats > 1) {
+        before.repeats > 1 || next.repeats > 1 ||
+        (work_.on_host && are_apart(before.keys, next.keys))) {
       return false;
     }
     Segment both{

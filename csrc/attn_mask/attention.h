@@ -6,7 +6,7 @@
 ///     at::Tensor out =
 ///         scaled_dot_product_attention(query, key, value, causal() & sliding_window(1024)).out;
 ///
-/// It mirrors `attn_mask.scaled_dot_product_attention` of the Python package, and can be
+/// It mirrors `attn_mask.scaled_dot_product_attention` of the Python package. Both results can be
 /// differentiated (once). Any number of threads may call it at once.
 
 #include <ATen/core/Tensor.h>
@@ -40,7 +40,7 @@ struct AttentionOptions {
 };
 
 /// The result [b, h, q, width of value], and the natural logarithm of the sum of the exponentials
-/// of the scores [b, h, q], which has no gradient: 0 and -inf for queries that attend to no key.
+/// of the scores [b, h, q]: 0 and -inf for queries that attend to no key.
 struct Attention {
   at::Tensor out;
   at::Tensor log_sum_exp;

@@ -20,12 +20,33 @@
 
 namespace attn_mask {
 
+namespace {
+
+/// What a function that makes a rule is called, and its argument.
+struct Source {
+  const char* function;
+  const char* argument;
+};
+
+enum class Line { kQueries, kKeys };
+
+/// A table that holds something for each position of the queries or keys.
+struct TableUse {
+  size_t operand;
+  Source source;
+  Line line;
+  int64_t add;  // to a position, before it is looked up
+};
+
+}  // namespace
+
 /// A rule as operators take it (see rule/program.h). Room for most rules, since models make them in
 /// each step.
 struct MaskRule::Encoded {
   c10::SmallVector<c10::SymInt, 16> code;
   c10::SmallVector<at::Tensor, 4> operands;
   c10::SmallVector<size_t, 4> operand_places;  // where in the code the index of each operand is
+  c10::SmallVector<TableUse, 4> uses;          // but of those that other tables look up
 
   static const Encoded& of(const MaskRule& rule) { return *rule.encoded_; }
 
@@ -57,18 +78,25 @@ void append(Encoded& to, const Encoded& rule, size_t begin = 0) {
     to.code[place] = first_operand + static_cast<int64_t>(i);
     to.operands.push_back(rule.operands[i]);
   }
+  for (TableUse use : rule.uses) {
+    use.operand += static_cast<size_t>(first_operand);
+    to.uses.push_back(use);
+  }
+}
+
+/// Appends a table [b, n] that is looked up at the positions of keys, and of queries.
+void append_table(Encoded& to, const at::Tensor& table, Source source, bool by_query) {
+  for (const Line line : {Line::kQueries, Line::kKeys}) {
+    if (by_query || line == Line::kKeys) {
+      to.uses.push_back({to.operands.size(), source, line, 0});
+    }
+  }
+  append(to, table);
 }
 
 MaskRule leaf(Opcode opcode) {
   Encoded encoded;
   append(encoded, opcode);
-  return Encoded::rule(std::move(encoded));
-}
-
-MaskRule leaf(Opcode opcode, const at::Tensor& operand) {
-  Encoded encoded;
-  append(encoded, opcode);
-  append(encoded, operand);
   return Encoded::rule(std::move(encoded));
 }
 
@@ -80,10 +108,18 @@ at::Tensor rows_of(const char* name, const char* argument, const at::Tensor& tab
   return table.dim() == 1 ? table.unsqueeze(0) : table;
 }
 
-at::Tensor integers_of(const char* name, const char* argument, const at::Tensor& table) {
-  check_strided(name, argument, table);
-  check_integer(name, argument, table);
-  return rows_of(name, argument, table);
+at::Tensor integers_of(Source source, const at::Tensor& table) {
+  check_strided(source.function, source.argument, table);
+  check_integer(source.function, source.argument, table);
+  return rows_of(source.function, source.argument, table);
+}
+
+/// A rule over a table of integers.
+MaskRule leaf(Opcode opcode, Source source, const at::Tensor& table) {
+  Encoded encoded;
+  append(encoded, opcode);
+  append_table(encoded, integers_of(source, table), source, /*by_query=*/true);
+  return Encoded::rule(std::move(encoded));
 }
 
 /// Numbers that move positions.
@@ -118,11 +154,35 @@ MaskRule join(Opcode opcode, const MaskRule& a, const MaskRule& b) {
   return Encoded::rule(std::move(joined));
 }
 
-/// The positions in the options of operator `op`.
+/// The positions in the options of function `name`, and that the rule's tables reach as far as they
+/// do. Operators take it that what is in no table attends to nothing.
 template <typename Options>
-void check_positions(const char* op, const Options& options) {
-  check_defined(op, "q_positions", options.q_positions);
-  check_defined(op, "kv_positions", options.kv_positions);
+void check_positions(const char* name, const Encoded& rule, const Options& options,
+                     const c10::SymInt& q_offset, const c10::SymInt& q_length,
+                     const c10::SymInt& kv_length) {
+  check_defined(name, "q_positions", options.q_positions);
+  check_defined(name, "kv_positions", options.kv_positions);
+  for (const TableUse& use : rule.uses) {
+    const bool by_query = use.line == Line::kQueries;
+    const auto length = (by_query ? q_length : kv_length).maybe_as_int();
+    const auto offset = by_query ? q_offset.maybe_as_int() : std::optional(options.kv_offset);
+    const auto reach = rule.operands[use.operand].sym_size(1).maybe_as_int();
+    if ((by_query ? options.q_positions : options.kv_positions) || !length || *length <= 0 ||
+        !offset || !reach) {
+      continue;
+    }
+    const char* const line = by_query ? "queries" : "keys";
+    int64_t first = 0;
+    int64_t end = 0;
+    TORCH_CHECK_VALUE(!__builtin_add_overflow(*offset, use.add, &first) &&
+                          !__builtin_add_overflow(first, *length, &end) && end <= *reach,
+                      use.source.function, ": expected ", use.source.argument, " to be of length ",
+                      end, " or longer, for the ", line, " of ", name, ", but got ",
+                      rule.operands[use.operand].sym_sizes());
+    TORCH_CHECK_VALUE(first >= 0, use.source.function, ": expected ", use.source.argument,
+                      " for positions from 0 on, but the ", line, " of ", name, " begin at ",
+                      first);
+  }
 }
 
 }  // namespace
@@ -210,17 +270,22 @@ MaskRule chunked(int64_t size, const std::optional<at::Tensor>& left_padding) {
 }
 
 MaskRule blockwise(const at::Tensor& ids) {
-  return leaf(Opcode::kBlocks, integers_of("blockwise", "ids", ids));
+  return leaf(Opcode::kBlocks, {"blockwise", "ids"}, ids);
 }
 
 MaskRule documents(const at::Tensor& ids) {
-  return leaf(Opcode::kDocuments, integers_of("documents", "ids", ids));
+  return leaf(Opcode::kDocuments, {"documents", "ids"}, ids);
 }
 
 MaskRule padding(const at::Tensor& mask) {
-  check_strided("padding", "mask", mask);
-  check_mask_dtype("padding", "mask", mask);
-  return leaf(Opcode::kPadding, rows_of("padding", "mask", mask));
+  constexpr Source kSource{"padding", "mask"};
+  check_strided(kSource.function, kSource.argument, mask);
+  check_mask_dtype(kSource.function, kSource.argument, mask);
+  Encoded encoded;
+  append(encoded, Opcode::kPadding);
+  append_table(encoded, rows_of(kSource.function, kSource.argument, mask), kSource,
+               /*by_query=*/false);
+  return Encoded::rule(std::move(encoded));
 }
 
 MaskRule bits(const at::Tensor& attends) {
@@ -228,14 +293,21 @@ MaskRule bits(const at::Tensor& attends) {
   TORCH_CHECK_TYPE(attends.scalar_type() == at::kBool,
                    "bits: expected attends to be bool, but got ", attends.scalar_type());
   check_rank("bits", "attends", attends, 4, "[batch_size, heads, q_length, kv_length]");
-  return leaf(Opcode::kBits, attends);
+  Encoded encoded;
+  append(encoded, Opcode::kBits);
+  append(encoded, attends);
+  return Encoded::rule(std::move(encoded));
 }
 
 MaskRule reindex(const MaskRule& rule, const at::Tensor& positions) {
+  constexpr Source kSource{"reindex", "positions"};
   Encoded encoded;
   append(encoded, Opcode::kReindex);
-  append(encoded, integers_of("reindex", "positions", positions));
+  const at::Tensor table = integers_of(kSource, positions);
+  append(encoded, table);
   append(encoded, Encoded::of(rule));
+  // What is below is looked up at positions that are data.
+  encoded.uses = {{0, kSource, Line::kQueries, 0}, {0, kSource, Line::kKeys, 0}};
   return Encoded::rule(std::move(encoded));
 }
 
@@ -245,14 +317,17 @@ MaskRule shift(const MaskRule& rule, int64_t q_offset, int64_t kv_offset) {
   encoded.code.append(
       {check_far("shift", "q_offset", q_offset), check_far("shift", "kv_offset", kv_offset)});
   append(encoded, Encoded::of(rule));
+  for (TableUse& use : encoded.uses) {
+    use.add += use.line == Line::kQueries ? q_offset : kv_offset;
+  }
   return Encoded::rule(std::move(encoded));
 }
 
 at::Tensor additive(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
                     const AdditiveOptions& options) {
-  check_positions("additive", options);
   check_defined("additive", "bias", options.bias);
   const Encoded& encoded = Encoded::of(rule);
+  check_positions("additive", encoded, options, options.q_offset, q_length, kv_length);
   const auto masked_value =
       options.masked_value ? std::optional<c10::Scalar>(*options.masked_value) : std::nullopt;
   return ops::call<ops::Additive>(
@@ -263,8 +338,8 @@ at::Tensor additive(const MaskRule& rule, int64_t batch_size, int64_t q_length, 
 
 at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
                    const BooleanOptions& options) {
-  check_positions("boolean", options);
   const Encoded& encoded = Encoded::of(rule);
+  check_positions("boolean", encoded, options, options.q_offset, q_length, kv_length);
   return ops::call<ops::Boolean>(encoded.code, encoded.operands, batch_size, q_length, kv_length,
                                  options.q_offset, options.kv_offset, options.q_positions,
                                  options.kv_positions, options.device, options.unmask_unattended,
@@ -273,8 +348,8 @@ at::Tensor boolean(const MaskRule& rule, int64_t batch_size, int64_t q_length, i
 
 BlockMask block_mask(const MaskRule& rule, int64_t batch_size, int64_t q_length, int64_t kv_length,
                      const BlockMaskOptions& options) {
-  check_positions("block_mask", options);
   const Encoded& encoded = Encoded::of(rule);
+  check_positions("block_mask", encoded, options, options.q_offset, q_length, kv_length);
   const std::vector<at::Tensor> tensors = ops::call<ops::BlockMask>(
       encoded.code, encoded.operands, batch_size, options.heads, q_length, kv_length,
       options.q_block_size, options.kv_block_size, options.q_offset, options.kv_offset,
@@ -288,7 +363,6 @@ Attention scaled_dot_product_attention(const at::Tensor& query, const at::Tensor
                                        const at::Tensor& value, const MaskRule& rule,
                                        const AttentionOptions& options) {
   constexpr auto kName = "scaled_dot_product_attention";
-  check_positions(kName, options);
   for (const auto& [argument, tensor] : {std::pair("query", &query), {"key", &key}}) {
     check_strided(kName, argument, *tensor);
     check_rank(kName, argument, *tensor, 4, "[batch_size, heads, length, head size]");
@@ -298,6 +372,7 @@ Attention scaled_dot_product_attention(const at::Tensor& query, const at::Tensor
   const c10::SymInt q_offset = options.q_offset
                                    ? c10::SymInt(*options.q_offset)
                                    : key.sym_size(2) - query.sym_size(2) + options.kv_offset;
+  check_positions(kName, encoded, options, q_offset, query.sym_size(2), key.sym_size(2));
   auto [out, log_sum_exp] = ops::call<ops::ScaledDotProductAttention>(
       encoded.code, encoded.operands, query, key, value, q_offset, options.kv_offset,
       options.q_positions, options.kv_positions, options.scale, options.enable_gqa,

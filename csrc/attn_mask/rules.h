@@ -8,13 +8,14 @@
 ///     at::Tensor bias = additive(rule, batch_size, q_length, kv_length, {.dtype = at::kBFloat16});
 ///
 /// They mirror `attn_mask.rules` of the Python package. Sizes: b batch_size, q q_length, kv
-/// kv_length; n is the length of a table, in which every position that is looked up should be: what
-/// lies outside attends to nothing. Ids and positions are uint8 or signed integers. A batch size of
-/// 1 in a tensor stands for all rows, and so does [n] in place of [b, n].
+/// kv_length; n is the length of a table. Positions from offsets must be in it; those from tensors
+/// should be: what lies outside attends to nothing. Ids and positions are uint8 or signed integers.
+/// A batch size of 1 in a tensor stands for all rows, and so does [n] in place of [b, n].
 ///
 /// Errors: functions that make rules throw c10::TypeError for tensors that are undefined or of a
-/// wrong dtype or layout, and c10::ValueError for ranks and sizes; whether batch size and device
-/// fit is seen by `additive`, `boolean` and `block_mask`.
+/// wrong dtype or layout, and c10::ValueError for ranks and sizes; whether tables are long enough,
+/// and fit the batch size and device, is seen by `additive`, `boolean`, `block_mask` and
+/// `scaled_dot_product_attention`.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>

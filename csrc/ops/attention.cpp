@@ -1,19 +1,17 @@
-// Attention by a rule: what is checked, and how it is differentiated. Tiles are run by
-// attention_tiles.h.
+// Attention by a rule: what is checked, and which kernels run. Tiles are run by attention_tiles.h.
 
 #include <ATen/Functions.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/DeviceGuard.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 #include <utility>
 #include <vector>
 
 #include "ops/attention_flash.h"
 #include "ops/attention_tiles.h"
-#include "ops/call.h"
 #include "ops/checks.h"
 #include "ops/dtypes.h"
 #include "ops/rule_problem.h"
@@ -82,6 +80,21 @@ void check_inputs(const char* op, const at::Tensor& query, const at::Tensor& key
       ", but got ", describe_sizes(key));
 }
 
+/// The log-sum-exp, or its gradient.
+void check_lse(const char* op, const char* argument, const at::Tensor& lse,
+               const at::Tensor& query) {
+  check_strided(op, argument, lse);
+  check_rank(op, argument, lse, 3, "[batch_size, heads, q_length]");
+  check_same_device(op, argument, lse, "query", query);
+  TORCH_CHECK_TYPE(lse.scalar_type() == lse_dtype(query.scalar_type()), op, ": expected ", argument,
+                   " to be ", lse_dtype(query.scalar_type()), ", but got ", lse.scalar_type());
+  for (const int64_t dim : {0, 1, 2}) {
+    ATTN_MASK_CHECK_SYM_VALUE(lse.sym_size(dim).sym_eq(query.sym_size(dim)), op, ": expected ",
+                              argument, " to be [", query.sym_size(0), ", ", query.sym_size(1),
+                              ", ", query.sym_size(2), "], but got ", describe_sizes(lse));
+  }
+}
+
 RuleArguments rule_arguments(const Where& where, const c10::SymInt& batch_size,
                              const c10::SymInt& q_length, const c10::SymInt& kv_length,
                              at::Device device) {
@@ -92,6 +105,9 @@ RuleArguments rule_arguments(const Where& where, const c10::SymInt& batch_size,
           where.kv_positions,
           device};
 }
+
+// Of attention, beside writing an element of a mask: some 64 channels of some heads.
+constexpr int64_t kWorkOfElement = 128;
 
 /// The problem of an attention, checked; its sizes are set where there is data.
 struct Planned {
@@ -145,7 +161,7 @@ struct Planned {
       return;
     }
     if (!decoded.has_parts) {
-      const PreparedRuns prepared(problem);
+      const PreparedRuns prepared(problem, kWorkOfElement);
       f({problem, attention::make_plan(problem, decoded.depends_on_batch, work), 0});
       return;
     }
@@ -153,7 +169,7 @@ struct Planned {
         op, arguments.program, problem, at::kCPU, height_of_parts(problem),
         [&](int64_t first, const Problem& rows) {
           Problem part = rows;
-          const PreparedRuns prepared(part);
+          const PreparedRuns prepared(part, kWorkOfElement);
           f({part, attention::make_plan(part, /*depends_on_batch=*/true, work), first});
         });
   }
@@ -194,91 +210,50 @@ at::Tensor by_length(const at::Tensor& tensor) {
   return tensor.transpose(1, 2).contiguous().transpose(1, 2);
 }
 
+/// The same scores by a scale above 0: kernels mask before they scale, and -inf times another is no
+/// -inf. `sign`: what the query was multiplied by, and its gradient must be.
+struct Scaled {
+  at::Tensor query;
+  std::optional<double> scale;
+  std::optional<double> sign;
+};
+
+Scaled scaled(const at::Tensor& query, std::optional<double> scale) {
+  if (!scale || !(*scale <= 0)) {
+    return {query, scale, std::nullopt};
+  }
+  const double sign = *scale < 0 ? -1 : 0;
+  return {query.mul(sign), *scale < 0 ? -*scale : 1, sign};
+}
+
+/// Lets kernels, which know of no gradient `grad_lse` of the log-sum-exp, add it to the gradient of
+/// each score: by channels that hold numbers in values, that gradient divided by these in
+/// `grad_out`, and 0 in all else.
+void widen(AttentionInputs& inputs, Attended& attended, at::Tensor& grad_out,
+           const at::Tensor& grad_lse) {
+  constexpr int64_t kChannels = 8;  // what kernels of GPUs want widths to be a multiple of
+  // What one leaves is for the next: 16 bits hold neither the range nor all digits.
+  constexpr std::array kNumbers{0x1p15, 1.0, 0x1p-14};
+  const int64_t first = inputs.value.size(3);
+  const double width = static_cast<double>(std::max<int64_t>(inputs.query.size(3), 1));
+  inputs.scale = inputs.scale.value_or(1.0 / std::sqrt(width));
+  for (at::Tensor* const tensor :
+       {&inputs.query, &inputs.key, &inputs.value, &attended.out, &grad_out}) {
+    *tensor = at::constant_pad_nd(*tensor, {0, kChannels});
+  }
+  const double infinity = std::numeric_limits<double>::infinity();
+  at::Tensor rest = grad_lse.masked_fill(attended.lse.eq(-infinity), 0);
+  for (size_t i = 0; i < kNumbers.size(); ++i) {
+    const int64_t channel = first + static_cast<int64_t>(i);
+    inputs.value.select(3, channel).fill_(kNumbers[i]);
+    const at::Tensor part = grad_out.select(3, channel).copy_(rest.div(kNumbers[i]));
+    rest = rest.sub(part.to(rest.scalar_type()).mul(kNumbers[i]));
+  }
+}
+
 bool has_no_scores(const at::Tensor& query, const at::Tensor& key) {
   return query.size(0) == 0 || query.size(1) == 0 || query.size(2) == 0 || key.size(2) == 0;
 }
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-bool needs_gradient(std::initializer_list<at::Tensor> tensors) {
-  return c10::GradMode::is_enabled() &&
-         std::any_of(tensors.begin(), tensors.end(),
-                     [](const at::Tensor& tensor) { return tensor.requires_grad(); });
-}
-
-std::optional<at::Tensor> optional_of(const at::Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
-
-std::optional<c10::SymInt> optional_int_of(const c10::IValue& value) {
-  return value.isNone() ? std::nullopt : std::optional(value.toSymInt());
-}
-
-c10::IValue value_of(const OptionalSymInt& number) {
-  return number ? c10::IValue(*number) : c10::IValue();
-}
-
-class Attend : public torch::autograd::Function<Attend> {
- public:
-  static variable_list forward(AutogradContext* context, const at::Tensor& query,
-                               const at::Tensor& key, const at::Tensor& value,
-                               c10::SymIntArrayRef rule, at::TensorList operands,
-                               const c10::SymInt& q_offset, const c10::SymInt& kv_offset,
-                               const std::optional<at::Tensor>& q_positions,
-                               const std::optional<at::Tensor>& kv_positions,
-                               std::optional<double> scale, bool enable_gqa,
-                               const OptionalSymInt& max_documents,
-                               const OptionalSymInt& max_length) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, lse] = call<ScaledDotProductAttention>(rule, operands, query, key, value, q_offset,
-                                                      kv_offset, q_positions, kv_positions, scale,
-                                                      enable_gqa, max_documents, max_length);
-    variable_list saved{query,
-                        key,
-                        value,
-                        out,
-                        lse,
-                        q_positions.value_or(at::Tensor()),
-                        kv_positions.value_or(at::Tensor())};
-    saved.insert(saved.end(), operands.begin(), operands.end());
-    context->save_for_backward(std::move(saved));
-    context->mark_non_differentiable({lse});
-    auto& data = context->saved_data;
-    data["rule"] = c10::IValue(rule);
-    data["q_offset"] = q_offset;
-    data["kv_offset"] = kv_offset;
-    data["scale"] = scale ? c10::IValue(*scale) : c10::IValue();
-    data["enable_gqa"] = enable_gqa;
-    data["max_documents"] = value_of(max_documents);
-    data["max_length"] = value_of(max_length);
-    return {out, lse};
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const variable_list saved = context->get_saved_variables();
-    auto& data = context->saved_data;
-    const std::vector<c10::SymInt> rule = data["rule"].toSymIntVector();
-    const std::vector<at::Tensor> operands(saved.begin() + kOperands, saved.end());
-    const c10::IValue& scale = data["scale"];
-    auto [of_query, of_key, of_value] = call<ScaledDotProductAttentionBackward>(
-        rule, operands, grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
-        data["q_offset"].toSymInt(), data["kv_offset"].toSymInt(), optional_of(saved[5]),
-        optional_of(saved[6]), scale.isNone() ? std::nullopt : std::optional(scale.toDouble()),
-        data["enable_gqa"].toBool(), optional_int_of(data["max_documents"]),
-        optional_int_of(data["max_length"]));
-    variable_list result(kOthers + operands.size());
-    result[0] = of_query;
-    result[1] = of_key;
-    result[2] = of_value;
-    return result;
-  }
-
- private:
-  static constexpr int64_t kOperands = 7;
-  static constexpr size_t kOthers = 12;  // than operands, each of which counts as an argument
-};
 
 }  // namespace
 
@@ -305,8 +280,10 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
     auto [out, lse] = empty_result();
     return {out.zero_(), lse.fill_(-std::numeric_limits<double>::infinity())};
   }
-  const AttentionInputs inputs{without_gaps(query), without_gaps(key), without_gaps(value), scale};
   const c10::OptionalDeviceGuard guard(query.device());
+  const Scaled by_scale = scaled(query, scale);
+  const AttentionInputs inputs{without_gaps(by_scale.query), without_gaps(key), without_gaps(value),
+                               by_scale.scale};
   if (const auto of_flash = flash_call(inputs, planned, operands, limits)) {
     const Attended attended = attend_by_flash(inputs, *of_flash, limits);
     return {empty_out(query, value).copy_(attended.out), attended.lse};
@@ -319,34 +296,13 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
           attended.lse};
 }
 
-std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::autograd(
-    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& query,
-    const at::Tensor& key, const at::Tensor& value, c10::SymInt q_offset, c10::SymInt kv_offset,
-    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
-    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
-    OptionalSymInt max_length) {
-  check_strided(kName, "query", query);
-  check_strided(kName, "key", key);
-  check_strided(kName, "value", value);
-  if (needs_gradient({query, key, value})) {
-    const variable_list result =
-        Attend::apply(query, key, value, rule, operands, q_offset, kv_offset, q_positions,
-                      kv_positions, scale, enable_gqa, max_documents, max_length);
-    return {result[0], result[1]};
-  }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return call<ScaledDotProductAttention>(
-      rule, operands, query, key, value, std::move(q_offset), std::move(kv_offset), q_positions,
-      kv_positions, scale, enable_gqa, std::move(max_documents), std::move(max_length));
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward::run(
     c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& grad_out,
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
     const at::Tensor& lse, c10::SymInt q_offset, c10::SymInt kv_offset,
     const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
     std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
-    OptionalSymInt max_length) {
+    OptionalSymInt max_length, const std::optional<at::Tensor>& grad_lse) {
   check_inputs(kName, query, key, value, enable_gqa);
   for (const auto& [argument, tensor] : {std::pair("grad_out", &grad_out), {"out", &out}}) {
     check_like_query(kName, argument, *tensor, query, "[batch_size, heads, q_length, value size]");
@@ -357,16 +313,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
           query.sym_size(2), ", ", value.sym_size(3), "], but got ", describe_sizes(*tensor));
     }
   }
-  check_strided(kName, "lse", lse);
-  check_rank(kName, "lse", lse, 3, "[batch_size, heads, q_length]");
-  check_same_device(kName, "lse", lse, "query", query);
-  TORCH_CHECK_TYPE(lse.scalar_type() == lse_dtype(query.scalar_type()), kName,
-                   ": expected lse to be ", lse_dtype(query.scalar_type()), ", but got ",
-                   lse.scalar_type());
-  for (const int64_t dim : {0, 1, 2}) {
-    ATTN_MASK_CHECK_SYM_VALUE(lse.sym_size(dim).sym_eq(query.sym_size(dim)), kName,
-                              ": expected lse to be [", query.sym_size(0), ", ", query.sym_size(1),
-                              ", ", query.sym_size(2), "], but got ", describe_sizes(lse));
+  check_lse(kName, "lse", lse, query);
+  if (grad_lse) {
+    check_lse(kName, "grad_lse", *grad_lse, query);
   }
   Planned planned(kName, {rule, operands, q_offset, kv_offset, q_positions, kv_positions},
                   query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
@@ -379,43 +328,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
     };
     return {zeros(query), zeros(key), zeros(value)};
   }
-  const AttentionInputs inputs{without_gaps(query), without_gaps(key), without_gaps(value), scale};
   const c10::OptionalDeviceGuard guard(query.device());
-  if (const auto of_flash = flash_call(inputs, planned, operands, limits)) {
-    const AttentionGradients gradients = attend_by_flash_backward(
-        inputs, *of_flash, limits, {without_gaps(out), lse}, without_gaps(grad_out));
-    return {by_length(gradients.query), by_length(gradients.key), by_length(gradients.value)};
+  const Scaled by_scale = scaled(query, scale);
+  AttentionInputs inputs{by_scale.query, key, value, by_scale.scale};
+  Attended attended{out, lse};
+  at::Tensor of_out = grad_out;
+  if (grad_lse) {
+    widen(inputs, attended, of_out, *grad_lse);
   }
-  const AttentionGradients gradients = attend_in_tiles_backward(
-      inputs, {without_gaps(out), lse}, without_gaps(grad_out),
-      [&](const auto& f) { planned.for_each_part(kName, query.size(1), query.element_size(), f); });
-  return {by_length(gradients.query), by_length(gradients.key), by_length(gradients.value)};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward::autograd(
-    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& grad_out,
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
-    const at::Tensor& lse, c10::SymInt q_offset, c10::SymInt kv_offset,
-    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
-    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
-    OptionalSymInt max_length) {
-  for (const auto& [argument, tensor] : {std::pair("grad_out", &grad_out),
-                                         {"query", &query},
-                                         {"key", &key},
-                                         {"value", &value},
-                                         {"out", &out},
-                                         {"lse", &lse}}) {
-    check_strided(kName, argument, *tensor);
+  for (at::Tensor* const tensor :
+       {&inputs.query, &inputs.key, &inputs.value, &attended.out, &of_out}) {
+    *tensor = without_gaps(*tensor);
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !needs_gradient({grad_out, query, key, value}),
-      "scaled_dot_product_attention: expected to be differentiated once, but got a backward pass "
-      "that is differentiated itself (create_graph), which it has no formula for");
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return call<ScaledDotProductAttentionBackward>(rule, operands, grad_out, query, key, value, out,
-                                                 lse, std::move(q_offset), std::move(kv_offset),
-                                                 q_positions, kv_positions, scale, enable_gqa,
-                                                 std::move(max_documents), std::move(max_length));
+  const auto of_flash = flash_call(inputs, planned, operands, limits);
+  AttentionGradients gradients =
+      of_flash ? attend_by_flash_backward(inputs, *of_flash, limits, attended, of_out)
+               : attend_in_tiles_backward(inputs, attended, of_out, [&](const auto& f) {
+                   planned.for_each_part(kName, query.size(1), query.element_size(), f);
+                 });
+  if (by_scale.sign) {
+    gradients.query = gradients.query.mul(*by_scale.sign);
+  }
+  const auto result = [](const at::Tensor& gradient, const at::Tensor& of) {
+    return by_length(gradient.narrow(3, 0, of.size(3)));
+  };
+  return {result(gradients.query, query), result(gradients.key, key),
+          result(gradients.value, value)};
 }
 
 std::vector<int64_t> AttentionPlan::run(

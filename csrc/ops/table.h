@@ -165,7 +165,7 @@ struct BlockMaskWidths
 /// Attention by any rule: (out, log-sum-exp of the scores), [b, h, q, value width] and [b, h, q],
 /// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of
 /// the query where their widths agree; else, and in the second, queries lie outside of heads in
-/// memory, as in gradients. Rows without a key are 0 and -inf. `out` is differentiable.
+/// memory, as in gradients. Rows without a key are 0 and -inf. Both can be differentiated once.
 /// `max_documents` and `max_length`: as many documents, and as long, as ids have at most, which the
 /// host need then not read from a GPU.
 struct ScaledDotProductAttention
@@ -179,14 +179,16 @@ struct ScaledDotProductAttention
   static Call autograd;
 };
 
-/// The gradients of query, key and value; not differentiable itself.
+/// The gradients of query, key and value; not differentiable itself. `grad_lse`: the gradient of
+/// the log-sum-exp, like `lse`; absent for 0.
 struct ScaledDotProductAttentionBackward
     : Operator<
           "scaled_dot_product_attention_backward(SymInt[] rule, Tensor[] operands, "
           "Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, *, "
           "SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
           "Tensor? kv_positions=None, float? scale=None, bool enable_gqa=False, "
-          "SymInt? max_documents=None, SymInt? max_length=None) -> (Tensor, Tensor, Tensor)"> {
+          "SymInt? max_documents=None, SymInt? max_length=None, Tensor? grad_lse=None) -> "
+          "(Tensor, Tensor, Tensor)"> {
   static Run run;
   static Call autograd;
 };

@@ -48,7 +48,7 @@ DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t by
   };
   for (int32_t i = 0; i < rule.size; ++i) {
     Rule::Node& node = rule.nodes[i];
-    const auto end = [&] { return end_of_positions(problem, node.step_begin, node.step_end); };
+    const auto end = [&] { return positions_read(problem, node.step_begin, node.step_end).end; };
     if (node.kind == Rule::Kind::kSameId) {
       Table& ids = node.same_id.ids;
       ids.length = std::min(ids.length, std::max<int64_t>(0, end()));

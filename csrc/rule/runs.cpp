@@ -11,27 +11,29 @@ constexpr int64_t kElementsPerEntry = 8;
 
 }  // namespace
 
-int64_t end_of_positions(const Problem& problem, int32_t begin, int32_t end) {
+Interval positions_read(const Problem& problem, int32_t begin, int32_t end) {
+  constexpr Interval kAnywhere{0, kOpen};
   if (problem.q_positions.numbers.data != nullptr || problem.kv_positions.numbers.data != nullptr) {
-    return kOpen;  // where those lie is data
+    return kAnywhere;  // where those lie is data
   }
-  int64_t q_end = problem.q_positions.offset + problem.q_length;
-  int64_t key_end = problem.kv_positions.offset + problem.kv_length;
+  int64_t first = problem.q_positions.offset;
+  int64_t first_key = problem.kv_positions.offset;
   for (int32_t i = begin; i < end; ++i) {
     const Rule::Step& step = problem.rule.steps[i];
     if (step.table.exists()) {
-      return kOpen;
+      return kAnywhere;
     }
-    q_end += step.q_add;
-    key_end += step.key_add;
+    first += step.q_add;
+    first_key += step.key_add;
   }
-  return q_end > key_end ? q_end : key_end;
+  return {std::min(first, first_key),
+          std::max(first + problem.q_length, first_key + problem.kv_length)};
 }
 
-bool is_worth_preparing(const Problem& problem, int64_t rows, int64_t length) {
+bool is_worth_preparing(const Problem& problem, int64_t rows, int64_t length, int64_t work) {
   const auto elements = static_cast<double>(problem.rows()) *
                         static_cast<double>(problem.kv_length) / static_cast<double>(rows);
-  return static_cast<double>(length) <= elements / kElementsPerEntry;
+  return static_cast<double>(length) <= elements * static_cast<double>(work) / kElementsPerEntry;
 }
 
 namespace {
@@ -75,9 +77,10 @@ struct AffineRuns {
 
 /// Most runs are long: pieces without a break, which are found many numbers at a time, are skipped.
 template <typename Kind, typename T>
-void find_runs(const T* numbers, int64_t stride, int64_t length, std::vector<int64_t>& starts) {
+void find_runs(const T* numbers, int64_t stride, Interval read, std::vector<int64_t>& starts) {
   constexpr int64_t kPiece = 64;
-  for (int64_t i = 1; i < length;) {
+  const int64_t length = read.end;
+  for (int64_t i = read.begin + 1; i < length;) {
     const int64_t n = std::min(kPiece, length - i);
     const T* const before = numbers + (i - 1) * stride;
     // A stride that is known is what lets the loop become vector instructions.
@@ -95,12 +98,12 @@ void find_runs(const T* numbers, int64_t stride, int64_t length, std::vector<int
   }
 }
 
-/// Appends where the runs of a row begin.
+/// Appends where the runs of a row begin, as far as it is read.
 template <typename Kind>
-void find_runs(const Table& table, int64_t row, std::vector<int64_t>& starts) {
-  starts.push_back(0);
+void find_runs(const Table& table, int64_t row, Interval read, std::vector<int64_t>& starts) {
+  starts.push_back(read.begin);
   table.numbers.visit([&](const auto* numbers) {
-    find_runs<Kind>(numbers + row * table.batch_stride, table.stride, table.length, starts);
+    find_runs<Kind>(numbers + row * table.batch_stride, table.stride, read, starts);
   });
 }
 
@@ -126,18 +129,18 @@ bool is_once(const Table& table, int64_t row, const int64_t* starts, const int64
 
 }  // namespace
 
-PreparedRuns::PreparedRuns(Problem& problem) {
+PreparedRuns::PreparedRuns(Problem& problem, int64_t work) {
   Rule& rule = problem.rule;
   for (int32_t i = 0; i < rule.size; ++i) {
     Rule::Node& node = rule.nodes[i];
     if (node.kind == Rule::Kind::kSameId) {
       prepare(node.same_id.ids, Kind::kSame, problem,
-              end_of_positions(problem, node.step_begin, node.step_end));
+              positions_read(problem, node.step_begin, node.step_end), work);
     }
   }
   for (int32_t i = 0; i < rule.steps_size; ++i) {
     if (rule.steps[i].table.exists()) {
-      prepare(rule.steps[i].table, Kind::kAffine, problem, kOpen);
+      prepare(rule.steps[i].table, Kind::kAffine, problem, {0, kOpen}, work);
     }
   }
   if (KeyNumbers::is_wanted(problem)) {
@@ -145,12 +148,12 @@ PreparedRuns::PreparedRuns(Problem& problem) {
   }
 }
 
-void PreparedRuns::prepare(Table& table, Kind kind, const Problem& problem, int64_t end) {
+void PreparedRuns::prepare(Table& table, Kind kind, const Problem& problem, Interval read,
+                           int64_t work) {
   const int64_t rows = table.batch_stride == 0 ? 1 : problem.batch_size;
-  if (end < table.length) {
-    table.length = end > 0 ? end : 0;
-  }
-  if (!is_worth_preparing(problem, rows, table.length)) {
+  table.length = std::clamp<int64_t>(read.end, 0, table.length);
+  read = {std::clamp<int64_t>(read.begin, 0, std::max<int64_t>(table.length - 1, 0)), table.length};
+  if (!is_worth_preparing(problem, rows, read.end - read.begin, work)) {
     return;
   }
   Runs runs;
@@ -159,12 +162,12 @@ void PreparedRuns::prepare(Table& table, Kind kind, const Problem& problem, int6
     const auto first = runs.starts.size();
     runs.of_row.push_back(static_cast<int64_t>(first));
     if (kind == Kind::kSame) {
-      find_runs<SameRuns>(table, row, runs.starts);
+      find_runs<SameRuns>(table, row, read, runs.starts);
       const int64_t* const starts = runs.starts.data();
       runs.is_once[static_cast<std::size_t>(row)] =
           is_once(table, row, starts + first, starts + runs.starts.size()) ? 1 : 0;
     } else {
-      find_runs<AffineRuns>(table, row, runs.starts);
+      find_runs<AffineRuns>(table, row, read, runs.starts);
     }
     runs.last.push_back(static_cast<int64_t>(runs.starts.size()) - 1);
     runs.starts.push_back(table.length);

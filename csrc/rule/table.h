@@ -12,7 +12,8 @@ namespace attn_mask {
 /// Where the runs of a table begin, if it is on the host (see runs.h). A run of ids is
 /// of equal numbers, one of positions goes up by 1 each.
 struct TableRuns {
-  const int64_t* starts;  // of each row: the first positions of its runs, ascending, then `length`
+  const int64_t* starts;  // of each row: the first positions of its runs, ascending, then `length`;
+                          // the first is where the table begins to be read
   const int64_t* of_row;  // [rows]: where in `starts` a row's begin
   const int64_t* last;    // [rows]: where in `starts` its last run's begins
   union {

@@ -804,10 +804,12 @@ def scaled_dot_product_attention_backward(
     enable_gqa: bool,
     max_documents: Any,
     max_length: Any,
+    grad_lse: torch.Tensor | None,
     **where: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     attends = _visible(query, key, **where)
-    return _dense_attention.backward(grad_out, query, key, value, out, lse, attends, scale)
+    saved = query, key, value, out, lse
+    return _dense_attention.backward(grad_out, *saved, attends, scale, grad_lse)
 
 
 def _document_limits(*args: Any, **kwargs: Any) -> list[int]:

@@ -63,15 +63,19 @@ def backward(
     lse: torch.Tensor,
     attends: torch.Tensor,
     scale: float | None,
+    grad_lse: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of query, key and value."""
     scores = _masked_scores(query, key, attends, scale)
+    grad, of_out = (_grouped(_exact(tensor), key) for tensor in (grad_out, out))
+    of_row = (grad * of_out).sum(-1, keepdim=True)
+    if grad_lse is not None:
+        of_row = of_row - _grouped(grad_lse.masked_fill(lse == -torch.inf, 0), key)[..., None]
     lse = lse.masked_fill(lse == -torch.inf, 0)
     weights = (scores - _grouped(lse, key)[..., None]).exp()
-    grad, of_out = (_grouped(_exact(tensor), key) for tensor in (grad_out, out))
     of_value = (weights.mT @ grad).sum(2)
     of_weights = grad @ _exact(value).unsqueeze(2).mT
-    of_scores = weights * (of_weights - (grad * of_out).sum(-1, keepdim=True))
+    of_scores = weights * (of_weights - of_row)
     of_scores = of_scores * (max(query.shape[3], 1) ** -0.5 if scale is None else scale)
     of_query = (of_scores @ _exact(key).unsqueeze(2)).flatten(1, 2)
     of_key = (of_scores.mT @ _grouped(_exact(query), key)).sum(2)

@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import TransformType, is_batchedtensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 _OF_GRAPHS = (torch.fx.Proxy, FakeTensor)
+_DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
 
 
 def is_jit_tracing() -> bool:
@@ -78,3 +80,16 @@ def holds(fact: bool | torch.SymBool | torch.Tensor) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_false
 
     return guard_or_false(fact)
+
+
+def is_differentiated_by_transforms(*tensors: torch.Tensor) -> bool:
+    """Whether torch.func differentiates what is being called, or a tensor has a tangent.
+
+    Operators with a kernel for the backward pass alone know neither.
+    """
+    interpreters = torch._C._functorch.get_interpreter_stack()
+    if interpreters and any(of.key() in _DERIVATIVES for of in interpreters):
+        return True
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )

@@ -8,12 +8,13 @@ from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
     wrap_batched,
 )
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attn_mask import _process
 from attn_mask._library import operators_that
 
 _MASKS = ("attention_mask_2d", "attention_mask", "mask")
+_OF_ATTENTION = ("query", "key", "value", "grad_out", "out", "lse", "grad_lse")
 _POSITIONS = ("q_positions", "kv_positions")
 
 _BATCHED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
@@ -55,7 +56,7 @@ def _batch_size(given: dict[str, Any], dims: dict[str, Any]) -> int:
     if "input_shape" in given:
         size = given["input_shape"][0]
         return size
-    name = next(name for name in _MASKS if name in given)
+    name = next(name for name in (*_MASKS, *_OF_ATTENTION) if name in given)
     rows: int = given[name].shape[1 if dims[name] == 0 else 0]
     return rows
 
@@ -85,14 +86,16 @@ def _mapped(func: Any, given: dict[str, Any], dims: dict[str, Any]) -> Any:
             given[name] = _positions(value, dim, n, batch_size)
         elif name == "bias":
             given[name] = _operand(value, dim, n, batch_size)
-        elif name in _MASKS or dim is not None:  # all but embeddings that are the same for all
+        elif (
+            name in (*_MASKS, *_OF_ATTENTION) or dim is not None
+        ):  # all but embeddings that are the same for all
             given[name] = _in_batch(value, dim, n, batch_size)
     if "batch_size" in given:
         given["batch_size"] = n * batch_size
     if "input_shape" in given:
         given["input_shape"] = (n * batch_size, *given["input_shape"][1:])
-    mask = func(**given)
-    return None if mask is None else mask.unflatten(0, (n, batch_size))
+    result = func(**given)
+    return tree_map_only(torch.Tensor, lambda of: of.unflatten(0, (n, batch_size)), result)
 
 
 def _register(library: torch.library.Library, name: str) -> None:
@@ -106,8 +109,8 @@ def _register(library: torch.library.Library, name: str) -> None:
         with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
             if all(dim is None for dim in tree_leaves(dims, is_leaf=_is_none)):
                 return func(*args, **kwargs)
-            mask = _mapped(func, dict(given), dims)
-        return None if mask is None else wrap_batched(mask, 0, level)
+            result = _mapped(func, dict(given), dims)
+        return None if result is None else wrap_batched(result, 0, level)
 
     _process.register_once(
         f"vmap {name}",
@@ -118,5 +121,9 @@ def _register(library: torch.library.Library, name: str) -> None:
 
 # Registrations go with the library.
 _library = _process.kept("vmap", lambda: torch.library.Library("attn_mask", "IMPL"))
-for _name in operators_that(writes_mask=True, takes_tensors=True):
+for _name in (
+    *operators_that(writes_mask=True, takes_tensors=True),
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
+):
     _register(_library, _name)

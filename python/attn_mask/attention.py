@@ -3,19 +3,29 @@
 Shapes: b batch_size, h heads, q q_length, kv kv_length, d head size.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from attn_mask import rules
+from attn_mask import _decompositions, rules
 from attn_mask._aten_only import operators
 from attn_mask._checks import check_flag, check_integer, check_strided
 from attn_mask._engine import Axis, axis, fitting, write_mask
+from attn_mask._flops import COUNTER, tell_counters
 from attn_mask._library import _C
 from attn_mask._named_once import name_once
 from attn_mask._program import Program
-from attn_mask._tracing import default_device, is_known, is_recording
+from attn_mask._tracing import (
+    default_device,
+    is_differentiated_by_transforms,
+    is_known,
+    is_recording,
+)
 from attn_mask.rules import MaskFunction
 
 __all__ = ["AttentionPlan", "Segment", "attention_plan", "scaled_dot_product_attention"]
@@ -65,17 +75,33 @@ def scaled_dot_product_attention(
 
     Returns the result [b, h, q, width] of query's dtype; with ``return_lse`` a pair of it and the
     natural logarithms [b, h, q], float32 (of float64: float64), -inf for a query without a key.
-    They have no gradient. The result can be differentiated once, for query, key and value.
+    Both can be differentiated once, for query, key and value. Under torch.func's derivatives and
+    with tangents of forward mode, of any order, a tensor of all scores is held.
 
-    Raises NotImplementedError for dropout and for second derivatives; ValueError for shapes and
-    devices that do not fit, tables of the rule that are too short, and negative positions;
-    TypeError for dtypes and for what is no tensor or rule.
+    Raises NotImplementedError for dropout and for second derivatives by torch.autograd; ValueError
+    for shapes and devices that do not fit, tables of the rule that are too short, and negative
+    positions; TypeError for dtypes and for what is no tensor or rule.
 
     >>> query = torch.zeros(1, 1, 3, 4)
     >>> value = torch.tensor([1.0, 2.0, 3.0])[None, None, :, None].expand(1, 1, 3, 4)
     >>> attn_mask.scaled_dot_product_attention(query, query, value, attn_mask.causal())[0, 0, :, 0]
     tensor([1.0000, 1.5000, 2.0000])
     """
+    if has_torch_function_variadic(query, key, value):
+        return handle_torch_function(
+            scaled_dot_product_attention,
+            (query, key, value),
+            query,
+            key,
+            value,
+            rule,
+            dropout_p=dropout_p,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            return_lse=return_lse,
+        )
     if not isinstance(dropout_p, int | float):
         raise TypeError(
             f"{_NAME}: expected dropout_p to be a number, but got {type(dropout_p).__name__}"
@@ -98,7 +124,8 @@ def scaled_dot_product_attention(
             f"{_NAME}: expected scale to be a number or None, but got {type(scale).__name__}"
         )
     device = query.device
-    if torch.is_autocast_enabled(device.type):
+    # torch has no autocast for "meta", and raises.
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         query, key, value = (
             tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
@@ -117,6 +144,20 @@ def scaled_dot_product_attention(
         if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
             raise ValueError(f"{_NAME}: expected {argument} not to be negative, but got {offset}")
     ops = operators()
+    whole = ops is not None and is_recording()
+    if ops is None:
+        if COUNTER in sys.modules:
+            tell_counters()
+        whole = peek_interpreter_stack() is not None
+        if (whole or forward_ad._current_level >= 0) and is_differentiated_by_transforms(
+            query, key, value
+        ):
+            ops, whole = _decompositions, True
+            name_once(
+                "attention within torch.func",
+                "%s: torch.func or a tangent differentiates it: it holds a tensor of all scores",
+                _NAME,
+            )
     if (
         ops is None
         and type(q_offset) is int
@@ -146,7 +187,7 @@ def scaled_dot_product_attention(
         return result if return_lse else result[0]
     queries = axis(_NAME, "q_offset", q_length, q_offset, device)
     keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
-    result = _Attention(rule, queries, keys, scale, enable_gqa)(query, key, value)
+    result = _Attention(rule, queries, keys, scale, enable_gqa, ops, whole)(query, key, value)
     return result if return_lse else result[0]
 
 
@@ -195,6 +236,10 @@ class _Attention(NamedTuple):
     keys: Axis
     scale: float | None
     enable_gqa: bool
+    ops: Any
+    """The operators as ``_aten_only.operators`` gives them."""
+    whole: bool
+    """Whether a mask function is called for all queries at once, as graphs and torch.func need."""
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
         rule, queries, keys = self.rule, self.queries, self.keys
@@ -209,7 +254,7 @@ class _Attention(NamedTuple):
                 operands = fitting(_NAME, operands, program, query.shape[0], query.device)
             limits: Sequence[int | None] = program.limits or (None, None)
             at_offsets = queries.positions is None and keys.positions is None
-            if query.is_cuda and at_offsets and operators() is None:
+            if query.is_cuda and at_offsets and self.ops is None:
                 limits = _limits(program, query, key, (queries.start, keys.start))
             of_rule = program.code, operands, queries, keys
             return self._call(*of_rule, query, key, value, limits=limits)
@@ -221,7 +266,7 @@ class _Attention(NamedTuple):
                 rule,
             )
         heads = query.shape[1]
-        if is_recording():
+        if self.whole:
             mask = write_mask(_NAME, rule, sizes, queries, keys, None, query.device, heads=heads)
             code = [rules.BITS, 0]
             return self._call(code, [mask], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
@@ -250,15 +295,16 @@ class _Attention(NamedTuple):
         *tensors: torch.Tensor,
         limits: Sequence[int | None] = (None, None),
         backward: bool = False,
+        grad_lse: torch.Tensor | None = None,
     ) -> Any:
         """The operator."""
         name = _NAME + "_backward" if backward else _NAME
-        ops = operators()
         where = queries.start, keys.start, queries.positions, keys.positions
-        if ops is None:
+        if self.ops is None:
             of_c = getattr(_C, name)
-            return of_c(code, operands, *tensors, *where, self.scale, self.enable_gqa, *limits)
-        return getattr(ops, name)(
+            options = self.scale, self.enable_gqa, *limits, *([grad_lse] if backward else [])
+            return of_c(code, operands, *tensors, *where, *options)
+        return getattr(self.ops, name)(
             code,
             operands,
             *tensors,
@@ -270,6 +316,7 @@ class _Attention(NamedTuple):
             enable_gqa=self.enable_gqa,
             max_documents=limits[0],
             max_length=limits[1],
+            **({"grad_lse": grad_lse} if backward else {}),
         )
 
     def tiles(self, query: torch.Tensor) -> Any:
@@ -285,11 +332,10 @@ class _Attention(NamedTuple):
             )
             yield slice(first, end), mask
 
-    def of_tile(self, mask: torch.Tensor, *tensors: torch.Tensor, backward: bool = False) -> Any:
+    def of_tile(self, mask: torch.Tensor, *tensors: torch.Tensor, **of_backward: Any) -> Any:
         """The operator, of a tile."""
         queries, keys = (Axis(size) for size in mask.shape[2:])
-        code = [rules.BITS, 0]
-        return self._call(code, [mask], queries, keys, *tensors, backward=backward)
+        return self._call([rules.BITS, 0], [mask], queries, keys, *tensors, **of_backward)
 
 
 class _ByTiles(torch.autograd.Function):
@@ -311,20 +357,31 @@ class _ByTiles(torch.autograd.Function):
         out, lse = (torch.cat(parts, dim=1).transpose(1, 2) for parts in (outs, lses))
         ctx.attention = attention
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[:2]):
+            ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: torch.Tensor, _: torch.Tensor) -> Any:
+    def backward(ctx: Any, grad_out: Any, grad_lse: torch.Tensor | None) -> Any:
         query, key, value, out, lse = ctx.saved_tensors
+        if grad_out is None:
+            if grad_lse is None:
+                return None, None, None, None
+            grad_out = torch.zeros_like(out)
         sums = torch.float64 if query.dtype == torch.float64 else torch.float32
         of_query = torch.empty_like(query)
         of_key, of_value = (torch.zeros_like(tensor, dtype=sums) for tensor in (key, value))
         for rows, mask in ctx.attention.tiles(query):
             of_rows = [tensor[:, :, rows] for tensor in (grad_out, query, out, lse)]
             of_tile = ctx.attention.of_tile(
-                mask, of_rows[0], of_rows[1], key, value, *of_rows[2:], backward=True
+                mask,
+                *of_rows[:2],
+                key,
+                value,
+                *of_rows[2:],
+                backward=True,
+                grad_lse=None if grad_lse is None else grad_lse[:, :, rows],
             )
             of_query[:, :, rows] = of_tile[0]
             of_key += of_tile[1]

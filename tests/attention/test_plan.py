@@ -52,12 +52,29 @@ def test_triangles_of_some_hundred_rows_are_halved():
     assert paths(causal() & sliding_window(1024), 1, N, N)[0] == "causal"
 
 
-def test_short_documents_share_tiles():
+@pytest.mark.parametrize("n", [2, 7, 2048])
+def test_documents_share_no_tile(n):
+    """Zero times a NaN of another document would be NaN."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 9, (800,), generator=generator)
-    ids = torch.arange(800).repeat_interleave(lengths)[:2048]
-    plan = attention_plan(causal() & documents(ids), 1, 2048, 2048, heads=4)
-    assert 8 <= len(plan) < 100
+    ids = torch.arange(800).repeat_interleave(lengths)[-n:]
+    for rule in (documents(ids), causal() & documents(ids), documents(ids) & sliding_window(1)):
+        rows = []
+        for segment in attention_plan(rule, 1, n, n, heads=4):
+            for tile in range(segment.tiles):
+                moved = tile * segment.step
+                queries, keys = (
+                    ids[of.start + moved : of.stop + moved] for of in (segment.rows, segment.keys)
+                )
+                assert (queries == queries[0]).all() and (keys == queries[0]).all()
+                rows += range(segment.rows.start + moved, segment.rows.stop + moved)
+        assert rows == list(range(n))
+
+
+def test_a_step_of_decoding_sees_its_document_alone():
+    ids = torch.arange(N) // 1000
+    (segment,) = attention_plan(documents(ids), 1, 1, N, q_offset=N - 1)
+    assert (segment.path, segment.keys) == ("all", slice(int(N // 1000 * 1000), N))
 
 
 def test_padding_at_one_side_needs_no_mask():

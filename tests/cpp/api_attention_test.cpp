@@ -55,6 +55,22 @@ TEST(Attention, IsTheSoftmaxOfTheRule) {
   }
 }
 
+TEST(Attention, TheLogSumExpHasAGradient) {
+  at::manual_seed(0);
+  const at::Tensor query = at::randn({1, 2, 9, 8}, at::kDouble).requires_grad_();
+  const at::Tensor key = at::randn({1, 2, 9, 8}, at::kDouble).requires_grad_();
+  const at::Tensor got =
+      scaled_dot_product_attention(query, key, key.detach(), causal()).log_sum_exp;
+  const at::Tensor want = at::matmul(query, key.transpose(-1, -2))
+                              .div(std::sqrt(8.0))
+                              .masked_fill(boolean(causal(), 1, 9, 9).logical_not(), -kInfinity)
+                              .logsumexp(-1);
+  const auto of_got = torch::autograd::grad({got.sin().sum()}, {query, key});
+  const auto of_want = torch::autograd::grad({want.sin().sum()}, {query, key});
+  EXPECT_LT(distance(of_got[0], of_want[0]), 1e-12);
+  EXPECT_LT(distance(of_got[1], of_want[1]), 1e-12);
+}
+
 TEST(Attention, CountsPositionsFromTheLastKey) {
   const Inputs inputs;
   const at::Tensor last = inputs.query.narrow(2, 39, 1);
@@ -88,6 +104,14 @@ TEST(Attention, RefusesWhatDoesNotFit) {
   EXPECT_EQ(
       text_of<c10::TypeError>([&] { attend(inputs.query, at::Tensor()); }),
       "scaled_dot_product_attention: expected value to be a tensor, but got an undefined one");
+  // A table that was not grown with the cache.
+  EXPECT_EQ(text_of<c10::ValueError>([&] {
+              scaled_dot_product_attention(inputs.query.narrow(2, 0, 1), inputs.key, inputs.value,
+                                           documents(at::zeros({39}, at::kLong)),
+                                           {.enable_gqa = true});
+            }),
+            "documents: expected ids to be of length 40 or longer, for the queries of "
+            "scaled_dot_product_attention, but got [1, 39]");
 }
 
 }  // namespace

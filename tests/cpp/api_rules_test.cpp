@@ -36,10 +36,22 @@ struct Element {
 };
 using Attends = std::function<bool(const Element&)>;
 
-/// A rule, and the same as a function of one element.
+struct Range {
+  int64_t first, end;
+
+  Range plus(int64_t distance) const { return {first + distance, end + distance}; }
+  bool is_in_table() const { return first >= 0 && end <= kTable; }
+};
+using Fits = std::function<bool(Range queries, Range keys)>;
+
+bool always(Range, Range) { return true; }
+bool in_table(Range queries, Range keys) { return queries.is_in_table() && keys.is_in_table(); }
+
+/// A rule, and the same as a function of one element; and whether its tables reach far enough.
 struct Pair {
   MaskRule rule;
   Attends attends;
+  Fits fits = always;
 };
 
 std::optional<int64_t> look_up(const at::Tensor& table, int64_t batch, int64_t position) {
@@ -71,33 +83,39 @@ class RandomRules {
       case 0: {
         const Pair a = tree(depth - 1);
         const Pair b = tree(depth - 1);
-        return {a.rule & b.rule, [=](const Element& x) { return a.attends(x) && b.attends(x); }};
+        return {a.rule & b.rule, [=](const Element& x) { return a.attends(x) && b.attends(x); },
+                [=](Range q, Range k) { return a.fits(q, k) && b.fits(q, k); }};
       }
       case 1: {
         const Pair a = tree(depth - 1);
         const Pair b = tree(depth - 1);
-        return {a.rule | b.rule, [=](const Element& x) { return a.attends(x) || b.attends(x); }};
+        return {a.rule | b.rule, [=](const Element& x) { return a.attends(x) || b.attends(x); },
+                [=](Range q, Range k) { return a.fits(q, k) && b.fits(q, k); }};
       }
       case 2: {
         const Pair below = tree(depth - 1);
         const at::Tensor positions = table(-2, kTable);
-        return {reindex(below.rule, positions), [=](Element x) {
+        return {reindex(below.rule, positions),
+                [=](Element x) {
                   const auto q = look_up(positions, x.batch, x.q);
                   const auto k = look_up(positions, x.batch, x.k);
                   x.q = q.value_or(0);
                   x.k = k.value_or(0);
                   return q && k && below.attends(x);
-                }};
+                },
+                in_table};
       }
       case 3: {
         const Pair below = tree(depth - 1);
         const int64_t q_add = number(-3, 3);
         const int64_t k_add = number(-3, 3);
-        return {shift(below.rule, q_add, k_add), [=](Element x) {
+        return {shift(below.rule, q_add, k_add),
+                [=](Element x) {
                   x.q += q_add;
                   x.k += k_add;
                   return below.attends(x);
-                }};
+                },
+                [=](Range q, Range k) { return below.fits(q.plus(q_add), k.plus(k_add)); }};
       }
       default:
         return leaf();
@@ -155,16 +173,19 @@ class RandomRules {
       case 6: {
         const at::Tensor ids = table(-1, 2);
         const bool blocks = number(0, 1) == 0;
-        return {blocks ? blockwise(ids) : documents(ids), [=](const Element& x) {
+        return {blocks ? blockwise(ids) : documents(ids),
+                [=](const Element& x) {
                   const auto q = look_up(ids, x.batch, x.q);
                   const auto k = look_up(ids, x.batch, x.k);
                   return q && k && *q == *k && (!blocks || *q >= 0);
-                }};
+                },
+                in_table};
       }
       case 7: {
         const at::Tensor mask = table(0, 2);
         return {padding(mask),
-                [=](const Element& x) { return look_up(mask, x.batch, x.k).value_or(0) != 0; }};
+                [=](const Element& x) { return look_up(mask, x.batch, x.k).value_or(0) != 0; },
+                [](Range, Range keys) { return keys.is_in_table(); }};
       }
       default: {
         const at::Tensor attends = at::empty({1, 2, q_length_, kv_length_}, at::kBool);
@@ -188,10 +209,18 @@ TEST(Rules, SayWhatTheyMeanInAnyTree) {
     const Pair pair = rules.tree(4);
     const int64_t q_offset = rules.number(-1, 4);
     const int64_t kv_offset = rules.number(-1, 2);
-    const at::Tensor got =
-        boolean(pair.rule, kBatch, 3, 5, {.q_offset = q_offset, .kv_offset = kv_offset});
+    const BooleanOptions options{.q_offset = q_offset, .kv_offset = kv_offset};
+    // Tensors are not read on the host.
+    const at::Tensor got = boolean(pair.rule, kBatch, 3, 5,
+                                   {.q_positions = at::scalar_tensor(q_offset, at::kLong),
+                                    .kv_positions = at::scalar_tensor(kv_offset, at::kLong)});
     const at::Tensor want = mask_of(pair, got.size(1), 3, 5, q_offset, kv_offset);
     ASSERT_TRUE(same(got, want)) << "seed " << seed;
+    if (!pair.fits({q_offset, q_offset + 3}, {kv_offset, kv_offset + 5})) {
+      ASSERT_THROW(boolean(pair.rule, kBatch, 3, 5, options), c10::ValueError) << "seed " << seed;
+      continue;
+    }
+    ASSERT_TRUE(same(boolean(pair.rule, kBatch, 3, 5, options), want)) << "seed " << seed;
     const at::ScalarType dtype = seed % 2 == 0 ? at::kFloat : at::kBFloat16;
     ASSERT_TRUE(same(additive(pair.rule, kBatch, 3, 5,
                               {.dtype = dtype, .q_offset = q_offset, .kv_offset = kv_offset}),
@@ -279,13 +308,20 @@ TEST(BlockMask, ListsTheBlocksOfTheMask) {
     const MaskRule rule = rules.tree(3).rule;
     const int64_t rows = 3;
     const int64_t columns = 3;
-    const BlockMask got = block_mask(
-        rule, kBatch, 7, 6, {.heads = 2, .q_block_size = 3, .kv_block_size = 2, .q_offset = 1});
+    const at::Tensor one = at::scalar_tensor(1, at::kLong);
+    const at::Tensor zero = at::scalar_tensor(0, at::kLong);
+    const BlockMask got = block_mask(rule, kBatch, 7, 6,
+                                     {.heads = 2,
+                                      .q_block_size = 3,
+                                      .kv_block_size = 2,
+                                      .q_positions = one,
+                                      .kv_positions = zero});
     EXPECT_EQ(got.q_block_size, 3);
     EXPECT_EQ(got.kv_block_size, 2);
     // Queries after the last see nothing, which makes their blocks partial.
     const at::Tensor dense =
-        at::constant_pad_nd(boolean(rule, kBatch, 7, 6, {.q_offset = 1}), {0, 0, 0, 2}, 0)
+        at::constant_pad_nd(boolean(rule, kBatch, 7, 6, {.q_positions = one, .kv_positions = zero}),
+                            {0, 0, 0, 2}, 0)
             .expand({kBatch, 2, 9, 6});
     for (int64_t b = 0; b < kBatch; ++b) {
       for (int64_t h = 0; h < 2; ++h) {
@@ -477,6 +513,24 @@ TEST(Errors, SayWhatWasExpectedAndWhatCame) {
   EXPECT_EQ(text_of<Value>([&] { boolean(documents(ids), 2, 4, 4); }),
             "boolean: expected the ids of documents to have a batch size of 1 or 2, but got 2-D "
             "[3, 4]");
+  EXPECT_EQ(text_of<Value>([&] { boolean(documents(ids), 3, 2, 5); }),
+            "documents: expected ids to be of length 5 or longer, for the keys of boolean, but got "
+            "[3, 4]");
+  EXPECT_EQ(text_of<Value>([&] { additive(causal() | blockwise(ids), 3, 2, 4, {.q_offset = 3}); }),
+            "blockwise: expected ids to be of length 5 or longer, for the queries of additive, but "
+            "got [3, 4]");
+  EXPECT_EQ(text_of<Value>([&] { block_mask(padding(ids[0]), 1, 9, 5); }),
+            "padding: expected mask to be of length 5 or longer, for the keys of block_mask, but "
+            "got [1, 4]");
+  EXPECT_EQ(text_of<Value>([&] { boolean(reindex(causal(), ids), 3, 2, 2, {.kv_offset = 3}); }),
+            "reindex: expected positions to be of length 5 or longer, for the keys of boolean, but "
+            "got [3, 4]");
+  EXPECT_EQ(text_of<Value>([&] { boolean(shift(documents(ids), -1, 0), 3, 2, 2); }),
+            "documents: expected ids for positions from 0 on, but the queries of boolean begin at "
+            "-1");
+  EXPECT_THROW(boolean(documents(ids), 3, 2, 2, {.kv_offset = std::numeric_limits<int64_t>::max()}),
+               c10::ValueError);
+  EXPECT_EQ(boolean(padding(ids), 3, 9, 4).size(2), 9);  // has no table of queries
   for (const int64_t size : {0, -3}) {
     EXPECT_EQ(text_of<Value>([&] { sliding_window(size); }),
               "sliding_window: expected size to be positive, but got " + std::to_string(size));
