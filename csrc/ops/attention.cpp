@@ -21,6 +21,8 @@
 namespace attn_mask::ops {
 namespace {
 
+constexpr int64_t kMostLength = int64_t{1} << 31;
+
 constexpr auto kQueryShape = "[batch_size, heads, q_length, head size]";
 constexpr auto kKeyShape = "[batch_size, heads, kv_length, head size]";
 
@@ -47,6 +49,15 @@ void check_like_query(const char* op, const char* argument, const at::Tensor& te
                             query.sym_size(0), ", but got ", describe_sizes(tensor));
 }
 
+/// The plan of longer ones would take minutes, before a kernel takes days.
+void check_lengths(const char* op, const c10::SymInt& q_length, const c10::SymInt& kv_length) {
+  for (const c10::SymInt* const length : {&q_length, &kv_length}) {
+    TORCH_CHECK_VALUE(length->maybe_as_int().value_or(0) < kMostLength, op,
+                      ": expected fewer than 2^31 queries and keys, but got ", q_length, " and ",
+                      kv_length);
+  }
+}
+
 /// Kernels would read beyond tensors that do not fit.
 void check_inputs(const char* op, const at::Tensor& query, const at::Tensor& key,
                   const at::Tensor& value, bool enable_gqa) {
@@ -65,6 +76,7 @@ void check_inputs(const char* op, const at::Tensor& query, const at::Tensor& key
                               ": expected value to have as many heads and keys as key, which is ",
                               describe_sizes(key), ", but got ", describe_sizes(value));
   }
+  check_lengths(op, query.sym_size(2), key.sym_size(2));
   const c10::SymInt& heads = query.sym_size(1);
   const c10::SymInt& key_heads = key.sym_size(1);
   if (!enable_gqa) {
@@ -361,19 +373,21 @@ std::vector<int64_t> AttentionPlan::run(
     c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype, c10::SymInt q_offset,
     c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
     const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device) {
-  check_size(kName, "heads", heads);
-  TORCH_CHECK_TYPE(is_additive_dtype(dtype), kName,
+  constexpr auto kPublicName = "attention_plan";
+  check_size(kPublicName, "heads", heads);
+  check_lengths(kPublicName, q_length, kv_length);
+  TORCH_CHECK_TYPE(is_additive_dtype(dtype), kPublicName,
                    ": expected dtype to be float16, bfloat16, float32 or float64, but got ", dtype);
   const Where where{rule, operands, q_offset, kv_offset, q_positions, kv_positions};
-  Planned planned(kName, where, batch_size, heads, q_length, kv_length,
-                  device_of(kName, rule_arguments(where, batch_size, q_length, kv_length,
-                                                  device.value_or(at::kCPU))));
+  Planned planned(kPublicName, where, batch_size, heads, q_length, kv_length,
+                  device_of(kPublicName, rule_arguments(where, batch_size, q_length, kv_length,
+                                                        device.value_or(at::kCPU))));
   std::vector<int64_t> numbers;
   if (planned.problem.empty()) {
     return numbers;
   }
   planned.for_each_part(
-      kName, heads.expect_int(), static_cast<int64_t>(c10::elementSize(dtype)),
+      kPublicName, heads.expect_int(), static_cast<int64_t>(c10::elementSize(dtype)),
       [&](const PlannedRows& part) {
         for (const attention::BatchPlan& group : part.plan) {
           for (const attention::Segment& segment : group.segments) {

@@ -35,13 +35,15 @@ def tell_counters() -> None:
 
 def _forward(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
     given = _named(_ops.scaled_dot_product_attention, args, kwargs)
-    width, value_width = given["query"].shape[3], given["value"].shape[3]
+    width: int = given["query"].shape[3]
+    value_width: int = given["value"].shape[3]
     return 2 * _pairs(**given) * (width + value_width)
 
 
 def _backward(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
     given = _named(_ops.scaled_dot_product_attention_backward, args, kwargs)
-    width, value_width = given["query"].shape[3], given["value"].shape[3]
+    width: int = given["query"].shape[3]
+    value_width: int = given["value"].shape[3]
     # Scores are calculated again; then gradients of weights, values, queries and keys.
     return 2 * _pairs(**given) * (3 * width + 2 * value_width)
 
@@ -61,7 +63,7 @@ def _pairs(
     kv_offset: int = 0,
     q_positions: torch.Tensor | None = None,
     kv_positions: torch.Tensor | None = None,
-    **_: Any,
+    **_others: Any,
 ) -> int:
     """How many keys all queries of all heads see; of fake tensors, all keys."""
     batch_size, heads, q_length, _ = query.shape

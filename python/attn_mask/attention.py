@@ -185,6 +185,7 @@ def scaled_dot_product_attention(
             *limits,
         )
         return result if return_lse else result[0]
+    _check_lengths(_NAME, q_length, kv_length)
     queries = axis(_NAME, "q_offset", q_length, q_offset, device)
     keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
     result = _Attention(rule, queries, keys, scale, enable_gqa, ops, whole)(query, key, value)
@@ -226,6 +227,14 @@ def _last_at_last(
             f"but got {q_length} queries, {kv_length} keys and no q_offset"
         )
     return q_offset
+
+
+def _check_lengths(name: str, q_length: int, kv_length: int) -> None:
+    """As the operators do."""
+    if any(is_known(length >= 2**31) for length in (q_length, kv_length)):
+        raise ValueError(
+            f"{name}: expected fewer than 2^31 queries and keys, but got {q_length} and {kv_length}"
+        )
 
 
 class _Attention(NamedTuple):
@@ -481,6 +490,7 @@ def attention_plan(
     if q_offset is None:
         q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
     program = rule.program
+    _check_lengths(name, q_length, kv_length)
     if program.calls or not program.is_boolean:
         height = max(1, _TILE // max(1, batch_size * heads * kv_length))
         tiles = -(-q_length // height)

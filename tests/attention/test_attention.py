@@ -474,3 +474,27 @@ def test_a_mask_function_is_named_once(caplog, monkeypatch):
     assert record.getMessage().startswith(
         "scaled_dot_product_attention: calls a mask function that is no"
     )
+
+
+@pytest.mark.parametrize("rule", [causal(), lambda b, h, q, k: q >= k], ids=["rule", "function"])
+@pytest.mark.parametrize(("q_length", "kv_length"), [(1, 2**62), (2**31, 3), (2**31, 2**31)])
+def test_lengths_without_end(rule, q_length, kv_length):
+    """They are refused at once, whatever is given beside them."""
+    query, key = (
+        torch.zeros(1, 1, 1, 1).expand(1, 1, length, 1) for length in (q_length, kv_length)
+    )
+    text = f"expected fewer than 2\\^31 queries and keys, but got {q_length} and {kv_length}"
+    for q_offset in (0, torch.tensor(0)):
+        with pytest.raises(ValueError, match="^scaled_dot_product_attention: " + text):
+            scaled_dot_product_attention(query, key, key, rule, q_offset=q_offset)
+        with pytest.raises(ValueError, match="^attention_plan: " + text):
+            attn_mask.attention_plan(rule, 1, q_length, kv_length, q_offset=q_offset)
+    if rule == causal():
+        with pytest.raises(ValueError, match="^scaled_dot_product_attention: " + text):
+            ops.scaled_dot_product_attention(
+                *causal().encode(),
+                query,
+                key,
+                key,
+                q_positions=torch.zeros(1, dtype=torch.int64).expand(q_length),
+            )
