@@ -355,9 +355,8 @@ Plan make_plan_without_data(const Problem& problem, const Work& work) {
   bool has_data =
       problem.q_positions.numbers.data != nullptr || problem.kv_positions.numbers.data != nullptr;
   for (int32_t i = 0; i < problem.rule.size; ++i) {
-    const Rule::Node& node = problem.rule.nodes[i];
-    has_data = has_data || node.kind == Rule::Kind::kPadding || node.kind == Rule::Kind::kSameId ||
-               (node.kind == Rule::Kind::kChunk && node.chunk.padding.data != nullptr);
+    has_data = has_data ||
+               visit_leaf(problem.rule.nodes[i], [](const auto& leaf) { return leaf.has_table(); });
   }
   for (int32_t i = 0; i < problem.rule.steps_size; ++i) {
     has_data = has_data || problem.rule.steps[i].table.exists();

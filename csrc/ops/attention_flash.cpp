@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "attention/flash.h"
 #include "ops/dtypes.h"
 #include "ops/kernels.h"
-#include "rule/hull.h"
 
 namespace attn_mask {
 namespace {
@@ -75,59 +75,17 @@ at::Tensor find_documents(const at::Tensor& ids, int64_t rows, const DocumentLim
 }
 
 std::optional<FlashRule> flash_rule(const Problem& problem, at::TensorList operands) {
-  if (problem.q_positions.numbers.data != nullptr || problem.kv_positions.numbers.data != nullptr) {
+  const std::optional<attention::FlashBand> band = attention::flash_band(problem);
+  if (!band) {
     return std::nullopt;
   }
-  const Hull hull(problem.rule);
-  const bool is_band = hull.chunk < 0 && hull.unresolved == 0 &&
-                       hull.known.begin == kEverywhere.begin && hull.known.end == kEverywhere.end;
-  const Rule::Node* documents = nullptr;
-  for (int32_t i = 0; is_band && i < problem.rule.size; ++i) {
-    const Rule::Node& node = problem.rule.nodes[i];
-    if (node.kind == Rule::Kind::kAnd) {
-      continue;
-    }
-    if (!node.conjunct || node.step_begin != node.step_end) {
-      return std::nullopt;
-    }
-    if (node.kind == Rule::Kind::kSameId) {
-      if (documents != nullptr || node.same_id.negative_is_none) {
-        return std::nullopt;
-      }
-      documents = &node;
-    }
+  if (band->documents == nullptr) {
+    return FlashRule{band->left, band->right, std::nullopt};
   }
-  if (!is_band) {
-    return std::nullopt;
-  }
-  // Kernels count positions so that the last query and the last key are at the same.
-  const int64_t ahead = problem.q_positions.offset - problem.kv_positions.offset -
-                        (problem.kv_length - problem.q_length);
-  FlashRule rule{-1, -1, std::nullopt};
-  if (hull.before < kFar) {
-    rule.left = hull.before - ahead;
-  }
-  if (hull.after < kFar) {
-    rule.right = hull.after + ahead;
-  }
-  const auto is_beyond = [&](int64_t size, int64_t distance) {
-    return size < kFar && (distance < 0 || distance > std::numeric_limits<int32_t>::max());
-  };
-  if (is_beyond(hull.before, rule.left) || is_beyond(hull.after, rule.right)) {
-    return std::nullopt;
-  }
-  if (documents == nullptr) {
-    return rule;
-  }
-  const Table& table = documents->same_id.ids;
-  const int64_t first = problem.q_positions.offset;
-  const bool is_self = problem.q_length == problem.kv_length && ahead == 0 && first >= 0 &&
-                       first + problem.q_length <= table.length &&
-                       problem.batch_size <= std::numeric_limits<int32_t>::max() / problem.q_length;
   for (const at::Tensor& operand : operands) {
-    if (is_self && operand.const_data_ptr() == table.numbers.data && operand.dim() == 2) {
-      rule.ids = operand.narrow(1, first, problem.q_length);
-      return rule;
+    if (operand.const_data_ptr() == band->documents->ids.numbers.data && operand.dim() == 2) {
+      return FlashRule{band->left, band->right,
+                       operand.narrow(1, problem.q_positions.offset, problem.q_length)};
     }
   }
   return std::nullopt;

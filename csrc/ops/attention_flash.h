@@ -31,7 +31,7 @@ struct DocumentLimits {
 at::Tensor find_documents(const at::Tensor& ids, int64_t rows, const DocumentLimits& limits,
                           int32_t* borders);
 
-/// Nothing where a rule says more than those kernels can, or a problem has positions in tensors.
+/// Nothing where those kernels can't say all of a rule (attention/flash.h).
 std::optional<FlashRule> flash_rule(const Problem& problem, at::TensorList operands);
 
 /// Whether the device has flash kernels for these inputs, and torch is allowed to use them.

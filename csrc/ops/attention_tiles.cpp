@@ -101,13 +101,7 @@ class TileMask {
     static_cast<Problem&>(params) = problem.part(rows.begin, rows.end);
     params.kv_positions.offset += keys.begin;
     for (int32_t i = 0; i < params.rule.size; ++i) {
-      Rule::Node& node = params.rule.nodes[i];
-      if (node.kind == Rule::Kind::kPadding && node.padding.by_column) {
-        Padding& bits = node.padding;
-        bits.mask = static_cast<const char*>(bits.mask) +
-                    (rows.begin * bits.q_stride + keys.begin * bits.key_stride) * bits.element_size;
-        bits.length -= keys.begin;
-      }
+      visit_leaf(params.rule.nodes[i], [&](auto&& leaf) { leaf.move(rows.begin, keys.begin); });
     }
     const double infinity = std::numeric_limits<double>::infinity();
     set_output(params, mask_, additive_format(dtype_, -infinity));

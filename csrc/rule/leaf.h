@@ -23,9 +23,12 @@ namespace attn_mask {
 ///                                `first` on it attends to; bits beyond them may be anything
 ///     bool kIsBand               row() is the same for all queries, at as many positions before
 ///                                and after them, or at the same positions, and reads no data
+///     bool has_table()           whether attends() reads memory; host only, as the next
+///     void move(rows, columns)   the mask begins so many rows and columns further on: for what is
+///                                looked up by these, not by positions
 ///
-/// The positions of query and key are those that the leaf sees. Code that tests for a kind by `if`
-/// must be right, if slower, for every other.
+/// The positions of query and key are those that the leaf sees. An `if (kind == ...)` may only make
+/// something faster: every other kind must reach a path that is right.
 struct Leaf {
   enum class Kind : int32_t {
     kAll,
@@ -61,8 +64,8 @@ struct Leaf {
 /// Calls `f` with the leaf and returns what it does. A node that joins others decides nothing
 /// itself.
 ATTN_MASK_ANY_EXECUTION_SPACE
-template <typename F>
-ATTN_MASK_INLINE auto visit_leaf(const Leaf& leaf, const F& f) {
+template <typename OfLeaf, typename F>
+ATTN_MASK_INLINE auto visit_leaf(OfLeaf& leaf, const F& f) {
   switch (leaf.kind) {
     case Leaf::Kind::kAll:
       return f(All{});

@@ -22,6 +22,8 @@ struct EvenKeys {
   ATTN_MASK_INLINE uint64_t word(const Query&, const Key& first, int64_t) const {
     return first.position % 2 == 0 ? 0x5555555555555555U : 0xAAAAAAAAAAAAAAAAU;
   }
+  bool has_table() const { return HAS_TABLE; }
+  void move(int64_t, int64_t) {}
 };
 
 """
@@ -29,12 +31,22 @@ PROGRAM = """
 #include <cstdio>
 #include <initializer_list>
 
+#include "attention/flash.h"
+#include "attention/plan.h"
+#include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "emulated_grid.h"
 #include "format/boolean.h"
 #include "rule/spans.h"
 
 using namespace attn_mask;
+
+// What torch decides elsewhere.
+const CpuKernels& attn_mask::cpu_kernels() { return isa_default::kKernels; }
+void attn_mask::parallel_for(int64_t items, int64_t,
+                             const std::function<void(int64_t, int64_t)>& f) {
+  f(0, items);
+}
 
 int main() {
   uint8_t on_cpu[2][6];
@@ -70,6 +82,12 @@ int main() {
     const RowRun run = row_run(params.rule, query, params.q_positions, params.kv_positions, 6, 1);
     std::printf("%u %u ", spans.unresolved, run.unresolved);
   }
+  // Attention: flash kernels can't say it, and tables are not read on the host.
+  Problem window = params;
+  window.q_length = window.kv_length = 2048;
+  const auto plan = attention::make_plan_without_data(window, {1, 4, /*on_host=*/false});
+  std::printf("%d %d ", attention::flash_band(window).has_value(),
+              plan[0].segments[0].keys.end == window.kv_length);
 }
 """
 
@@ -111,8 +129,10 @@ def switches_without(kind, compiler, csrc, *more_flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("compiler", "is_band"), [("g++", "true"), ("clang++", "false")])
-def test_a_leaf_that_the_list_forgets_does_not_compile(compiler, is_band, tmp_path):
+@pytest.mark.parametrize(
+    ("compiler", "is_band", "has_table"), [("g++", "true", "false"), ("clang++", "false", "true")]
+)
+def test_a_leaf_that_the_list_forgets_does_not_compile(compiler, is_band, has_table, tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     csrc = tmp_path / "csrc"
@@ -120,7 +140,8 @@ def test_a_leaf_that_the_list_forgets_does_not_compile(compiler, is_band, tmp_pa
     leaves = csrc / "rule/leaf.h"
     replace(leaves, "    kPadding,\n", "    kPadding,\n    kEvenKeys,\n")
     replace(leaves, "  Leaf(All)", "  Leaf(EvenKeys) : kind(Kind::kEvenKeys) {}\n  Leaf(All)")
-    replace(leaves, "attn_mask {\n\n", f"attn_mask {{\n{STRUCT.replace('IS_BAND', is_band)}")
+    struct = STRUCT.replace("IS_BAND", is_band).replace("HAS_TABLE", has_table)
+    replace(leaves, "attn_mask {\n\n", f"attn_mask {{\n{struct}")
     assert switches_without("kEvenKeys", compiler, csrc) == ({"rule/leaf.h"}, False)
 
     nothing = "    case Leaf::Kind::kNothing:\n"
@@ -136,9 +157,11 @@ def test_a_leaf_that_the_list_forgets_does_not_compile(compiler, is_band, tmp_pa
     program = tmp_path / "main.cpp"
     program.write_text(PROGRAM)
     kernels = [path for path in csrc.glob("cpu/*.cpp") if "ATTN_MASK_ISA" in path.read_text()]
-    sources = [program, *kernels, *(csrc / "rule").glob("*.cpp")]
+    rooms = [*(csrc / "rule").glob("*.cpp"), *(csrc / "attention").glob("*.cpp")]
+    sources = [program, *kernels, *rooms]
     done = compile_with(compiler, csrc, "-O1", *sources, "-o", tmp_path / "main")
     assert done.returncode == 0, done.stderr
     said = subprocess.check_output([tmp_path / "main"], text=True).split()
     # The first node is the leaf: its spans are left unresolved.
-    assert said == [*["101000"] * 4, "1", "1", *["001000"] * 4, "1", "1"]
+    of_rows = [*["101000"] * 4, "1", "1", *["001000"] * 4, "1", "1"]
+    assert said == [*of_rows, "0", str(int(has_table == "true"))]

@@ -8,6 +8,9 @@ namespace attn_mask {
 struct Causal {
   static constexpr bool kIsBand = true;
 
+  bool has_table() const { return false; }
+  void move(int64_t, int64_t) {}
+
   ATTN_MASK_INLINE bool attends(const Query& query, const Key& key) const {
     return key.position <= query.position;
   }

@@ -24,6 +24,9 @@ struct Chunk {
     return {begin, begin + size};
   }
 
+  bool has_table() const { return padding.data != nullptr; }
+  void move(int64_t, int64_t) {}
+
   ATTN_MASK_INLINE bool attends(const Query& query, const Key& key) const {
     return keys(query).contains(key.position);
   }

@@ -33,6 +33,15 @@ struct Padding {
     return query.batch * batch_stride + query.head * head_stride + query.row * q_stride;
   }
 
+  bool has_table() const { return true; }
+  void move(int64_t rows, int64_t columns) {
+    if (by_column) {
+      mask =
+          static_cast<const char*>(mask) + (rows * q_stride + columns * key_stride) * element_size;
+      length -= columns;
+    }
+  }
+
   ATTN_MASK_INLINE bool attends(const Query& query, const Key& key) const {
     const int64_t place = by_column ? key.column : key.position;
     if (place < 0 || place >= length) {

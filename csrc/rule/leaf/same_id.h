@@ -13,6 +13,9 @@ struct SameId {
   Table ids;
   bool negative_is_none;
 
+  bool has_table() const { return true; }
+  void move(int64_t, int64_t) {}
+
   ATTN_MASK_INLINE bool attends(const Query& query, const Key& key) const {
     if (!ids.holds(query.position) || !ids.holds(key.position)) {
       return false;

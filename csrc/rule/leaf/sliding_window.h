@@ -12,6 +12,9 @@ struct SlidingWindow {
   int64_t left;   // kOpen: open
   int64_t right;  // kOpen: open
 
+  bool has_table() const { return false; }
+  void move(int64_t, int64_t) {}
+
   ATTN_MASK_INLINE bool attends(const Query& query, const Key& key) const {
     return row(query).keys.contains(key.position);
   }
