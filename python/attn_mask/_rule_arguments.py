@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,29 @@ def integers(source: Source, table: Any, ranks: tuple[int, ...]) -> torch.Tensor
     return of_rank(source, table, ranks)
 
 
+def real_numbers(source: Source, table: Any, ranks: tuple[int, ...]) -> torch.Tensor:
+    """A table of booleans or numbers; [n] or [b, n]."""
+    check_strided(source.function, source.argument, table)
+    if table.is_complex():
+        raise TypeError(
+            f"{source} to be of a boolean, integer or real floating dtype, but got {table.dtype}"
+        )
+    return of_rank(source, table, ranks)
+
+
+def booleans(source: Source, table: Any) -> torch.Tensor:
+    """Bits [b, h, q, kv]."""
+    check_strided(source.function, source.argument, table)
+    if table.dtype != torch.bool:
+        raise TypeError(f"{source} to be bool, but got {table.dtype}")
+    if table.dim() != 4:
+        raise ValueError(
+            f"{source} to be 4-D [batch_size, heads, q_length, kv_length], "
+            f"but got {table.dim()}-D {list(table.shape)}"
+        )
+    return table  # type: ignore[no-any-return]
+
+
 def of_rank(source: Source, table: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
     if table.dim() not in ranks:
         shape = "1-D [length] or 2-D [batch_size, length]" if 2 in ranks else "1-D [batch_size]"
@@ -60,6 +83,16 @@ def offset_of(argument: str, value: Any) -> int | torch.Tensor:
     if not is_recording() and not -FAR < offset < FAR:
         raise ValueError(f"shift: expected {argument} to be within 2^59 of 0, but got {value}")
     return offset
+
+
+def depth_over(name: str, rules: Sequence[Any]) -> int:
+    """The depth of a tree with these branches. Raises ValueError for what is too deep."""
+    depth: int = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
+    if depth > _C.MAX_DEPTH:
+        raise ValueError(
+            f"{name}: expected rules to be nested at most {_C.MAX_DEPTH} deep, but got {depth}"
+        )
+    return depth
 
 
 def limits_of(name: str, documents: Any, length: Any) -> tuple[int, int] | None:

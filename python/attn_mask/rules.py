@@ -24,14 +24,24 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from attn_mask._checks import check_strided, expected_of_function
+from attn_mask._checks import expected_of_function
 from attn_mask._library import _C
 from attn_mask._pictures import Pictured
 from attn_mask._program import Place, Program, Source
 from attn_mask._rule_arguments import FAR as FAR
 from attn_mask._rule_arguments import ID_DTYPES as ID_DTYPES
 from attn_mask._rule_arguments import OPEN as OPEN
-from attn_mask._rule_arguments import at, integers, limits_of, of_rank, offset_of, row_of, side_of
+from attn_mask._rule_arguments import (
+    at,
+    booleans,
+    depth_over,
+    integers,
+    limits_of,
+    offset_of,
+    real_numbers,
+    row_of,
+    side_of,
+)
 from attn_mask._rule_arguments import whole as whole
 from attn_mask._tracing import is_recording
 
@@ -55,7 +65,8 @@ __all__ = [
 ]
 
 
-# The rules of a program; csrc/rule/program.h defines them.
+# The rules of a program; csrc/rule/program.h defines them. Used as globals, which dynamo takes for
+# constants: an int that is an attribute of a rule may become symbolic.
 ALL = _C.OPCODES["ALL"]
 CAUSAL = _C.OPCODES["CAUSAL"]
 WINDOW = _C.OPCODES["WINDOW"]
@@ -422,26 +433,27 @@ class _OfIds(MaskFunction):
     ids: torch.Tensor
     source: Source
 
-    opcode: ClassVar[int]
-
     def _ids_at(self, batch_idx: Any, idx: Any) -> Any:
         return at(self.ids, self.source, batch_idx, idx)
 
-    def encode_into(self, program: Program, place: Place) -> None:
+    def _encode_as(self, opcode: int, program: Program, place: Place) -> None:
         if self.ids.dtype in ID_DTYPES:
-            program.add_table(self.opcode, self.source, self.ids, place)
+            program.add_table(opcode, self.source, self.ids, place)
         else:
             program.add_call(self, place)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Blockwise(_OfIds):
-    spelled, opcode = "blockwise", BLOCKS
+    spelled = "blockwise"
     source: Source = _OF_BLOCKS
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         of_query = self._ids_at(batch_idx, q_idx)
         return (of_query == self._ids_at(batch_idx, kv_idx)) & (of_query >= 0)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(BLOCKS, program, place)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -463,7 +475,7 @@ class Padding(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Documents(_OfIds):
-    spelled, opcode = "documents", DOCUMENTS
+    spelled = "documents"
     source: Source = _OF_DOCUMENTS
     limits: tuple[int, int] | None = None
     """How many there are at most, and how long, where the caller says so."""
@@ -472,7 +484,7 @@ class Documents(_OfIds):
         return self._ids_at(batch_idx, q_idx) == self._ids_at(batch_idx, kv_idx)
 
     def encode_into(self, program: Program, place: Place) -> None:
-        _OfIds.encode_into(self, program, place)
+        self._encode_as(DOCUMENTS, program, place)
         program.has_documents, program.limits = True, self.limits
 
 
@@ -518,12 +530,12 @@ class _Join(MaskFunction):
 
     sign: ClassVar[str]
     join: ClassVar[Callable[[Any, Any], Any]]
-    opcode: ClassVar[int]
-    of_none: ClassVar[tuple[Any, int]]
-    """The result of no rules, and the opcode of a rule with this result."""
+    of_none: ClassVar[bool]
+    """The result of no rules."""
 
     def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        join, result = type(self).join, self.of_none[0]
+        join = type(self).join
+        result: Any = self.of_none
         if isinstance(q_idx, torch.Tensor):
             # Not new_full, which torch.jit.trace can't record.
             result = (q_idx.new_ones if result else q_idx.new_zeros)((), dtype=torch.bool)
@@ -535,11 +547,11 @@ class _Join(MaskFunction):
         """The same of changed rules."""
         return _joined(type(self), tuple(change(rule) for rule in self.rules))
 
-    def encode_into(self, program: Program, place: Place) -> None:
+    def _encode_as(self, opcode: int, of_none: int, program: Program, place: Place) -> None:
         if not self.rules:
-            program.code.append(self.of_none[1])
+            program.code.append(of_none)
         elif len(self.rules) > 1:  # the operators need one at least
-            program.code += (self.opcode, len(self.rules))
+            program.code += (opcode, len(self.rules))
         for rule in self.rules:
             rule.encode_into(program, place)
 
@@ -548,7 +560,7 @@ class _Join(MaskFunction):
             return f"{self.spelled}({', '.join(map(repr, self.rules))})"
         return self.sign.join(
             f"({rule!r})"
-            if isinstance(rule, _Union) and self.opcode == AND and len(rule.rules) > 1
+            if isinstance(rule, _Union) and isinstance(self, _Intersection) and len(rule.rules) > 1
             else repr(rule)
             for rule in self.rules
         )
@@ -556,8 +568,11 @@ class _Join(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Intersection(_Join):
-    spelled, sign, opcode, of_none = "intersection", " & ", AND, (True, ALL)
+    spelled, sign, of_none = "intersection", " & ", True
     join = operator.and_
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(AND, ALL, program, place)
 
     def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
@@ -568,8 +583,11 @@ class _Intersection(_Join):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Union(_Join):
-    spelled, sign, opcode, of_none = "union", " | ", OR, (False, NOTHING)
+    spelled, sign, of_none = "union", " | ", False
     join = operator.or_
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(OR, NOTHING, program, place)
 
     def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
@@ -631,6 +649,8 @@ def sized_window(name: str, argument: str, size: Any) -> MaskFunction:
     return Window(side_of(name, argument, size, math.ceil) - 1, None)
 
 
+# For eager code, so that their programs are made once. Not for graphs: dynamo does not guard an
+# argument that is the same object as a global, and would run the graph for other arguments, too.
 _causal = _Causal()
 _nothing = _Nothing()
 _bidirectional = _Bidirectional()
@@ -643,7 +663,7 @@ def causal() -> MaskFunction:
     █▄··
     ███▄
     """
-    return _causal
+    return _Causal() if is_recording() else _causal
 
 
 def bidirectional() -> MaskFunction:
@@ -652,7 +672,7 @@ def bidirectional() -> MaskFunction:
     >>> attn_mask.show(attn_mask.bidirectional(), 2, 4)
     ████
     """
-    return _bidirectional
+    return _Bidirectional() if is_recording() else _bidirectional
 
 
 def nothing() -> MaskFunction:
@@ -661,7 +681,7 @@ def nothing() -> MaskFunction:
     >>> attn_mask.show(attn_mask.nothing(), 2, 4)
     ····
     """
-    return _nothing
+    return _Nothing() if is_recording() else _nothing
 
 
 def bits(attends: torch.Tensor) -> MaskFunction:
@@ -674,15 +694,7 @@ def bits(attends: torch.Tensor) -> MaskFunction:
     >>> attn_mask.show(attn_mask.bits(torch.eye(2, 4, dtype=torch.bool)[None, None]), 2, 4)
     ▀▄··
     """
-    check_strided("bits", "attends", attends)
-    if attends.dtype != torch.bool:
-        raise TypeError(f"bits: expected attends to be bool, but got {attends.dtype}")
-    if attends.dim() != 4:
-        raise ValueError(
-            "bits: expected attends to be 4-D [batch_size, heads, q_length, kv_length], "
-            f"but got {attends.dim()}-D {list(attends.shape)}"
-        )
-    return Bits(attends)
+    return Bits(booleans(_OF_BITS, attends))
 
 
 def sliding_window(size: int) -> MaskFunction:
@@ -777,13 +789,7 @@ def padding(mask: torch.Tensor) -> MaskFunction:
     >>> attn_mask.show(attn_mask.padding(torch.tensor([0, 1, 1, 1])), 2, 4)
     ·███
     """
-    check_strided("padding", "mask", mask)
-    if mask.is_complex():
-        raise TypeError(
-            "padding: expected mask to be of a boolean, integer or real floating dtype, "
-            f"but got {mask.dtype}"
-        )
-    return Padding(of_rank(_OF_PADDING, mask, (1, 2)))
+    return Padding(real_numbers(_OF_PADDING, mask, (1, 2)))
 
 
 def documents(
@@ -844,17 +850,7 @@ def _joined(kind: type[_Join], mask_functions: tuple[Callable[..., Any], ...]) -
     for mask_function in mask_functions:
         rule = rule_of(kind.spelled, "mask_function", mask_function)
         rules += rule.rules if isinstance(rule, kind) else (rule,)
-    return kind(tuple(rules), _depth_over(kind.spelled, tuple(rules)))
-
-
-def _depth_over(name: str, rules: tuple[MaskFunction, ...]) -> int:
-    """The depth of a tree with these branches. Raises ValueError for what is too deep."""
-    depth = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
-    if depth > _C.MAX_DEPTH:
-        raise ValueError(
-            f"{name}: expected rules to be nested at most {_C.MAX_DEPTH} deep, but got {depth}"
-        )
-    return depth
+    return kind(tuple(rules), depth_over(kind.spelled, tuple(rules)))
 
 
 def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskFunction:
@@ -875,10 +871,10 @@ def reindexed(
     rule = rule_of(name, "mask_function", mask_function)
     if isinstance(rule, Bits):
         # Where positions are unknown, nothing is visible.
-        return intersection(rule, reindexed(name, _bidirectional, positions, source))
+        return intersection(rule, reindexed(name, bidirectional(), positions, source))
     if isinstance(rule, _Join) and _has_bits(rule):
         return rule.over(lambda branch: reindexed(name, branch, positions, source))
-    return Reindex(rule, positions, _depth_over(name, (rule,)), source)
+    return Reindex(rule, positions, depth_over(name, (rule,)), source)
 
 
 def shift(
@@ -896,4 +892,4 @@ def shift(
     if isinstance(rule, _Join) and _has_bits(rule):
         return rule.over(lambda branch: shift(branch, q_offset, kv_offset))
     q_add, kv_add = offset_of("q_offset", q_offset), offset_of("kv_offset", kv_offset)
-    return Shift(rule, q_add, kv_add, _depth_over("shift", (rule,)))
+    return Shift(rule, q_add, kv_add, depth_over("shift", (rule,)))
