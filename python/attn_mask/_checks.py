@@ -41,6 +41,21 @@ def check_integer(function: str, argument: str, value: Any) -> None:
         raise ValueError(f"{function}: expected {argument} to be within 2^63 of 0, but got {value}")
 
 
+def checked_device(function: str, device: Any) -> torch.device:
+    """The device that an argument names. Raises ValueError or TypeError for what names none."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{function}: expected device to name a device, but got {device!r}"
+        ) from error
+    except TypeError as error:
+        raise TypeError(
+            f"{function}: expected device to be a torch.device or a str, "
+            f"but got {type(device).__name__}"
+        ) from error
+
+
 def check_flag(function: str, argument: str, value: Any) -> None:
     """Raises TypeError for what is no bool."""
     if not isinstance(value, bool):

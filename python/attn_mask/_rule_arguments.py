@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +11,8 @@ from attn_mask._checks import check_strided
 from attn_mask._library import _C
 from attn_mask._program import Source
 from attn_mask._tracing import is_jit_tracing, is_recording
+
+_T = TypeVar("_T")
 
 # Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
 FAR = _C.FAR
@@ -112,6 +114,12 @@ def limits_of(name: str, documents: Any, length: Any) -> tuple[int, int] | None:
     return limits[0], limits[1]
 
 
+def wide(positions: _T) -> _T:
+    """Positions in int64, which holds sums of them; what is no tensor of integers as it is."""
+    is_integer = isinstance(positions, torch.Tensor) and positions.dtype in ID_DTYPES
+    return positions.long() if is_integer else positions  # type: ignore[attr-defined]
+
+
 def at(table: torch.Tensor, source: Source, batch_idx: Any, idx: Any) -> torch.Tensor:
     """The entries of a table at positions; one row of it may serve the whole batch."""
     if source.is_upstream:
@@ -126,3 +134,9 @@ def row_of(rows: int, batch_idx: Any) -> Any:
     if is_jit_tracing():  # the graph is for other numbers of rows, too
         return batch_idx % rows
     return 0 if rows == 1 else batch_idx
+
+
+def beside(result: Any, other: Any) -> Any:
+    """A result on the other's device, where they are tensors."""
+    both = isinstance(result, torch.Tensor) and isinstance(other, torch.Tensor)
+    return result.to(other.device) if both else result

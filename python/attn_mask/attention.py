@@ -10,7 +10,7 @@ import torch
 
 from attn_mask import rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_flag, check_integer, check_strided
+from attn_mask._checks import check_flag, check_integer, check_strided, checked_device
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._named_once import name_once
@@ -107,15 +107,11 @@ def scaled_dot_product_attention(
     if not isinstance(rule, MaskFunction):
         rule = rules.rule_of(_NAME, "rule", rule)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
-    if type(kv_offset) is not int:
-        check_integer(_NAME, "kv_offset", kv_offset)
+    _check_offset(_NAME, "kv_offset", kv_offset)
     if q_offset is None:
         q_offset = _last_at_last(_NAME, q_length, kv_length, kv_offset)
-    elif type(q_offset) is not int:
-        check_integer(_NAME, "q_offset", q_offset)
-    for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
-        if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
-            raise ValueError(f"{_NAME}: expected {argument} not to be negative, but got {offset}")
+    else:
+        _check_offset(_NAME, "q_offset", q_offset)
     ops = operators()
     if (
         ops is None
@@ -174,12 +170,21 @@ def _limits(
     return found
 
 
+def _check_offset(name: str, argument: str, offset: Any) -> None:
+    if type(offset) is not int:
+        check_integer(name, argument, offset)
+    if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
+        raise ValueError(f"{name}: expected {argument} not to be negative, but got {offset}")
+
+
 def _last_at_last(
     name: str, q_length: int, kv_length: int, kv_offset: int | torch.Tensor
 ) -> int | torch.Tensor:
     """The q_offset by which the last query stands at the last key; without keys any will do."""
-    q_offset = kv_offset if is_known(kv_length == 0) else kv_offset + (kv_length - q_length)
-    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0) and kv_offset >= 0:
+    q_offset = rules.wide(kv_offset)
+    if not is_known(kv_length == 0):
+        q_offset = q_offset + (kv_length - q_length)
+    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0):
         raise ValueError(
             f"{name}: expected q_offset where there are more queries than keys, "
             f"but got {q_length} queries, {kv_length} keys and no q_offset"
@@ -415,14 +420,16 @@ def attention_plan(
     mask     batch 0:1, q 1024:1280, kv 1:1280, 12 tiles 256 apart: positions mask some keys
     """
     name = "attention_plan"
-    integers = ("batch_size", "q_length", "kv_length", "heads", "kv_offset")
-    sizes = batch_size, q_length, kv_length
-    for argument, number in zip(integers, (*sizes, heads, kv_offset), strict=True):
+    integers = ("batch_size", "q_length", "kv_length", "heads")
+    for argument, number in zip(integers, (batch_size, q_length, kv_length, heads), strict=True):
         check_integer(name, argument, number)
+    _check_offset(name, "kv_offset", kv_offset)
     rule = rules.rule_of(name, "rule", rule)
-    of_device = default_device() if device is None else torch.device(device)
+    of_device = default_device() if device is None else checked_device(name, device)
     if q_offset is None:
         q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
+    else:
+        _check_offset(name, "q_offset", q_offset)
     program = rule.program
     if program.calls or not program.is_boolean:
         height = max(1, _TILE // max(1, batch_size * heads * kv_length))

@@ -13,13 +13,12 @@ They are immutable, can be copied and pickled (where a callable of the user's ca
 when they have the same structure over the same tensor objects. No value of a tensor is read here.
 """
 
-import enum
 import math
 import operator
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -28,11 +27,13 @@ from attn_mask._checks import expected_of_function
 from attn_mask._library import _C
 from attn_mask._pictures import Pictured
 from attn_mask._program import Place, Program, Source
+from attn_mask._program import Shown as Shown
 from attn_mask._rule_arguments import FAR as FAR
 from attn_mask._rule_arguments import ID_DTYPES as ID_DTYPES
 from attn_mask._rule_arguments import OPEN as OPEN
 from attn_mask._rule_arguments import (
     at,
+    beside,
     booleans,
     depth_over,
     integers,
@@ -43,6 +44,7 @@ from attn_mask._rule_arguments import (
     side_of,
 )
 from attn_mask._rule_arguments import whole as whole
+from attn_mask._rule_arguments import wide as wide
 from attn_mask._tracing import is_recording
 
 __all__ = [
@@ -88,15 +90,6 @@ _UNSHOWN = "depth", "source", "limits"
 _MAX_CHANGES = _C.MAX_STEPS - 1
 
 
-class Shown(enum.Enum):
-    """Which of some keys are visible to some queries, as far as positions decide it."""
-
-    ALL = enum.auto()
-    CAUSAL = enum.auto()
-    """The keys up to the query's own position; not all."""
-    OTHER = enum.auto()
-
-
 _OF_BITS = Source("bits", "attends")
 _OF_PADDING = Source("padding", "mask")
 _OF_DOCUMENTS = Source("documents", "ids")
@@ -126,6 +119,11 @@ class MaskFunction(Pictured):
         kv_idx: torch.Tensor,
     ) -> torch.Tensor:
         """Whether queries attend to keys; index tensors that broadcast against each other."""
+        result: torch.Tensor = self.evaluate(*map(wide, (batch_idx, head_idx, q_idx, kv_idx)))
+        return result
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        """The same of int64, in which positions neither wrap nor overflow."""
         raise NotImplementedError
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -170,17 +168,17 @@ class MaskFunction(Pictured):
     def to(self, device: torch.device | str) -> Self:
         """This tree with its tensors on ``device``; callables of the user's stay as they are."""
         moved: dict[str, Any] = {}
-        for field, value in self._fields():
+        for name, value in self._fields():
             if isinstance(value, torch.Tensor | MaskFunction):
                 new = value.to(device)
                 if new is not value:
-                    moved[field] = new
-            elif field == "rules":
+                    moved[name] = new
+            elif name == "rules":
                 rules = []  # no comprehension, which would be one more frame for each level
                 for rule in value:
                     rules.append(rule.to(device))
                 if any(map(operator.is_not, rules, value)):
-                    moved[field] = tuple(rules)
+                    moved[name] = tuple(rules)
         return replace(self, **moved) if moved else self
 
     def __bool__(self) -> bool:
@@ -216,8 +214,8 @@ class MaskFunction(Pictured):
                 continue
             if type(a) is not type(b) or a.depth != b.depth:
                 return False
-            for (field, of_a), (_, of_b) in zip(a._fields(), b._fields(), strict=True):
-                if field == "rules":
+            for (name, of_a), (_, of_b) in zip(a._compared(), b._compared(), strict=True):
+                if name == "rules":
                     if len(of_a) != len(of_b):
                         return False
                     pairs += zip(of_a, of_b, strict=True)
@@ -245,10 +243,13 @@ class MaskFunction(Pictured):
 
     def _fields(self) -> list[tuple[str, Any]]:
         # torch 2.11's dynamo hashes objects whose fields it has not set yet.
-        return [(field.name, getattr(self, field.name, None)) for field in fields(self)]
+        return [(of.name, getattr(self, of.name, None)) for of in fields(self)]
+
+    def _compared(self) -> list[tuple[str, Any]]:
+        return [(of.name, getattr(self, of.name, None)) for of in fields(self) if of.compare]
 
     def _identity(self) -> tuple[Any, ...]:
-        return type(self), *(_identity(value) for _, value in self._fields())
+        return type(self), *(_identity(value) for _, value in self._compared())
 
 
 def _identity(value: Any) -> Any:
@@ -264,17 +265,11 @@ def _shown(value: Any) -> str:
     return repr(value)
 
 
-def _beside(result: Any, other: Any) -> Any:
-    """A result on the other's device, where they are tensors."""
-    both = isinstance(result, torch.Tensor) and isinstance(other, torch.Tensor)
-    return result.to(other.device) if both else result
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class _Causal(MaskFunction):
     spelled = "causal"
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return kv_idx <= q_idx
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -288,7 +283,7 @@ class _Causal(MaskFunction):
 class _Bidirectional(MaskFunction):
     spelled = "bidirectional"
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx >= 0  # the shape of an index, and True
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -303,7 +298,7 @@ class _Bidirectional(MaskFunction):
 class _Nothing(MaskFunction):
     spelled = "nothing"
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx != q_idx  # the shape of an index, and False
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -316,7 +311,7 @@ class Bits(MaskFunction):
 
     attends: torch.Tensor
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         batch, head = map(row_of, self.attends.shape, (batch_idx, head_idx))
         return self.attends[batch, head, q_idx, kv_idx]
 
@@ -346,7 +341,7 @@ class Window(MaskFunction):
     left: int | None
     right: int | None
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         # The side that is subtracted can't overflow, however wide the window.
         if self.right is None:
             return kv_idx >= q_idx - self.left
@@ -390,13 +385,13 @@ class Chunked(MaskFunction):
     left_padding: torch.Tensor | None
     source: Source = _OF_CHUNKS
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         if self.left_padding is None:
             return kv_idx // self.size == q_idx // self.size
         row = batch_idx
         if not self.source.is_upstream:
             row = row_of(self.left_padding.shape[0], batch_idx)
-        start = self.left_padding[row]
+        start = wide(self.left_padding[row])
         return (kv_idx - start) // self.size == (q_idx - start) // self.size
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -448,7 +443,7 @@ class Blockwise(_OfIds):
     spelled = "blockwise"
     source: Source = _OF_BLOCKS
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         of_query = self._ids_at(batch_idx, q_idx)
         return (of_query == self._ids_at(batch_idx, kv_idx)) & (of_query >= 0)
 
@@ -462,8 +457,9 @@ class Padding(MaskFunction):
 
     mask: torch.Tensor
     source: Source = _OF_PADDING
+    name: str | None = field(default=None, compare=False)
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         shown = at(self.mask, self.source, batch_idx, kv_idx)
         return shown if self.source.is_upstream else shown.bool()
 
@@ -471,6 +467,10 @@ class Padding(MaskFunction):
         program.add_table(PADDING, self.source, self.mask, place, by_query=False)
         if self.source.is_upstream and self.mask.dtype != torch.bool:
             program.is_boolean = False
+
+    def _repr(self) -> str:
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"padding({_shown(self.mask)}{name})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -480,7 +480,7 @@ class Documents(_OfIds):
     limits: tuple[int, int] | None = None
     """How many there are at most, and how long, where the caller says so."""
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return self._ids_at(batch_idx, q_idx) == self._ids_at(batch_idx, kv_idx)
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -492,7 +492,7 @@ class Documents(_OfIds):
 class Function(MaskFunction):
     function: Callable[..., Any]
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         if is_recording():
             return self.function(batch_idx, head_idx, q_idx, kv_idx)
         try:
@@ -533,14 +533,14 @@ class _Join(MaskFunction):
     of_none: ClassVar[bool]
     """The result of no rules."""
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         join = type(self).join
         result: Any = self.of_none
         if isinstance(q_idx, torch.Tensor):
             # Not new_full, which torch.jit.trace can't record.
             result = (q_idx.new_ones if result else q_idx.new_zeros)((), dtype=torch.bool)
         for rule in self.rules:
-            result = join(result, _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result))
+            result = join(result, beside(rule.evaluate(batch_idx, head_idx, q_idx, kv_idx), result))
         return result
 
     def over(self, change: Callable[[MaskFunction], MaskFunction]) -> MaskFunction:
@@ -605,10 +605,10 @@ class Reindex(MaskFunction):
     depth: int
     source: Source = _OF_POSITIONS
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        q_position = at(self.positions, self.source, batch_idx, q_idx)
-        kv_position = at(self.positions, self.source, batch_idx, kv_idx)
-        return self.rule(batch_idx, head_idx, q_position, kv_position)
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        q_position = wide(at(self.positions, self.source, batch_idx, q_idx))
+        kv_position = wide(at(self.positions, self.source, batch_idx, kv_idx))
+        return self.rule.evaluate(batch_idx, head_idx, q_position, kv_position)
 
     def encode_into(self, program: Program, place: Place) -> None:
         if self.positions.dtype in ID_DTYPES and len(place.above) < _MAX_CHANGES:
@@ -627,8 +627,9 @@ class Shift(MaskFunction):
     kv_offset: int | torch.Tensor
     depth: int
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.rule(batch_idx, head_idx, q_idx + self.q_offset, kv_idx + self.kv_offset)
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        q_idx, kv_idx = q_idx + wide(self.q_offset), kv_idx + wide(self.kv_offset)
+        return self.rule.evaluate(batch_idx, head_idx, q_idx, kv_idx)
 
     def encode_into(self, program: Program, place: Place) -> None:
         q_add, kv_add = self.q_offset, self.kv_offset
@@ -780,16 +781,19 @@ def blockwise(ids: torch.Tensor) -> MaskFunction:
     return Blockwise(integers(_OF_BLOCKS, ids, (1, 2)))
 
 
-def padding(mask: torch.Tensor) -> MaskFunction:
+def padding(mask: torch.Tensor, *, name: str | None = None) -> MaskFunction:
     """A query attends to the keys that the mask shows: bool, or not zero.
 
-    ``mask``: [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for complex dtypes,
-    ValueError for another rank.
+    ``mask``: [b, n], or [n] or [1, n] for all batch rows. ``name``: what explain and repr call it,
+    where it is no padding (a prompt); rules are equal whatever their names. Raises TypeError for
+    complex dtypes and other names, ValueError for another rank.
 
     >>> attn_mask.show(attn_mask.padding(torch.tensor([0, 1, 1, 1])), 2, 4)
     ·███
     """
-    return Padding(real_numbers(_OF_PADDING, mask, (1, 2)))
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"padding: expected name to be a str, but got {type(name).__name__}")
+    return Padding(real_numbers(_OF_PADDING, mask, (1, 2)), _OF_PADDING, name)
 
 
 def documents(
