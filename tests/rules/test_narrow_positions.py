@@ -229,6 +229,16 @@ def test_shifts_by_narrow_tensors(view, dtype):
     assert torch.equal(VIEWS[view](rule), elements(moved(window(3, 1), add, add - 1)))
 
 
+@every_dtype
+def test_shifts_of_single_indices(dtype):
+    """Beside a tensor [1], torch promotes no index []."""
+    add = torch.iinfo(dtype).max if dtype != torch.int64 else 2**40
+    rule = rules.shift(rules.causal(), torch.tensor([add], dtype=dtype), 0)
+    zero = torch.tensor(0)
+    for k in range(add, add + 8):
+        assert rule(zero, zero, torch.tensor(5), torch.tensor(k)).tolist() == [k <= add + 5]
+
+
 CALLED = {
     "causal": (rules.causal(), causal),
     "window": (rules.window(3, 200), window(3, 200)),
