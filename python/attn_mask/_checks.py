@@ -37,8 +37,16 @@ def check_integer(function: str, argument: str, value: Any) -> None:
         raise TypeError(
             f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
         )
-    if type(value) is int and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{function}: expected {argument} to be within 2^63 of 0, but got {value}")
+    check_fit(function, **{argument: value})
+
+
+def check_fit(function: str, **integers: Any) -> None:
+    """Raises ValueError for ints that fit into no 64 bits."""
+    for argument, value in integers.items():
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise ValueError(
+                f"{function}: expected {argument} to be within 2^63 of 0, but got {value}"
+            )
 
 
 def checked_device(function: str, device: Any) -> torch.device:

@@ -103,7 +103,9 @@ def axis(
     if isinstance(offset, Axis):
         return offset
     if not isinstance(offset, torch.Tensor):
-        if not is_recording() and not -rules.FAR < offset < rules.FAR:
+        check_integer(name, argument, offset)
+        is_known = not isinstance(offset, torch.SymInt) and not is_recording()
+        if is_known and not -rules.FAR < offset < rules.FAR:
             raise ValueError(
                 f"{name}: expected {argument} to be within 2^59 of 0, but got {offset}"
             )
@@ -485,8 +487,9 @@ def write_mask(
                 raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
     check_padding(name, padding_mask)
     program = rule.program
-    queries = axis(name, "q_offset", q_length, q_offset, device)
+    # Keys first: by default, where queries stand depends on them.
     keys = axis(name, "kv_offset", kv_length, kv_offset, device)
+    queries = axis(name, "q_offset", q_length, q_offset, device)
     is_of_one_head = is_of_one_head and len(program.calls) > 0 and not is_recording()
     problem = _Problem(name, batch_size, queries, keys, device, heads, by_vmap, is_of_one_head)
     code, operands = program.code, program.operands

@@ -140,8 +140,8 @@ def scaled_dot_product_attention(
             *limits,
         )
         return result if return_lse else result[0]
-    queries = axis(_NAME, "q_offset", q_length, q_offset, device)
     keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
+    queries = axis(_NAME, "q_offset", q_length, q_offset, device)
     result = _Attention(rule, queries, keys, scale, enable_gqa)(query, key, value)
     return result if return_lse else result[0]
 
@@ -430,6 +430,8 @@ def attention_plan(
         q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
     else:
         _check_offset(name, "q_offset", q_offset)
+    keys = axis(name, "kv_offset", kv_length, kv_offset, of_device)
+    queries = axis(name, "q_offset", q_length, q_offset, of_device)
     program = rule.program
     if program.calls or not program.is_boolean:
         height = max(1, _TILE // max(1, batch_size * heads * kv_length))
@@ -448,8 +450,6 @@ def attention_plan(
                 )
             ]
         )
-    queries = axis(name, "q_offset", q_length, q_offset, of_device)
-    keys = axis(name, "kv_offset", kv_length, kv_offset, of_device)
     operands = fitting(name, program.operands, program, batch_size, of_device)
     numbers = torch.ops.attn_mask._attention_plan(
         program.code,
