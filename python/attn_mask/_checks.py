@@ -41,7 +41,9 @@ def check_integer(function: str, argument: str, value: Any) -> None:
 
 
 def check_fit(function: str, **integers: Any) -> None:
-    """Raises ValueError for ints that fit into no 64 bits."""
+    """Raises ValueError for ints that fit into no 64 bits; not while a graph is recorded."""
+    if is_recording():
+        return
     for argument, value in integers.items():
         if type(value) is int and not -(2**63) <= value < 2**63:
             raise ValueError(
