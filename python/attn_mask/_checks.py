@@ -37,8 +37,33 @@ def check_integer(function: str, argument: str, value: Any) -> None:
         raise TypeError(
             f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
         )
-    if type(value) is int and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{function}: expected {argument} to be within 2^63 of 0, but got {value}")
+    check_fit(function, **{argument: value})
+
+
+def check_fit(function: str, **integers: Any) -> None:
+    """Raises ValueError for ints that fit into no 64 bits; not while a graph is recorded."""
+    if is_recording():
+        return
+    for argument, value in integers.items():
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise ValueError(
+                f"{function}: expected {argument} to be within 2^63 of 0, but got {value}"
+            )
+
+
+def checked_device(function: str, device: Any) -> torch.device:
+    """The device that an argument names. Raises ValueError or TypeError for what names none."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{function}: expected device to name a device, but got {device!r}"
+        ) from error
+    except TypeError as error:
+        raise TypeError(
+            f"{function}: expected device to be a torch.device or a str, "
+            f"but got {type(device).__name__}"
+        ) from error
 
 
 def check_flag(function: str, argument: str, value: Any) -> None:

@@ -57,8 +57,8 @@ class _OfMask(MaskFunction):
     rows: torch.Tensor
     columns: torch.Tensor
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.rule(batch_idx, head_idx, self.rows[:, None], self.columns)
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return self.rule.evaluate(batch_idx, head_idx, self.rows[:, None], self.columns)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,13 +69,13 @@ class _Within(MaskFunction):
     length: Any
     by_query: bool
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         inside = (kv_idx >= 0) & (kv_idx < self.length)
         last = self.length - 1
         if self.by_query:
             inside = inside & (q_idx >= 0) & (q_idx < self.length)
             q_idx = q_idx.clamp(0, last)
-        return inside & self.rule(batch_idx, head_idx, q_idx, kv_idx.clamp(0, last))
+        return inside & self.rule.evaluate(batch_idx, head_idx, q_idx, kv_idx.clamp(0, last))
 
 
 class _Decoder:

@@ -14,12 +14,18 @@ import torch.nn.functional as F
 
 from attn_mask import rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_integer, check_strided, checked_device
 from attn_mask._counts import count
 from attn_mask._library import _C
 from attn_mask._named_once import detail_once, name_once
 from attn_mask._program import Program
-from attn_mask._tracing import default_device, is_jit_tracing, is_recording, is_tracing
+from attn_mask._tracing import (
+    default_device,
+    evaluate_mapped,
+    is_jit_tracing,
+    is_recording,
+    is_tracing,
+)
 from attn_mask.rules import MaskFunction
 
 Offset = int | torch.Tensor
@@ -97,6 +103,12 @@ def axis(
     if isinstance(offset, Axis):
         return offset
     if not isinstance(offset, torch.Tensor):
+        check_integer(name, argument, offset)
+        is_known = not isinstance(offset, torch.SymInt) and not is_recording()
+        if is_known and not -rules.FAR < offset < rules.FAR:
+            raise ValueError(
+                f"{name}: expected {argument} to be within 2^59 of 0, but got {offset}"
+            )
         return Axis(length, offset)
     offset = offset.to(device)
     if offset.dim() == 1 and offset.shape[0] == 1:
@@ -168,6 +180,8 @@ class _Problem(NamedTuple):
     device: torch.device
     heads: int
     by_vmap: bool
+    is_of_one_head: bool
+    """Whether a mask function must not depend on the head: ``heads`` is 1, but more may follow."""
 
     def evaluate(self, mask_function: Callable[..., Any]) -> torch.Tensor:
         """A mask function's result: broadcast over [b, h, q, kv] or, by vmap, of that shape."""
@@ -195,7 +209,9 @@ class _Problem(NamedTuple):
                 q_idx = q_idx[None]
             if kv_idx.dim() == 1:
                 kv_idx = kv_idx[None]
-            result = mask_function(
+            call = self._of_one_head if self.is_of_one_head else _call_function
+            result = call(
+                mask_function,
                 batch_idx[:, None, None, None],
                 head_idx[None, :, None, None],
                 q_idx[:, None, :, None],
@@ -205,6 +221,34 @@ class _Problem(NamedTuple):
             raise TypeError(
                 f"{self.name}: expected mask_function to return a bool tensor, "
                 f"but got {type(result).__name__}"
+            )
+        return result
+
+    def _of_one_head(
+        self,
+        mask_function: Callable[..., Any],
+        batch_idx: torch.Tensor,
+        head_idx: torch.Tensor,
+        q_idx: torch.Tensor,
+        kv_idx: torch.Tensor,
+    ) -> Any:
+        """A mask function's result. Raises ValueError where that depends on the head."""
+
+        def of_head(head: torch.Tensor) -> Any:
+            return mask_function(batch_idx, head, q_idx, kv_idx)
+
+        try:
+            result, depends = evaluate_mapped(of_head, head_idx)
+        except Exception:
+            try:
+                evaluate_mapped(lambda _: of_head(head_idx), head_idx)
+            except Exception:  # a function that fails, or that vmap can't run at all
+                return of_head(head_idx)
+            depends = True  # it fails of a head that is mapped over: it reads the head's number
+        if depends:
+            raise ValueError(
+                f"{self.name}: expected heads to be how many there are, since the result of "
+                f"{mask_function!r} depends on the head, but got 1"
             )
         return result
 
@@ -344,6 +388,10 @@ class _Problem(NamedTuple):
         return mask
 
 
+def _call_function(mask_function: Callable[..., Any], *indices: torch.Tensor) -> Any:
+    return mask_function(*indices)
+
+
 def write_mask(
     name: str,
     mask_function: Callable[..., Any],
@@ -355,6 +403,7 @@ def write_mask(
     spelling: Spelling = BOOLEAN,
     by_vmap: bool = False,
     heads: int = 1,
+    is_of_one_head: bool = False,
 ) -> torch.Tensor:
     """The mask [b, 1 or heads, q, kv] of a rule or any mask function.
 
@@ -364,10 +413,12 @@ def write_mask(
         padding_mask: which keys are not padding, bool [b, n]; those after its end are.
         by_vmap: whether callables of the user's are called for one element at a time.
         heads: how many of them callables are called for.
+        is_of_one_head: whether callables whose result depends on the head are an error, in eager
+            code.
     """
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
     if not isinstance(device, torch.device):
-        device = default_device() if device is None else torch.device(device)
+        device = default_device() if device is None else checked_device(name, device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
     rule = mask_function
@@ -431,13 +482,16 @@ def write_mask(
         return mask
     if not is_recording():
         for argument, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True):
+            check_integer(name, argument, size)
             if size < 0:
                 raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
     check_padding(name, padding_mask)
     program = rule.program
-    queries = axis(name, "q_offset", q_length, q_offset, device)
+    # Keys first: by default, where queries stand depends on them.
     keys = axis(name, "kv_offset", kv_length, kv_offset, device)
-    problem = _Problem(name, batch_size, queries, keys, device, heads, by_vmap)
+    queries = axis(name, "q_offset", q_length, q_offset, device)
+    is_of_one_head = is_of_one_head and len(program.calls) > 0 and not is_recording()
+    problem = _Problem(name, batch_size, queries, keys, device, heads, by_vmap, is_of_one_head)
     code, operands = program.code, program.operands
     if padding_mask is not None:
         code, operands = program.padded_code, [*operands, padding_mask]

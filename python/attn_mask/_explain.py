@@ -99,7 +99,10 @@ def _decide(rule: Any, at: _Element) -> _Decision:
         return attends, [f"bits {'show' if attends else 'mask'} key {at.k} for query {at.q}"]
     if isinstance(rule, rules.Padding):
         (shown,), outside = _look_up(rule.mask, rule.source, at, "k")
-        return bool(shown), outside or [f"{at.key} is {'no padding' if shown else 'padding'}"]
+        reason = f"{at.key} is {'no padding' if shown else 'padding'}"
+        if rule.name is not None:
+            reason = f"{rule.name} {'shows' if shown else 'masks'} {at.key}"
+        return bool(shown), outside or [reason]
     if isinstance(rule, rules.Documents | rules.Blockwise):
         return _decide_ids(rule, at)
     return _decide_positions(rule, at)

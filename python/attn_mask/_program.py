@@ -1,5 +1,6 @@
 """The form in which operators take a rule: numbers, and tensors that those name by index."""
 
+import enum
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,7 +10,17 @@ import torch
 from attn_mask._library import _C
 from attn_mask._tracing import is_known, is_recording
 
+_FAR = _C.FAR
 _AND, _BITS, _PADDING = (_C.OPCODES[name] for name in ("AND", "BITS", "PADDING"))
+
+
+class Shown(enum.Enum):
+    """Which of some keys are visible to some queries, as far as positions decide it."""
+
+    ALL = enum.auto()
+    CAUSAL = enum.auto()
+    """The keys up to the query's own position; not all."""
+    OTHER = enum.auto()
 
 
 class Source(NamedTuple):
@@ -126,6 +137,8 @@ class Program:
         device: torch.device,
     ) -> bool:
         """Whether the operators need nothing else, for queries and keys at these positions."""
+        if batch_size > _FAR or q_end > _FAR or kv_end > _FAR:
+            return False
         if self.is_plain:
             return q_start >= 0 and kv_start >= 0
         if self.calls or not self.is_boolean:

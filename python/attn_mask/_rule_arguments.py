@@ -2,8 +2,8 @@
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +11,8 @@ from attn_mask._checks import check_strided
 from attn_mask._library import _C
 from attn_mask._program import Source
 from attn_mask._tracing import is_jit_tracing, is_recording
+
+_T = TypeVar("_T")
 
 # Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
 FAR = _C.FAR
@@ -46,6 +48,29 @@ def integers(source: Source, table: Any, ranks: tuple[int, ...]) -> torch.Tensor
     return of_rank(source, table, ranks)
 
 
+def real_numbers(source: Source, table: Any, ranks: tuple[int, ...]) -> torch.Tensor:
+    """A table of booleans or numbers; [n] or [b, n]."""
+    check_strided(source.function, source.argument, table)
+    if table.is_complex():
+        raise TypeError(
+            f"{source} to be of a boolean, integer or real floating dtype, but got {table.dtype}"
+        )
+    return of_rank(source, table, ranks)
+
+
+def booleans(source: Source, table: Any) -> torch.Tensor:
+    """Bits [b, h, q, kv]."""
+    check_strided(source.function, source.argument, table)
+    if table.dtype != torch.bool:
+        raise TypeError(f"{source} to be bool, but got {table.dtype}")
+    if table.dim() != 4:
+        raise ValueError(
+            f"{source} to be 4-D [batch_size, heads, q_length, kv_length], "
+            f"but got {table.dim()}-D {list(table.shape)}"
+        )
+    return table  # type: ignore[no-any-return]
+
+
 def of_rank(source: Source, table: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
     if table.dim() not in ranks:
         shape = "1-D [length] or 2-D [batch_size, length]" if 2 in ranks else "1-D [batch_size]"
@@ -60,6 +85,16 @@ def offset_of(argument: str, value: Any) -> int | torch.Tensor:
     if not is_recording() and not -FAR < offset < FAR:
         raise ValueError(f"shift: expected {argument} to be within 2^59 of 0, but got {value}")
     return offset
+
+
+def depth_over(name: str, rules: Sequence[Any]) -> int:
+    """The depth of a tree with these branches. Raises ValueError for what is too deep."""
+    depth: int = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
+    if depth > _C.MAX_DEPTH:
+        raise ValueError(
+            f"{name}: expected rules to be nested at most {_C.MAX_DEPTH} deep, but got {depth}"
+        )
+    return depth
 
 
 def limits_of(name: str, documents: Any, length: Any) -> tuple[int, int] | None:
@@ -79,6 +114,12 @@ def limits_of(name: str, documents: Any, length: Any) -> tuple[int, int] | None:
     return limits[0], limits[1]
 
 
+def wide(positions: _T) -> _T:
+    """Positions in int64, which holds sums of them; what is no tensor of integers as it is."""
+    is_integer = isinstance(positions, torch.Tensor) and positions.dtype in ID_DTYPES
+    return positions.long() if is_integer else positions  # type: ignore[attr-defined]
+
+
 def at(table: torch.Tensor, source: Source, batch_idx: Any, idx: Any) -> torch.Tensor:
     """The entries of a table at positions; one row of it may serve the whole batch."""
     if source.is_upstream:
@@ -93,3 +134,9 @@ def row_of(rows: int, batch_idx: Any) -> Any:
     if is_jit_tracing():  # the graph is for other numbers of rows, too
         return batch_idx % rows
     return 0 if rows == 1 else batch_idx
+
+
+def beside(result: Any, other: Any) -> Any:
+    """A result on the other's device, where they are tensors."""
+    both = isinstance(result, torch.Tensor) and isinstance(other, torch.Tensor)
+    return result.to(other.device) if both else result

@@ -31,7 +31,8 @@ def sdpa_arguments(
     attention_mask: torch.Tensor | None = None,
     *,
     q_offset: int | torch.Tensor | None = None,
-    kv_offset: int = 0,
+    kv_offset: int | torch.Tensor = 0,
+    heads: int | None = None,
     dtype: torch.dtype | None = None,
     unmask_unattended: bool = False,
     masked_value: float | None = None,
@@ -56,15 +57,19 @@ def sdpa_arguments(
         q_offset: the first query's position, an int or a tensor [] or [batch_size, 1], which is
             not read; by default, where the last query and the last key are the same token.
         kv_offset: the first key's position.
+        heads: for how many heads a mask function is called that is no rule: those of query, which
+            is the default, or 1 for a function that does not look at the head.
         dtype: of an additive mask; by default the mask is boolean.
         unmask_unattended: whether rows in which no key is visible are visible throughout, for
             attention that gives NaN for them.
         masked_value: of an additive mask; see ``attn_mask.additive``.
 
-    Returns (attn_mask, is_causal): attn_mask is None or [batch_size, 1, q_length, kv_length].
+    Returns (attn_mask, is_causal): attn_mask is None or [batch_size, 1 or heads, q_length,
+    kv_length].
 
-    Raises ValueError for tensors of another rank or batch size, for negative positions, and for a
-    masked_value without a dtype; see also ``masking_utils.sdpa_mask``.
+    Raises ValueError for tensors of another rank or batch size, for negative positions, for a
+    masked_value without a dtype, and for other heads than those of query; see also
+    ``masking_utils.sdpa_mask``.
 
     >>> query = torch.zeros(1, 2, 8, 16)
     >>> attn_mask.sdpa_arguments(query, query)
@@ -80,6 +85,10 @@ def sdpa_arguments(
     for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
         if offset is not None or name == "kv_offset":
             check_integer("sdpa_arguments", name, offset)
+        if offset is not None and not isinstance(offset, torch.Tensor) and offset < 0:
+            raise ValueError(
+                f"sdpa_arguments: expected {name} not to be negative, but got {offset}"
+            )
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
     check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
@@ -102,22 +111,35 @@ def sdpa_arguments(
             f"None) does not hold, but got {masked_value!r} alone"
         )
     if q_offset is None:
-        q_offset = kv_offset + kv_length - q_length
-    if not isinstance(q_offset, torch.Tensor) and (q_offset < 0 or kv_offset < 0):
+        q_offset = rules.wide(kv_offset) + kv_length - q_length
+    if not isinstance(q_offset, torch.Tensor) and q_offset < 0:
         raise ValueError(
-            f"sdpa_arguments: expected q_offset and kv_offset not to be negative, "
-            f"but got {q_offset} and {kv_offset}"
+            "sdpa_arguments: expected q_offset where there are more queries than keys, "
+            f"but got {q_length} queries, {kv_length} keys and no q_offset"
         )
     if attention_mask is not None:
         name_numbers(attention_mask, q_length)
         attention_mask = attention_mask.to(device=query.device, dtype=torch.bool)
+    q_heads = query.shape[1]
+    if heads is None:
+        heads = q_heads
+    check_integer("sdpa_arguments", "heads", heads)
+    if heads not in (1, q_heads):
+        raise ValueError(
+            f"sdpa_arguments: expected heads to be 1 or {q_heads}, as query has, but got {heads}"
+        )
     rule = rules.rule_of("sdpa_arguments", "mask_function", mask_function)
     if not is_recording():
         program = rule.program
         for index, operand in enumerate(program.operands):
             if operand is not None:
                 program.rows(index, batch_size)  # also where no mask is made
-    if not isinstance(q_offset, torch.Tensor) and q_length > 0 and kv_length > 0:
+    if (
+        not isinstance(q_offset, torch.Tensor)
+        and not isinstance(kv_offset, torch.Tensor)
+        and q_length > 0
+        and kv_length > 0
+    ):
         shown = rule.shown_over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
         is_needed = shown is rules.Shown.OTHER or (
             shown is rules.Shown.CAUSAL and q_offset != kv_offset
@@ -133,6 +155,8 @@ def sdpa_arguments(
         attention_mask,
         query.device,
         Spelling(dtype, None, unmask_unattended, masked_value),
+        heads=heads,
+        is_of_one_head=heads != q_heads,
     )
     return SdpaArguments(mask, False)
 

@@ -1,9 +1,10 @@
 """Whether Python code runs for its result or to be recorded as a graph."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._C._functorch import TransformType, is_batchedtensor
+from torch._C._functorch import TransformType, is_batchedtensor, maybe_get_level
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
@@ -47,6 +48,20 @@ def is_tracing(tensor: Any = None) -> bool:
 def is_opaque(tensor: torch.Tensor) -> bool:
     """is_tracing, and of a tensor that stands for many, as torch.vmap maps over it."""
     return is_tracing(tensor) or is_batchedtensor(tensor)
+
+
+def evaluate_mapped(function: Callable[[Any], Any], index: torch.Tensor) -> tuple[Any, bool]:
+    """A function's result, and whether it depends on the index, as torch.vmap sees it."""
+    seen: list[tuple[Any, bool]] = []
+
+    def look(mapped: torch.Tensor) -> torch.Tensor:
+        result = function(mapped)
+        is_tensor = isinstance(result, torch.Tensor)
+        seen.append((result, is_tensor and maybe_get_level(result) == maybe_get_level(mapped)))
+        return mapped
+
+    torch.vmap(look, randomness="same")(index[None])
+    return seen[0]
 
 
 def default_device() -> torch.device:

@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from attn_mask import _decompositions, rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_flag, check_integer, check_strided
+from attn_mask._checks import check_flag, check_integer, check_strided, checked_device
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._flops import COUNTER, tell_counters
 from attn_mask._library import _C
@@ -134,15 +134,11 @@ def scaled_dot_product_attention(
     if not isinstance(rule, MaskFunction):
         rule = rules.rule_of(_NAME, "rule", rule)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
-    if type(kv_offset) is not int:
-        check_integer(_NAME, "kv_offset", kv_offset)
+    _check_offset(_NAME, "kv_offset", kv_offset)
     if q_offset is None:
         q_offset = _last_at_last(_NAME, q_length, kv_length, kv_offset)
-    elif type(q_offset) is not int:
-        check_integer(_NAME, "q_offset", q_offset)
-    for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
-        if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
-            raise ValueError(f"{_NAME}: expected {argument} not to be negative, but got {offset}")
+    else:
+        _check_offset(_NAME, "q_offset", q_offset)
     ops = operators()
     whole = ops is not None and is_recording()
     if ops is None:
@@ -186,8 +182,8 @@ def scaled_dot_product_attention(
         )
         return result if return_lse else result[0]
     _check_lengths(_NAME, q_length, kv_length)
-    queries = axis(_NAME, "q_offset", q_length, q_offset, device)
     keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
+    queries = axis(_NAME, "q_offset", q_length, q_offset, device)
     result = _Attention(rule, queries, keys, scale, enable_gqa, ops, whole)(query, key, value)
     return result if return_lse else result[0]
 
@@ -216,12 +212,21 @@ def _limits(
     return found
 
 
+def _check_offset(name: str, argument: str, offset: Any) -> None:
+    if type(offset) is not int:
+        check_integer(name, argument, offset)
+    if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
+        raise ValueError(f"{name}: expected {argument} not to be negative, but got {offset}")
+
+
 def _last_at_last(
     name: str, q_length: int, kv_length: int, kv_offset: int | torch.Tensor
 ) -> int | torch.Tensor:
     """The q_offset by which the last query stands at the last key; without keys any will do."""
-    q_offset = kv_offset if is_known(kv_length == 0) else kv_offset + (kv_length - q_length)
-    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0) and kv_offset >= 0:
+    q_offset = rules.wide(kv_offset)
+    if not is_known(kv_length == 0):
+        q_offset = q_offset + (kv_length - q_length)
+    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0):
         raise ValueError(
             f"{name}: expected q_offset where there are more queries than keys, "
             f"but got {q_length} queries, {kv_length} keys and no q_offset"
@@ -481,16 +486,20 @@ def attention_plan(
     mask     batch 0:1, q 1024:1280, kv 1:1280, 12 tiles 256 apart: positions mask some keys
     """
     name = "attention_plan"
-    integers = ("batch_size", "q_length", "kv_length", "heads", "kv_offset")
-    sizes = batch_size, q_length, kv_length
-    for argument, number in zip(integers, (*sizes, heads, kv_offset), strict=True):
+    integers = ("batch_size", "q_length", "kv_length", "heads")
+    for argument, number in zip(integers, (batch_size, q_length, kv_length, heads), strict=True):
         check_integer(name, argument, number)
+    _check_offset(name, "kv_offset", kv_offset)
     rule = rules.rule_of(name, "rule", rule)
-    of_device = default_device() if device is None else torch.device(device)
+    of_device = default_device() if device is None else checked_device(name, device)
     if q_offset is None:
         q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
-    program = rule.program
+    else:
+        _check_offset(name, "q_offset", q_offset)
     _check_lengths(name, q_length, kv_length)
+    keys = axis(name, "kv_offset", kv_length, kv_offset, of_device)
+    queries = axis(name, "q_offset", q_length, q_offset, of_device)
+    program = rule.program
     if program.calls or not program.is_boolean:
         height = max(1, _TILE // max(1, batch_size * heads * kv_length))
         tiles = -(-q_length // height)
@@ -508,8 +517,6 @@ def attention_plan(
                 )
             ]
         )
-    queries = axis(name, "q_offset", q_length, q_offset, of_device)
-    keys = axis(name, "kv_offset", kv_length, kv_offset, of_device)
     operands = fitting(name, program.operands, program, batch_size, of_device)
     numbers = torch.ops.attn_mask._attention_plan(
         program.code,

@@ -13,7 +13,7 @@ import torch
 
 from attn_mask import rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_flag
+from attn_mask._checks import check_flag, checked_device
 from attn_mask._counts import count
 from attn_mask._engine import Axis, Offset, axis, check_boolean, fitting, write_mask
 from attn_mask._library import _C
@@ -124,7 +124,7 @@ def create_block_mask(
     if device is None:
         # torch built for an accelerator names one where there is none.
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    device = torch.device(device)
+    device = checked_device(_NAME, device)
     if device.type == "cpu":
         device = torch.device("cpu")  # "cpu:0" is another device to torch
     tensors = _Writer(blocks, device, separate_full_blocks, compact, bool(_compile)).write(
@@ -163,7 +163,7 @@ def block_mask_to(block_mask: "BlockMask", device: torch.device | str) -> "Block
             "block_mask_to: expected block_mask to be a BlockMask, "
             f"but got {type(block_mask).__name__}"
         )
-    device = torch.device(device)  # tensors take None, too, and stay where they are
+    device = checked_device("block_mask_to", device)  # tensors take None, and stay where they are
     moved = copy.copy(block_mask)
     for name, value in vars(block_mask).items():
         if isinstance(value, torch.Tensor):
@@ -285,12 +285,6 @@ class _Writer:
                 raise TypeError(
                     f"{_NAME}: expected {argument} to be an int or a tensor, "
                     f"but got {type(offset).__name__}"
-                )
-            # Where positions can be evaluated one by one, too.
-            is_known = not is_recording() and isinstance(offset, int)
-            if is_known and not -rules.FAR < offset < rules.FAR:
-                raise ValueError(
-                    f"{_NAME}: expected {argument} to be within 2^59 of 0, but got {offset}"
                 )
         if isinstance(rule, rules.Shift) and isinstance(q_offset, int) and q_offset == 0:
             # How releases of transformers write offsets that are tensors: as such they have spans.

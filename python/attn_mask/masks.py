@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._checks import (
+    check_flag,
+    check_integer,
+    check_strided,
+    checked_device,
+    checked_masked_value,
+)
 from attn_mask._engine import Axis, Offset, Sizes, Spelling, check_position_dtype, write_mask
 from attn_mask._timing import timed
 from attn_mask._tracing import default_device
@@ -25,6 +31,7 @@ def boolean(
     q_length: int,
     kv_length: int,
     *,
+    heads: int = 1,
     q_offset: Offset = 0,
     kv_offset: Offset = 0,
     q_positions: torch.Tensor | None = None,
@@ -38,6 +45,7 @@ def boolean(
     Args:
         rule: of ``attn_mask.rules``, or any mask function of (batch_idx, head_idx, q_idx, kv_idx),
             which is called with index tensors that broadcast, about some rows at a time.
+        heads: how many there are. With 1, a mask function must not look at the head.
         q_offset, kv_offset: the position of the first query and of the first key: an int, or a
             tensor [] or [b, 1], whose value is not read.
         q_positions, kv_positions: the position of each, ints [q] or [b, q], [kv] or [b, kv]; an
@@ -46,13 +54,14 @@ def boolean(
             else torch's default device. Tensors of the rule that are elsewhere are copied.
         unmask_unattended: whether rows in which no key is visible are True throughout, for
             attention that gives NaN for them.
-        out: where the mask is written, bool [b, 1 or heads, q, kv] of any strides.
+        out: where the mask is written, bool [b, heads, q, kv] of any strides.
 
-    Returns ``out``, or a bool tensor [b, 1 or heads, q, kv]; where all rows of the batch are alike,
-    it may be a stride-0 expand of one.
+    Returns ``out``, or a bool tensor [b, heads, q, kv]; where all rows of the batch or all heads
+    are alike, it may be a stride-0 expand of one. If heads is 1, bits of several heads give theirs.
 
-    Raises ValueError for sizes, shapes and positions that don't fit, TypeError for dtypes and for
-    mask functions that return no booleans.
+    Raises ValueError for sizes, shapes and positions that don't fit, for heads that are not those
+    of bits, and in eager code for a mask function that depends on the head where heads is 1;
+    TypeError for dtypes and for mask functions that return no booleans.
 
     >>> attn_mask.boolean(attn_mask.causal() & attn_mask.sliding_window(2), 1, 3, 3)
     tensor([[[[ True, False, False],
@@ -64,6 +73,7 @@ def boolean(
         "boolean",
         rule,
         (batch_size, q_length, kv_length),
+        heads,
         (q_offset, kv_offset),
         (q_positions, kv_positions),
         device,
@@ -78,6 +88,7 @@ def additive(
     q_length: int,
     kv_length: int,
     *,
+    heads: int = 1,
     q_offset: Offset = 0,
     kv_offset: Offset = 0,
     q_positions: torch.Tensor | None = None,
@@ -96,11 +107,11 @@ def additive(
             throughout.
         dtype: float16, bfloat16, float32 or float64; ``out`` must be of it.
         bias: [b or 1, heads or 1, q, kv] of ``dtype``: what elements that are attended to hold in
-            place of 0. Differentiable, but not into ``out``.
+            place of 0. Differentiable, but not into ``out``. If heads is 1, it gives them.
         masked_value: what the others hold: a number up to 0 that ``dtype`` holds, or -inf; by
             default ``torch.finfo(dtype).min``.
 
-    Returns ``out``, or a tensor [b, 1 or heads, q, kv] of ``dtype``.
+    Returns ``out``, or a tensor [b, heads, q, kv] of ``dtype``.
 
     Raises what boolean does, and ValueError for another masked_value.
 
@@ -118,6 +129,7 @@ def additive(
         "additive",
         rule,
         (batch_size, q_length, kv_length),
+        heads,
         (q_offset, kv_offset),
         (q_positions, kv_positions),
         device,
@@ -129,13 +141,14 @@ def _mask(
     name: str,
     rule: Callable[..., Any],
     sizes: Sizes,
+    heads: int,
     offsets: tuple[Offset, Offset],
     positions: tuple[torch.Tensor | None, torch.Tensor | None],
     device: torch.device | str | None,
     spelling: Spelling,
 ) -> torch.Tensor:
-    integers = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset")
-    for argument, value in zip(integers, (*sizes, *offsets), strict=True):
+    integers = ("batch_size", "q_length", "kv_length", "heads", "q_offset", "kv_offset")
+    for argument, value in zip(integers, (*sizes, heads, *offsets), strict=True):
         check_integer(name, argument, value)
     check_flag(name, "unmask_unattended", spelling.unmask_unattended)
     names = ("q_positions", "kv_positions")
@@ -149,18 +162,48 @@ def _mask(
             if isinstance(tensor, torch.Tensor):
                 device = tensor.device
                 break
-    of_device = default_device() if device is None else torch.device(device)
+    of_device = default_device() if device is None else checked_device(name, device)
     queries, keys = (
         _line(name, axis, length, offset, given, of_device)
         for axis, length, offset, given in zip(
             ("q", "kv"), sizes[1:], offsets, positions, strict=True
         )
     )
-    heads = [bits.shape[1] for bits in (program.operands[index] for index in program.bits)]
+    sizes_of_heads = [program.operands[index].shape[1] for index in program.bits]
     if spelling.bias is not None and spelling.bias.dim() == 4:
-        heads.append(spelling.bias.shape[1])
-    of_heads = next((size for size in heads if size != 1), 1)
-    return write_mask(name, rule, sizes, queries, keys, None, of_device, spelling, heads=of_heads)
+        sizes_of_heads.append(spelling.bias.shape[1])
+    of_tensors = next((size for size in sizes_of_heads if size != 1), 1)
+    if heads == 1:
+        heads = of_tensors
+    elif heads < 0 or of_tensors not in (1, heads):
+        expected = "a size (>= 0)" if of_tensors == 1 else f"{of_tensors}, as bits or the bias have"
+        raise ValueError(f"{name}: expected heads to be {expected}, but got {heads}")
+    # Operators write the heads that tensors have.
+    out = spelling.out if heads != of_tensors else None
+    if out is not None:
+        spelling = spelling._replace(out=None)
+    mask = write_mask(
+        name,
+        rule,
+        sizes,
+        queries,
+        keys,
+        None,
+        of_device,
+        spelling,
+        heads=heads,
+        is_of_one_head=heads == 1,
+    )
+    if heads != of_tensors:
+        mask = mask.expand(-1, heads, -1, -1)
+    if out is None:
+        return mask
+    if out.shape != mask.shape or out.dtype != mask.dtype:
+        raise ValueError(
+            f"{name}: expected out to be {list(mask.shape)} of {mask.dtype}, "
+            f"but got {list(out.shape)} of {out.dtype}"
+        )
+    return out.copy_(mask)
 
 
 def _line(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_fit, check_strided, checked_device
 from attn_mask._library import _C
 from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
 from attn_mask._timing import timed
@@ -76,6 +76,13 @@ class AttentionMaskConverter:
             raise ValueError(
                 f"Please use `to_causal_4d` only if {self.__class__} has `is_causal` set to True."
             )
+        check_fit(
+            "to_causal_4d",
+            batch_size=batch_size,
+            query_length=query_length,
+            key_value_length=key_value_length,
+            sliding_window=self.sliding_window,
+        )
         has_one_query = query_length <= 1
         # What jit traces is recorded with a mask or without, as the first call has it.
         if self.sliding_window is None and (
@@ -119,6 +126,13 @@ class AttentionMaskConverter:
         not).
         """
         batch_size, query_length = input_ids_shape
+        check_fit(
+            "_make_causal_mask",
+            batch_size=batch_size,
+            query_length=query_length,
+            past_key_values_length=past_key_values_length,
+            sliding_window=sliding_window,
+        )
         key_value_length = query_length + past_key_values_length
         narrow = sliding_window if sliding_window is not None and sliding_window <= 0 else None
         mask = _causal_mask(
@@ -143,6 +157,7 @@ class AttentionMaskConverter:
         """The mask of a padding mask [b, kv] alone: [b, 1, tgt_len or kv, kv], dense."""
         check_strided("_expand_mask", "mask", mask)
         _, _ = mask.size()  # another rank is upstream's ValueError
+        check_fit("_expand_mask", tgt_len=tgt_len)
         ops = operators()
         if ops is not None:
             result: torch.Tensor = ops._expand_mask(mask, tgt_len, dtype=dtype)
@@ -207,7 +222,7 @@ def _causal_mask(
 ) -> torch.Tensor:
     """[b, 1, q, kv] of causality and window, for one query without a window, too."""
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
-    device = default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else checked_device("to_causal_4d", device)
     if holds(key_value_length == 0) and holds(query_length == 1):
         return torch.empty((batch_size, 1, 1, 0), dtype=dtype, device=device)
     result: torch.Tensor | None
@@ -247,6 +262,12 @@ def _padding_mask_4d(
 ) -> torch.Tensor:
     """to_4d, and in the same pass what _unmask_unattended does to its result."""
     check_strided("to_4d", "attention_mask_2d", attention_mask_2d)
+    check_fit(
+        "to_4d",
+        query_length=query_length,
+        key_value_length=key_value_length,
+        sliding_window=converter.sliding_window,
+    )
     if attention_mask_2d.dim() == 0:
         raise IndexError("tuple index out of range")
     batch_size, mask_length = attention_mask_2d.shape
@@ -331,6 +352,7 @@ def _prepare_4d_causal_attention_mask(
     dtype keeps that dtype, with the minimum of ``inputs_embeds``'. Raises ValueError for a 4D mask
     of another shape.
     """
+    check_fit("_prepare_4d_causal_attention_mask", past_key_values_length=past_key_values_length)
     converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
     key_value_length = input_shape[-1] + past_key_values_length
     rank = None if attention_mask is None else attention_mask.dim()
@@ -374,6 +396,9 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     AttentionMaskConverter._ignore_causal_mask_sdpa), else [b, 1, q, kv]. On CUDA, but not while
     tracing, rows without a key are unmasked.
     """
+    check_fit(
+        "_prepare_4d_causal_attention_mask_for_sdpa", past_key_values_length=past_key_values_length
+    )
     converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
     key_value_length = input_shape[-1] + past_key_values_length
     if AttentionMaskConverter._ignore_causal_mask_sdpa(
@@ -420,6 +445,7 @@ def _prepare_4d_attention_mask_for_sdpa(
     """As _prepare_4d_attention_mask; None when the mask is all ones, if not tracing."""
     check_strided("_prepare_4d_attention_mask_for_sdpa", "mask", mask)
     _, _ = mask.shape  # another rank is upstream's ValueError
+    check_fit("_prepare_4d_attention_mask_for_sdpa", tgt_len=tgt_len)
     if is_opaque(mask):
         return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
     ops = operators()
@@ -444,11 +470,14 @@ def _create_4d_causal_attention_mask(
 
     None for one query without a window. The batch is a stride-0 expand.
     """
+    check_fit("_create_4d_causal_attention_mask", past_key_values_length=past_key_values_length)
     converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
     return converter.to_causal_4d(
         input_shape[0],
         input_shape[-1],
         past_key_values_length + input_shape[-1],
         dtype=dtype,
-        device=device if device is not None else default_device(),
+        device=default_device()
+        if device is None
+        else checked_device("_create_4d_causal_attention_mask", device),
     )

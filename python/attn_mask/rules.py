@@ -13,26 +13,38 @@ They are immutable, can be copied and pickled (where a callable of the user's ca
 when they have the same structure over the same tensor objects. No value of a tensor is read here.
 """
 
-import enum
 import math
 import operator
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
 
-from attn_mask._checks import check_strided, expected_of_function
+from attn_mask._checks import expected_of_function
 from attn_mask._library import _C
 from attn_mask._pictures import Pictured
 from attn_mask._program import Place, Program, Source
+from attn_mask._program import Shown as Shown
 from attn_mask._rule_arguments import FAR as FAR
 from attn_mask._rule_arguments import ID_DTYPES as ID_DTYPES
 from attn_mask._rule_arguments import OPEN as OPEN
-from attn_mask._rule_arguments import at, integers, limits_of, of_rank, offset_of, row_of, side_of
+from attn_mask._rule_arguments import (
+    at,
+    beside,
+    booleans,
+    depth_over,
+    integers,
+    limits_of,
+    offset_of,
+    real_numbers,
+    row_of,
+    side_of,
+)
 from attn_mask._rule_arguments import whole as whole
+from attn_mask._rule_arguments import wide as wide
 from attn_mask._tracing import is_recording
 
 __all__ = [
@@ -55,7 +67,8 @@ __all__ = [
 ]
 
 
-# The rules of a program; csrc/rule/program.h defines them.
+# The rules of a program; csrc/rule/program.h defines them. Used as globals, which dynamo takes for
+# constants: an int that is an attribute of a rule may become symbolic.
 ALL = _C.OPCODES["ALL"]
 CAUSAL = _C.OPCODES["CAUSAL"]
 WINDOW = _C.OPCODES["WINDOW"]
@@ -75,15 +88,6 @@ _UNSHOWN = "depth", "source", "limits"
 
 # How often positions may change above a rule: a window may add a shift of its own.
 _MAX_CHANGES = _C.MAX_STEPS - 1
-
-
-class Shown(enum.Enum):
-    """Which of some keys are visible to some queries, as far as positions decide it."""
-
-    ALL = enum.auto()
-    CAUSAL = enum.auto()
-    """The keys up to the query's own position; not all."""
-    OTHER = enum.auto()
 
 
 _OF_BITS = Source("bits", "attends")
@@ -115,6 +119,11 @@ class MaskFunction(Pictured):
         kv_idx: torch.Tensor,
     ) -> torch.Tensor:
         """Whether queries attend to keys; index tensors that broadcast against each other."""
+        result: torch.Tensor = self.evaluate(*map(wide, (batch_idx, head_idx, q_idx, kv_idx)))
+        return result
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        """The same of int64, in which positions neither wrap nor overflow."""
         raise NotImplementedError
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -159,17 +168,17 @@ class MaskFunction(Pictured):
     def to(self, device: torch.device | str) -> Self:
         """This tree with its tensors on ``device``; callables of the user's stay as they are."""
         moved: dict[str, Any] = {}
-        for field, value in self._fields():
+        for name, value in self._fields():
             if isinstance(value, torch.Tensor | MaskFunction):
                 new = value.to(device)
                 if new is not value:
-                    moved[field] = new
-            elif field == "rules":
+                    moved[name] = new
+            elif name == "rules":
                 rules = []  # no comprehension, which would be one more frame for each level
                 for rule in value:
                     rules.append(rule.to(device))
                 if any(map(operator.is_not, rules, value)):
-                    moved[field] = tuple(rules)
+                    moved[name] = tuple(rules)
         return replace(self, **moved) if moved else self
 
     def __bool__(self) -> bool:
@@ -205,8 +214,8 @@ class MaskFunction(Pictured):
                 continue
             if type(a) is not type(b) or a.depth != b.depth:
                 return False
-            for (field, of_a), (_, of_b) in zip(a._fields(), b._fields(), strict=True):
-                if field == "rules":
+            for (name, of_a), (_, of_b) in zip(a._compared(), b._compared(), strict=True):
+                if name == "rules":
                     if len(of_a) != len(of_b):
                         return False
                     pairs += zip(of_a, of_b, strict=True)
@@ -234,10 +243,13 @@ class MaskFunction(Pictured):
 
     def _fields(self) -> list[tuple[str, Any]]:
         # torch 2.11's dynamo hashes objects whose fields it has not set yet.
-        return [(field.name, getattr(self, field.name, None)) for field in fields(self)]
+        return [(of.name, getattr(self, of.name, None)) for of in fields(self)]
+
+    def _compared(self) -> list[tuple[str, Any]]:
+        return [(of.name, getattr(self, of.name, None)) for of in fields(self) if of.compare]
 
     def _identity(self) -> tuple[Any, ...]:
-        return type(self), *(_identity(value) for _, value in self._fields())
+        return type(self), *(_identity(value) for _, value in self._compared())
 
 
 def _identity(value: Any) -> Any:
@@ -253,17 +265,11 @@ def _shown(value: Any) -> str:
     return repr(value)
 
 
-def _beside(result: Any, other: Any) -> Any:
-    """A result on the other's device, where they are tensors."""
-    both = isinstance(result, torch.Tensor) and isinstance(other, torch.Tensor)
-    return result.to(other.device) if both else result
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class _Causal(MaskFunction):
     spelled = "causal"
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return kv_idx <= q_idx
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -277,7 +283,7 @@ class _Causal(MaskFunction):
 class _Bidirectional(MaskFunction):
     spelled = "bidirectional"
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx >= 0  # the shape of an index, and True
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -292,7 +298,7 @@ class _Bidirectional(MaskFunction):
 class _Nothing(MaskFunction):
     spelled = "nothing"
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx != q_idx  # the shape of an index, and False
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -305,7 +311,7 @@ class Bits(MaskFunction):
 
     attends: torch.Tensor
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         batch, head = map(row_of, self.attends.shape, (batch_idx, head_idx))
         return self.attends[batch, head, q_idx, kv_idx]
 
@@ -335,7 +341,7 @@ class Window(MaskFunction):
     left: int | None
     right: int | None
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         # The side that is subtracted can't overflow, however wide the window.
         if self.right is None:
             return kv_idx >= q_idx - self.left
@@ -379,13 +385,13 @@ class Chunked(MaskFunction):
     left_padding: torch.Tensor | None
     source: Source = _OF_CHUNKS
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         if self.left_padding is None:
             return kv_idx // self.size == q_idx // self.size
         row = batch_idx
         if not self.source.is_upstream:
             row = row_of(self.left_padding.shape[0], batch_idx)
-        start = self.left_padding[row]
+        start = wide(self.left_padding[row])
         return (kv_idx - start) // self.size == (q_idx - start) // self.size
 
     def encode_into(self, program: Program, place: Place) -> None:
@@ -422,26 +428,27 @@ class _OfIds(MaskFunction):
     ids: torch.Tensor
     source: Source
 
-    opcode: ClassVar[int]
-
     def _ids_at(self, batch_idx: Any, idx: Any) -> Any:
         return at(self.ids, self.source, batch_idx, idx)
 
-    def encode_into(self, program: Program, place: Place) -> None:
+    def _encode_as(self, opcode: int, program: Program, place: Place) -> None:
         if self.ids.dtype in ID_DTYPES:
-            program.add_table(self.opcode, self.source, self.ids, place)
+            program.add_table(opcode, self.source, self.ids, place)
         else:
             program.add_call(self, place)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Blockwise(_OfIds):
-    spelled, opcode = "blockwise", BLOCKS
+    spelled = "blockwise"
     source: Source = _OF_BLOCKS
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         of_query = self._ids_at(batch_idx, q_idx)
         return (of_query == self._ids_at(batch_idx, kv_idx)) & (of_query >= 0)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(BLOCKS, program, place)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -450,8 +457,9 @@ class Padding(MaskFunction):
 
     mask: torch.Tensor
     source: Source = _OF_PADDING
+    name: str | None = field(default=None, compare=False)
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         shown = at(self.mask, self.source, batch_idx, kv_idx)
         return shown if self.source.is_upstream else shown.bool()
 
@@ -460,19 +468,23 @@ class Padding(MaskFunction):
         if self.source.is_upstream and self.mask.dtype != torch.bool:
             program.is_boolean = False
 
+    def _repr(self) -> str:
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"padding({_shown(self.mask)}{name})"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Documents(_OfIds):
-    spelled, opcode = "documents", DOCUMENTS
+    spelled = "documents"
     source: Source = _OF_DOCUMENTS
     limits: tuple[int, int] | None = None
     """How many there are at most, and how long, where the caller says so."""
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return self._ids_at(batch_idx, q_idx) == self._ids_at(batch_idx, kv_idx)
 
     def encode_into(self, program: Program, place: Place) -> None:
-        _OfIds.encode_into(self, program, place)
+        self._encode_as(DOCUMENTS, program, place)
         program.has_documents, program.limits = True, self.limits
 
 
@@ -480,7 +492,7 @@ class Documents(_OfIds):
 class Function(MaskFunction):
     function: Callable[..., Any]
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         if is_recording():
             return self.function(batch_idx, head_idx, q_idx, kv_idx)
         try:
@@ -518,28 +530,28 @@ class _Join(MaskFunction):
 
     sign: ClassVar[str]
     join: ClassVar[Callable[[Any, Any], Any]]
-    opcode: ClassVar[int]
-    of_none: ClassVar[tuple[Any, int]]
-    """The result of no rules, and the opcode of a rule with this result."""
+    of_none: ClassVar[bool]
+    """The result of no rules."""
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        join, result = type(self).join, self.of_none[0]
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        join = type(self).join
+        result: Any = self.of_none
         if isinstance(q_idx, torch.Tensor):
             # Not new_full, which torch.jit.trace can't record.
             result = (q_idx.new_ones if result else q_idx.new_zeros)((), dtype=torch.bool)
         for rule in self.rules:
-            result = join(result, _beside(rule(batch_idx, head_idx, q_idx, kv_idx), result))
+            result = join(result, beside(rule.evaluate(batch_idx, head_idx, q_idx, kv_idx), result))
         return result
 
     def over(self, change: Callable[[MaskFunction], MaskFunction]) -> MaskFunction:
         """The same of changed rules."""
         return _joined(type(self), tuple(change(rule) for rule in self.rules))
 
-    def encode_into(self, program: Program, place: Place) -> None:
+    def _encode_as(self, opcode: int, of_none: int, program: Program, place: Place) -> None:
         if not self.rules:
-            program.code.append(self.of_none[1])
+            program.code.append(of_none)
         elif len(self.rules) > 1:  # the operators need one at least
-            program.code += (self.opcode, len(self.rules))
+            program.code += (opcode, len(self.rules))
         for rule in self.rules:
             rule.encode_into(program, place)
 
@@ -548,7 +560,7 @@ class _Join(MaskFunction):
             return f"{self.spelled}({', '.join(map(repr, self.rules))})"
         return self.sign.join(
             f"({rule!r})"
-            if isinstance(rule, _Union) and self.opcode == AND and len(rule.rules) > 1
+            if isinstance(rule, _Union) and isinstance(self, _Intersection) and len(rule.rules) > 1
             else repr(rule)
             for rule in self.rules
         )
@@ -556,8 +568,11 @@ class _Join(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Intersection(_Join):
-    spelled, sign, opcode, of_none = "intersection", " & ", AND, (True, ALL)
+    spelled, sign, of_none = "intersection", " & ", True
     join = operator.and_
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(AND, ALL, program, place)
 
     def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
@@ -568,8 +583,11 @@ class _Intersection(_Join):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Union(_Join):
-    spelled, sign, opcode, of_none = "union", " | ", OR, (False, NOTHING)
+    spelled, sign, of_none = "union", " | ", False
     join = operator.or_
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(OR, NOTHING, program, place)
 
     def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
         shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
@@ -587,10 +605,10 @@ class Reindex(MaskFunction):
     depth: int
     source: Source = _OF_POSITIONS
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        q_position = at(self.positions, self.source, batch_idx, q_idx)
-        kv_position = at(self.positions, self.source, batch_idx, kv_idx)
-        return self.rule(batch_idx, head_idx, q_position, kv_position)
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        q_position = wide(at(self.positions, self.source, batch_idx, q_idx))
+        kv_position = wide(at(self.positions, self.source, batch_idx, kv_idx))
+        return self.rule.evaluate(batch_idx, head_idx, q_position, kv_position)
 
     def encode_into(self, program: Program, place: Place) -> None:
         if self.positions.dtype in ID_DTYPES and len(place.above) < _MAX_CHANGES:
@@ -609,8 +627,9 @@ class Shift(MaskFunction):
     kv_offset: int | torch.Tensor
     depth: int
 
-    def __call__(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return self.rule(batch_idx, head_idx, q_idx + self.q_offset, kv_idx + self.kv_offset)
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        q_idx, kv_idx = q_idx + wide(self.q_offset), kv_idx + wide(self.kv_offset)
+        return self.rule.evaluate(batch_idx, head_idx, q_idx, kv_idx)
 
     def encode_into(self, program: Program, place: Place) -> None:
         q_add, kv_add = self.q_offset, self.kv_offset
@@ -631,6 +650,8 @@ def sized_window(name: str, argument: str, size: Any) -> MaskFunction:
     return Window(side_of(name, argument, size, math.ceil) - 1, None)
 
 
+# For eager code, so that their programs are made once. Not for graphs: dynamo does not guard an
+# argument that is the same object as a global, and would run the graph for other arguments, too.
 _causal = _Causal()
 _nothing = _Nothing()
 _bidirectional = _Bidirectional()
@@ -643,7 +664,7 @@ def causal() -> MaskFunction:
     █▄··
     ███▄
     """
-    return _causal
+    return _Causal() if is_recording() else _causal
 
 
 def bidirectional() -> MaskFunction:
@@ -652,7 +673,7 @@ def bidirectional() -> MaskFunction:
     >>> attn_mask.show(attn_mask.bidirectional(), 2, 4)
     ████
     """
-    return _bidirectional
+    return _Bidirectional() if is_recording() else _bidirectional
 
 
 def nothing() -> MaskFunction:
@@ -661,7 +682,7 @@ def nothing() -> MaskFunction:
     >>> attn_mask.show(attn_mask.nothing(), 2, 4)
     ····
     """
-    return _nothing
+    return _Nothing() if is_recording() else _nothing
 
 
 def bits(attends: torch.Tensor) -> MaskFunction:
@@ -674,15 +695,7 @@ def bits(attends: torch.Tensor) -> MaskFunction:
     >>> attn_mask.show(attn_mask.bits(torch.eye(2, 4, dtype=torch.bool)[None, None]), 2, 4)
     ▀▄··
     """
-    check_strided("bits", "attends", attends)
-    if attends.dtype != torch.bool:
-        raise TypeError(f"bits: expected attends to be bool, but got {attends.dtype}")
-    if attends.dim() != 4:
-        raise ValueError(
-            "bits: expected attends to be 4-D [batch_size, heads, q_length, kv_length], "
-            f"but got {attends.dim()}-D {list(attends.shape)}"
-        )
-    return Bits(attends)
+    return Bits(booleans(_OF_BITS, attends))
 
 
 def sliding_window(size: int) -> MaskFunction:
@@ -768,22 +781,19 @@ def blockwise(ids: torch.Tensor) -> MaskFunction:
     return Blockwise(integers(_OF_BLOCKS, ids, (1, 2)))
 
 
-def padding(mask: torch.Tensor) -> MaskFunction:
+def padding(mask: torch.Tensor, *, name: str | None = None) -> MaskFunction:
     """A query attends to the keys that the mask shows: bool, or not zero.
 
-    ``mask``: [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for complex dtypes,
-    ValueError for another rank.
+    ``mask``: [b, n], or [n] or [1, n] for all batch rows. ``name``: what explain and repr call it,
+    where it is no padding (a prompt); rules are equal whatever their names. Raises TypeError for
+    complex dtypes and other names, ValueError for another rank.
 
     >>> attn_mask.show(attn_mask.padding(torch.tensor([0, 1, 1, 1])), 2, 4)
     ·███
     """
-    check_strided("padding", "mask", mask)
-    if mask.is_complex():
-        raise TypeError(
-            "padding: expected mask to be of a boolean, integer or real floating dtype, "
-            f"but got {mask.dtype}"
-        )
-    return Padding(of_rank(_OF_PADDING, mask, (1, 2)))
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"padding: expected name to be a str, but got {type(name).__name__}")
+    return Padding(real_numbers(_OF_PADDING, mask, (1, 2)), _OF_PADDING, name)
 
 
 def documents(
@@ -844,17 +854,7 @@ def _joined(kind: type[_Join], mask_functions: tuple[Callable[..., Any], ...]) -
     for mask_function in mask_functions:
         rule = rule_of(kind.spelled, "mask_function", mask_function)
         rules += rule.rules if isinstance(rule, kind) else (rule,)
-    return kind(tuple(rules), _depth_over(kind.spelled, tuple(rules)))
-
-
-def _depth_over(name: str, rules: tuple[MaskFunction, ...]) -> int:
-    """The depth of a tree with these branches. Raises ValueError for what is too deep."""
-    depth = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
-    if depth > _C.MAX_DEPTH:
-        raise ValueError(
-            f"{name}: expected rules to be nested at most {_C.MAX_DEPTH} deep, but got {depth}"
-        )
-    return depth
+    return kind(tuple(rules), depth_over(kind.spelled, tuple(rules)))
 
 
 def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskFunction:
@@ -875,10 +875,10 @@ def reindexed(
     rule = rule_of(name, "mask_function", mask_function)
     if isinstance(rule, Bits):
         # Where positions are unknown, nothing is visible.
-        return intersection(rule, reindexed(name, _bidirectional, positions, source))
+        return intersection(rule, reindexed(name, bidirectional(), positions, source))
     if isinstance(rule, _Join) and _has_bits(rule):
         return rule.over(lambda branch: reindexed(name, branch, positions, source))
-    return Reindex(rule, positions, _depth_over(name, (rule,)), source)
+    return Reindex(rule, positions, depth_over(name, (rule,)), source)
 
 
 def shift(
@@ -896,4 +896,4 @@ def shift(
     if isinstance(rule, _Join) and _has_bits(rule):
         return rule.over(lambda branch: shift(branch, q_offset, kv_offset))
     q_add, kv_add = offset_of("q_offset", q_offset), offset_of("kv_offset", kv_offset)
-    return Shift(rule, q_add, kv_add, _depth_over("shift", (rule,)))
+    return Shift(rule, q_add, kv_add, depth_over("shift", (rule,)))

@@ -472,7 +472,10 @@ def test_compact_is_one_number_or_two(compact):
 
 
 def test_block_masks_go_to_a_device():
-    with pytest.raises(TypeError, match=r"device\(\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"block_mask_to: expected device to be a torch\.device or a str, but got NoneType",
+    ):
         attn_mask.block_mask_to(block_mask(rules.causal()), None)
 
 

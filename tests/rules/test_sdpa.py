@@ -204,7 +204,7 @@ def test_errors():
         attn_mask.sdpa_arguments(query[0], key)
     with pytest.raises(ValueError, match=r"expected key to be 4-D .* but got 3-D \[2, 3, 4\]"):
         attn_mask.sdpa_arguments(query, key[0])
-    with pytest.raises(ValueError, match=r"not to be negative, but got -2 and 0"):
+    with pytest.raises(ValueError, match=r"expected q_offset where .* 5 queries, 3 keys"):
         attn_mask.sdpa_arguments(query, key)
     with pytest.raises(ValueError, match=r"sdpa_arguments: expected attention_mask to be 2-D"):
         attn_mask.sdpa_arguments(key, key, attention_mask=torch.ones(3))

@@ -54,7 +54,7 @@ def sliding_window_causal_mask_function(sliding_window: int) -> MaskFunction:
     is_kept = not is_recording() and type(sliding_window) is int
     if is_kept and sliding_window in _sliding_windows:
         return _sliding_windows[sliding_window]
-    rule = and_masks(sliding_window_overlay(sliding_window), causal_mask_function)
+    rule = and_masks(sliding_window_overlay(sliding_window), rules.causal())
     if is_kept and len(_sliding_windows) < 64:
         _sliding_windows[sliding_window] = rule
     return rule
@@ -87,7 +87,7 @@ def chunked_overlay(chunk_size: int, left_padding: torch.Tensor) -> MaskFunction
 
 def chunked_causal_mask_function(chunk_size: int, left_padding: torch.Tensor) -> MaskFunction:
     """As chunked_overlay, and to no key after the query."""
-    return and_masks(chunked_overlay(chunk_size, left_padding), causal_mask_function)
+    return and_masks(chunked_overlay(chunk_size, left_padding), rules.causal())
 
 
 def blockwise_overlay(block_sequence_ids: torch.Tensor) -> MaskFunction:
@@ -212,12 +212,12 @@ def chunked_pattern(config: Any, attention_mask: torch.Tensor | None, kv_end: An
         )
     if attention_mask is not None:
         overlay = chunked_overlay(size, left_padding_of(attention_mask))
-        return Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
+        return Pattern(and_masks(overlay, rules.causal()), overlay, size, by_position=True)
     is_kept = not is_recording() and type(size) is int
     if is_kept and size in _chunks:
         return _chunks[size]
     overlay = rules.chunked(size)
-    pattern = Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
+    pattern = Pattern(and_masks(overlay, rules.causal()), overlay, size, by_position=True)
     if is_kept and len(_chunks) < 64:
         _chunks[size] = pattern
     return pattern
