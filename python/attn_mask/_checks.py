@@ -25,19 +25,30 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
         raise TypeError(f"{function}: expected {argument} to be a strided tensor, but got {kind}")
 
 
-def check_integer(function: str, argument: str, value: Any) -> None:
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+
+def check_integers(function: str, **values: Any) -> None:
     """Raises TypeError for what is no size or offset, ValueError for what fits into no 64 bits.
 
     Not while a graph is recorded: dynamo can't inspect what stands for an int there.
     """
     if is_recording():
         return
-    is_one = isinstance(value, torch.Tensor) or hasattr(value, "__index__")
-    if isinstance(value, bool) or not is_one:
-        raise TypeError(
-            f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
-        )
-    check_fit(function, **{argument: value})
+    for argument, value in values.items():
+        if type(value) is int and _LEAST <= value <= _MOST:
+            continue
+        is_one = isinstance(value, torch.Tensor) or hasattr(value, "__index__")
+        if isinstance(value, bool) or not is_one:
+            raise TypeError(
+                f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
+            )
+        check_fit(function, **{argument: value})
+
+
+def check_integer(function: str, argument: str, value: Any) -> None:
+    """The same of one."""
+    check_integers(function, **{argument: value})
 
 
 def check_fit(function: str, **integers: Any) -> None:
@@ -45,7 +56,7 @@ def check_fit(function: str, **integers: Any) -> None:
     if is_recording():
         return
     for argument, value in integers.items():
-        if type(value) is int and not -(2**63) <= value < 2**63:
+        if type(value) is int and not _LEAST <= value <= _MOST:
             raise ValueError(
                 f"{function}: expected {argument} to be within 2^63 of 0, but got {value}"
             )

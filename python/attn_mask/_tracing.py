@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 _OF_GRAPHS = (torch.fx.Proxy, FakeTensor)
+_CPU = torch.device("cpu")
 _DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
 
 
@@ -22,7 +23,7 @@ def is_recording() -> bool:
 
     Those see no call that bypasses ``torch.ops``. Dispatch modes (make_fx, fake tensors) do.
     """
-    return torch.compiler.is_compiling() or is_jit_tracing()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def is_exporting() -> bool:
@@ -66,11 +67,10 @@ def evaluate_mapped(function: Callable[[Any], Any], index: torch.Tensor) -> tupl
 
 def default_device() -> torch.device:
     """torch.get_default_device, also where torch.compile, which can't trace it, follows."""
-    return (
-        torch.empty(0).device
-        if torch.compiler.is_dynamo_compiling()
-        else torch.get_default_device()
-    )
+    if torch.compiler.is_dynamo_compiling():
+        return torch.empty(0).device
+    # A default device is a mode of torch functions; most often there is none.
+    return torch.get_default_device() if torch._C._len_torch_function_stack() > 0 else _CPU
 
 
 def is_known(fact: bool | torch.SymBool | torch.Tensor) -> bool:

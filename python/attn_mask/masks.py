@@ -12,7 +12,7 @@ import torch
 from attn_mask import rules
 from attn_mask._checks import (
     check_flag,
-    check_integer,
+    check_integers,
     check_strided,
     checked_device,
     checked_masked_value,
@@ -147,15 +147,24 @@ def _mask(
     device: torch.device | str | None,
     spelling: Spelling,
 ) -> torch.Tensor:
-    integers = ("batch_size", "q_length", "kv_length", "heads", "q_offset", "kv_offset")
-    for argument, value in zip(integers, (*sizes, heads, *offsets), strict=True):
-        check_integer(name, argument, value)
+    batch_size, q_length, kv_length = sizes
+    q_offset, kv_offset = offsets
+    check_integers(
+        name,
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        heads=heads,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+    )
     check_flag(name, "unmask_unattended", spelling.unmask_unattended)
     names = ("q_positions", "kv_positions")
     for argument, tensor in (*zip(names, positions, strict=True), ("out", spelling.out)):
         if tensor is not None:
             check_strided(name, argument, tensor)
-    rule = rules.rule_of(name, "rule", rule)
+    if not isinstance(rule, rules.MaskFunction):
+        rule = rules.rule_of(name, "rule", rule)
     program = rule.program
     if device is None:
         for tensor in (spelling.out, *program.operands, spelling.bias, *positions, *offsets):
@@ -163,16 +172,20 @@ def _mask(
                 device = tensor.device
                 break
     of_device = default_device() if device is None else checked_device(name, device)
-    queries, keys = (
-        _line(name, axis, length, offset, given, of_device)
-        for axis, length, offset, given in zip(
-            ("q", "kv"), sizes[1:], offsets, positions, strict=True
-        )
-    )
-    sizes_of_heads = [program.operands[index].shape[1] for index in program.bits]
+    queries: Offset | Axis = q_offset
+    keys: Offset | Axis = kv_offset
+    q_positions, kv_positions = positions
+    if q_positions is not None:
+        queries = _line(name, "q", q_length, q_offset, q_positions, of_device)
+    if kv_positions is not None:
+        keys = _line(name, "kv", kv_length, kv_offset, kv_positions, of_device)
+    of_tensors = 1
     if spelling.bias is not None and spelling.bias.dim() == 4:
-        sizes_of_heads.append(spelling.bias.shape[1])
-    of_tensors = next((size for size in sizes_of_heads if size != 1), 1)
+        of_tensors = spelling.bias.shape[1]
+    for index in program.bits:
+        if program.operands[index].shape[1] != 1:
+            of_tensors = program.operands[index].shape[1]
+            break
     if heads == 1:
         heads = of_tensors
     elif heads < 0 or of_tensors not in (1, heads):
@@ -211,12 +224,10 @@ def _line(
     axis: str,
     length: int,
     offset: Offset,
-    positions: torch.Tensor | None,
+    positions: torch.Tensor,
     device: torch.device,
-) -> Offset | Axis:
-    """Where queries or keys stand."""
-    if positions is None:
-        return offset
+) -> Axis:
+    """Where queries or keys stand: an offset is added to the position of each."""
     positions = positions.to(device)
     if isinstance(offset, torch.Tensor):
         check_position_dtype(name, f"{axis}_positions", positions)
