@@ -83,6 +83,11 @@ class packed:
             )
         ((kind, tensor),) = given.items()
         self._documents = packing.Documents("packed", kind, tensor, is_whole=False)
+        if tensor.is_meta:
+            raise ValueError(
+                f"packed: expected {kind} to hold values, but got a tensor on the meta device: a "
+                "model there takes them from a CPU"
+            )
         self._entered: list[packing.Block] = []
 
     def __enter__(self) -> None:
@@ -96,9 +101,8 @@ class packed:
                 "packed: expected attn_mask.install() before the block, since the create functions "
                 "of transformers keep no documents apart without it"
             )
-        if self._documents.kind == "cu_seqlens":
-            model_calls.watch()
-        self._entered.append(packing.enter(self._documents))
+        model_calls.watch()
+        self._entered.append(packing.enter(packing.Block(self._documents)))
 
     def __exit__(
         self,
@@ -106,6 +110,7 @@ class packed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._entered:
+            raise RuntimeError("packed: expected __enter__ before __exit__, but got __exit__ alone")
         packing.leave(self._entered)
-        if self._documents.kind == "cu_seqlens":
-            model_calls.unwatch()
+        model_calls.unwatch()

@@ -238,10 +238,9 @@ def _create_mask(
         ids = documents.ids(batch_size, q_length, q_offset, tokens, end, device)
         if isinstance(q_offset, torch.Tensor) and tokens is not None:
             q_offset = tokens - q_length  # as an int it needs no tensor in the mask's program
-        if pattern.by_position or has_functions:
-            rule = documents.at_positions(rule, ids, attention_mask)
-            if local is not None and block_sequence_ids is not None:
-                local = documents.at_positions(local, ids, attention_mask)
+        rule = documents.at_positions(rule, ids, attention_mask)
+        if local is not None and block_sequence_ids is not None:
+            local = documents.at_positions(local, ids, attention_mask)
     if block_sequence_ids is not None:
         blocks: MaskFunction = blockwise_overlay(
             maybe_pad_block_sequence_ids(block_sequence_ids, attention_mask, kv_length, kv_offset)
@@ -278,7 +277,12 @@ def _create_mask(
     if interface.takes_positions:
         length, offset = arguments.pop("q_length"), arguments.pop("q_offset")
         arguments["cache_position"] = torch.arange(length, device=device) + offset
-    mask = interface.mapping[implementation](**arguments)
+    write = interface.mapping[implementation]
+    if documents is None:
+        mask = write(**arguments)
+    else:
+        with packing.without():
+            mask = write(**arguments)
     if documents is not None and is_flash and mask is not None:
         raise ValueError(
             f"{name}: expected no padding beside documents, which flash attention can't keep apart "

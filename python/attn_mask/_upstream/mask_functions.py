@@ -13,7 +13,7 @@ from attn_mask._checks import check_strided
 from attn_mask._engine import Offset, padded
 from attn_mask._program import Source
 from attn_mask._tracing import is_recording
-from attn_mask._upstream.documents import left_padding_of
+from attn_mask._upstream.documents import left_padding_of, name_blocks_at_positions
 from attn_mask.rules import MaskFunction
 
 _CHUNKS = Source("chunked_overlay", "left_padding", is_upstream=True)
@@ -113,6 +113,8 @@ def remap_positions_for_packed_sequence(
 ) -> MaskFunction:
     """The mask function, evaluated at the positions in position_ids [b, n]."""
     check_strided(_REMAPPED.function, _REMAPPED.argument, position_ids)
+    if isinstance(mask_function, MaskFunction):
+        name_blocks_at_positions(mask_function, position_ids)
     return rules.reindexed(_REMAPPED.function, mask_function, position_ids, _REMAPPED)
 
 
@@ -177,8 +179,6 @@ class Pattern(NamedTuple):
     local: MaskFunction | None = None
     """The part of the rule that bounds it to some neighbourhood."""
     local_size: int | None = None
-    by_position: bool = False
-    """Whether the rule depends on positions, and not on the distance of two of them only."""
 
 
 def _attribute_of(config: Any, name: str, article: str) -> Any:
@@ -212,12 +212,12 @@ def chunked_pattern(config: Any, attention_mask: torch.Tensor | None, kv_end: An
         )
     if attention_mask is not None:
         overlay = chunked_overlay(size, left_padding_of(attention_mask))
-        return Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
+        return Pattern(and_masks(overlay, causal_mask_function), overlay, size)
     is_kept = not is_recording() and type(size) is int
     if is_kept and size in _chunks:
         return _chunks[size]
     overlay = rules.chunked(size)
-    pattern = Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
+    pattern = Pattern(and_masks(overlay, causal_mask_function), overlay, size)
     if is_kept and len(_chunks) < 64:
         _chunks[size] = pattern
     return pattern
