@@ -43,6 +43,10 @@ class aten_only:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self._tokens:
+            raise RuntimeError(
+                "aten_only: expected __enter__ before __exit__, but got __exit__ alone"
+            )
         _count_blocks(-1)
         _is_open_here.reset(self._tokens.pop())
 

@@ -6,69 +6,61 @@ there for good. So a fork waits for these locks, and what they guard is whole in
 
 import os
 import threading
-import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from attn_mask import _process
 
-# Longer than install() takes. Whoever holds a lock may wait for this very thread.
-_SECONDS = 5.0
+
+class _Lock(NamedTuple):
+    lock: Any
+    seconds: float
+    repair: Callable[[], None]
 
 
-class _State:
-    def __init__(self) -> None:
-        self.locks: dict[str, Any] = {}
-        """By name; one that is taken while another is held was made before that one."""
-        self.repairs: dict[str, Callable[[], None]] = {}
-        """What to do in a child where the lock was not to be had."""
+# By name; one that is taken while another is held was made before that one.
+_locks: dict[str, _Lock] = _process.kept("locks", dict)
+# By thread that forks: which locks it has, and which were not to be had in time.
+_taken: dict[int, tuple[list[_Lock], list[_Lock]]] = {}
 
 
-_state = _process.kept("forking", _State)
-# Of a fork that is going on; the thread that forks holds the GIL but while it waits.
-_taken: dict[int, tuple[list[Any], dict[str, Any]]] = {}
-
-
-def fork_safe_lock(name: str, repair: Callable[[], None] | None = None) -> Any:
+def fork_safe_lock(
+    name: str, seconds: float = 1.0, repair: Callable[[], None] = lambda: None
+) -> Any:
     """An RLock, so that a fork within the lock waits for nothing.
 
-    ``repair``: called in a child whose parent could not take it in time, as what it guards may be
-    half done.
+    ``seconds``: how long a fork waits, which must end even where the lock's owner waits for the
+    thread that forks. ``repair``: called in the child after it did not get the lock in time, as
+    what the lock guards may be half done.
     """
     lock = threading.RLock()
-    _state.locks[name] = lock
-    if repair is not None:
-        _state.repairs[name] = repair
+    _locks[name] = _Lock(lock, seconds, repair)
     return lock
 
 
 def _before() -> None:
-    until = time.monotonic() + _SECONDS
-    missed = {}
-    taken = []
-    for name, lock in reversed(_state.locks.items()):
-        if lock.acquire(timeout=max(0.0, until - time.monotonic())):
-            taken.append(lock)
-        else:
-            missed[name] = lock
+    taken: list[_Lock] = []
+    missed: list[_Lock] = []
+    for each in reversed(_locks.values()):
+        is_taken = each.lock.acquire(timeout=each.seconds)
+        (taken if is_taken else missed).append(each)
     _taken[threading.get_ident()] = taken, missed
 
 
 def _in_parent() -> None:
-    taken, _ = _taken.pop(threading.get_ident(), ([], {}))
-    for lock in reversed(taken):
-        lock.release()
+    taken, _ = _taken.pop(threading.get_ident(), ([], []))
+    for each in reversed(taken):
+        each.lock.release()
 
 
 def _in_child() -> None:
-    _, missed = _taken.get(threading.get_ident(), ([], {}))
-    for lock in missed.values():
-        lock._at_fork_reinit()
+    _, missed = _taken.get(threading.get_ident(), ([], []))
+    for each in missed:
+        each.lock._at_fork_reinit()
     _in_parent()
     _taken.clear()
-    for name in missed:
-        if name in _state.repairs:
-            _state.repairs[name]()
+    for each in missed:
+        each.repair()
 
 
 _process.register_once("fork: before", _before, lambda call: os.register_at_fork(before=call))

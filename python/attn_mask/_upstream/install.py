@@ -564,7 +564,7 @@ class _State:
     """What install(), uninstall() and installed() change, under the lock only."""
 
     def __init__(self) -> None:
-        self.lock = fork_safe_lock("install", lambda: _finish())
+        self.lock = fork_safe_lock("install", 30.0, lambda: _finish())
         self.installation: _Installation | None = None
         self.kept: Options | None = None  # by install()
         self.blocks: tuple[_Block, ...] = ()
@@ -820,6 +820,10 @@ class installed:
         traceback: TracebackType | None,
     ) -> None:
         with _state.lock:
+            if not self._blocks:
+                raise RuntimeError(
+                    "installed: expected __enter__ before __exit__, but got __exit__ alone"
+                )
             block = self._blocks.pop()
             _set(_state.kept, tuple(other for other in _state.blocks if other is not block))
 

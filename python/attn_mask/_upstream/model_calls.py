@@ -72,7 +72,7 @@ def _block_of(
     if not is_packed and option == "upstream":
         return None, kwargs
     kind: Any = type(model)
-    if packing.calls() and not _takes_text(kind, kwargs):
+    if packing.calls() and not takes_text(kind, kwargs):
         return Block(None, is_call=True, is_other=True), kwargs
     if documents is not None and is_packed:
         return _block_of_packed(documents, model, args, kwargs)
@@ -129,7 +129,8 @@ _STARS: dict[Any, str] = {
 }
 
 
-def _takes_text(kind: Any, kwargs: dict[str, Any]) -> bool:
+def takes_text(kind: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a class of models takes the tokens of text, by its forward or by these arguments."""
     if any(name in kwargs for name in _OF_TEXT):
         return True
     names = _parameters(kind)

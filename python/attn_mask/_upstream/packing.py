@@ -298,11 +298,11 @@ _OF_TOKENS = (rules.Blockwise, rules.Documents, rules.Padding, rules.Bits, rules
 def _remapped(rule: Any, positions: torch.Tensor) -> Any:
     if not _counts_positions(rule):
         return rule
-    if not any(isinstance(part, _OF_TOKENS) for part in parts_of(rule)):
-        return remap_positions_for_packed_sequence(rule, positions)
-    if rule.spelled not in ("intersection", "union"):
+    if rule.spelled in ("intersection", "union"):
+        return rule.over(lambda part: _remapped(part, positions))
+    if any(isinstance(part, _OF_TOKENS) for part in parts_of(rule)):
         return rule
-    return rule.over(lambda part: _remapped(part, positions))
+    return remap_positions_for_packed_sequence(rule, positions)
 
 
 class Block:

@@ -80,6 +80,29 @@ def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield part.id
 
 
+def passes(text: str, argument: str) -> list[tuple[str, bool]]:
+    """Of each call of a create function in a model's file: its name, and whether it passes this.
+
+    Arguments that are passed as ``**kwargs`` are those that the function around names as strings.
+    """
+    found = []
+    for function in ast.walk(ast.parse(text)):
+        if not isinstance(function, _Function):
+            continue
+        parts = list(ast.walk(function))
+        named = any(isinstance(part, ast.Constant) and part.value == argument for part in parts)
+        for call in parts:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                name = call.func.id
+                if name.startswith("create_") and "mask" in name:
+                    is_given = any(
+                        keyword.arg == argument or (keyword.arg is None and named)
+                        for keyword in call.keywords
+                    )
+                    found.append((name, is_given))
+    return found
+
+
 class Source:
     """The functions, other assignments and imports at the top of a module's source."""
 
