@@ -50,7 +50,8 @@ class LayerMasks:
         maker: whose functions write the mask: "attn_mask", "transformers", "another" (the
             model's own code, or what others registered), or "none".
         why: how, and why it is that one.
-        documents: what keeps documents apart that are packed into rows.
+        documents: what keeps documents apart that are packed into rows, in blocks of packed() and
+            under install(packing=...); "" elsewhere.
     """
 
     config: str
@@ -128,12 +129,10 @@ def explain_model(model: torch.nn.Module) -> ModelMasks:
     layers = []
     for name, part in _parts(config):
         files = _files(model, part)
-        is_other = name != "" and not _takes_text(model, part)
+        is_text = name == "" or _takes_text(model, part)
         for layer_type, number in _layer_types(part):
             made = _maker(files, part, layer_type, found)
-            documents = _documents(files, layer_type, made[0], found)
-            if is_other:
-                documents = "none, for its tokens are no text"
+            documents = _documents(files, layer_type, made[0], is_text)
             layers.append(LayerMasks(name, layer_type, number, *made, documents))
     return ModelMasks(type(model).__name__, found and found.transformers, tuple(layers))
 
@@ -202,31 +201,29 @@ def _maker(
     return attention, "another", "the model's own code makes masks, if it takes any"
 
 
-def _documents(
-    files: list[dict[str, Any]], layer_type: str, attention: str, found: Replacement | None
-) -> str:
+def _documents(files: list[dict[str, Any]], layer_type: str, attention: str, is_text: bool) -> str:
     """What keeps packed documents apart, by what is in force and by how the model's file calls."""
+    block, option = packing.current(), masks.state.options.packing
+    if block is None and option == "upstream":
+        return ""
+    if not is_text:
+        return "none, for its tokens are no text"
     if layer_type in _RECURRENT:
         return "mixed by the state, which no mask resets"
-    if not any(_is_create(value) for names in files for value in names.values()):
-        return "nothing keeps them apart"
     registered = importlib.import_module(_MASKING).ALL_MASK_ATTENTION_FUNCTIONS
-    if attention not in registered:
+    if attention not in registered or not any(
+        _is_create(value) for names in files for value in names.values()
+    ):
         return "nothing keeps them apart"
     if "flash" in attention:
         return "by flash attention, where it is given position_ids or cu_seq_lens_q"
-    if (block := packing.current()) is not None:
+    if block is not None:
         return f"by {block.function}({block.kind})"
-    option = "upstream" if found is None else masks.state.options.packing
     if option == "cu_seq_lens":
         return "by the cu_seq_lens_q that the model is called with"
-    if not _passes_position_ids(files, layer_type):
-        if option == "upstream":
-            return "nothing keeps them apart, for its create call gets no position_ids"
-        return "by the position_ids that the model is called with"
-    if option == "upstream":
-        return "by position_ids that start again, without a cache and an attention_mask"
-    return "by the position_ids of its create call"
+    if _passes_position_ids(files, layer_type):
+        return "by the position_ids of its create call"
+    return "by the position_ids that the model is called with"
 
 
 def _passes_position_ids(files: list[dict[str, Any]], layer_type: str) -> bool:

@@ -677,10 +677,12 @@ def install(
         unmask_unattended: whether rows in which no key is visible become visible throughout.
         aten_only: whether ATen operators make all masks of this process; see aten_only().
         packing: what keeps documents apart that are packed into rows, beside blocks of packed().
-            "upstream": what the release does. "position_ids": position_ids of a call that start
-            again, whatever cache or 2-D attention_mask is there; with tokens in the cache, a
-            document began as many tokens before the first query as that one's position. Where they
-            don't start again, all is as in the release, which takes reading them. "cu_seq_lens":
+            "upstream": what the release does. "position_ids": position_ids of a create call that
+            start again, else those that the outermost model was called with, whatever cache or 2-D
+            attention_mask is there; with tokens in the cache, a document began as many tokens
+            before the first query as that one's position. Where they don't start again, all is as
+            in the release, which takes reading them; where there are none, for more than one token
+            without a cache, a warning says so. "cu_seq_lens":
             the cu_seq_lens_q that a model is called with, over the flattened rows.
 
     The first two hold for "eager" and "sdpa" in ``transformers.masking_utils``, not for the legacy
