@@ -203,7 +203,7 @@ def eager_mask_at(
     return eager_mask(batch_size, q_length, kv_length, at, kv_offset, *args, **kwargs)
 
 
-@functools.wraps(block_mask.create_block_mask)
+@functools.wraps(block_mask.create_block_mask, assigned=("__doc__",))
 def create_block_mask(*args: Any, **kwargs: Any) -> Any:
     packing.check_no_documents()
     return block_mask.create_block_mask(*args, **kwargs)
