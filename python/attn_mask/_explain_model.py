@@ -218,7 +218,7 @@ def _documents(files: list[dict[str, Any]], layer_type: str, attention: str, is_
     if "flash" in attention:
         return "by flash attention, where it is given position_ids or cu_seq_lens_q"
     if block is not None:
-        return f"by {block.function}({block.kind})"
+        return f"by {block.source}"
     if option == "cu_seq_lens":
         return "by the cu_seq_lens_q that the model is called with"
     if _passes_position_ids(files, layer_type):

@@ -238,9 +238,10 @@ def _create_mask(
         ids = documents.ids(batch_size, q_length, q_offset, tokens, end, device)
         if isinstance(q_offset, torch.Tensor) and tokens is not None:
             q_offset = tokens - q_length  # as an int it needs no tensor in the mask's program
-        rule = documents.at_positions(rule, ids, attention_mask)
-        if local is not None and block_sequence_ids is not None:
-            local = documents.at_positions(local, ids, attention_mask)
+        if pattern.by_position or has_functions:
+            rule = documents.at_positions(rule, ids, attention_mask)
+            if local is not None and block_sequence_ids is not None:
+                local = documents.at_positions(local, ids, attention_mask)
     if block_sequence_ids is not None:
         blocks: MaskFunction = blockwise_overlay(
             maybe_pad_block_sequence_ids(block_sequence_ids, attention_mask, kv_length, kv_offset)

@@ -179,6 +179,8 @@ class Pattern(NamedTuple):
     local: MaskFunction | None = None
     """The part of the rule that bounds it to some neighbourhood."""
     local_size: int | None = None
+    by_position: bool = False
+    """Whether the rule depends on positions, and not on the distance of two of them only."""
 
 
 def _attribute_of(config: Any, name: str, article: str) -> Any:
@@ -212,12 +214,12 @@ def chunked_pattern(config: Any, attention_mask: torch.Tensor | None, kv_end: An
         )
     if attention_mask is not None:
         overlay = chunked_overlay(size, left_padding_of(attention_mask))
-        return Pattern(and_masks(overlay, causal_mask_function), overlay, size)
+        return Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
     is_kept = not is_recording() and type(size) is int
     if is_kept and size in _chunks:
         return _chunks[size]
     overlay = rules.chunked(size)
-    pattern = Pattern(and_masks(overlay, causal_mask_function), overlay, size)
+    pattern = Pattern(and_masks(overlay, causal_mask_function), overlay, size, by_position=True)
     if is_kept and len(_chunks) < 64:
         _chunks[size] = pattern
     return pattern

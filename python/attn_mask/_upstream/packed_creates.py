@@ -59,7 +59,7 @@ def keeps_documents_apart(name: str, before: Callable[..., Any]) -> Callable[...
         documents = packing.current()
         option = masks.state.options.packing
         if documents is not None:
-            what = f"{documents.function}({documents.kind})"
+            what = documents.source
         elif option == "upstream":
             return before(*args, **kwargs)
         elif name in LAYERS and option == "position_ids":
@@ -68,7 +68,7 @@ def keeps_documents_apart(name: str, before: Callable[..., Any]) -> Callable[...
             what = "nothing"
         config = args[0] if args else kwargs.get("config")
         if not is_recording():
-            _got[getattr(config, "model_type", ""), name] = what
+            _got[getattr(type(config), "model_type", ""), name] = what
         if documents is None:
             return before(*args, **kwargs)
         if documents.is_of_call:

@@ -65,9 +65,11 @@ class Documents:
         self.is_whole = is_whole or is_of_call
         self.is_passed_on = False
         """Whether the model that is being called has their cu_seqlens."""
+        self.source = f"{function}({kind})"
         self._kept: _Kept | None = None
         self._rules: dict[tuple[int, str], tuple[MaskFunction, torch.Tensor, MaskFunction]] = {}
         self._check()
+        self._is_on_cpu = tensor.device.type == "cpu"
 
     def _check(self) -> None:
         name, kind, tensor = self.function, self.kind, self.tensor
@@ -114,7 +116,7 @@ class Documents:
             not self.is_whole
             and kv_end is not None
             and not is_recording()
-            and (self.tensor.device.type == "cpu" or not self.tensor.is_inference())
+            and (self._is_on_cpu or not self.tensor.is_inference())
             and _get_current_dispatch_mode() is None
         )
         if (
@@ -149,7 +151,7 @@ class Documents:
         inference mode have none.
         """
         tensor: torch.Tensor = self.tensor
-        return tensor.clone() if tensor.device.type == "cpu" else tensor._version
+        return tensor.clone() if self._is_on_cpu else tensor._version
 
     def _is_still(self, given: torch.Tensor | int) -> bool:
         tensor: torch.Tensor = self.tensor
@@ -289,7 +291,7 @@ class Documents:
 
 def _counts_positions(rule: MaskFunction) -> bool:
     """Whether it depends on more of positions than which tokens they are and how far apart."""
-    return any(isinstance(part, rules.Chunked | rules.Function) for part in parts_of(rule))
+    return any(isinstance(part, (rules.Chunked, rules.Function)) for part in parts_of(rule))
 
 
 _OF_TOKENS = (rules.Blockwise, rules.Documents, rules.Padding, rules.Bits, rules.Reindex)
