@@ -1,17 +1,17 @@
 """Whether graphs are to hold ATen operators alone, since they leave PyTorch."""
 
-import threading
 from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
 
 from attn_mask import _decompositions
+from attn_mask._forking import fork_safe_lock
 from attn_mask._tracing import is_jit_tracing, is_recording
 
 _everywhere = False
 # Blocks of aten_only that are open in any thread, and in the running thread or task.
-_lock = threading.Lock()
+_lock = fork_safe_lock("aten_only")
 _blocks = 0
 _is_open = False
 _is_open_here: ContextVar[bool] = ContextVar("attn_mask.aten_only", default=False)
@@ -43,6 +43,10 @@ class aten_only:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self._tokens:
+            raise RuntimeError(
+                "aten_only: expected __enter__ before __exit__, but got __exit__ alone"
+            )
         _count_blocks(-1)
         _is_open_here.reset(self._tokens.pop())
 

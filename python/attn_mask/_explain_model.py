@@ -1,6 +1,8 @@
 """attn_mask.explain_model: what makes the masks of a model's layers."""
 
+import contextlib
 import importlib
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +12,10 @@ from typing import Any, Literal
 import torch
 
 from attn_mask import modeling_attn_mask_utils
+from attn_mask._upstream import masks, packing
 from attn_mask._upstream.install import Replacement, replacement
+from attn_mask._upstream.model_calls import takes_text
+from attn_mask._upstream.source import passes
 
 __all__ = ["LayerMasks", "ModelMasks", "explain_model"]
 
@@ -20,6 +25,11 @@ _MASKING = "transformers.masking_utils"
 _LEGACY = "transformers.modeling_attn_mask_utils"
 # Layers that attend to nothing by a dense mask.
 _RECURRENT = ("conv", "linear_attention", "mamba", "recurrent")
+_CREATES = {
+    "full_attention": ("create_causal_mask",),
+    "sliding_attention": ("create_sliding_window_causal_mask",),
+    "chunked_attention": ("create_chunked_causal_mask",),
+}
 # What describes the mask of a kind of layer in masking_utils.
 _FACTORIES = {
     "full_attention": "causal_mask_function",
@@ -40,6 +50,8 @@ class LayerMasks:
         maker: whose functions write the mask: "attn_mask", "transformers", "another" (the
             model's own code, or what others registered), or "none".
         why: how, and why it is that one.
+        documents: what keeps documents apart that are packed into rows, in blocks of packed() and
+            under install(packing=...); "" elsewhere.
     """
 
     config: str
@@ -48,11 +60,13 @@ class LayerMasks:
     attention: str
     maker: Maker
     why: str
+    documents: str = ""
 
     def __str__(self) -> str:
         of = f"{self.config}: " if self.config else ""
         many = "" if self.layers is None else f" x {self.layers}"
-        return f"{of}{self.layer_type}{many}, {self.attention}: {self.maker}, {self.why}"
+        documents = f"; packed documents: {self.documents}" if self.documents else ""
+        return f"{of}{self.layer_type}{many}, {self.attention}: {self.maker}, {self.why}{documents}"
 
 
 @dataclass(frozen=True)
@@ -112,11 +126,14 @@ def explain_model(model: torch.nn.Module) -> ModelMasks:
             f"but got {what}, {type(model).__name__}"
         )
     found = replacement()
-    layers = [
-        LayerMasks(name, layer_type, number, *_maker(model, part, layer_type, found))
-        for name, part in _parts(config)
-        for layer_type, number in _layer_types(part)
-    ]
+    layers = []
+    for name, part in _parts(config):
+        files = _files(model, part)
+        is_text = name == "" or _takes_text(model, part)
+        for layer_type, number in _layer_types(part):
+            made = _maker(files, part, layer_type, found)
+            documents = _documents(files, layer_type, made[0], is_text)
+            layers.append(LayerMasks(name, layer_type, number, *made, documents))
     return ModelMasks(type(model).__name__, found and found.transformers, tuple(layers))
 
 
@@ -147,21 +164,31 @@ def _layer_types(config: Any) -> list[tuple[str, int | None]]:
     return [("full_attention", number)]
 
 
+def _files(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
+    """The names in the modules that define what a config describes."""
+    names = {
+        type(module).__module__
+        for module in model.modules()
+        if type(getattr(module, "config", None)) is type(config)
+    }
+    return [vars(sys.modules[name]) for name in sorted(names) if name in sys.modules]
+
+
+def _takes_text(model: torch.nn.Module, config: Any) -> bool:
+    """Whether the model within the model that a config describes has the row's tokens."""
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+    for module in model.modules():
+        if isinstance(module, base) and type(module.config) is type(config):
+            return takes_text(type(module), {})
+    return True
+
+
 def _maker(
-    model: torch.nn.Module, config: Any, layer_type: str, found: Replacement | None
+    files: list[dict[str, Any]], config: Any, layer_type: str, found: Replacement | None
 ) -> tuple[str, Maker, str]:
     attention = getattr(config, "_attn_implementation", None) or "eager"
     if layer_type in _RECURRENT:
         return attention, "none", "layers of this type take the padding mask at most"
-    files = [
-        vars(sys.modules[name])
-        for name in {
-            type(module).__module__
-            for module in model.modules()
-            if type(getattr(module, "config", None)) is type(config)
-        }
-        if name in sys.modules
-    ]
     if any(_is_create(value) for names in files for value in names.values()):
         return (attention, *_of_interface(attention, layer_type, found))
     legacy = [
@@ -172,6 +199,41 @@ def _maker(
     if any(getattr(value, "__module__", None) == _LEGACY for value in legacy):
         return attention, "transformers", f"by {_LEGACY}, {_why_not(_LEGACY, found)}"
     return attention, "another", "the model's own code makes masks, if it takes any"
+
+
+def _documents(files: list[dict[str, Any]], layer_type: str, attention: str, is_text: bool) -> str:
+    """What keeps packed documents apart, by what is in force and by how the model's file calls."""
+    block, option = packing.current(), masks.state.options.packing
+    if block is None and option == "upstream":
+        return ""
+    if not is_text:
+        return "none, for its tokens are no text"
+    if layer_type in _RECURRENT:
+        return "mixed by the state, which no mask resets"
+    registered = importlib.import_module(_MASKING).ALL_MASK_ATTENTION_FUNCTIONS
+    if attention not in registered or not any(
+        _is_create(value) for names in files for value in names.values()
+    ):
+        return "nothing keeps them apart"
+    if "flash" in attention:
+        return "by flash attention, where it is given position_ids or cu_seq_lens_q"
+    if block is not None:
+        return f"by {block.source}"
+    if option == "cu_seq_lens":
+        return "by the cu_seq_lens_q that the model is called with"
+    if _passes_position_ids(files, layer_type):
+        return "by the position_ids of its create call"
+    return "by the position_ids that the model is called with"
+
+
+def _passes_position_ids(files: list[dict[str, Any]], layer_type: str) -> bool:
+    """Whether the create calls of such layers are given some."""
+    calls: list[tuple[str, bool]] = []
+    for names in files:
+        with contextlib.suppress(OSError, TypeError, SyntaxError):
+            calls += passes(inspect.getsource(sys.modules[names["__name__"]]), "position_ids")
+    of_type = [given for name, given in calls if name in _CREATES.get(layer_type, ())]
+    return any(of_type or [given for _, given in calls])
 
 
 def _is_create(function: Any) -> bool:

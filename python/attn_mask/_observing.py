@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from attn_mask._forking import fork_safe_lock
 from attn_mask._tracing import is_recording
 
 __all__ = ["AttentionCall", "observed"]
@@ -45,7 +45,7 @@ _without_modes: ContextVar[tuple[Observer, ...]] = ContextVar("without_modes", d
 _module: ContextVar[Any] = ContextVar("module", default=None)
 
 # The attributes below are replaced while any thread is in a block.
-_lock = threading.Lock()
+_lock = fork_safe_lock("observing")
 _blocks = 0
 _replaced: list[tuple[Any, str, Any]] = []
 

@@ -25,8 +25,9 @@ class packed:
     under install(), by a model or by ``generate``, makes masks in which a token attends to its own
     document only, with a cache and without, whatever 2-D attention_mask comes along: its zeros stay
     padding, other numbers mean nothing. So do those of ``attn_mask.masking_utils``, unless they are
-    given documents of their own. Windows and chunks count within each document. A 4-D mask that a
-    model is given stays as it is.
+    given documents of their own. Windows and chunks count within each document, mask functions see
+    positions in it; tables of tokens, as block ids of images, are looked up by row. A 4-D mask that
+    a model is given stays as it is. An encoder of images or sound within a model has no documents.
 
     Args, of which exactly one is given:
         position_ids: ints [b or 1, n]: a document starts where they do not rise by one.
@@ -37,6 +38,9 @@ class packed:
     n is the number of all tokens up to the last query, those in the cache included. With a cache
     there may be more, so that a block can stand around prefill and decoding. The model's own
     position_ids are not changed: give it those that start again in each document.
+
+    The tensor may be written within the block; on a CPU it is compared with a copy at each step of
+    decoding, elsewhere writes through ``.data`` are not seen.
 
     The documents hold in this thread or task alone; what torch.compile traces takes them as inputs
     (before torch 2.15, those of the innermost block of any thread). Blocks nest, the innermost
@@ -49,8 +53,9 @@ class packed:
     with a state (linear attention, state spaces) are not kept from mixing documents by any mask: a
     warning names them.
 
-    Raises TypeError and ValueError for other arguments; ValueError on entry without install(), and
-    in a create function where documents do not match the batch.
+    Raises TypeError and ValueError for other arguments; ValueError on entry without install(), in a
+    create function where documents do not match the batch, and in one that was wrapped or kept
+    before install(); RuntimeError where it is left and was not entered.
 
     >>> import transformers
     >>> ids = torch.tensor([[0, 0, 1, 1]])
@@ -83,6 +88,11 @@ class packed:
             )
         ((kind, tensor),) = given.items()
         self._documents = packing.Documents("packed", kind, tensor, is_whole=False)
+        if tensor.is_meta:
+            raise ValueError(
+                f"packed: expected {kind} to hold values, but got a tensor on the meta device: a "
+                "model there takes them from a CPU"
+            )
         self._entered: list[packing.Block] = []
 
     def __enter__(self) -> None:
@@ -96,9 +106,8 @@ class packed:
                 "packed: expected attn_mask.install() before the block, since the create functions "
                 "of transformers keep no documents apart without it"
             )
-        if self._documents.kind == "cu_seqlens":
-            model_calls.watch()
-        self._entered.append(packing.enter(self._documents))
+        model_calls.watch()
+        self._entered.append(packing.enter(packing.Block(self._documents)))
 
     def __exit__(
         self,
@@ -106,6 +115,7 @@ class packed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._entered:
+            raise RuntimeError("packed: expected __enter__ before __exit__, but got __exit__ alone")
         packing.leave(self._entered)
-        if self._documents.kind == "cu_seqlens":
-            model_calls.unwatch()
+        model_calls.unwatch()

@@ -1,11 +1,11 @@
 """The policy by which attention gets no mask where it can do without one."""
 
 import contextvars
-import threading
 from typing import Any, Literal, overload
 
 import torch
 
+from attn_mask._forking import fork_safe_lock
 from attn_mask._process import kept
 from attn_mask._tracing import is_exporting, is_jit_tracing
 
@@ -110,7 +110,7 @@ _of_context: contextvars.ContextVar[tuple[_Block, ...]] = contextvars.ContextVar
 # For a module that is imported again: the process's policy, as eager code has set it.
 _process_kept: list[SkipPolicy] = kept("policy of the process", lambda: [UPSTREAM])
 _process = _process_kept[0]
-_lock = threading.Lock()
+_lock = fork_safe_lock("skip_policy")
 
 
 def current() -> SkipPolicy:

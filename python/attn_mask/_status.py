@@ -6,7 +6,9 @@ from typing import Any
 
 from attn_mask._counts import counts
 from attn_mask._named_once import texts
+from attn_mask._upstream import masks
 from attn_mask._upstream.install import replacement
+from attn_mask._upstream.packed_creates import documents_so_far
 
 __all__ = ["Status", "status"]
 
@@ -22,6 +24,9 @@ class Status:
         calls: how often each kind of mask was made or skipped in eager code, in this process.
         fallbacks: how often a mask function that is no rule was called to make a mask.
         warnings: what the logger "attn_mask" has named so far.
+        packing: install()'s option of that name that holds now, or None without install().
+        documents: what the create functions of each type of model got so far to keep packed
+            documents apart, in blocks of packed() and under ``packing``.
         attention: the attn_implementation that register_attention() or install() gave
             transformers' models, or None.
     """
@@ -33,6 +38,8 @@ class Status:
     fallbacks: int
     warnings: tuple[str, ...]
     attention: str | None
+    packing: str | None = None
+    documents: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -45,6 +52,8 @@ class Status:
             lines = ["attn_mask.install: not installed"]
         name = "none" if self.attention is None else repr(self.attention)
         lines.append(f"registered attention: {name}")
+        if self.packing is not None:
+            lines.append(f"packing: {self.packing!r}")
         calls = [f"{kind} {number}" for kind, number in sorted(self.calls.items())]
         fallbacks = [f"mask functions that are no rules were called {self.fallbacks} times"]
         for title, entries in (
@@ -52,6 +61,7 @@ class Status:
             ("stays", self.stays),
             ("calls", calls),
             ("fallbacks", fallbacks if self.fallbacks else []),
+            ("documents", self.documents),
             ("warnings", self.warnings),
         ):
             lines.append(f"{title}:" if entries else f"{title}: none")
@@ -73,9 +83,17 @@ def status() -> Status:
     found = replacement()
     calls = dict(counts)
     fallbacks = calls.pop("fallback", 0)
-    if found is None:
-        return Status(None, (), (), calls, fallbacks, tuple(texts), _registered())
-    return Status(*found, calls, fallbacks, tuple(texts), _registered())
+    return Status(
+        None if found is None else found.transformers,
+        () if found is None else found.replaced,
+        () if found is None else found.stays,
+        calls,
+        fallbacks,
+        tuple(texts),
+        _registered(),
+        None if found is None else masks.state.options.packing,
+        documents_so_far(),
+    )
 
 
 def _registered() -> str | None:

@@ -1,12 +1,14 @@
 """Whether Python code runs for its result or to be recorded as a graph."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._C._functorch import TransformType, is_batchedtensor, maybe_get_level
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _OF_GRAPHS = (torch.fx.Proxy, FakeTensor)
 _CPU = torch.device("cpu")
@@ -44,6 +46,13 @@ def is_tracing(tensor: Any = None) -> bool:
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return True
     return isinstance(tensor, _OF_GRAPHS)
+
+
+def constant_in_graphs(function: _F) -> _F:
+    """The function, which dynamo calls and does not trace: torch.compiler.assume_constant_result
+    without importing dynamo. Its result is one for good and a constant, or a tuple of some."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_opaque(tensor: torch.Tensor) -> bool:

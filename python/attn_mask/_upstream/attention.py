@@ -20,6 +20,7 @@ from attn_mask._engine import BOOLEAN, write_mask
 from attn_mask._named_once import name_once
 from attn_mask._timing import timed
 from attn_mask._tracing import is_opaque, is_recording
+from attn_mask._upstream import packing
 from attn_mask._upstream.arguments import understands_cache_position
 from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.mask_functions import prepare_padding_mask
@@ -230,6 +231,7 @@ def rule_mask(
     what sdpa has: a boolean mask, or None where nothing is masked (while tracing, also for
     causality alone).
     """
+    packing.check_no_documents()
     is_decoding = type(q_length) is int and q_length == 1
     # Of None, a layer can't tell where its queries stand, once a model has sliced them.
     causal = allow_is_causal_skip and (is_decoding or is_recording())

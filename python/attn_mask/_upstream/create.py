@@ -278,7 +278,12 @@ def _create_mask(
     if interface.takes_positions:
         length, offset = arguments.pop("q_length"), arguments.pop("q_offset")
         arguments["cache_position"] = torch.arange(length, device=device) + offset
-    mask = interface.mapping[implementation](**arguments)
+    write = interface.mapping[implementation]
+    if documents is None:
+        mask = write(**arguments)
+    else:
+        with packing.without():
+            mask = write(**arguments)
     if documents is not None and is_flash and mask is not None:
         raise ValueError(
             f"{name}: expected no padding beside documents, which flash attention can't keep apart "

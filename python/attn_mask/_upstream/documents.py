@@ -1,11 +1,12 @@
 """Documents that are packed into one row: which token is of which, and where it stands in it."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from attn_mask import _skipping
+from attn_mask import _skipping, rules
 from attn_mask._named_once import is_named, name_once
 from attn_mask._tracing import is_opaque
 
@@ -98,6 +99,44 @@ def name_restarts(position_ids: torch.Tensor, attention_mask: Any) -> None:
         "attn_mask.install(packing='position_ids'); or give it use_cache=False and no "
         "attention_mask",
     )
+
+
+def name_blocks_at_positions(rule: rules.MaskFunction, position_ids: torch.Tensor) -> None:
+    """Logs once that block ids are looked up at positions that start again within a row.
+
+    Reads values on the CPU alone.
+    """
+    kind = "blocks at positions"
+    blocks = [part.ids for part in parts_of(rule) if isinstance(part, rules.Blockwise)]
+    if (
+        not blocks
+        or is_named(kind)
+        or is_opaque(position_ids)
+        or _skipping.current().name == "shapes"
+        or not _may_hold(position_ids, lambda ids: count_sequences(ids) > 0)
+        or not any(_may_hold(ids, lambda ids: ids >= 0) for ids in blocks)
+    ):
+        return
+    name_once(
+        kind,
+        "attn_mask: position_ids start again within a row, and a layer looks up which tokens are "
+        "of one image at these positions. As in transformers, images of a row's first document "
+        "stand in each later one. To look them up where they are, run the model within "
+        "attn_mask.packed(document_ids=...) under attn_mask.install()",
+    )
+
+
+def parts_of(rule: Any) -> Iterator[rules.MaskFunction]:
+    """The rule, and all that it is made of."""
+    yield rule
+    for part in (*getattr(rule, "rules", ()), getattr(rule, "rule", None)):
+        if part is not None:
+            yield from parts_of(part)
+
+
+def _may_hold(tensor: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether it holds for a value; True where reading them would wait for a device."""
+    return tensor.device.type != "cpu" or is_opaque(tensor) or bool(of(tensor).any())
 
 
 def number_of_tokens(q_offset: Any, q_length: Any, kv_length: Any, cache: Any) -> Any:

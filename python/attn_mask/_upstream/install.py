@@ -10,14 +10,14 @@ import functools
 import importlib
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 
-from attn_mask import _aten_only, _process, block_mask, masking_utils
+from attn_mask import _aten_only, _process, masking_utils
+from attn_mask._forking import fork_safe_lock
 from attn_mask._named_once import detail_once, name_once
 from attn_mask._upstream import mask_functions, masks, model_calls, packed_creates
 from attn_mask._upstream import packing as _packing
@@ -373,7 +373,7 @@ class _Plan:
         if getattr(torchs, name, None) is not self._names[name]:
             self._others.add(name)
         else:
-            now = block_mask.create_block_mask
+            now = masks.create_block_mask
             self.changes.append(_Change(self._names, name, self._names[name], now))
 
     def others(self, version: str) -> Iterator[str]:
@@ -564,7 +564,7 @@ class _State:
     """What install(), uninstall() and installed() change, under the lock only."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = fork_safe_lock("install", 30.0, lambda: _finish())
         self.installation: _Installation | None = None
         self.kept: Options | None = None  # by install()
         self.blocks: tuple[_Block, ...] = ()
@@ -603,7 +603,7 @@ def _set(kept: Options | None, blocks: tuple[_Block, ...]) -> None:
 def _update() -> None:
     options = _state.blocks[-1].options if _state.blocks else _state.kept
     masks.state.options = options or Options()
-    _watch_models(options is not None and options.packing == "cu_seq_lens")
+    _watch_models(options is not None and options.packing != "upstream")
     _aten_only.set_everywhere(options is not None and options.aten_only)
     if options is None:
         if _state.installation is not None:
@@ -615,6 +615,15 @@ def _update() -> None:
         # Known before it changes anything, so that it can be undone wherever it is interrupted.
         _state.installation = _Installation(_transformers())
         _state.installation.make()
+
+
+def _finish() -> None:
+    """In a forked process whose parent was replacing something: all of it, or nothing."""
+    if _state.installation is not None:
+        if _state.kept is not None or _state.blocks:
+            _state.installation.make()
+        else:
+            _update()
 
 
 def _watch_models(is_wanted: bool) -> None:
@@ -668,10 +677,12 @@ def install(
         unmask_unattended: whether rows in which no key is visible become visible throughout.
         aten_only: whether ATen operators make all masks of this process; see aten_only().
         packing: what keeps documents apart that are packed into rows, beside blocks of packed().
-            "upstream": what the release does. "position_ids": position_ids of a call that start
-            again, whatever cache or 2-D attention_mask is there; with tokens in the cache, a
-            document began as many tokens before the first query as that one's position. Where they
-            don't start again, all is as in the release, which takes reading them. "cu_seq_lens":
+            "upstream": what the release does. "position_ids": position_ids of a create call that
+            start again, else those that the outermost model was called with, whatever cache or 2-D
+            attention_mask is there; with tokens in the cache, a document began as many tokens
+            before the first query as that one's position. Where they don't start again, all is as
+            in the release, which takes reading them; where there are none, for more than one token
+            without a cache, a warning says so. "cu_seq_lens":
             the cu_seq_lens_q that a model is called with, over the flattened rows.
 
     The first two hold for "eager" and "sdpa" in ``transformers.masking_utils``, not for the legacy
@@ -811,6 +822,10 @@ class installed:
         traceback: TracebackType | None,
     ) -> None:
         with _state.lock:
+            if not self._blocks:
+                raise RuntimeError(
+                    "installed: expected __enter__ before __exit__, but got __exit__ alone"
+                )
             block = self._blocks.pop()
             _set(_state.kept, tuple(other for other in _state.blocks if other is not block))
 

@@ -13,7 +13,7 @@ from attn_mask._checks import check_strided
 from attn_mask._engine import Offset, padded
 from attn_mask._program import Source
 from attn_mask._tracing import is_recording
-from attn_mask._upstream.documents import left_padding_of
+from attn_mask._upstream.documents import left_padding_of, name_blocks_at_positions
 from attn_mask.rules import MaskFunction
 
 _CHUNKS = Source("chunked_overlay", "left_padding", is_upstream=True)
@@ -113,6 +113,8 @@ def remap_positions_for_packed_sequence(
 ) -> MaskFunction:
     """The mask function, evaluated at the positions in position_ids [b, n]."""
     check_strided(_REMAPPED.function, _REMAPPED.argument, position_ids)
+    if isinstance(mask_function, MaskFunction):
+        name_blocks_at_positions(mask_function, position_ids)
     return rules.reindexed(_REMAPPED.function, mask_function, position_ids, _REMAPPED)
 
 

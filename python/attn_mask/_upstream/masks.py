@@ -4,17 +4,18 @@ It stands at the top of a module, so that it can be pickled; what depends on the
 up when it is called.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from attn_mask import _process, _skipping, rules
+from attn_mask import _process, _skipping, block_mask, rules
 from attn_mask._checks import check_flag, checked_masked_value
 from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
 from attn_mask._timing import timed
-from attn_mask._upstream import documents
+from attn_mask._upstream import documents, packing
 from attn_mask._upstream.arguments import cache_and_positions
 from attn_mask._upstream.create import Interface
 from attn_mask._upstream.skip_rules import OWN_DECISIONS, Decisions, is_skipped
@@ -35,7 +36,7 @@ _PACKING = ("upstream", "position_ids", "cu_seq_lens")
 
 
 def checked_options(
-    name: str, masked_value: Any, unmask_unattended: Any, aten_only: Any, packing: Any
+    name: str, masked_value: Any, unmask_unattended: Any, aten_only: Any, packed_by: Any
 ) -> Options:
     """The options as they were given to a function.
 
@@ -44,12 +45,12 @@ def checked_options(
     for argument, flag in (("unmask_unattended", unmask_unattended), ("aten_only", aten_only)):
         check_flag(name, argument, flag)
     masked_value = checked_masked_value(name, masked_value)
-    if packing not in _PACKING:
+    if packed_by not in _PACKING:
         raise ValueError(
             f"{name}: expected packing to be one of {', '.join(map(repr, _PACKING))}, "
-            f"but got {packing!r}"
+            f"but got {packed_by!r}"
         )
-    return Options(masked_value, unmask_unattended, aten_only, packing)
+    return Options(masked_value, unmask_unattended, aten_only, packed_by)
 
 
 class Release(NamedTuple):
@@ -91,6 +92,7 @@ def sdpa_mask(
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv], or None where the release skips it."""
+    packing.check_no_documents()
     release = state.release
     if (allow_is_causal_skip or allow_is_bidirectional_skip) and is_skipped(
         release.decisions,
@@ -136,6 +138,7 @@ def eager_mask(
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv], or None where the release skips it."""
+    packing.check_no_documents()
     release, options = state.release, state.options
     if allow_is_bidirectional_skip and is_skipped(
         release.decisions,
@@ -198,6 +201,12 @@ def eager_mask_at(
     at = Axis(q_length, 0, cache_position)
     kwargs["device"] = cache_position.device
     return eager_mask(batch_size, q_length, kv_length, at, kv_offset, *args, **kwargs)
+
+
+@functools.wraps(block_mask.create_block_mask, assigned=("__doc__",))
+def create_block_mask(*args: Any, **kwargs: Any) -> Any:
+    packing.check_no_documents()
+    return block_mask.create_block_mask(*args, **kwargs)
 
 
 def find_packed_sequence_indices(position_ids: torch.Tensor) -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from attn_mask import _skipping
+from attn_mask import _process, _skipping
 from attn_mask._named_once import name_once
-from attn_mask._tracing import is_opaque
+from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream import masks, packing
 from attn_mask._upstream.arguments import cache_and_positions
 from attn_mask._upstream.create import LAYERS, Interface, creates_bidirectional, creates_causal
@@ -41,38 +41,99 @@ NAMES = (*_PACKED, RECURRENT)
 """Of the functions that are replaced."""
 
 
+_got: dict[tuple[str, str], str] = _process.kept("documents of create functions", dict)
+"""By type of model and create function: where its last call's documents came from."""
+
+
+def documents_so_far() -> tuple[str, ...]:
+    """What create functions were given to keep documents apart, for status()."""
+    return tuple(f"{model}, {name}: {what}" for (model, name), what in sorted(_got.items()))
+
+
 def keeps_documents_apart(name: str, before: Callable[..., Any]) -> Callable[..., Any]:
     """A create function of the release, which ours replaces in calls with packed documents."""
     packed = _recurrent(before) if name == RECURRENT else _PACKED[name]
-    is_causal = name in LAYERS and LAYERS[name].is_causal
 
     @functools.wraps(before)
     def create(*args: Any, **kwargs: Any) -> Any:
         documents = packing.current()
-        if documents is None and is_causal and masks.state.options.packing == "position_ids":
-            documents = _by_positions(name, args, kwargs)
+        option = masks.state.options.packing
+        if documents is not None:
+            what = documents.source
+        elif option == "upstream":
+            return before(*args, **kwargs)
+        elif name in LAYERS and option == "position_ids":
+            documents, what = _by_positions(name, args, kwargs)
+        else:
+            what = "nothing"
+        config = args[0] if args else kwargs.get("config")
+        if not is_recording():
+            _got[getattr(type(config), "model_type", ""), name] = what
         if documents is None:
             return before(*args, **kwargs)
         if documents.is_of_call:
-            config = args[0] if args else kwargs.get("config")
             # The model's flash attention goes by the position_ids or cu_seq_lens_q that it has.
             if "flash" in (getattr(config, "_attn_implementation", None) or ""):
                 return before(*args, **kwargs)
-            with packing.block(documents):
+            with packing.within(packing.Block(documents)):
                 return packed(*args, **kwargs)
         return packed(*args, **kwargs)
 
     return create
 
 
-def _by_positions(name: str, args: Any, kwargs: dict[str, Any]) -> Documents | None:
-    """Of a call whose position_ids start again; None for others."""
+def _by_positions(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Documents | None, str]:
+    """Of a call whose position_ids start again, or whose model's do; None for others.
+
+    And where they came from.
+    """
     cache, positions = cache_and_positions(args, kwargs)
+    what = "position_ids of its calls"
+    if positions is None:
+        positions, what = _of_model(name, cache, args, kwargs), "position_ids of the model's calls"
+    if positions is None:
+        return None, "nothing"
+    return (_if_packed(name, positions, cache) if positions.dim() == 2 else None), what
+
+
+def _of_model(name: str, cache: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """The position_ids of the outermost model that was given some for as many tokens."""
+    embeds = next((kwargs[key] for key in _EMBEDS if key in kwargs), args[1] if args[1:] else None)
+    calls = packing.calls()
+    if (
+        not isinstance(embeds, torch.Tensor)
+        or kwargs.get("encoder_hidden_states") is not None
+        or (not LAYERS[name].is_causal and isinstance(args[3] if args[3:] else None, torch.Tensor))
+        or any(call.is_other for call in calls)
+    ):
+        return None
+    batch_size, length = embeds.shape[:2]
+    given = [call.position_ids for call in calls if call.position_ids is not None]
+    for positions in given:
+        if tuple(positions.shape) in ((1, length), (batch_size, length)):
+            return positions
+    if not given and cache is None and not is_recording() and length > 1:
+        name_once(
+            "no position_ids",
+            "attn_mask: under install(packing='position_ids'), %s of %s was called without "
+            "position_ids, and so was the model: documents packed into one row see each other. "
+            "Call the model with position_ids that start again in each, or within "
+            "attn_mask.packed(document_ids=...)",
+            name,
+            getattr(args[0] if args else kwargs.get("config"), "model_type", "a model"),
+        )
+    return None
+
+
+_EMBEDS = ("inputs_embeds", "input_embeds")
+
+
+def _if_packed(name: str, positions: torch.Tensor, cache: Any) -> Documents | None:
     policy = _skipping.current()
-    if positions is None or positions.dim() != 2 or policy.packing == "none":
+    if policy.packing == "none":
         return None
     documents = Documents(name, "position_ids", positions, is_of_call=True)
-    if policy.name == "shapes" or is_opaque(positions):
+    if policy.name == "shapes" or is_opaque(positions) or positions.is_meta:
         return documents
     if positions.device.type != "cpu" and positions.shape[1] == 1:
         return documents  # a step of decoding is not to wait for its device

@@ -2,17 +2,22 @@
 
 import contextvars
 import copy
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from attn_mask import rules
+from attn_mask._checks import check_strided
+from attn_mask._forking import fork_safe_lock
 from attn_mask._tracing import is_opaque, is_recording
-from attn_mask._upstream.documents import count_sequences, positions_in_runs
+from attn_mask._upstream.documents import count_sequences, parts_of, positions_in_runs
 from attn_mask._upstream.mask_functions import (
     and_masks,
     packed_sequence_mask_function,
@@ -31,6 +36,8 @@ class _Kept(NamedTuple):
 
     length: int
     made_for: tuple[Any, ...]
+    given: torch.Tensor | int
+    """What they were made of: a copy on a CPU, elsewhere the tensor's version."""
     ids: torch.Tensor
 
 
@@ -58,16 +65,15 @@ class Documents:
         self.is_whole = is_whole or is_of_call
         self.is_passed_on = False
         """Whether the model that is being called has their cu_seqlens."""
+        self.source = f"{function}({kind})"
         self._kept: _Kept | None = None
         self._rules: dict[tuple[int, str], tuple[MaskFunction, torch.Tensor, MaskFunction]] = {}
         self._check()
+        self._is_on_cpu = tensor.device.type == "cpu"
 
     def _check(self) -> None:
         name, kind, tensor = self.function, self.kind, self.tensor
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"{name}: expected {kind} to be a tensor, but got {type(tensor).__name__}"
-            )
+        check_strided(name, kind, tensor)
         if tensor.dtype not in rules.ID_DTYPES or (
             kind == "position_ids" and tensor.dtype == torch.uint8
         ):
@@ -106,27 +112,52 @@ class Documents:
         if self.is_of_call and self.kind == "position_ids":
             end = q_length if kv_end is None else kv_end
             return self._ids_by_call(batch_size, q_length, q_offset, end, device)
-        is_kept = not self.is_whole and kv_end is not None and not is_recording()
-        version = 0 if not is_kept or self.tensor.is_inference() else self.tensor._version
+        is_kept = (
+            not self.is_whole
+            and kv_end is not None
+            and not is_recording()
+            and (self._is_on_cpu or not self.tensor.is_inference())
+            and _get_current_dispatch_mode() is None
+        )
         if (
             (kept := self._kept) is not None
             and is_kept
             and type(tokens) is int
             and tokens <= kept.length
-            and kept.made_for == (version, batch_size, device, max(kv_end - kept.length, 0))
+            and kept.made_for == (batch_size, device, max(kv_end - kept.length, 0))
+            and self._is_still(kept.given)
         ):
             return kept.ids
         self._check_length(batch_size, q_length, q_offset, tokens, kv_end is not None)
-        table = self._table(batch_size, q_length, kv_end if tokens is None else tokens, device)
+        # Steps of decoding take what is the same for all of them.
+        is_kept = is_kept and not is_opaque(self.tensor)
+        given = self._as_it_is() if is_kept else 0
+        end = kv_end if tokens is None else tokens
+        of = given if isinstance(given, torch.Tensor) else self.tensor
+        table = self._table(of, batch_size, q_length, end, device)
         length = table.shape[1]
         if kv_end is not None and kv_end > length:
             table = F.pad(table.long(), (0, kv_end - length), value=_NO_DOCUMENT)
         ids = table.expand(batch_size, -1)
-        # Steps of decoding take what is the same for all of them.
-        if is_kept and not is_opaque(self.tensor):
-            key = version, batch_size, device, max(kv_end - length, 0)
-            self._kept = _Kept(length, key, ids)
+        if is_kept:
+            key = batch_size, device, max(kv_end - length, 0)
+            self._kept = _Kept(length, key, given, ids)
         return ids
+
+    def _as_it_is(self) -> torch.Tensor | int:
+        """What tells later whether the tensor was written since.
+
+        On a CPU a copy: versions count no write through NumPy or ``.data``, and tensors of
+        inference mode have none.
+        """
+        tensor: torch.Tensor = self.tensor
+        return tensor.clone() if self._is_on_cpu else tensor._version
+
+    def _is_still(self, given: torch.Tensor | int) -> bool:
+        tensor: torch.Tensor = self.tensor
+        if isinstance(given, torch.Tensor):
+            return torch.equal(tensor, given)
+        return tensor._version == given
 
     def within(self, ids: torch.Tensor, rule: MaskFunction) -> MaskFunction:
         """The rule within each document."""
@@ -137,11 +168,17 @@ class Documents:
     def at_positions(
         self, rule: MaskFunction, ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> MaskFunction:
-        """The rule at the positions that tokens have in their documents."""
+        """The rule at the positions that tokens have in their documents.
+
+        Tables of tokens, as block ids, are looked up where the tokens are. Distances are the same
+        in both.
+        """
+        if not _counts_positions(rule):
+            return rule
 
         def make() -> MaskFunction:
-            positions = positions_in_runs(ids, attention_mask)
-            return remap_positions_for_packed_sequence(rule, positions)
+            made: MaskFunction = _remapped(rule, positions_in_runs(ids, attention_mask))
+            return made
 
         return make() if attention_mask is not None else self._once(rule, ids, make, "at")
 
@@ -158,8 +195,10 @@ class Documents:
             kept = self._rules[id(rule), how] = (rule, ids, make())
         return kept[2]
 
-    def _table(self, batch_size: int, q_length: Any, length: Any, device: Any) -> torch.Tensor:
-        given: torch.Tensor = self.tensor.to(device)
+    def _table(
+        self, of: torch.Tensor, batch_size: int, q_length: Any, length: Any, device: Any
+    ) -> torch.Tensor:
+        given = of.to(device)
         if self.kind == "document_ids":
             return given
         if self.kind == "position_ids":
@@ -168,8 +207,8 @@ class Documents:
         if self.kind == "cu_seq_lens_q":
             index = torch.arange(batch_size * q_length, device=device).view(batch_size, q_length)
             return torch.searchsorted(borders, index, right=True)
-        if not self.is_whole and self.tensor.device.type == "cpu" and not is_opaque(self.tensor):
-            length = int(self.tensor[-1])
+        if not self.is_whole and of.device.type == "cpu" and not is_opaque(of):
+            length = int(of[-1])
         index = torch.arange(length, device=device)
         return torch.searchsorted(borders, index, right=True)[None]
 
@@ -250,11 +289,43 @@ class Documents:
         return dict(zip(names, (flat, flat, longest, longest), strict=True))
 
 
-class Block:
-    """One entry of a block: over also where it is left in another thread or task."""
+def _counts_positions(rule: MaskFunction) -> bool:
+    """Whether it depends on more of positions than which tokens they are and how far apart."""
+    return any(isinstance(part, (rules.Chunked, rules.Function)) for part in parts_of(rule))
 
-    def __init__(self, documents: Documents | None):
+
+_OF_TOKENS = (rules.Blockwise, rules.Documents, rules.Padding, rules.Bits, rules.Reindex)
+
+
+def _remapped(rule: Any, positions: torch.Tensor) -> Any:
+    if not _counts_positions(rule):
+        return rule
+    if rule.spelled in ("intersection", "union"):
+        return rule.over(lambda part: _remapped(part, positions))
+    if any(isinstance(part, _OF_TOKENS) for part in parts_of(rule)):
+        return rule
+    return remap_positions_for_packed_sequence(rule, positions)
+
+
+class Block:
+    """One entry of a block: over also where it is left in another thread or task.
+
+    A call of a model is a block, too. ``position_ids``: those that it was given. ``is_other``: it
+    is a model within a model and takes no text, as one of images: its tokens are others.
+    """
+
+    def __init__(
+        self,
+        documents: Documents | None,
+        *,
+        is_call: bool = False,
+        position_ids: torch.Tensor | None = None,
+        is_other: bool = False,
+    ):
         self.documents = documents
+        self.is_call = is_call
+        self.position_ids = position_ids
+        self.is_other = is_other
         self.is_over = False
 
 
@@ -266,7 +337,7 @@ _of_context: contextvars.ContextVar[tuple[Block, ...]] = contextvars.ContextVar(
 # read context variables. Those that are entered by code that is being compiled.
 _blocks: tuple[Block, ...] = ()
 _traced: tuple[Block, ...] = ()
-_lock = threading.Lock()
+_lock = fork_safe_lock("packing")
 
 _READS_CONTEXT = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 15)
 
@@ -307,14 +378,51 @@ def _of_backward() -> Documents | None:
     return documents
 
 
+def check_no_documents() -> None:
+    """Of a function that writes masks: ValueError where its caller keeps no documents apart.
+
+    Ours do, and call it without documents.
+    """
+    if (documents := current()) is None:
+        return
+    who = "a function" if torch.compiler.is_compiling() else _caller()
+    raise ValueError(
+        f"{documents.function}: expected masks by the create functions that install() puts into "
+        f"transformers, which keep documents apart, but {who} makes one without documents: it "
+        "calls a create function that it got before install(), or writes a mask itself. Call "
+        "attn_mask.install() before create functions are wrapped or kept"
+    )
+
+
+_BETWEEN = ("attn_mask.", "transformers.masking_utils", "transformers.utils.")
+
+
+def _caller() -> str:
+    """The function that called one of transformers' masking_utils, or of this package."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if not module.startswith(
+            ("attn_mask.", "transformers.masking_utils", "transformers.utils.")
+        ):
+            return f"{module}.{frame.f_code.co_qualname}"
+        frame = frame.f_back
+    return "a function"
+
+
 def is_within() -> bool:
     """Whether this code is in a block."""
     return any(not block.is_over for block in _of_context.get())
 
 
-def enter(documents: Documents | None) -> Block:
+def calls() -> list[Block]:
+    """The calls of models around this code, the outermost first."""
+    blocks = _traced if torch.compiler.is_compiling() else _of_context.get()
+    return [block for block in blocks if block.is_call and not block.is_over]
+
+
+def enter(block: Block) -> Block:
     global _blocks
-    block = Block(documents)
     with _lock:
         _blocks = (*_blocks, block)
     _of_context.set((*(other for other in _of_context.get() if not other.is_over), block))
@@ -334,8 +442,8 @@ def leave(entered: list[Block]) -> None:
 
 
 @contextmanager
-def _eager(documents: Documents | None) -> Iterator[None]:
-    block = enter(documents)
+def _eager(block: Block) -> Iterator[None]:
+    enter(block)
     try:
         yield
     finally:
@@ -343,8 +451,8 @@ def _eager(documents: Documents | None) -> Iterator[None]:
 
 
 class _Traced:
-    def __init__(self, documents: Documents | None):
-        self._block = Block(documents)
+    def __init__(self, block: Block):
+        self._block = block
 
     def __enter__(self) -> None:
         global _traced
@@ -355,6 +463,26 @@ class _Traced:
         _traced = _traced[:-1]
 
 
-def block(documents: Documents | None) -> Any:
+def within(block: Block) -> Any:
     """A context manager, also for code that is being compiled."""
-    return _Traced(documents) if torch.compiler.is_compiling() else _eager(documents)
+    return _Traced(block) if torch.compiler.is_compiling() else _eager(block)
+
+
+_NONE = (Block(None),)
+
+
+class _Without:
+    """No documents, for as little time as may be: a step of decoding has it once for each mask."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _of_context.set(_NONE)
+
+    def __exit__(self, *error: object) -> None:
+        _of_context.reset(self._token)
+
+
+def without() -> Any:
+    """A context manager in which no documents hold, since what is called keeps them apart."""
+    return _Traced(_NONE[0]) if torch.compiler.is_compiling() else _Without()

@@ -6,7 +6,6 @@ Transformers 5 is ``attn_mask.modeling_attn_mask_utils``; the earlier ones are m
 
 import re
 import sys
-import threading
 from dataclasses import dataclass, field
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
@@ -14,6 +13,7 @@ from importlib.util import LazyLoader, module_from_spec
 from types import ModuleType
 
 from attn_mask import modeling_attn_mask_utils
+from attn_mask._forking import fork_safe_lock
 from attn_mask._upstream.behaviours import BEHAVIOURS, Behaviour
 
 
@@ -71,7 +71,7 @@ _RELEASES = tuple(
 )
 
 # Python before 3.12 lets a second thread see a module that the first one is still executing.
-_LOADING = threading.Lock()
+_LOADING = fork_safe_lock("loading")
 
 # PEP 440, where packaging is not to be had. Only the numbers count.
 _VERSION = re.compile(

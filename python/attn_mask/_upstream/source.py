@@ -80,6 +80,41 @@ def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield part.id
 
 
+def passes(text: str, argument: str) -> list[tuple[str, bool]]:
+    """Of each call of a create function in a model's file: its name, and whether it passes this.
+
+    Arguments that are passed as ``**kwargs`` are those that the function around names as strings.
+    A local name stands for each create function that it may be.
+    """
+    found = []
+    for function in ast.walk(ast.parse(text)):
+        if not isinstance(function, _Function):
+            continue
+        parts = list(ast.walk(function))
+        named = any(isinstance(part, ast.Constant) and part.value == argument for part in parts)
+        local = {
+            target.id: [name for name in _names([part.value]) if _is_create(name)]
+            for part in parts
+            if isinstance(part, ast.Assign)
+            for target in part.targets
+            if isinstance(target, ast.Name)
+        }
+        for call in parts:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                name = call.func.id
+                is_given = any(
+                    keyword.arg == argument or (keyword.arg is None and named)
+                    for keyword in call.keywords
+                )
+                creates = [name] if _is_create(name) else local.get(name, [])
+                found += [(create, is_given) for create in creates]
+    return found
+
+
+def _is_create(name: str) -> bool:
+    return name.startswith("create_") and "mask" in name
+
+
 class Source:
     """The functions, other assignments and imports at the top of a module's source."""
 
