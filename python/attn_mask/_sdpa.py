@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _skipping, rules
-from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._checks import (
+    check_flag,
+    check_strided,
+    checked_int,
+    checked_masked_value,
+    checked_offset,
+)
 from attn_mask._engine import Spelling, check_padding, write_mask
 from attn_mask._timing import timed
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
@@ -77,9 +83,10 @@ def sdpa_arguments(
                 f"sdpa_arguments: expected {name} to be 4-D [batch_size, heads, length, head size],"
                 f" but got {tensor.dim()}-D {list(tensor.shape)}"
             )
-    for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
-        if offset is not None or name == "kv_offset":
-            check_integer("sdpa_arguments", name, offset)
+    if q_offset is not None:
+        q_offset = checked_offset("sdpa_arguments", "q_offset", q_offset)
+    if not isinstance(kv_offset, torch.Tensor):
+        kv_offset = checked_int("sdpa_arguments", "kv_offset", kv_offset)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
     check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)

@@ -10,7 +10,7 @@ import torch
 
 from attn_mask import rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_flag, check_integer, check_strided
+from attn_mask._checks import check_flag, check_strided, checked_int, checked_offset
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._named_once import name_once
@@ -108,11 +108,11 @@ def scaled_dot_product_attention(
         rule = rules.rule_of(_NAME, "rule", rule)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if type(kv_offset) is not int:
-        check_integer(_NAME, "kv_offset", kv_offset)
+        kv_offset = checked_offset(_NAME, "kv_offset", kv_offset)
     if q_offset is None:
         q_offset = _last_at_last(_NAME, q_length, kv_length, kv_offset)
     elif type(q_offset) is not int:
-        check_integer(_NAME, "q_offset", q_offset)
+        q_offset = checked_offset(_NAME, "q_offset", q_offset)
     for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
         if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
             raise ValueError(f"{_NAME}: expected {argument} not to be negative, but got {offset}")
@@ -415,14 +415,16 @@ def attention_plan(
     mask     batch 0:1, q 1024:1280, kv 1:1280, 12 tiles 256 apart: positions mask some keys
     """
     name = "attention_plan"
-    integers = ("batch_size", "q_length", "kv_length", "heads", "kv_offset")
-    sizes = batch_size, q_length, kv_length
-    for argument, number in zip(integers, (*sizes, heads, kv_offset), strict=True):
-        check_integer(name, argument, number)
+    batch_size = checked_int(name, "batch_size", batch_size)
+    q_length = checked_int(name, "q_length", q_length)
+    kv_length = checked_int(name, "kv_length", kv_length)
+    heads = checked_int(name, "heads", heads)
+    kv_offset = checked_offset(name, "kv_offset", kv_offset)
     rule = rules.rule_of(name, "rule", rule)
     of_device = default_device() if device is None else torch.device(device)
     if q_offset is None:
         q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
+    q_offset = checked_offset(name, "q_offset", q_offset)
     program = rule.program
     if program.calls or not program.is_boolean:
         height = max(1, _TILE // max(1, batch_size * heads * kv_length))

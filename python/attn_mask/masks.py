@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._checks import (
+    check_flag,
+    check_strided,
+    checked_int,
+    checked_masked_value,
+    checked_offset,
+)
 from attn_mask._engine import Axis, Offset, Sizes, Spelling, check_position_dtype, write_mask
 from attn_mask._timing import timed
 from attn_mask._tracing import default_device
@@ -134,9 +140,17 @@ def _mask(
     device: torch.device | str | None,
     spelling: Spelling,
 ) -> torch.Tensor:
-    integers = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset")
-    for argument, value in zip(integers, (*sizes, *offsets), strict=True):
-        check_integer(name, argument, value)
+    batch_size, q_length, kv_length = sizes
+    sizes = (
+        checked_int(name, "batch_size", batch_size),
+        checked_int(name, "q_length", q_length),
+        checked_int(name, "kv_length", kv_length),
+    )
+    q_offset, kv_offset = offsets
+    offsets = (
+        checked_offset(name, "q_offset", q_offset),
+        checked_offset(name, "kv_offset", kv_offset),
+    )
     check_flag(name, "unmask_unattended", spelling.unmask_unattended)
     names = ("q_positions", "kv_positions")
     for argument, tensor in (*zip(names, positions, strict=True), ("out", spelling.out)):
