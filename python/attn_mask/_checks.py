@@ -73,6 +73,11 @@ def checked_offset(function: str, argument: str, value: Any) -> int | torch.Tens
     return value if isinstance(value, torch.Tensor) else checked_int(function, argument, value)
 
 
+def wide(offset: int | torch.Tensor) -> int | torch.Tensor:
+    """An offset to which lengths can be added: a narrow dtype may not hold the sum."""
+    return offset.to(torch.int64) if isinstance(offset, torch.Tensor) else offset
+
+
 def checked_device(function: str, device: Any) -> torch.device:
     """The device of this name. Raises ValueError for one that torch does not know."""
     try:

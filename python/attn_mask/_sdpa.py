@@ -9,9 +9,9 @@ from attn_mask import _skipping, rules
 from attn_mask._checks import (
     check_flag,
     check_strided,
-    checked_int,
     checked_masked_value,
     checked_offset,
+    wide,
 )
 from attn_mask._engine import Spelling, check_padding, write_mask
 from attn_mask._timing import timed
@@ -37,7 +37,7 @@ def sdpa_arguments(
     attention_mask: torch.Tensor | None = None,
     *,
     q_offset: int | torch.Tensor | None = None,
-    kv_offset: int = 0,
+    kv_offset: int | torch.Tensor = 0,
     dtype: torch.dtype | None = None,
     unmask_unattended: bool = False,
     masked_value: float | None = None,
@@ -61,7 +61,7 @@ def sdpa_arguments(
             are read, if not tracing.
         q_offset: the first query's position, an int or a tensor [] or [batch_size, 1], which is
             not read; by default, where the last query and the last key are the same token.
-        kv_offset: the first key's position.
+        kv_offset: the first key's position, likewise.
         dtype: of an additive mask; by default the mask is boolean.
         unmask_unattended: whether rows in which no key is visible are visible throughout, for
             attention that gives NaN for them.
@@ -85,8 +85,7 @@ def sdpa_arguments(
             )
     if q_offset is not None:
         q_offset = checked_offset("sdpa_arguments", "q_offset", q_offset)
-    if not isinstance(kv_offset, torch.Tensor):
-        kv_offset = checked_int("sdpa_arguments", "kv_offset", kv_offset)
+    kv_offset = checked_offset("sdpa_arguments", "kv_offset", kv_offset)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
     check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
@@ -109,8 +108,8 @@ def sdpa_arguments(
             f"None) does not hold, but got {masked_value!r} alone"
         )
     if q_offset is None:
-        q_offset = kv_offset + kv_length - q_length
-    if not isinstance(q_offset, torch.Tensor) and (q_offset < 0 or kv_offset < 0):
+        q_offset = wide(kv_offset) + kv_length - q_length
+    if any(not isinstance(offset, torch.Tensor) and offset < 0 for offset in (q_offset, kv_offset)):
         raise ValueError(
             f"sdpa_arguments: expected q_offset and kv_offset not to be negative, "
             f"but got {q_offset} and {kv_offset}"
@@ -124,7 +123,12 @@ def sdpa_arguments(
         for index, operand in enumerate(program.operands):
             if operand is not None:
                 program.rows(index, batch_size)  # also where no mask is made
-    if not isinstance(q_offset, torch.Tensor) and q_length > 0 and kv_length > 0:
+    if (
+        not isinstance(q_offset, torch.Tensor)
+        and not isinstance(kv_offset, torch.Tensor)
+        and q_length > 0
+        and kv_length > 0
+    ):
         shown = rule.shown_over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
         is_needed = shown is rules.Shown.OTHER or (
             shown is rules.Shown.CAUSAL and q_offset != kv_offset

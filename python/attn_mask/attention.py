@@ -10,7 +10,7 @@ import torch
 
 from attn_mask import rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_flag, check_strided, checked_int, checked_offset
+from attn_mask._checks import check_flag, check_strided, checked_int, checked_offset, wide
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._library import _C
 from attn_mask._named_once import name_once
@@ -178,7 +178,7 @@ def _last_at_last(
     name: str, q_length: int, kv_length: int, kv_offset: int | torch.Tensor
 ) -> int | torch.Tensor:
     """The q_offset by which the last query stands at the last key; without keys any will do."""
-    q_offset = kv_offset if is_known(kv_length == 0) else kv_offset + (kv_length - q_length)
+    q_offset = kv_offset if is_known(kv_length == 0) else wide(kv_offset) + (kv_length - q_length)
     if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0) and kv_offset >= 0:
         raise ValueError(
             f"{name}: expected q_offset where there are more queries than keys, "
