@@ -47,7 +47,7 @@ test-cpp: build
 test-python: build
 	$(BIN)/python -m pytest -q -m "not slow"
 
-# Everything, also what takes minutes or gigabytes. The calls alone take CALLS_MINUTES of two cores.
+# Everything, also what takes minutes or gigabytes: 100,000 random calls take about seven of two cores.
 test-all: CASES = 100000
 test-all: lint test-cpp cpp-demo build fuzz
 	$(BIN)/python -m pytest -q
