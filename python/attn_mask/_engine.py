@@ -461,6 +461,7 @@ def write_mask(
             for index, line in enumerate((queries, keys))
         )
         operands = fitting(name, operands, program, batch_size, device)
+    of_mask = operands  # bits with a row for each of the mask's, of which queries may be a part
     if program.bits:
         operands = list(operands)
         for index in program.bits:
@@ -483,7 +484,7 @@ def write_mask(
     def write_rows(part: _Problem) -> torch.Tensor:
         filled = list(operands)
         for index in program.bits:
-            filled[index] = part.queries.of_mask(filled[index])
+            filled[index] = part.queries.of_mask(of_mask[index])
         for operand, function in program.calls:
             result = part.evaluate(function)
             filled[operand] = part.as_bits(result, at_least=4 if is_root else 0)
