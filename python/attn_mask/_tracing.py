@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 _OF_GRAPHS = (torch.fx.Proxy, FakeTensor)
@@ -45,6 +45,13 @@ def is_tracing(tensor: Any = None) -> bool:
 def is_opaque(tensor: torch.Tensor) -> bool:
     """is_tracing, and of a tensor that stands for many, as torch.vmap maps over it."""
     return is_tracing(tensor) or is_batchedtensor(tensor)
+
+
+def within_transforms(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of memory that torch.vmap, torch.func.grad and the like wrap."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 def default_device() -> torch.device:

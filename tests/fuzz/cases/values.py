@@ -1,6 +1,7 @@
 """Random values for arguments, and what is said of them where a case fails."""
 
 import contextlib
+import random
 
 import masks
 import torch
@@ -126,6 +127,8 @@ def mirror_tensor(rng, shape=None, dtypes=None):
 def describe(value):
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(describe, value)) + "]"
+    if isinstance(value, random.Random):
+        return "rng"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}={describe(item)}" for key, item in value.items()) + "}"
     if isinstance(value, torch.Tensor):
