@@ -1,6 +1,7 @@
 """What functions require of their arguments before anything else uses them."""
 
 import inspect
+import operator
 import re
 from collections.abc import Callable
 from numbers import Real
@@ -8,11 +9,14 @@ from typing import Any
 
 import torch
 
-from attn_mask._tracing import is_recording
+from attn_mask._tracing import is_opaque, is_recording
+
+# Of masks that are added to scores.
+ADDITIVE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_strided(function: str, argument: str, tensor: Any) -> None:
-    """Raises TypeError for what is no tensor, and for nested and sparse tensors.
+    """Raises TypeError for what is no tensor, and for nested, sparse and quantized tensors.
 
     Torch's own errors for those come from inside whatever happens to read them first.
     """
@@ -20,35 +24,62 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
         raise TypeError(
             f"{function}: expected {argument} to be a tensor, but got {type(tensor).__name__}"
         )
-    if tensor.is_nested or tensor.layout != torch.strided:
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
         kind = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
+        if tensor.is_quantized:
+            kind = f"a quantized one, of {tensor.dtype}"
         raise TypeError(f"{function}: expected {argument} to be a strided tensor, but got {kind}")
+
+
+def check_readable(function: str, argument: str, tensor: Any) -> None:
+    """check_strided, and ValueError for a tensor whose values can't be read."""
+    check_strided(function, argument, tensor)
+    if tensor.is_meta or is_opaque(tensor):
+        kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__} that has none"
+        raise ValueError(f"{function}: expected {argument} to have values, but got {kind}")
+
+
+def checked_index(function: str, argument: str, value: Any) -> int:
+    """An int of Python's or NumPy's, as one of Python's. Raises TypeError for all else.
+
+    For a tensor, too: it would have to be read, and arithmetic in place would change it.
+    """
+    try:
+        if isinstance(value, bool | torch.Tensor):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
+        ) from None
 
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 
-def check_integers(function: str, **values: Any) -> None:
-    """Raises TypeError for what is no size or offset, ValueError for what fits into no 64 bits.
+def checked_ints(function: str, **values: Any) -> list[Any]:
+    """checked_index of each, of 64 bits: ValueError for what fits into no such number.
 
-    Not while a graph is recorded: dynamo can't inspect what stands for an int there.
+    Symbolic sizes come back as they are, and so does whatever stands for an int while a graph is
+    recorded: dynamo can't inspect that. So does a tensor that is an offset.
     """
+    checked = list(values.values())
     if is_recording():
-        return
-    for argument, value in values.items():
+        return checked
+    for i, (argument, value) in enumerate(values.items()):
         if type(value) is int and _LEAST <= value <= _MOST:
             continue
-        is_one = isinstance(value, torch.Tensor) or hasattr(value, "__index__")
-        if isinstance(value, bool) or not is_one:
-            raise TypeError(
-                f"{function}: expected {argument} to be an int, but got {type(value).__name__}"
-            )
-        check_fit(function, **{argument: value})
+        is_offset = isinstance(value, torch.Tensor) and argument in ("q_offset", "kv_offset")
+        if not is_offset and not isinstance(value, torch.SymInt):
+            checked[i] = checked_index(function, argument, value)
+            check_fit(function, **{argument: checked[i]})
+    return checked
 
 
-def check_integer(function: str, argument: str, value: Any) -> None:
+def checked_int(function: str, argument: str, value: Any) -> int:
     """The same of one."""
-    check_integers(function, **{argument: value})
+    number: int = checked_ints(function, **{argument: value})[0]
+    return number
 
 
 def check_fit(function: str, **integers: Any) -> None:

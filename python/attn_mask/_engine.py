@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from attn_mask import rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_integer, check_strided, checked_device
+from attn_mask._checks import check_strided, checked_device, checked_int
 from attn_mask._counts import count
 from attn_mask._library import _C
 from attn_mask._named_once import detail_once, name_once
@@ -103,7 +103,7 @@ def axis(
     if isinstance(offset, Axis):
         return offset
     if not isinstance(offset, torch.Tensor):
-        check_integer(name, argument, offset)
+        offset = checked_int(name, argument, offset)
         is_known = not isinstance(offset, torch.SymInt) and not is_recording()
         if is_known and not -rules.FAR < offset < rules.FAR:
             raise ValueError(
@@ -482,7 +482,8 @@ def write_mask(
         return mask
     if not is_recording():
         for argument, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True):
-            check_integer(name, argument, size)
+            if not isinstance(size, torch.Tensor):  # transformers passes those, too
+                checked_int(name, argument, size)
             if size < 0:
                 raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
     check_padding(name, padding_mask)
@@ -515,6 +516,7 @@ def write_mask(
             for index, line in enumerate((queries, keys))
         )
         operands = fitting(name, operands, program, batch_size, device)
+    of_mask = operands  # bits with a row for each of the mask's, of which queries may be a part
     if program.bits:
         operands = list(operands)
         for index in program.bits:
@@ -537,7 +539,7 @@ def write_mask(
     def write_rows(part: _Problem) -> torch.Tensor:
         filled = list(operands)
         for index in program.bits:
-            filled[index] = part.queries.of_mask(filled[index])
+            filled[index] = part.queries.of_mask(of_mask[index])
         for operand, function in program.calls:
             result = part.evaluate(function)
             filled[operand] = part.as_bits(result, at_least=4 if is_root else 0)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import rules
+from attn_mask._checks import check_readable, checked_index
 from attn_mask._engine import check_boolean
 from attn_mask._program import Source
 
@@ -30,18 +31,31 @@ def explain(rule: Callable[..., Any], *, q: int, k: int, b: int = 0, h: int = 0)
     read.
 
     Raises TypeError for what is no rule and no int, IndexError for a position, batch row or head
-    that is below 0 or outside a tensor of the rule.
+    that is below 0 or outside a tensor of the rule, ValueError for a rule with tensors on meta.
     """
-    for argument, value in (("q", q), ("k", k), ("b", b), ("h", h)):
-        if isinstance(value, bool | torch.Tensor) or not hasattr(value, "__index__"):
-            raise TypeError(
-                f"explain: expected {argument} to be an int, but got {type(value).__name__}"
-            )
-        if value < 0:
-            raise IndexError(f"explain: expected {argument} to be 0 or more, but got {value}")
-    here = _Element(b, h, q, k, q, k)
+    q, k = _not_negative("q", q), _not_negative("k", k)
+    here = _Element(_not_negative("b", b), _not_negative("h", h), q, k, q, k)
     attends, reasons = _decide(rules.rule_of("explain", "rule", rule), here)
     return f"{'attends' if attends else 'does not attend'}: {'; '.join(dict.fromkeys(reasons))}"
+
+
+def _not_negative(argument: str, value: Any) -> int:
+    number = checked_index("explain", argument, value)
+    if number < 0:
+        raise IndexError(f"explain: expected {argument} to be 0 or more, but got {number}")
+    return number
+
+
+def _read(tensor: torch.Tensor, *index: int) -> Any:
+    """An element of a tensor of the rule."""
+    check_readable("explain", "rule", tensor)
+    element = tensor[index]
+    if element.numel() != 1:
+        raise ValueError(
+            "explain: expected offsets of shift to be of one element, "
+            f"but got {list(element.shape)}"
+        )
+    return element.item()
 
 
 class _Element(NamedTuple):
@@ -87,8 +101,11 @@ def _decide(rule: Any, at: _Element) -> _Decision:
             return attends, [f"{rule.spelled} of no rules {'shows' if attends else 'masks'} all"]
         return attends, [text for of, texts in decisions if of == attends for text in texts]
     if isinstance(rule, rules.Shift):
-        q_at, k_at = at.q_at + int(rule.q_offset), at.k_at + int(rule.kv_offset)
-        return _decide(rule.rule, at._replace(q_at=q_at, k_at=k_at))
+        q_add, k_add = (
+            int(_read(offset)) if isinstance(offset, torch.Tensor) else offset
+            for offset in (rule.q_offset, rule.kv_offset)
+        )
+        return _decide(rule.rule, at._replace(q_at=at.q_at + q_add, k_at=at.k_at + k_add))
     if isinstance(rule, rules.Reindex):
         (q_at, k_at), outside = _look_up(rule.positions, rule.source, at, "qk")
         if outside:
@@ -126,7 +143,7 @@ def _decide_positions(rule: Any, at: _Element) -> _Decision:
     """By what the leaf itself says of its two positions."""
     start = 0
     if isinstance(rule, rules.Chunked) and rule.left_padding is not None:
-        start = int(rule.left_padding[_row(rule.left_padding, rule.source, at)])
+        start = int(_read(rule.left_padding, _row(rule.left_padding, rule.source, at)))
     if rule.spelled == "bidirectional" and at.may_be_outside:
         attends = True  # of positions below 0, too
     else:
@@ -134,6 +151,8 @@ def _decide_positions(rule: Any, at: _Element) -> _Decision:
         indices = torch.tensor([at.b, at.h, at.q_at, at.k_at], device="cpu")
         result = rule(*indices)
         check_boolean("explain", result)
+        if isinstance(result, torch.Tensor):
+            check_readable("explain", "rule", result)
         if result.numel() != 1:
             raise ValueError(
                 "explain: expected mask_function to return one element for indices [], "
@@ -167,7 +186,7 @@ def _bit(bits: torch.Tensor, at: _Element) -> bool:
             value = 0
         _check_inside(argument, value, size, "attends of bits")
         index.append(value)
-    return bool(bits[tuple(index)])
+    return bool(_read(bits, *index))
 
 
 def _row(table: torch.Tensor, source: Source, at: _Element) -> int:
@@ -183,8 +202,8 @@ def _look_up(
     table: torch.Tensor, source: Source, at: _Element, arguments: str
 ) -> tuple[list[Any], list[str]]:
     """What a table holds at the positions of the arguments, and who is outside of it."""
-    row = table[_row(table, source, at)] if table.dim() == 2 else table
-    length, name = row.shape[0], f"{source.argument} of {source.function}"
+    row = (_row(table, source, at),) if table.dim() == 2 else ()
+    length, name = table.shape[-1], f"{source.argument} of {source.function}"
     values: list[Any] = []
     outside: list[str] = []
     for argument in arguments:
@@ -196,7 +215,7 @@ def _look_up(
         from_end = source.is_upstream and -length <= position < 0
         if not from_end:
             _check_inside(argument, position, length, name)
-        values.append(row[position].item())
+        values.append(_read(table, *row, position))
     return values, outside
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attn_mask._checks import checked_index
 from attn_mask._view import View, borders, view
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ def plot(
     Returns the matplotlib Axes.
 
     Raises what ``attn_mask.show`` does, ValueError for a mask without elements and a block size
-    below 1, and ImportError where matplotlib is missing.
+    below 1, TypeError for other axes, and ImportError where matplotlib is missing.
     """
     try:
         from matplotlib import pyplot
+        from matplotlib.axes import Axes
         from matplotlib.patches import Patch
     except ImportError as error:
         raise ImportError(
@@ -60,14 +62,19 @@ def plot(
     height, width = shown.q_length, shown.kv_length
     if not height or not width:
         raise ValueError(f"plot: expected a mask with elements, but got {height} x {width}")
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(
+            f"plot: expected ax to be Axes of matplotlib, or None, but got {type(ax).__name__}"
+        )
     if block_size is None:
         sizes = (
             getattr(mask_or_rule, "BLOCK_SIZE", None) or (_default_block(max(height, width)),) * 2
         )
-    elif isinstance(block_size, int) and block_size > 0:
-        sizes = (block_size, block_size)
     else:
-        raise ValueError(f"plot: expected block_size to be a positive int, but got {block_size!r}")
+        block_size = checked_index("plot", "block_size", block_size)
+        if block_size < 1:
+            raise ValueError(f"plot: expected block_size to be positive, but got {block_size}")
+        sizes = (block_size, block_size)
     of_blocks = tuple(
         [*range(0, length, size), length]
         for length, size in zip((height, width), sizes, strict=True)

@@ -1,13 +1,12 @@
 """Arguments of rules: sizes, offsets and tables."""
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_strided, checked_index
 from attn_mask._library import _C
 from attn_mask._program import Source
 from attn_mask._tracing import is_jit_tracing, is_recording
@@ -27,10 +26,7 @@ def whole(name: str, argument: str, value: Any) -> int:
         return value  # type: ignore[return-value]  # it does all that an int does
     if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
         value = int(min(max(value, -OPEN), OPEN))
-    # A tensor has an index, too, but it would have to be read.
-    if isinstance(value, torch.Tensor) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected {argument} to be an int, but got {type(value).__name__}")
-    return min(operator.index(value), OPEN)
+    return min(checked_index(name, argument, value), OPEN)
 
 
 def side_of(name: str, argument: str, value: Any, rounding: Callable[[float], int]) -> int:

@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _skipping, rules
-from attn_mask._checks import check_flag, check_integer, check_strided, checked_masked_value
+from attn_mask._checks import (
+    check_flag,
+    check_strided,
+    checked_int,
+    checked_ints,
+    checked_masked_value,
+)
 from attn_mask._engine import Spelling, check_padding, write_mask
 from attn_mask._timing import timed
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
@@ -56,7 +62,7 @@ def sdpa_arguments(
             are read, if not tracing.
         q_offset: the first query's position, an int or a tensor [] or [batch_size, 1], which is
             not read; by default, where the last query and the last key are the same token.
-        kv_offset: the first key's position.
+        kv_offset: the first key's position, likewise.
         heads: for how many heads a mask function is called that is no rule: those of query, which
             is the default, or 1 for a function that does not look at the head.
         dtype: of an additive mask; by default the mask is boolean.
@@ -82,9 +88,10 @@ def sdpa_arguments(
                 f"sdpa_arguments: expected {name} to be 4-D [batch_size, heads, length, head size],"
                 f" but got {tensor.dim()}-D {list(tensor.shape)}"
             )
+    if q_offset is not None:
+        (q_offset,) = checked_ints("sdpa_arguments", q_offset=q_offset)
+    (kv_offset,) = checked_ints("sdpa_arguments", kv_offset=kv_offset)
     for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
-        if offset is not None or name == "kv_offset":
-            check_integer("sdpa_arguments", name, offset)
         if offset is not None and not isinstance(offset, torch.Tensor) and offset < 0:
             raise ValueError(
                 f"sdpa_arguments: expected {name} not to be negative, but got {offset}"
@@ -123,7 +130,7 @@ def sdpa_arguments(
     q_heads = query.shape[1]
     if heads is None:
         heads = q_heads
-    check_integer("sdpa_arguments", "heads", heads)
+    heads = checked_int("sdpa_arguments", "heads", heads)
     if heads not in (1, q_heads):
         raise ValueError(
             f"sdpa_arguments: expected heads to be 1 or {q_heads}, as query has, but got {heads}"

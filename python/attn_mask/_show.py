@@ -72,8 +72,8 @@ def show(
     large that is; tokens are left out.
 
     Raises ValueError for a mask of another rank, lengths that are missing or not the mask's, tokens
-    of another number and unknown styles; IndexError for a batch or head that there is not;
-    TypeError for what is none of these.
+    of another number, unknown styles and tensors on meta; IndexError for a batch or head that there
+    is not; TypeError for what is none of these, and for masks of other dtypes and layouts.
     """
     if style not in (None, "color"):
         raise ValueError(f'show: expected style to be None or "color", but got {style!r}')

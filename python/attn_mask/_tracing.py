@@ -4,7 +4,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch._C._functorch import TransformType, is_batchedtensor, maybe_get_level
+from torch._C._functorch import (
+    TransformType,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_level,
+)
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
@@ -72,6 +78,13 @@ def evaluate_mapped(function: Callable[[Any], Any], index: torch.Tensor) -> tupl
 
     torch.vmap(look, randomness="same")(index[None])
     return seen[0]
+
+
+def within_transforms(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of memory that torch.vmap, torch.func.grad and the like wrap."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 def default_device() -> torch.device:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_strided
+from attn_mask._checks import ADDITIVE_DTYPES, check_readable, checked_index
 from attn_mask._engine import Axis, write_mask
 from attn_mask._tracing import default_device
 
@@ -65,17 +65,12 @@ def view(
     head: int,
 ) -> View:
     """What ``name``'s arguments ask for. Raises what ``attn_mask.show`` does."""
-    lengths = {"q_length": q_length, "kv_length": kv_length}
-    for argument, value in (*lengths.items(), ("batch", batch), ("head", head)):
-        if value is None:
-            continue
-        if isinstance(value, bool | torch.Tensor) or not hasattr(value, "__index__"):
-            raise TypeError(
-                f"{name}: expected {argument} to be an int, but got {type(value).__name__}"
-            )
-        if value < 0:
-            error = ValueError if argument in lengths else IndexError
-            raise error(f"{name}: expected {argument} to be 0 or more, but got {value}")
+    if q_length is not None:
+        q_length = _not_negative(name, "q_length", q_length, ValueError)
+    if kv_length is not None:
+        kv_length = _not_negative(name, "kv_length", kv_length, ValueError)
+    batch = _not_negative(name, "batch", batch, IndexError)
+    head = _not_negative(name, "head", head, IndexError)
     if isinstance(mask_or_rule, torch.Tensor):
         shown = _of_mask(name, mask_or_rule, batch, head)
     elif hasattr(mask_or_rule, "kv_num_blocks"):
@@ -88,12 +83,20 @@ def view(
             f"{name}: expected mask_or_rule to be a mask (a tensor or a BlockMask) or a rule, "
             f"but got {type(mask_or_rule).__name__}"
         )
-    for argument, value, of in zip(lengths, lengths.values(), shown[:2], strict=True):
+    lengths = (("q_length", q_length), ("kv_length", kv_length))
+    for (argument, value), of in zip(lengths, shown[:2], strict=True):
         if value not in (None, of):
             raise ValueError(
                 f"{name}: expected {argument} to be that of the mask, {of}, but got {value}"
             )
     return shown
+
+
+def _not_negative(name: str, argument: str, value: Any, error: type[Exception]) -> int:
+    number = checked_index(name, argument, value)
+    if number < 0:
+        raise error(f"{name}: expected {argument} to be 0 or more, but got {number}")
+    return number
 
 
 def _index(name: str, argument: str, value: int, size: int) -> int:
@@ -106,14 +109,17 @@ def _index(name: str, argument: str, value: int, size: int) -> int:
 
 
 def _of_mask(name: str, mask: torch.Tensor, batch: int, head: int) -> View:
-    check_strided(name, "mask_or_rule", mask)
+    check_readable(name, "mask_or_rule", mask)
     if mask.dim() not in (2, 3, 4):
         raise ValueError(
             f"{name}: expected mask_or_rule to be a mask [q_length, kv_length], [batch_size, ...] "
             f"or [batch_size, heads, ...], but got {mask.dim()}-D {list(mask.shape)}"
         )
-    if mask.is_complex():
-        raise TypeError(f"{name}: expected a mask of a real dtype, but got {mask.dtype}")
+    if mask.is_complex() or (mask.is_floating_point() and mask.dtype not in ADDITIVE_DTYPES):
+        raise TypeError(
+            f"{name}: expected mask_or_rule to be of bool, integers, float16, bfloat16, float32 or "
+            f"float64, but got {mask.dtype}"
+        )
     plane = mask.detach()
     for argument, index in (("batch", batch), ("head", head))[: mask.dim() - 2]:
         plane = plane[_index(name, argument, index, plane.shape[0])]
@@ -130,6 +136,7 @@ def _of_block_mask(name: str, mask: Any, batch: int, head: int) -> View:
     q_length, kv_length = mask.seq_lengths
     q_block, kv_block = mask.BLOCK_SIZE
     indices = mask.kv_indices
+    check_readable(name, "mask_or_rule", indices)
     at = tuple(
         _index(name, argument, index, size)
         for argument, index, size in zip(
@@ -171,6 +178,8 @@ def _of_rule(
 ) -> View:
     program = rule.program
     tables = [table for table in program.operands if table is not None]
+    for table in tables:
+        check_readable(name, "mask_or_rule", table)
     bits = [program.operands[index] for index in program.bits]
     q_table, kv_table = program.highest
     if kv_length is None:
@@ -196,6 +205,8 @@ def _of_rule(
     batch, head = _index(name, "batch", batch, batch_size), _index(name, "head", head, heads)
     if device is None:
         device = tables[0].device if tables else default_device()
+        if device.type == "meta":
+            device = torch.device("cpu")
 
     def rows(first: int, end: int) -> torch.Tensor:
         sizes, queries = (batch_size, end - first, kv_length), Axis(q_length).rows(first, end)

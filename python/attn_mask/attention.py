@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from attn_mask import _decompositions, rules
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_flag, check_integer, check_strided, checked_device
+from attn_mask._checks import check_flag, check_strided, checked_device, checked_ints
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._flops import COUNTER, tell_counters
 from attn_mask._library import _C
@@ -134,11 +134,11 @@ def scaled_dot_product_attention(
     if not isinstance(rule, MaskFunction):
         rule = rules.rule_of(_NAME, "rule", rule)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
-    _check_offset(_NAME, "kv_offset", kv_offset)
+    kv_offset = _not_negative(_NAME, kv_offset=kv_offset)
     if q_offset is None:
         q_offset = _last_at_last(_NAME, q_length, kv_length, kv_offset)
     else:
-        _check_offset(_NAME, "q_offset", q_offset)
+        q_offset = _not_negative(_NAME, q_offset=q_offset)
     ops = operators()
     whole = ops is not None and is_recording()
     if ops is None:
@@ -212,11 +212,13 @@ def _limits(
     return found
 
 
-def _check_offset(name: str, argument: str, offset: Any) -> None:
-    if type(offset) is not int:
-        check_integer(name, argument, offset)
-    if not isinstance(offset, torch.Tensor) and is_known(offset < 0):
-        raise ValueError(f"{name}: expected {argument} not to be negative, but got {offset}")
+def _not_negative(name: str, **offset: Any) -> Any:
+    """An offset, checked."""
+    (value,) = checked_ints(name, **offset)
+    if not isinstance(value, torch.Tensor) and is_known(value < 0):
+        (argument,) = offset
+        raise ValueError(f"{name}: expected {argument} not to be negative, but got {value}")
+    return value
 
 
 def _last_at_last(
@@ -486,16 +488,16 @@ def attention_plan(
     mask     batch 0:1, q 1024:1280, kv 1:1280, 12 tiles 256 apart: positions mask some keys
     """
     name = "attention_plan"
-    integers = ("batch_size", "q_length", "kv_length", "heads")
-    for argument, number in zip(integers, (batch_size, q_length, kv_length, heads), strict=True):
-        check_integer(name, argument, number)
-    _check_offset(name, "kv_offset", kv_offset)
+    batch_size, q_length, kv_length, heads = checked_ints(
+        name, batch_size=batch_size, q_length=q_length, kv_length=kv_length, heads=heads
+    )
+    kv_offset = _not_negative(name, kv_offset=kv_offset)
     rule = rules.rule_of(name, "rule", rule)
     of_device = default_device() if device is None else checked_device(name, device)
     if q_offset is None:
         q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
     else:
-        _check_offset(name, "q_offset", q_offset)
+        q_offset = _not_negative(name, q_offset=q_offset)
     _check_lengths(name, q_length, kv_length)
     keys = axis(name, "kv_offset", kv_length, kv_offset, of_device)
     queries = axis(name, "q_offset", q_length, q_offset, of_device)

@@ -19,7 +19,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_integer, check_strided
+from attn_mask._checks import (
+    ADDITIVE_DTYPES,
+    check_readable,
+    check_strided,
+    checked_device,
+    checked_int,
+)
 from attn_mask._engine import write_mask
 from attn_mask._observing import AttentionCall, observed
 from attn_mask._program import Source
@@ -45,8 +51,6 @@ _OF_ONE_KIND = ("sliding_window", "chunk_size", "prefix_length")
 
 _OF_DOCUMENTS = Source("validate_mask_properties", "document_ids")
 
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 # The lowest finite number of float16: keys in masks of any dtype are masked by this or less.
 _MASKED = torch.finfo(torch.float16).min
 
@@ -71,8 +75,8 @@ def validate_mask_properties(
 
     Args:
         mask: [q_length, kv_length] or [batch_size, heads, q_length, kv_length], bool (True is
-            visible) or floating (0 is visible; positive numbers and NaN mask nothing, so they are
-            in no kind). Its values are read.
+            visible), or float16, bfloat16, float32 or float64 (0 is visible; positive numbers and
+            NaN mask nothing, so they are in no kind). Its values are read.
         kind: "causal", "bidirectional", "sliding_window", "chunked", "padding", "documents" or
             "prefix"; all but "bidirectional" are causal, as the masks of ``masking_utils`` are, and
             "prefix" shows the prefix to all queries. Or a rule, or any mask function.
@@ -85,9 +89,9 @@ def validate_mask_properties(
             "documents", and together with any other kind.
         q_offset: the position of the first query; keys start at 0.
 
-    Raises TypeError for a mask that is neither bool nor floating, and for an argument that the kind
-    needs and did not get, or got and does not know; ValueError for an unknown kind and for shapes
-    that don't fit.
+    Raises TypeError for a mask of another dtype, and for an argument that the kind needs and did
+    not get, or got and does not know; ValueError for an unknown kind, for shapes that don't fit and
+    for tensors on meta.
 
     >>> import attn_mask, torch
     >>> mask = attn_mask.boolean(attn_mask.causal(), 1, 4, 4)
@@ -97,15 +101,21 @@ def validate_mask_properties(
     False
     """
     name = "validate_mask_properties"
-    check_strided(name, "mask", mask)
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"{name}: expected mask to be bool or floating, but got {mask.dtype}")
+    check_readable(name, "mask", mask)
+    if mask.dtype != torch.bool and mask.dtype not in ADDITIVE_DTYPES:
+        raise TypeError(
+            f"{name}: expected mask to be bool, float16, bfloat16, float32 or float64, "
+            f"but got {mask.dtype}"
+        )
     if mask.dim() not in (2, 4):
         raise ValueError(
             f"{name}: expected mask to be 2-D [q_length, kv_length] or 4-D [batch_size, heads, "
             f"q_length, kv_length], but got {mask.dim()}-D {list(mask.shape)}"
         )
-    check_integer(name, "q_offset", q_offset)
+    if isinstance(q_offset, torch.Tensor):
+        check_readable(name, "q_offset", q_offset)
+    else:
+        q_offset = checked_int(name, "q_offset", q_offset)
     given = {
         "sliding_window": sliding_window,
         "chunk_size": chunk_size,
@@ -128,7 +138,7 @@ def validate_mask_properties(
     for argument, table in (("attention_mask", attention_mask), ("document_ids", document_ids)):
         if table is None:
             continue
-        check_strided(name, argument, table)
+        check_readable(name, argument, table)
         if table.dim() != 2 or table.shape[0] not in (1, batch_size):
             raise ValueError(
                 f"{name}: expected {argument} to be 2-D [{batch_size}, kv_length], as mask has "
@@ -178,12 +188,19 @@ def _rule(
     if kind == "bidirectional":
         return rules.bidirectional()
     if kind == "sliding_window":
-        return rules.causal() & rules.sliding_window(sliding_window)
+        size = checked_int(name, "sliding_window", sliding_window)
+        return rules.causal() & rules.sliding_window(size)
     if kind == "chunked":
-        return rules.causal() & rules.chunked(chunk_size)
+        return rules.causal() & rules.chunked(checked_int(name, "chunk_size", chunk_size))
     if kind == "prefix":
-        check_integer(name, "prefix_length", prefix_length)
+        if not isinstance(prefix_length, torch.Tensor):
+            prefix_length = checked_int(name, "prefix_length", prefix_length)
         lengths = torch.as_tensor(prefix_length)
+        check_readable(name, "prefix_length", lengths)
+        if lengths.dtype not in rules.ID_DTYPES:
+            raise TypeError(
+                f"{name}: expected prefix_length to be an int or integers, but got {lengths.dtype}"
+            )
         if lengths.dim() > 1 or lengths.numel() not in (1, batch_size):
             raise ValueError(
                 f"{name}: expected prefix_length to be an int or a tensor [{batch_size}], as mask "
@@ -250,12 +267,7 @@ def validate_mask(
                 "validate_mask: expected q to be [..., q_length, head size], but got "
                 f"{q.dim()}-D {list(q.shape)}"
             )
-    try:
-        of_device = mask.device if device is None else torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"validate_mask: expected device to be one of torch's, but got {device!r}"
-        ) from error
+    of_device = mask.device if device is None else checked_device("validate_mask", device)
     scores = None if q is None else (*q.shape[:-1], None)
     return list(_findings(mask, scores, None if q is None else q.dtype, of_device, False))
 
@@ -272,7 +284,7 @@ def _findings(
         yield shape
     of_mask = str(mask.dtype).removeprefix("torch.")
     to_bool = "pass mask.bool(), if what is not 0 is visible"
-    if mask.dtype not in _FLOATING and (is_eager or mask.dtype != torch.bool):
+    if mask.dtype not in ADDITIVE_DTYPES and (is_eager or mask.dtype != torch.bool):
         if is_eager:
             what = (
                 f"mask is {of_mask}, which eager attention adds to scores, so that it hides no key"
@@ -345,7 +357,7 @@ def _of_values(mask: torch.Tensor, of_mask: str, is_eager: bool) -> Iterator[Fin
             mask = mask.narrow(dimension, 0, 1)
     if mask.dtype == torch.bool:
         visible = mask
-    elif mask.dtype in _FLOATING:
+    elif mask.dtype in ADDITIVE_DTYPES:
         if bool(((mask == 0) | (mask == 1)).all()) and bool((mask == 1).any()):
             additive = "torch.where(mask == 1, 0.0, torch.finfo(q.dtype).min)"
             yield Finding(

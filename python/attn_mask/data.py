@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from attn_mask._checks import check_flag, check_integer
+from attn_mask._checks import check_flag, check_readable, check_strided, checked_device, checked_int
 
 __all__ = ["PackedRows", "PackingCollator", "pack", "plan_rows"]
 
@@ -47,33 +47,52 @@ def plan_rows(
     """Which sequences go into which row, as indices into ``lengths``.
 
     Args:
-        lengths: tokens of each sequence, at most ``row_length``. Those of 0 go into no row.
+        lengths: tokens of each sequence, at most ``row_length``: ints, or a 1-D tensor. Those of 0
+            go into no row.
         row_length: tokens of a row.
         strategy: "best_fit" takes the longest first, each into the fullest row that has room.
             "sequential" keeps their order, and begins a row where one does not fit.
 
-    Raises ValueError for a sequence that is longer than a row.
+    Raises ValueError for a sequence that is longer than a row, for negative lengths and for
+    tensors of another rank; TypeError for what is no int.
 
     >>> attn_mask.data.plan_rows([3, 5, 2, 4], 7)
     [[1, 2], [3, 0]]
     >>> attn_mask.data.plan_rows([3, 5, 2, 4], 7, strategy="sequential")
     [[0], [1, 2], [3]]
     """
-    return _planned("plan_rows", lengths, row_length, strategy)
+    name = "plan_rows"
+    row_length, strategy = _of_rows(name, row_length, strategy)
+    return _planned(name, _lengths(name, lengths), row_length, strategy)
 
 
-def _planned(
-    name: str, lengths: Sequence[int], row_length: int, strategy: Strategy
-) -> list[list[int]]:
-    check_integer(name, "row_length", row_length)
+def _of_rows(name: str, row_length: Any, strategy: Any) -> tuple[int, Strategy]:
+    """What rows are made by, checked."""
+    row_length = checked_int(name, "row_length", row_length)
     if row_length < 1:
         raise ValueError(f"{name}: expected row_length to be at least 1, but got {row_length}")
     if strategy not in ("best_fit", "sequential"):
         raise ValueError(
             f"{name}: expected strategy to be 'best_fit' or 'sequential', but got {strategy!r}"
         )
+    return row_length, strategy
+
+
+def _lengths(name: str, lengths: Any) -> list[int]:
+    lengths = _as_tensor(lengths)
     if isinstance(lengths, torch.Tensor):
-        lengths = lengths.tolist()
+        _check_integers(name, "lengths", lengths)
+        check_readable(name, "lengths", lengths)
+        return lengths.tolist()
+    if isinstance(lengths, str | bytes) or not isinstance(lengths, Sequence):
+        raise TypeError(
+            f"{name}: expected lengths to be a list of ints or a 1-D tensor, "
+            f"but got {type(lengths).__name__}"
+        )
+    return [checked_int(name, f"lengths[{index}]", of) for index, of in enumerate(lengths)]
+
+
+def _planned(name: str, lengths: list[int], row_length: int, strategy: Strategy) -> list[list[int]]:
     kept = [index for index, length in enumerate(lengths) if length]
     longest = max(kept, key=lengths.__getitem__, default=None)
     if longest is not None and lengths[longest] > row_length:
@@ -178,7 +197,10 @@ def _pack(
     labels: Iterable[Any] | None,
     device: torch.device | str | None,
 ) -> PackedRows:
-    check_integer(name, "pad_token_id", pad_token_id)
+    pad_token_id = checked_int(name, "pad_token_id", pad_token_id)
+    row_length, strategy = _of_rows(name, row_length, strategy)
+    if device is not None:
+        device = checked_device(name, device)
     items = _one_dimensional(name, "sequences", sequences)
     lengths = [len(item) for item in items]
     rows = _planned(name, lengths, row_length, strategy)
@@ -249,27 +271,48 @@ def _shown(lengths: list[int]) -> str:
 
 def _one_dimensional(name: str, argument: str, items: Iterable[Any]) -> list[Any]:
     """Each a tensor [n] of an integer dtype, or something with a length."""
-    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
-        raise TypeError(
-            f"{name}: expected {argument} to be lists or tensors of token ids, "
-            f"but got {type(items).__name__}"
-        )
+    _check_items(name, argument, items)
     found = []
     for index, item in enumerate(items):
-        at = f"{name}: expected {argument}[{index}]"
-        if hasattr(item, "__array__") and not isinstance(item, torch.Tensor):
-            item = torch.as_tensor(item, device="cpu")
+        at = f"{argument}[{index}]"
+        item = _as_tensor(item)
         if isinstance(item, torch.Tensor):
-            if item.dim() != 1:
-                raise ValueError(f"{at} to be 1-D, but got {item.dim()}-D {list(item.shape)}")
-            if item.dtype.is_floating_point or item.dtype.is_complex or item.dtype == torch.bool:
-                raise TypeError(f"{at} to be of an integer dtype, but got {item.dtype}")
+            _check_integers(name, at, item)
         elif isinstance(item, str | bytes) or not isinstance(item, Sequence):
             raise TypeError(
-                f"{at} to be a list or a tensor of token ids, but got {type(item).__name__}"
+                f"{name}: expected {at} to be a list or a tensor of token ids, "
+                f"but got {type(item).__name__}"
             )
         found.append(item)
     return found
+
+
+def _check_items(name: str, argument: str, items: Any) -> None:
+    is_scalar = isinstance(items, torch.Tensor) and items.dim() == 0
+    if is_scalar or isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+        raise TypeError(
+            f"{name}: expected {argument} to be lists or tensors of token ids, "
+            f"but got {'a tensor []' if is_scalar else type(items).__name__}"
+        )
+
+
+def _as_tensor(values: Any) -> Any:
+    """An array as a tensor; all else as it is."""
+    if hasattr(values, "__array__") and not isinstance(values, torch.Tensor):
+        return torch.as_tensor(values, device="cpu")
+    return values
+
+
+def _check_integers(name: str, argument: str, tensor: torch.Tensor) -> None:
+    check_strided(name, argument, tensor)
+    if tensor.dim() != 1:
+        raise ValueError(
+            f"{name}: expected {argument} to be 1-D, but got {tensor.dim()}-D {list(tensor.shape)}"
+        )
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise TypeError(
+            f"{name}: expected {argument} to be of an integer dtype, but got {tensor.dtype}"
+        )
 
 
 def _flat(
@@ -356,13 +399,10 @@ class PackingCollator:
         return_flash_attn_kwargs: bool = False,
     ) -> None:
         name = "PackingCollator"
-        check_integer(name, "pad_token_id", pad_token_id)
+        self.pad_token_id = checked_int(name, "pad_token_id", pad_token_id)
+        self.row_length, self.strategy = _of_rows(name, row_length, strategy)
         check_flag(name, "return_document_ids", return_document_ids)
         check_flag(name, "return_flash_attn_kwargs", return_flash_attn_kwargs)
-        _planned(name, [], row_length, strategy)  # checks them
-        self.row_length = row_length
-        self.pad_token_id = pad_token_id
-        self.strategy: Strategy = strategy
         self.return_document_ids = return_document_ids
         self.return_flash_attn_kwargs = return_flash_attn_kwargs
 
@@ -370,6 +410,7 @@ class PackingCollator:
         name = "PackingCollator"
         sequences: list[Any] = []
         labels: list[Any] = []
+        _check_items(name, "features", features)
         for index, feature in enumerate(features):
             if isinstance(feature, Mapping):
                 if "input_ids" not in feature:

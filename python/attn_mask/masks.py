@@ -12,9 +12,9 @@ import torch
 from attn_mask import rules
 from attn_mask._checks import (
     check_flag,
-    check_integers,
     check_strided,
     checked_device,
+    checked_ints,
     checked_masked_value,
 )
 from attn_mask._engine import Axis, Offset, Sizes, Spelling, check_position_dtype, write_mask
@@ -149,7 +149,7 @@ def _mask(
 ) -> torch.Tensor:
     batch_size, q_length, kv_length = sizes
     q_offset, kv_offset = offsets
-    check_integers(
+    batch_size, q_length, kv_length, heads, q_offset, kv_offset = checked_ints(
         name,
         batch_size=batch_size,
         q_length=q_length,
@@ -158,6 +158,7 @@ def _mask(
         q_offset=q_offset,
         kv_offset=kv_offset,
     )
+    sizes = batch_size, q_length, kv_length
     check_flag(name, "unmask_unattended", spelling.unmask_unattended)
     names = ("q_positions", "kv_positions")
     for argument, tensor in (*zip(names, positions, strict=True), ("out", spelling.out)):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from attn_mask._timing import watchers
+from attn_mask._tracing import within_transforms
 
 __all__ = ["Cost", "Profile", "profile"]
 
@@ -114,7 +115,7 @@ def profile() -> Iterator[Profile]:
         cost.seconds += seconds
         cost.skipped += not tensors
         cost.bytes += sum(
-            tensor.untyped_storage().nbytes()
+            within_transforms(tensor).untyped_storage().nbytes()
             for tensor in tensors
             if not any(tensor is argument for argument in arguments)
         )

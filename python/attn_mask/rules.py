@@ -874,8 +874,8 @@ def reindexed(
     """reindex of any positions that the source takes."""
     rule = rule_of(name, "mask_function", mask_function)
     if isinstance(rule, Bits):
-        # Where positions are unknown, nothing is visible.
-        return intersection(rule, reindexed(name, bidirectional(), positions, source))
+        # Where positions are unknown, nothing is visible; where they are below 0, all is.
+        return intersection(rule, reindexed(name, intersection(), positions, source))
     if isinstance(rule, _Join) and _has_bits(rule):
         return rule.over(lambda branch: reindexed(name, branch, positions, source))
     return Reindex(rule, positions, depth_over(name, (rule,)), source)

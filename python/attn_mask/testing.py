@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attn_mask._checks import check_readable
 from attn_mask._observing import AttentionCall, observed
 from attn_mask._upstream.attention import RuleMask
 from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.install import installed, is_installed
+from attn_mask.rules import ID_DTYPES
 
 __all__ = ["RecordedMask", "assert_no_leak", "assert_same_masks", "record_masks"]
 
@@ -39,7 +41,7 @@ def record_masks(model: torch.nn.Module, batch: Mapping[str, Any]) -> list[Recor
     One entry for each call of attention, in their order. Seen are models of transformers 5, and all
     calls of ``torch.nn.functional.scaled_dot_product_attention``; not what torch.compile runs.
 
-    Raises TypeError for a batch that is no mapping.
+    Raises TypeError for what is no module, and for a batch that is no mapping.
 
     >>> import transformers
     >>> config = transformers.LlamaConfig(
@@ -53,7 +55,11 @@ def record_masks(model: torch.nn.Module, batch: Mapping[str, Any]) -> list[Recor
     layers.0.self_attn [1, 1, 2, 2]
     layers.1.self_attn [1, 1, 2, 2]
     """
-    _check_batch("record_masks", batch)
+    return _recorded("record_masks", model, batch)
+
+
+def _recorded(name: str, model: Any, batch: Any) -> list[RecordedMask]:
+    _check_arguments(name, model, batch)
     names = {module: name for name, module in model.named_modules()}
     found: list[RecordedMask] = []
 
@@ -78,9 +84,9 @@ def assert_same_masks(model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
             "assert_same_masks: expected attn_mask.install() to be off, since the model is run "
             "with it and without, but it is on"
         )
-    without = record_masks(model, batch)
+    without = _recorded("assert_same_masks", model, batch)
     with installed():
-        within = record_masks(model, batch)
+        within = _recorded("assert_same_masks", model, batch)
     if not without:
         raise ValueError(
             "assert_same_masks: expected model to call attention that is seen, but it called none"
@@ -134,21 +140,31 @@ def assert_no_leak(
 
     Raises AssertionError that names the row, both documents and the difference; ValueError without
     documents, for those that do not match the batch, and where the model gives the same for other
-    tokens.
+    tokens; TypeError for what is no module, and for ids that are no integers.
     """
     name = "assert_no_leak"
-    _check_batch(name, batch)
+    _check_arguments(name, model, batch)
+    if not isinstance(atol, int | float) or isinstance(atol, bool):
+        raise TypeError(f"{name}: expected atol to be a number, but got {type(atol).__name__}")
     inputs = "input_ids" if batch.get("input_ids") is not None else "inputs_embeds"
     tokens = batch.get(inputs)
-    if not isinstance(tokens, torch.Tensor) or tokens.dim() < 2:
+    if not isinstance(tokens, torch.Tensor):
         raise ValueError(
             f'{name}: expected batch to hold "input_ids" [b, n] or "inputs_embeds" [b, n, hidden]'
         )
+    check_readable(name, f'batch["{inputs}"]', tokens)
+    if tokens.dim() < 2 or tokens.shape[:2].numel() == 0:
+        raise ValueError(
+            f'{name}: expected batch["{inputs}"] to be [b, n] or [b, n, hidden] of one token or '
+            f"more, but got {list(tokens.shape)}"
+        )
     ids = _ids_of(name, batch, document_ids, cu_seqlens, tokens)
-    padding = batch.get("attention_mask")
     is_token = ids >= 0
-    if isinstance(padding, torch.Tensor) and padding.dim() == 2:
-        is_token &= padding[:, -tokens.shape[1] :].to(ids.device) != 0
+    padding = batch.get("attention_mask")
+    if padding is not None:
+        check_readable(name, 'batch["attention_mask"]', padding)
+        if padding.dim() == 2:
+            is_token &= _last_of_rows(name, padding, *tokens.shape[:2]).to(ids.device) != 0
     # Of each row by itself.
     number = torch.stack([row.unique(return_inverse=True)[1] for row in ids])
     with _evaluating(model), torch.no_grad():
@@ -185,6 +201,16 @@ def assert_no_leak(
         )
 
 
+def _last_of_rows(name: str, padding: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """What a padding mask holds for the tokens of a batch: it may begin before them, in a cache."""
+    if padding.shape[0] not in (1, rows) or padding.shape[1] < length:
+        raise ValueError(
+            f'{name}: expected batch["attention_mask"] to be [{rows}, {length} or more], '
+            f"but got {list(padding.shape)}"
+        )
+    return padding[:, -length:]
+
+
 def _ids_of(
     name: str, batch: Mapping[str, Any], document_ids: Any, cu_seqlens: Any, tokens: torch.Tensor
 ) -> torch.Tensor:
@@ -201,10 +227,11 @@ def _ids_of(
                 f"{name}: expected document_ids, cu_seqlens or position_ids in batch, by which "
                 "documents are told apart, but got none"
             )
-    if not isinstance(ids, torch.Tensor):
-        raise TypeError(f"{name}: expected {argument} to be a tensor, but got {type(ids).__name__}")
+    check_readable(name, argument, ids)
+    if ids.dtype not in ID_DTYPES:
+        raise TypeError(f"{name}: expected {argument} to be integers, but got {ids.dtype}")
     if cu_seqlens is not None:
-        borders = ids.tolist() if ids.dim() == 1 else [None]
+        borders = ids.tolist() if ids.dim() == 1 and ids.numel() else [None]
         if borders[0] != 0 or borders[-1] != length or borders != sorted(borders):
             raise ValueError(
                 f"{name}: expected cu_seqlens to rise from 0 to the number of tokens {length}, "
@@ -218,7 +245,8 @@ def _ids_of(
         )
     if document_ids is None and cu_seqlens is None:
         ids = count_sequences(ids)
-    return ids.expand(rows, -1)
+    of_rows: torch.Tensor = ids.expand(rows, -1)
+    return of_rows
 
 
 def _other_tokens(model: Any, tokens: torch.Tensor, is_changed: torch.Tensor) -> torch.Tensor:
@@ -259,7 +287,11 @@ def _copy(batch: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_batch(name: str, batch: Any) -> None:
+def _check_arguments(name: str, model: Any, batch: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"{name}: expected model to be a torch.nn.Module, but got {type(model).__name__}"
+        )
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"{name}: expected batch to be a mapping of the model's arguments, "

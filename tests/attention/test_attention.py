@@ -21,7 +21,7 @@ from attn_mask import (
     sliding_window,
     window,
 )
-from attn_mask.rules import reindex, shift, union
+from attn_mask.rules import function, reindex, shift, union
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_reference import calls
@@ -498,3 +498,17 @@ def test_lengths_without_end(rule, q_length, kv_length):
                 key,
                 q_positions=torch.zeros(1, dtype=torch.int64).expand(q_length),
             )
+
+
+def test_bits_beside_a_mask_function_in_several_tiles(monkeypatch):
+    """Each tile has its own rows of the bits."""
+    monkeypatch.setattr(attn_mask.attention, "_TILE", 7 * 30 * 2)
+    attends = torch.rand(1, 2, 30, 30, generator=torch.Generator().manual_seed(3)) < 0.4
+    rule = bits(attends) | function(lambda b, h, q, k: (q + k) % 3 == 0)
+    queries, keys = torch.arange(30)[:, None], torch.arange(30)
+    visible = attends | ((queries + keys) % 3 == 0)
+    check(rule, inputs(1, 2, 2, 30, 30), visible)
+    picture = attn_mask.show(rule, 30, 30, head=1)
+    monkeypatch.setattr(attn_mask._view, "_ROWS", 7)
+    density = attn_mask._view.view("show", rule, 30, 30, 0, 1).counts([0, 30], [0, 30])[0]
+    assert int(density) == int(visible[0, 1].sum()) and picture == attn_mask.show(visible[0, 1])

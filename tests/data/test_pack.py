@@ -8,6 +8,7 @@ import tracemalloc
 from itertools import pairwise
 
 import attn_mask
+import numpy
 import pytest
 import torch
 from attn_mask.data import PackingCollator, pack, plan_rows
@@ -274,6 +275,79 @@ def test_more_tokens_than_cu_seqlens_counts():
         pack([range(1_400_000_000), range(1_400_000_000)], 1_500_000_000)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.tensor(5), "Tensor"),
+        (torch.tensor([5]), "Tensor"),
+        (torch.tensor(5, device="meta"), "Tensor"),
+        (True, "bool"),
+        (numpy.True_, "bool"),
+        (numpy.array([5]), "ndarray"),
+        (5.0, "float"),
+        (None, "NoneType"),
+        ("5", "str"),
+    ],
+)
+def test_integers_are_no_tensors(value, kind):
+    """Which would be changed in place, and plan another row each."""
+    before = value.clone() if isinstance(value, torch.Tensor) else None
+    text = f"to be an int, but got {kind}$"
+    calls = {
+        "plan_rows: expected row_length": lambda: plan_rows([3, 2], value),
+        "pack: expected row_length": lambda: pack([[1, 2], [3]], value),
+        "pack: expected pad_token_id": lambda: pack([[1, 2], [3]], 5, pad_token_id=value),
+        "PackingCollator: expected row_length": lambda: PackingCollator(value),
+        "PackingCollator: expected pad_token_id": lambda: PackingCollator(5, pad_token_id=value),
+        r"plan_rows: expected lengths\[1\]": lambda: plan_rows([3, value], 5),
+    }
+    for expected, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{expected} {text}"):
+            call()
+    if before is not None and not before.is_meta:
+        assert torch.equal(value, before)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_integers_of_numpy_are_those_of_python(strategy):
+    """int8 would overflow: rows of 127 hold more than any of the lengths."""
+    lengths = [100, 27, 90, 30, 7, 127]
+    want = plan_rows(lengths, 127, strategy=strategy)
+    for numbers in (
+        numpy.array(lengths, dtype=numpy.int8),
+        [numpy.int8(length) for length in lengths],
+        torch.tensor(lengths, dtype=torch.int8),
+    ):
+        assert plan_rows(numbers, numpy.int8(127), strategy=strategy) == want
+    collate = PackingCollator(numpy.int64(4), pad_token_id=numpy.int8(9))
+    assert type(collate.row_length) is int and type(collate.pad_token_id) is int
+    assert collate([[1, 2, 3]])["input_ids"].tolist() == [[1, 2, 3, 9]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "text"),
+    [
+        (None, TypeError, "to be a list of ints or a 1-D tensor, but got NoneType"),
+        ("ab", TypeError, "to be a list of ints or a 1-D tensor, but got str"),
+        ({3: 2}, TypeError, "to be a list of ints or a 1-D tensor, but got dict"),
+        (torch.ones(2, 3, dtype=int), ValueError, r"to be 1-D, but got 2-D \[2, 3\]"),
+        (torch.tensor(3), ValueError, r"to be 1-D, but got 0-D \[\]"),
+        (numpy.ones((2, 3), dtype=int), ValueError, r"to be 1-D, but got 2-D \[2, 3\]"),
+        (torch.ones(2), TypeError, "to be of an integer dtype, but got torch.float32"),
+        (torch.ones(2, dtype=int, device="meta"), ValueError, "to have values, but got a meta"),
+        (torch.ones(2, dtype=int).to_sparse(), TypeError, "to be a strided tensor, but got layout"),
+    ],
+)
+def test_lengths_that_are_none(lengths, error, text):
+    with pytest.raises(error, match=f"^plan_rows: expected lengths {text}"):
+        plan_rows(lengths, 5)
+
+
+def test_a_device_that_torch_does_not_know():
+    with pytest.raises(ValueError, match=r"^pack: expected device to be one of torch"):
+        pack([[1]], 4, device="gpu")
+
+
 def test_lengths_below_0():
     with pytest.raises(
         ValueError, match="plan_rows: expected lengths to be at least 0, but got -1 at 1"
@@ -340,6 +414,15 @@ def test_collator_takes_labels():
 def test_features_that_do_not_fit(features, text):
     with pytest.raises(ValueError, match=text):
         PackingCollator(8)(features)
+
+
+def test_what_are_no_features():
+    for features, kind in ((None, "NoneType"), (torch.tensor(1), r"a tensor \[\]"), ("ab", "str")):
+        with pytest.raises(
+            TypeError,
+            match=f"^PackingCollator: expected features to be lists or tensors .* got {kind}$",
+        ):
+            PackingCollator(8)(features)
 
 
 def test_arguments_of_the_collator():

@@ -1,5 +1,6 @@
 // Compares everything that evaluates rules on a CPU with their programs, element by element:
-// the decoder, spans, runs of rows, dense kernels of every instruction set, block masks, operators.
+// the decoder, spans, runs of rows, dense kernels of every instruction set, block masks, operators,
+// attention.
 // Built with AddressSanitizer and UBSan; each input lies in memory of exactly its size.
 //
 //   fuzz_rules [--seconds S] [--seed N] [--cases N]
@@ -12,12 +13,15 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <numeric>
 #include <sstream>
 #include <string>
 #include <utility>
 
+#include "attn_mask/attention.h"
 #include "attn_mask/rules.h"
 #include "cpu/block_mask.h"
 #include "cpu/kernels.h"
@@ -535,6 +539,7 @@ class Check {
     check_cpp_api();
     check_additive();
     check_block_operators();
+    check_attention();
   }
 
   /// `want(batch, head, row, column)`: the bits.
@@ -685,6 +690,93 @@ class Check {
                       : 0;
         },
         "additive");
+  }
+
+  /// Attention, beside sums in double over the keys that the mask shows. Offsets are not negative.
+  void check_attention() {
+    if (sample_.q_offset < 0 || sample_.kv_offset < 0 || sample_.kv_length > 400) {
+      return;
+    }
+    const int64_t heads = sample_.heads == 1 ? random_.between(1, 3) : sample_.heads;
+    const int64_t width = random_.pick<int64_t>({1, 4, 16});
+    const at::ScalarType dtype = random_.pick({at::kFloat, at::kDouble});
+    const auto states = [&](int64_t length) {
+      const std::vector<int64_t> sizes{sample_.batch_size, heads, length, width};
+      const at::Tensor tensor = random_layout(random_, sizes, dtype, /*repeats=*/false);
+      for (int64_t i = 0; i < tensor.numel(); ++i) {
+        tensor.as_strided({}, {}, offset_of(tensor, index_of(sizes, i)) / tensor.element_size())
+            .fill_(static_cast<double>(random_.between(-100, 100)) / 50);
+      }
+      return tensor;
+    };
+    const at::Tensor query = states(sample_.q_length);
+    const at::Tensor key = states(sample_.kv_length);
+    const at::Tensor value = states(sample_.kv_length);
+    const double scale = random_.pick({0.5, 0.1, 1e-30});
+    const Attention attention =
+        scaled_dot_product_attention(query, key, value, rule_of(parse(sample_)),
+                                     {.scale = scale,
+                                      .q_offset = sample_.q_offset,
+                                      .kv_offset = sample_.kv_offset,
+                                      .q_positions = sample_.q_positions,
+                                      .kv_positions = sample_.kv_positions});
+    const at::Tensor q = query.to(at::kDouble).contiguous();
+    const at::Tensor k = key.to(at::kDouble).contiguous();
+    const at::Tensor v = value.to(at::kDouble).contiguous();
+    const at::Tensor out = attention.out.to(at::kDouble).contiguous();
+    const at::Tensor sums = attention.log_sum_exp.to(at::kDouble).contiguous();
+    const double tolerance = dtype == at::kFloat ? 1e-4 : 1e-10;
+    for_each_of(heads, [&](int64_t batch, int64_t head, int64_t row) {
+      const int64_t plane = batch * heads + head;
+      const double* const of_query =
+          q.const_data_ptr<double>() + (plane * sample_.q_length + row) * width;
+      std::vector<double> want(static_cast<size_t>(width));
+      double sum = 0;
+      for (int64_t column = 0; column < sample_.kv_length; ++column) {
+        if (!mask_.at(batch, sample_.heads == 1 ? 0 : head, row, column)) {
+          continue;
+        }
+        const int64_t at = (plane * sample_.kv_length + column) * width;
+        const double* const of_key = k.const_data_ptr<double>() + at;
+        const double* const of_value = v.const_data_ptr<double>() + at;
+        // Scores are at most 32, whose exponential a double holds.
+        const double weight =
+            std::exp(scale * std::inner_product(of_query, of_query + width, of_key, 0.0));
+        sum += weight;
+        for (int64_t i = 0; i < width; ++i) {
+          want[static_cast<size_t>(i)] += weight * of_value[i];
+        }
+      }
+      const int64_t line = plane * sample_.q_length + row;
+      const double got_sum = sums.const_data_ptr<double>()[line];
+      expect(sum == 0 ? got_sum == -std::numeric_limits<double>::infinity()
+                      : std::abs(got_sum - std::log(sum)) <= 10 * tolerance,
+             "the log-sum-exp of attention", sample_);
+      for (int64_t i = 0; i < width; ++i) {
+        const double of_sum = sum == 0 ? 0 : want[static_cast<size_t>(i)] / sum;
+        expect(std::abs(out.const_data_ptr<double>()[line * width + i] - of_sum) <= tolerance,
+               "attention", sample_);
+      }
+    });
+  }
+
+  static std::vector<int64_t> index_of(const std::vector<int64_t>& sizes, int64_t i) {
+    std::vector<int64_t> index(sizes.size());
+    for (size_t dim = sizes.size(); dim-- > 0; i /= sizes[dim]) {
+      index[dim] = i % sizes[dim];
+    }
+    return index;
+  }
+
+  template <typename Visit>
+  void for_each_of(int64_t heads, Visit visit) const {
+    for (int64_t batch = 0; batch < sample_.batch_size; ++batch) {
+      for (int64_t head = 0; head < heads; ++head) {
+        for (int64_t row = 0; row < sample_.q_length; ++row) {
+          visit(batch, head, row);
+        }
+      }
+    }
   }
 
   void check_block_operators() {

@@ -4,6 +4,7 @@ import itertools
 import re
 
 import attn_mask
+import numpy
 import pytest
 import rule_reference
 import torch
@@ -213,6 +214,13 @@ def test_positions_from_the_end_of_upstreams_tables():
         assert explain(shifted, q=0, k=0).startswith("attends" if want else "does not attend")
 
 
+def test_integers_of_numpy_are_those_of_python():
+    """int8 would overflow where offsets are added."""
+    rule = rules.shift(rules.causal() & rules.sliding_window(2), 100, 99)
+    got = explain(rule, q=numpy.int8(100), k=numpy.int8(100), b=numpy.int64(0))
+    assert got == explain(rule, q=100, k=100)
+
+
 def test_deep_trees():
     rule = rules.causal()
     for size in range(84):  # 253 deep
@@ -239,6 +247,7 @@ def test_deep_trees():
         (dict(q=0.5, k=0), TypeError, "q to be an int, but got float"),
         (dict(q=True, k=0), TypeError, "q to be an int, but got bool"),
         (dict(q=0, k=torch.tensor(1)), TypeError, "k to be an int, but got Tensor"),
+        (dict(q=0, k=numpy.array([1])), TypeError, "k to be an int, but got ndarray"),
     ],
 )
 def test_wrong_elements(element, error, text):
@@ -256,6 +265,11 @@ def test_wrong_elements(element, error, text):
             lambda b, h, q, k: torch.ones(2, dtype=torch.bool),
             ValueError,
             "mask_function to return one element for indices [], but got [2]",
+        ),
+        (
+            rules.shift(rules.causal(), torch.tensor([[1], [2]]), 0),
+            ValueError,
+            "offsets of shift to be of one element, but got [2, 1]",
         ),
         (
             rules.bits(BIT),

@@ -89,7 +89,26 @@ def test_large_masks_are_averaged():
         ((torch.ones(3),), {}, ValueError, "mask_or_rule to be a mask [q_length, kv_length],"),
         ((torch.ones(0, 3),), {}, ValueError, "a mask with elements, but got 0 x 3"),
         ((torch.ones(2, 3, 3),), {"batch": 2}, IndexError, "batch to be below 2, but got 2"),
-        ((torch.ones(3, 3),), {"block_size": 0}, ValueError, "block_size to be a positive int, bu"),
+        (
+            (torch.ones(3, 3),),
+            {"block_size": 0},
+            ValueError,
+            "block_size to be positive, but got",
+        ),
+        (
+            (torch.ones(3, 3),),
+            {"block_size": True},
+            TypeError,
+            "block_size to be an int, but got",
+        ),
+        ((torch.ones(3, 3),), {"block_size": 2.0}, TypeError, "block_size to be an int, but got"),
+        (
+            (torch.ones(3, 3),),
+            {"ax": 3},
+            TypeError,
+            "ax to be Axes of matplotlib, or None, but",
+        ),
+        ((torch.ones(3, 3),), {"ax": pyplot}, TypeError, "ax to be Axes of matplotlib, or None, b"),
     ],
 )
 def test_wrong_arguments(arguments, how, error, text):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import attn_mask
+import numpy
 import pytest
 import torch
 from attn_mask import rules, show
@@ -232,7 +233,20 @@ def test_nothing_to_show():
         ((rules.causal(), 2**20), {}, ValueError, "at most 2^34 elements, but got 1048576 x 1048"),
         ((None, 3), {}, TypeError, "mask_or_rule to be a mask (a tensor or a BlockMask) or a rule"),
         ((rules.causal, 3), {}, TypeError, "mask_or_rule to be a mask function, but got causal"),
-        ((MASK.to(torch.complex64),), {}, TypeError, "a mask of a real dtype, but got torch.comp"),
+        (
+            (MASK.to(torch.complex64),),
+            {},
+            TypeError,
+            "mask_or_rule to be of bool, integers, ",
+        ),
+        (
+            (MASK.to(torch.float8_e5m2),),
+            {},
+            TypeError,
+            "mask_or_rule to be of bool, integers, ",
+        ),
+        ((MASK,), {"batch": numpy.array([1])}, TypeError, "batch to be an int, but got ndarray"),
+        ((MASK,), {"batch": torch.tensor(1)}, TypeError, "batch to be an int, but got Tensor"),
         ((MASK[0, 0].float().to_sparse(),), {}, TypeError, "mask_or_rule to be a strided tensor"),
         ((MASK,), {"style": "blue"}, ValueError, "style to be None or \"color\", but got 'blue'"),
         ((MASK,), {"tokens": "abcdefghijkl"}, TypeError, "tokens to be a list of str, but got str"),

@@ -113,7 +113,27 @@ def test_where_documents_come_from():
         (BATCH, {"document_ids": IDS, "cu_seqlens": IDS[0]}, ValueError, "but got both"),
         (BATCH, {"document_ids": IDS[:, 1:]}, ValueError, r"document_ids to be \[2, 9\]"),
         (BATCH, {"document_ids": [0]}, TypeError, "document_ids to be a tensor, but got list"),
+        (
+            BATCH,
+            {"document_ids": IDS.float()},
+            TypeError,
+            "document_ids to be integers, but got",
+        ),
         (BATCH, {"cu_seqlens": torch.tensor([0, 8])}, ValueError, "cu_seqlens to rise from 0 to"),
+        (BATCH, {"cu_seqlens": torch.tensor([], dtype=int)}, ValueError, "cu_seqlens to rise from"),
+        (BATCH, {"document_ids": IDS, "atol": "1"}, TypeError, "atol to be a number, but got str"),
+        (
+            {**BATCH, "attention_mask": torch.ones(2, 8)},
+            {"document_ids": IDS},
+            ValueError,
+            r'expected batch\["attention_mask"\] to be \[2, 9 or more\], but got \[2, 8\]',
+        ),
+        (
+            {"input_ids": TOKENS[:0]},
+            {"document_ids": IDS[:0]},
+            ValueError,
+            r'expected batch\["input_ids"\] to be .* of one token or more, but got \[0, 9\]',
+        ),
     ],
 )
 def test_bad_input(batch, given, error, match):
@@ -143,6 +163,16 @@ def test_masks_are_recorded():
     assert recorded.mask is mask
     with pytest.raises(TypeError, match="record_masks: expected batch to be a mapping"):
         testing.record_masks(Attends(), TOKENS)
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", torch.nn.functional.relu])
+def test_what_is_no_module(model):
+    text = f"expected model to be a torch.nn.Module, but got {type(model).__name__}$"
+    for function in (testing.record_masks, testing.assert_same_masks):
+        with pytest.raises(TypeError, match=f"^{function.__name__}: {text}"):
+            function(model, {})
+    with pytest.raises(TypeError, match=f"^assert_no_leak: {text}"):
+        testing.assert_no_leak(model, BATCH, document_ids=IDS)
 
 
 @of_transformers

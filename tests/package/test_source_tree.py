@@ -127,10 +127,11 @@ def test_walk_to_a_leaf():
         *files_that_mention(r"\bstruct SameId\b", "csrc/"),
     }
     references = files_that_mention(
-        r"\bkDocuments\b|\bDOCUMENTS\b|::kSameId\b",
+        r"\bkDocuments\b|\bDOCUMENTS\b|::kSameId\b|\brules\.documents\b",
         "tests/support/rule_r",
         "tests/cpp/re",
         "tests/fuzz/p",
+        "tests/fuzz/cases/rules",
     )
     assert references == {name for name in links(title) if name.startswith("tests/")} - {
         "tests/package/test_source_tree.py",

@@ -12,6 +12,7 @@ from attn_mask import masking_utils, rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import assert_same_mask
+from torch.nn.attention.flex_attention import create_mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -658,3 +659,10 @@ def test_compiled_into_out():
     torch.compile(write, backend="aot_eager", fullgraph=True)(out)
     assert_same_mask(out, torch.ones(1, 1, 3, 4).tril().bool())
     torch._dynamo.reset()
+
+
+def test_reindexed_bits_are_shown_at_positions_below_0_however_they_are_evaluated():
+    attends = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+    rule = rules.reindex(rules.bits(attends), torch.tensor([-1, 0, 1]))
+    assert torch.equal(create_mask(rule, 1, 2, 3, 3, device="cpu"), attends)
+    assert torch.equal(attn_mask.boolean(rule, 1, 3, 3), attends)

@@ -432,6 +432,60 @@ def test_sizes_and_offsets_are_integers(rule, argument, value):
             attn_mask.sdpa_arguments(query, query, rule, **{argument: value})
 
 
+@pytest.mark.parametrize("rule", [rules.causal(), lambda b, h, q, k: q >= k])
+def test_sizes_are_no_tensors(rule):
+    """They would be read, and a plan of them would share their memory."""
+    size = torch.tensor(4)
+    text = "to be an int, but got Tensor$"
+    for at, argument in enumerate(("batch_size", "q_length", "kv_length")):
+        sizes = [1, 4, 4]
+        sizes[at] = size
+        for function in (attn_mask.boolean, attn_mask.additive, attn_mask.attention_plan):
+            with pytest.raises(
+                TypeError, match=f"^{function.__name__}: expected {argument} {text}"
+            ):
+                function(rule, *sizes)
+    with pytest.raises(TypeError, match=f"^attention_plan: expected heads {text}"):
+        attn_mask.attention_plan(rule, 1, 4, 4, heads=size)
+
+
+@pytest.mark.parametrize("rule", [rules.causal(), lambda b, h, q, k: q >= k])
+def test_sizes_of_numpy_are_those_of_python(rule):
+    """int8 would overflow: the positions of queries and keys go to 200."""
+    size = numpy.int8(100)
+    want = attn_mask.boolean(rule, 1, 100, 100, q_offset=100, kv_offset=90)
+    got = attn_mask.boolean(rule, size, size, size, q_offset=size, kv_offset=numpy.int8(90))[:1]
+    assert_same_mask(got, want)
+    query = torch.ones(1, 1, 100, 8)
+    at = {"q_offset": size, "kv_offset": numpy.int8(90)}
+    ints = {"q_offset": 100, "kv_offset": 90}
+    assert_same_mask(
+        attn_mask.sdpa_arguments(query, query, rule, **at)[0],
+        attn_mask.sdpa_arguments(query, query, rule, **ints)[0],
+    )
+    key = torch.randn(1, 1, 100, 8)
+    assert torch.equal(
+        attn_mask.scaled_dot_product_attention(query, key, key, rule, **at),
+        attn_mask.scaled_dot_product_attention(query, key, key, rule, **ints),
+    )
+
+
+@pytest.mark.parametrize("value", [True, numpy.True_, torch.tensor(2), numpy.array([2])])
+def test_sizes_of_rules_are_integers(value):
+    text = f"to be an int, but got {type(value).__name__}$"
+    for expected, make in {
+        "sliding_window: expected size": lambda: rules.sliding_window(value),
+        "window: expected left": lambda: rules.window(value, 0),
+        "window: expected right": lambda: rules.window(0, value),
+        "chunked: expected size": lambda: rules.chunked(value),
+        "documents: expected max_length": lambda: rules.documents(
+            IDS, max_documents=2, max_length=value
+        ),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{expected} {text}"):
+            make()
+
+
 @pytest.mark.parametrize("argument", ["q_offset", "kv_offset", "q_length"])
 def test_integers_that_are_too_large(argument):
     arguments = {"batch_size": 1, "q_length": 4, "kv_length": 4, argument: 2**70}

@@ -208,3 +208,32 @@ def test_errors():
         attn_mask.sdpa_arguments(query, key)
     with pytest.raises(ValueError, match=r"sdpa_arguments: expected attention_mask to be 2-D"):
         attn_mask.sdpa_arguments(key, key, attention_mask=torch.ones(3))
+
+
+def test_offsets_that_are_tensors_are_not_read():
+    """Of keys, too; each row of the batch has its own."""
+    query, key = torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4)
+    offset = torch.tensor([[4], [2]])
+    rule = rules.causal() & rules.sliding_window(2)
+    want = [attn_mask.boolean(rule, 1, 3, 3, q_offset=3, kv_offset=int(of)) for of in offset]
+    mask, is_causal = attn_mask.sdpa_arguments(query, key, rule, q_offset=3, kv_offset=offset)
+    assert not is_causal and torch.equal(mask, torch.cat(want))
+    mask, is_causal = attn_mask.sdpa_arguments(
+        query, key, rule, q_offset=torch.tensor(3), kv_offset=offset[:1]
+    )
+    assert not is_causal and torch.equal(mask.expand_as(want[0].expand(2, -1, -1, -1))[:1], want[0])
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [(torch.int8, 100), (torch.uint8, 200)])
+def test_a_narrow_offset_of_keys_holds_no_offset_of_queries(dtype, offset):
+    """By default the last query and the last key are the same token: beyond what int8 holds."""
+    query, key = torch.randn(1, 1, 3, 4), torch.randn(1, 1, 100, 4)
+    rule, narrow = rules.causal() & rules.sliding_window(5), torch.tensor(offset, dtype=dtype)
+    want = attn_mask.boolean(rule, 1, 3, 100, q_offset=offset + 97, kv_offset=offset)
+    assert torch.equal(attn_mask.sdpa_arguments(query, key, rule, kv_offset=narrow)[0], want)
+    assert torch.equal(
+        attn_mask.scaled_dot_product_attention(query, key, key, rule, kv_offset=narrow),
+        attn_mask.scaled_dot_product_attention(query, key, key, rule, kv_offset=offset),
+    )
+    plan = attn_mask.attention_plan(rule, 1, 3, 100, kv_offset=narrow)
+    assert plan == attn_mask.attention_plan(rule, 1, 3, 100, kv_offset=offset)

@@ -80,3 +80,17 @@ def test_a_model():
     assert upstream.costs == {}
     assert (ours.total.calls, ours.total.skipped) == (2, 1)
     assert ours.total.bytes == 2 * 9 * 9 and 0 < ours.share < 1
+
+
+def test_masks_under_transforms_count():
+    """Their memory is that of what torch.vmap and torch.func.grad wrap."""
+    ids = torch.zeros(5, 1, 3, dtype=torch.int64)
+    with attn_mask.profile() as p:
+        mask = torch.vmap(lambda of: attn_mask.boolean(attn_mask.documents(of), 1, 3, 3))(ids)
+    assert mask.shape == (5, 1, 1, 3, 3) and mask.all()
+    assert (p.total.calls, p.total.bytes) == (1, 45)
+    with attn_mask.profile() as p:
+        torch.func.grad(
+            lambda bias: attn_mask.additive(attn_mask.causal(), 1, 2, 2, bias=bias).sum()
+        )(torch.zeros(1, 1, 2, 2))
+    assert (p.total.calls, p.total.bytes) == (1, 16)

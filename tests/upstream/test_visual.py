@@ -72,6 +72,21 @@ def test_attention_masks(upstream, shape, style, options):
         assert repr(ours) == str(ours) == ours.to_string()
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.bool], ids=str
+)
+def test_other_dtypes_are_drawn_as_float32(dtype):
+    mask = torch.ones(9, 9).tril()
+    for grid_size in ((20, 40), (3, 3)):
+        drawn = tensor_to_mask_visual(mask.to(dtype), grid_size)
+        assert drawn == tensor_to_mask_visual(mask, grid_size)
+
+
+def test_a_mask_on_meta_has_a_repr():
+    mask = AttentionMask(torch.ones(3, 3, device="meta"))
+    assert repr(mask) == str(mask) == repr(torch.ones(3, 3, device="meta"))
+
+
 def test_attention_masks_are_tensors():
     mask = torch.ones(2, 3, 3).tril()
     ours = AttentionMask(mask)
@@ -105,9 +120,19 @@ def test_attention_masks_are_tensors():
                 ValueError,
                 "tensor_to_mask_visual: expected grid_size to be (rows, columns), positive ints, b",
             )
-            for grid_size in (3, (3,), (0, 3), (3, 2.0))
+            for grid_size in (3, (3,), (0, 3), (3, 2.0), (True, 3))
+        ),
+        (
+            lambda: tensor_to_mask_visual(torch.ones(3, 3, dtype=torch.complex64)),
+            TypeError,
+            "tensor_to_mask_visual: expected original_tensor to be of a real dtype, but got torch",
         ),
         (lambda: AttentionMask([[1]]), TypeError, "AttentionMask: expected data to be a tensor"),
+        (
+            lambda: AttentionMask(torch.ones(3, 1, 3, 3)).to_string(limit="2"),
+            TypeError,
+            "AttentionMask.to_string: expected limit to be an int, but got str",
+        ),
         (
             lambda: AttentionMask.from_tensor(None),
             TypeError,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from attn_mask._checks import check_strided
+from attn_mask._checks import ADDITIVE_DTYPES, check_readable, check_strided, checked_index
 
 
 class _Squares(NamedTuple):
@@ -40,16 +40,22 @@ def tensor_to_mask_visual(
     Returns the string that transformers 5.8 gives. It takes booleans and integers of any size, too,
     which upstream can't average.
 
-    Raises ValueError for another rank or grid_size, TypeError for what is no tensor.
+    Raises ValueError for another rank or grid_size and for tensors on meta, TypeError for what is
+    no strided tensor of a real dtype.
     """
-    check_strided("tensor_to_mask_visual", "original_tensor", original_tensor)
+    check_readable("tensor_to_mask_visual", "original_tensor", original_tensor)
+    if original_tensor.is_complex():
+        raise TypeError(
+            "tensor_to_mask_visual: expected original_tensor to be of a real dtype, "
+            f"but got {original_tensor.dtype}"
+        )
     if original_tensor.dim() != 2:
         raise ValueError(
             "tensor_to_mask_visual: expected original_tensor to be 2-D [q_length, kv_length], "
             f"but got {original_tensor.dim()}-D {list(original_tensor.shape)}"
         )
     is_pair = isinstance(grid_size, tuple | list) and len(grid_size) == 2
-    if not is_pair or not all(isinstance(size, int) and size > 0 for size in grid_size):
+    if not is_pair or not all(type(size) is int and size > 0 for size in grid_size):
         raise ValueError(
             "tensor_to_mask_visual: expected grid_size to be (rows, columns), positive ints, "
             f"but got {grid_size!r}"
@@ -66,7 +72,7 @@ def tensor_to_mask_visual(
         else:
             height = most_rows
             width = max(1, round(most_rows * ratio))
-        if not tensor.is_floating_point():
+        if tensor.dtype not in ADDITIVE_DTYPES:
             tensor = tensor.to(torch.float32)
         tensor = F.adaptive_avg_pool2d(tensor[None, None], (height, width))[0, 0]
     return "\n".join(_row(row, squares) for row in tensor.tolist())
@@ -118,11 +124,14 @@ class AttentionMask(torch.Tensor):
     def to_string(self, grid_size: tuple[int, int] = (20, 40), limit: int = 4) -> str:
         """The picture of each batch and head, at most ``limit``, then shape and dtype.
 
-        Raises ValueError for fewer than two dimensions.
+        Raises ValueError for fewer than two dimensions, and for a mask on meta.
         """
+        name = "AttentionMask.to_string"
+        check_readable(name, "the mask", self)
+        limit = checked_index(name, "limit", limit)
         if self.dim() < 2:
             raise ValueError(
-                "AttentionMask.to_string: expected a mask of two dimensions at least, "
+                f"{name}: expected a mask of two dimensions at least, "
                 f"[..., q_length, kv_length], but got {self.dim()}-D {list(self.shape)}"
             )
         parts = []
@@ -140,7 +149,7 @@ class AttentionMask(torch.Tensor):
         return "\n".join(parts)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        if self.dim() < 2:
+        if self.dim() < 2 or self.is_meta or self.is_complex():
             return repr(self.as_subclass(torch.Tensor))
         return self.to_string()
 
