@@ -84,7 +84,7 @@ SHIFT = _C.OPCODES["SHIFT"]
 NOTHING = _C.OPCODES["NOTHING"]
 
 # Fields that a repr leaves out.
-_UNSHOWN = "depth", "source", "limits"
+_UNSHOWN = "depth", "source", "limits", "is_upstream"
 
 # How often positions may change above a rule: a window may add a shift of its own.
 _MAX_CHANGES = _C.MAX_STEPS - 1
@@ -280,18 +280,20 @@ class _Causal(MaskFunction):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Bidirectional(MaskFunction):
+class Bidirectional(MaskFunction):
     spelled = "bidirectional"
+    is_upstream: bool = False  # sees nothing before position 0
 
     def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return q_idx >= 0  # the shape of an index, and True
+        return q_idx >= 0 if self.is_upstream else q_idx == q_idx  # the shape of an index
 
     def encode_into(self, program: Program, place: Place) -> None:
         program.code += (ALL,)
-        program.add_limits(place, None)
+        if self.is_upstream:
+            program.add_limits(place, None)
 
     def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        return Shown.ALL if q_start >= 0 else Shown.OTHER
+        return Shown.ALL if q_start >= 0 or not self.is_upstream else Shown.OTHER
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -652,9 +654,7 @@ def sized_window(name: str, argument: str, size: Any) -> MaskFunction:
 
 # For eager code, so that their programs are made once. Not for graphs: dynamo does not guard an
 # argument that is the same object as a global, and would run the graph for other arguments, too.
-_causal = _Causal()
-_nothing = _Nothing()
-_bidirectional = _Bidirectional()
+_causal, _nothing, _bidirectional = _Causal(), _Nothing(), Bidirectional()
 
 
 def causal() -> MaskFunction:
@@ -673,7 +673,7 @@ def bidirectional() -> MaskFunction:
     >>> attn_mask.show(attn_mask.bidirectional(), 2, 4)
     ████
     """
-    return _Bidirectional() if is_recording() else _bidirectional
+    return Bidirectional() if is_recording() else _bidirectional
 
 
 def nothing() -> MaskFunction:

@@ -311,3 +311,15 @@ def test_listed_positions_of_narrow_dtypes(dtype):
     for rule in (rules.window(200, 3), lambda b, h, q, k: (k >= q - 200) & (k <= q + 3)):
         got = attn_mask.boolean(rule, B, Q, KV, q_positions=table[:, :Q], kv_positions=table)
         assert torch.equal(got[:, 0], wanted)
+
+
+def test_positions_below_0_see_every_key():
+    """In each view; transformers' function sees nothing there."""
+    rule = attn_mask.rules.reindex(attn_mask.bidirectional(), torch.tensor([-1, 0, 1]))
+    index = torch.arange(3)
+    assert rule(0, 0, index[:, None], index).expand(3, 3).all()
+    assert attn_mask.boolean(rule, 1, 3, 3).all()
+    assert attn_mask.boolean(attn_mask.bidirectional(), 1, 2, 3, q_offset=-1).all()
+    upstream = attn_mask.masking_utils.bidirectional_mask_function
+    assert repr(upstream) == repr(attn_mask.bidirectional()) != ""
+    assert attn_mask.boolean(upstream, 1, 2, 1, q_offset=-1).flatten().tolist() == [False, True]

@@ -23,7 +23,7 @@ _PACKED = Source("packed_sequence_mask_function", "packed_sequence_mask", is_ups
 _REMAPPED = Source("remap_positions_for_packed_sequence", "position_ids", is_upstream=True)
 
 causal_mask_function = rules.causal()
-bidirectional_mask_function = rules.bidirectional()
+bidirectional_mask_function = rules.Bidirectional(is_upstream=True)
 
 
 def and_masks(*mask_functions: Callable[..., Any]) -> MaskFunction:
