@@ -352,7 +352,7 @@ class _Grower:
         rng, problem = self.rng, self.problem
         problem.is_native = False
         number = rng.randint(2, 4)
-        if rng.random() < 0.5:
+        if problem.heads == 1 or rng.random() < 0.5:  # one that looks at a single head is an error
             return (
                 rules.function(lambda b, h, q, k: (q + 2 * k) % number == 0),
                 lambda at: (at.q + 2 * at.k) % number == 0,
