@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from attn_mask._timing import watchers
+from attn_mask._upstream.rule_mask import HoldsRule
 
 __all__ = ["Cost", "Profile", "profile"]
 
@@ -128,8 +129,10 @@ def profile() -> Iterator[Profile]:
 
 
 def _tensors(result: Any) -> list[torch.Tensor]:
-    """Those of a mask, of arguments of attention, or of a BlockMask."""
+    """Those of a mask, of arguments of attention, or of a BlockMask; a RuleMask has no elements."""
     if hasattr(result, "as_tuple"):
         result = result.as_tuple()
     parts = result if isinstance(result, tuple) else (result,)
-    return [part for part in parts if isinstance(part, torch.Tensor)]
+    return [
+        part for part in parts if isinstance(part, torch.Tensor) and not isinstance(part, HoldsRule)
+    ]

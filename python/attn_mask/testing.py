@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask._observing import AttentionCall, observed
-from attn_mask._upstream.attention import RuleMask
 from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.install import installed, is_installed
+from attn_mask._upstream.rule_mask import HoldsRule
 
 __all__ = ["RecordedMask", "assert_no_leak", "assert_same_masks", "record_masks"]
 
@@ -269,8 +269,8 @@ def _check_batch(name: str, batch: Any) -> None:
 
 def _dense(mask: Any) -> Any:
     """A BlockMask by its elements: which of them are in a block that is full is not compared."""
-    if isinstance(mask, RuleMask):
-        return mask.to_dense()
+    if isinstance(mask, HoldsRule):
+        return mask.boolean()
     if not hasattr(mask, "mask_mod"):
         return mask
     from torch.nn.attention.flex_attention import create_mask
