@@ -17,12 +17,23 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
     Torch's own errors for those come from inside whatever happens to read them first.
     """
     if not isinstance(tensor, torch.Tensor):
+        check_no_rule(function, argument, tensor)
         raise TypeError(
             f"{function}: expected {argument} to be a tensor, but got {type(tensor).__name__}"
         )
     if tensor.is_nested or tensor.layout != torch.strided:
         kind = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
         raise TypeError(f"{function}: expected {argument} to be a strided tensor, but got {kind}")
+
+
+def check_no_rule(function: str, argument: str, mask: Any) -> None:
+    """Raises TypeError for a rule, or any mask function, where a mask is wanted."""
+    if mask is not None and not isinstance(mask, torch.Tensor) and callable(mask):
+        raise TypeError(
+            f"{function}: expected {argument} to be a tensor, but got a mask function, {mask!r}: "
+            "pass its mask, attn_mask.boolean(rule, batch_size, q_length, kv_length), for eager "
+            "attention attn_mask.additive, for flex attention attn_mask.create_block_mask"
+        )
 
 
 def check_integer(function: str, argument: str, value: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from attn_mask._timing import watchers
-from attn_mask._upstream.rule_mask import HoldsRule
+from attn_mask._upstream.rule_mask import RuleTensor
 
 __all__ = ["Cost", "Profile", "profile"]
 
@@ -133,6 +133,5 @@ def _tensors(result: Any) -> list[torch.Tensor]:
     if hasattr(result, "as_tuple"):
         result = result.as_tuple()
     parts = result if isinstance(result, tuple) else (result,)
-    return [
-        part for part in parts if isinstance(part, torch.Tensor) and not isinstance(part, HoldsRule)
-    ]
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    return [tensor for tensor in tensors if not isinstance(tensor, RuleTensor)]

@@ -17,7 +17,7 @@ import torch
 from attn_mask._observing import AttentionCall, observed
 from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.install import installed, is_installed
-from attn_mask._upstream.rule_mask import HoldsRule
+from attn_mask._upstream.rule_mask import RuleTensor
 
 __all__ = ["RecordedMask", "assert_no_leak", "assert_same_masks", "record_masks"]
 
@@ -269,7 +269,7 @@ def _check_batch(name: str, batch: Any) -> None:
 
 def _dense(mask: Any) -> Any:
     """A BlockMask by its elements: which of them are in a block that is full is not compared."""
-    if isinstance(mask, HoldsRule):
+    if isinstance(mask, RuleTensor):
         return mask.boolean()
     if not hasattr(mask, "mask_mod"):
         return mask

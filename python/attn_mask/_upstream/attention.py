@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from attn_mask import _skipping, rules
+from attn_mask._checks import check_no_rule
 from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, write_mask
 from attn_mask._named_once import name_once
@@ -23,7 +24,7 @@ from attn_mask._upstream.arguments import understands_cache_position
 from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.mask_functions import prepare_padding_mask
 from attn_mask._upstream.masks import eager_mask, state
-from attn_mask._upstream.rule_mask import HoldsRule, RuleMask, make_rule_mask
+from attn_mask._upstream.rule_mask import RuleMask, RuleTensor, make_rule_mask
 from attn_mask._upstream.skip_rules import is_skipped, shows_all
 from attn_mask.attention import scaled_dot_product_attention
 from attn_mask.masks import additive
@@ -131,6 +132,7 @@ def rule_mask(
     what sdpa has: a boolean mask, or None where nothing is masked (while tracing, also for
     causality alone).
     """
+    check_no_rule("rule_mask", "attention_mask", attention_mask)
     config = kwargs.get("config")
     if config is not None and _is_eager_only(type(config)):
         return eager_mask(
@@ -197,28 +199,28 @@ def rule_mask(
     )
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_eager_only(config: type) -> bool:
-    """Whether the models of a configuration add masks to scores by themselves.
+    """Whether the models of a configuration have eager attention alone.
 
-    Those have neither sdpa nor an attention that is looked up by name. transformers gives them
-    every attention that is registered, and their code takes the masks of "eager".
+    transformers gives those, too, any attention that is registered. But what their code makes of
+    a mask is made of additive ones, and without a mask they attend to all keys.
     """
     found = _eager_only.get(config)
     if found is None:
         models = [sys.modules["transformers.modeling_utils"].PreTrainedModel]
         for model in models:
             models += model.__subclasses__()
-        found = _eager_only[config] = next(
-            (
-                not any(model._supports_sdpa or model._supports_attention_backend for model in of)
-                for kind in config.__mro__
-                if (of := [model for model in models if model.config_class is kind])
-            ),
-            False,
+        of_kinds = ([m for m in models if m.config_class is kind] for kind in config.__mro__)
+        of_config = next(filter(None, of_kinds), [])
+        found = len(of_config) > 0 and not any(
+            getattr(model, supports, False) for model in of_config for supports in _OTHERS
         )
+        _eager_only[config] = found
     return found
 
+
+_OTHERS = "_supports_sdpa", "_supports_flex_attn", "_supports_flash_attn", "_supports_flash_attn_2"
 
 _eager_only: dict[type, bool] = {}
 
@@ -270,6 +272,7 @@ def attention(
             "attn_mask attention: expected attention_mask to be a tensor, None, or the mask that "
             "transformers makes for this implementation, but got a BlockMask"
         )
+    check_no_rule("attn_mask attention", "attention_mask", attention_mask)
     changes = [name for name in _SCORES if kwargs.get(name) is not None]
     changes += ["output_attentions"] if kwargs.get("output_attentions") else []
     sdpa = _sdpa_attention()
@@ -277,7 +280,9 @@ def attention(
         return _eager(
             changes, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs
         )
-    if isinstance(attention_mask, HoldsRule):
+    if attention_mask is None and _is_eager_only(type(getattr(module, "config", None))):
+        is_causal = False
+    if isinstance(attention_mask, RuleTensor):
         mask = _fitting(attention_mask, query, key)
         if not changes and dropout == 0.0:
             _name_what_the_mask_lacks(mask, kwargs)
@@ -323,7 +328,7 @@ def _name_dense(by: str, changes: list[str]) -> None:
     )
 
 
-def _name_what_the_mask_lacks(mask: HoldsRule, kwargs: dict[str, Any]) -> None:
+def _name_what_the_mask_lacks(mask: RuleTensor, kwargs: dict[str, Any]) -> None:
     """Flash attention takes windows and documents from arguments; sdpa has those of its mask."""
     size = kwargs.get("sliding_window")
     if size is not None and mask.shape[3] > size:
@@ -333,7 +338,7 @@ def _name_what_the_mask_lacks(mask: HoldsRule, kwargs: dict[str, Any]) -> None:
         _name_lack(mask, "cu_seq_lens_q", lambda rule: isinstance(rule, rules.Documents))
 
 
-def _name_lack(mask: HoldsRule, argument: str, matches: Callable[[Any], bool]) -> None:
+def _name_lack(mask: RuleTensor, argument: str, matches: Callable[[Any], bool]) -> None:
     if not _has(mask.rule, matches):
         name_once(
             f"lacks {argument}",
@@ -353,8 +358,9 @@ def _has(rule: Any, matches: Callable[[Any], bool]) -> bool:
     return matches(rule) or any(_has(part, matches) for part in parts if part is not None)
 
 
-def _fitting(mask: HoldsRule, query: torch.Tensor, key: torch.Tensor) -> HoldsRule:
+def _fitting(mask: RuleTensor, query: torch.Tensor, key: torch.Tensor) -> RuleTensor:
     """The mask for the keys there are: until 5.0, a mask may be longer."""
+    mask.check_unwritten()
     sizes = query.shape[0], query.shape[2], key.shape[2]
     fits = mask.shape[0] in (1, sizes[0]) and mask.shape[2] == sizes[1]
     if not fits or mask.shape[3] < sizes[2]:
@@ -363,7 +369,7 @@ def _fitting(mask: HoldsRule, query: torch.Tensor, key: torch.Tensor) -> HoldsRu
             f"keys, but got one of {[mask.shape[0], *mask.shape[2:]]}"
         )
     if mask.shape[3] > sizes[2]:
-        mask = mask[:, :, :, : sizes[2]]
+        return mask[:, :, :, : sizes[2]]  # type: ignore[return-value]
     return mask
 
 
@@ -391,7 +397,7 @@ def _eager(
     lengths = query.shape[2], key.shape[2]
     rule: MaskFunction | None = None
     q_offset = kv_offset = 0
-    if isinstance(mask, HoldsRule):
+    if isinstance(mask, RuleTensor):
         mask = _fitting(mask, query, key)
         rule, q_offset, kv_offset = mask.rule, mask.q_offset, mask.kv_offset
     elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:

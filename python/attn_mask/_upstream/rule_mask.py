@@ -22,24 +22,27 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from attn_mask._named_once import detail_once
-from attn_mask._tracing import is_recording, is_tracing
+from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 from attn_mask.masks import additive, boolean
 from attn_mask.rules import MaskFunction
 
 _aten = torch.ops.aten
+_META = torch.device("meta")
 _logger = logging.getLogger("attn_mask")
 
-# Getters and functions of torch.Tensor that read no element.
-_METADATA = frozenset(
-    getattr(torch.Tensor, name).__get__
-    for name in "dtype ndim layout requires_grad is_leaf grad grad_fn itemsize nbytes "
-    "is_sparse is_sparse_csr is_quantized is_nested is_mkldnn output_nr _base _version".split()
-) | frozenset(
-    getattr(torch.Tensor, name)
-    for name in "size dim ndimension numel nelement stride storage_offset is_contiguous "
-    "element_size is_floating_point is_complex is_signed is_conj is_neg is_inference "
-    "_is_view __hash__ __len__".split()
-)
+_Tensor: Any = torch.Tensor
+
+# Getters and methods of torch.Tensor that read no element.
+_METADATA = {
+    *(_Tensor.dtype.__get__, _Tensor.ndim.__get__, _Tensor.layout.__get__),
+    *(_Tensor.requires_grad.__get__, _Tensor.is_leaf.__get__),
+    *(_Tensor.grad.__get__, _Tensor.grad_fn.__get__, _Tensor._version.__get__),
+    *(_Tensor.is_nested.__get__, _Tensor.is_sparse.__get__),
+    *(_Tensor.size, _Tensor.dim, _Tensor.numel, _Tensor.stride),
+    *(_Tensor.storage_offset, _Tensor.is_contiguous, _Tensor.is_floating_point),
+    *(_Tensor.is_complex, _Tensor.is_conj, _Tensor.is_neg, _Tensor._is_view),
+    *(_Tensor.is_inference, _Tensor.__len__, _Tensor.__hash__),
+}
 
 # Where a float tensor meets the mask in one of these, the mask is additive.
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
@@ -48,8 +51,11 @@ _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _NO_WRITES = ("requires_grad_", "share_memory_")
 
 
-class HoldsRule:
-    """What RuleMasks have in common; in our code, isinstance of this stands for all of them."""
+class RuleTensor(torch.Tensor):
+    """A RuleMask as a graph of torch.compile makes one, and what those of eager code are made of.
+
+    In our code, isinstance of this stands for both.
+    """
 
     rule: MaskFunction
     q_offset: int
@@ -59,11 +65,11 @@ class HoldsRule:
     _dense: torch.Tensor | None
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self) -> torch.Size:  # type: ignore[override]
         return torch.Size(self._shape)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return self._on
 
     @property
@@ -77,6 +83,7 @@ class HoldsRule:
         if self._dense is not None and _is_usable(self._dense):
             self.check_unwritten()
             return self._dense
+        _name_place()
         dense = boolean(
             self.rule,
             *self.sizes,
@@ -90,6 +97,7 @@ class HoldsRule:
 
     def additive(self, dtype: torch.dtype) -> torch.Tensor:
         """The additive mask, as transformers' eager attention takes it."""
+        _name_place()
         return additive(
             self.rule,
             *self.sizes,
@@ -102,9 +110,10 @@ class HoldsRule:
     def check_unwritten(self) -> None:
         """Raises RuntimeError after a write into a view of the dense mask, as ``mask[0]`` is."""
         dense = self._dense
-        if dense is not None and not is_recording() and not dense.is_inference():
-            if dense._version > 0:
-                raise _write("one into a view of it")
+        if dense is None or is_recording() or dense.is_inference():
+            return
+        if dense._version > 0:
+            raise _write("one into a view of it")
 
     @classmethod
     def __torch_function__(
@@ -114,7 +123,7 @@ class HoldsRule:
         if func in _METADATA:
             return _of_metadata(func, args, kwargs)
         name = func.__name__
-        if name in _STAYS and args and isinstance(args[0], HoldsRule):
+        if name in _STAYS and args and isinstance(args[0], RuleTensor):
             result = _STAYS[name](*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -130,7 +139,7 @@ class HoldsRule:
         make, (rule, *others) = self.__reduce_ex__(4)
         return memo.setdefault(id(self), make(copy.deepcopy(rule, memo), *others))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
             f"RuleMask({self.rule!r}, shape={self._shape}, q_offset={self.q_offset}, "
             f"kv_offset={self.kv_offset})"
@@ -140,11 +149,7 @@ class HoldsRule:
         return format(repr(self), spec)
 
 
-class _TracedRuleMask(HoldsRule, torch.Tensor):
-    """A RuleMask that is made in a graph of torch.compile."""
-
-
-class RuleMask(HoldsRule, torch.Tensor):
+class RuleMask(RuleTensor):
     """A boolean mask [b, 1 or heads, q, kv] that holds its rule in place of elements.
 
     Attention by rule takes the rule. Slices of queries and keys, and ``to`` another device, are
@@ -159,7 +164,7 @@ class RuleMask(HoldsRule, torch.Tensor):
     """
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = {} if kwargs is None else kwargs
@@ -193,13 +198,13 @@ def make_rule_mask(
     heads = [program.operands[index].shape[1] for index in program.bits]
     shape = batch_size, max(heads, default=1), q_length, kv_length
     if torch.compiler.is_dynamo_compiling():
-        mask: Any = torch.empty(shape, dtype=torch.bool, device="meta").as_subclass(_TracedRuleMask)
-    elif is_recording():
+        mask: Any = torch.empty(shape, dtype=torch.bool, device="meta").as_subclass(RuleTensor)
+    elif is_jit_tracing():
         return boolean(rule, *sizes, q_offset=q_offset, kv_offset=kv_offset, device=device)
     else:
         # On "meta", so that a kernel for another device refuses what has no memory.
         mask = torch.Tensor._make_wrapper_subclass(
-            RuleMask, shape, dtype=torch.bool, device="meta", dispatch_device=True
+            RuleMask, shape, dtype=torch.bool, device=_META, dispatch_device=True
         )
         torch._C._set_throw_on_mutable_data_ptr(mask)
     mask._shape = shape
@@ -215,11 +220,11 @@ def make_rule_mask(
 # for those that need the dense mask.
 
 
-def _itself(mask: HoldsRule, *args: Any, **kwargs: Any) -> Any:
+def _itself(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if args or kwargs else mask
 
 
-def _slice(mask: HoldsRule, index: Any) -> Any:
+def _slice(mask: RuleTensor, index: Any) -> Any:
     parts = index if isinstance(index, tuple) else (index,)
     shape = mask._shape
     dots = [at for at, part in enumerate(parts) if part is Ellipsis]
@@ -266,7 +271,7 @@ def _bounds(part: Any, size: int) -> tuple[int, int] | None:
     return (start, stop) if start < stop else None
 
 
-def _to(mask: HoldsRule, *args: Any, **kwargs: Any) -> Any:
+def _to(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     """Of Tensor.to: another device, and no other dtype."""
     device, dtype = kwargs.get("device"), kwargs.get("dtype")
     for given in (*args, kwargs.get("other")):
@@ -284,36 +289,36 @@ def _to(mask: HoldsRule, *args: Any, **kwargs: Any) -> Any:
     return _moved(mask, mask._on if device is None else torch.device(device))
 
 
-def _moved(mask: HoldsRule, device: torch.device) -> Any:
+def _moved(mask: RuleTensor, device: torch.device) -> Any:
     if device == mask._on:
         return mask
     return make_rule_mask(mask.rule.to(device), mask.sizes, mask.q_offset, mask.kv_offset, device)
 
 
-def _cpu(mask: HoldsRule, *args: Any, **kwargs: Any) -> Any:
+def _cpu(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     return _moved(mask, torch.device("cpu"))
 
 
-def _cuda(mask: HoldsRule, device: Any = None, *args: Any, **kwargs: Any) -> Any:
+def _cuda(mask: RuleTensor, device: Any = None, *args: Any, **kwargs: Any) -> Any:
     return _moved(mask, torch.device("cuda" if device is None else device))
 
 
 # Readers that torch's dispatcher does not see, and whose result could be written.
 
 
-def _numpy(mask: HoldsRule, *args: Any, **kwargs: Any) -> Any:
+def _numpy(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     array = mask.boolean().numpy(*args, **kwargs)
     array.flags.writeable = False
     return array
 
 
-def _array(mask: HoldsRule, *args: Any, **kwargs: Any) -> Any:
+def _array(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     array = mask.boolean().__array__(*args, **kwargs)
     array.flags.writeable = False
     return array
 
 
-def _dlpack(mask: HoldsRule, *args: Any, **kwargs: Any) -> Any:
+def _dlpack(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     return mask.boolean().clone().__dlpack__(*args, **kwargs)
 
 
@@ -343,7 +348,6 @@ def _of_metadata(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 def _read(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The function of what masks are to others."""
-    name_place(name)
     if name in _ADDITIONS:
         terms = (*args[:2], *(kwargs.get(term) for term in ("input", "self", "other")))
         dtype = next((found for found in map(_floating, terms) if found is not None), None)
@@ -361,12 +365,12 @@ def _floating(term: Any) -> torch.dtype | None:
 
 
 def _added(term: Any, dtype: torch.dtype) -> Any:
-    return term.additive(dtype) if isinstance(term, HoldsRule) else term
+    return term.additive(dtype) if isinstance(term, RuleTensor) else term
 
 
 def _dense(value: Any) -> Any:
     """An argument with the dense mask in the place of each RuleMask."""
-    if isinstance(value, HoldsRule):
+    if isinstance(value, RuleTensor):
         return value.boolean()
     if isinstance(value, dict):
         return {key: _dense(part) for key, part in value.items()}
@@ -379,7 +383,7 @@ def holds(value: Any) -> bool:
     """Whether it is a RuleMask, or a list of some."""
     if isinstance(value, tuple | list):
         return any([holds(part) for part in value])
-    return isinstance(value, HoldsRule)
+    return isinstance(value, RuleTensor)
 
 
 def _is_in_place(name: str) -> bool:
@@ -390,8 +394,24 @@ def _is_in_place(name: str) -> bool:
 
 _IN_PLACE = frozenset(
     f"__{name}__"
-    for name in "setitem set delete iadd iand idiv ifloordiv ilshift imod imul ior ipow irshift "
-    "isub itruediv ixor".split()
+    for name in (
+        "setitem",
+        "set",
+        "delete",
+        "iadd",
+        "iand",
+        "idiv",
+        "ifloordiv",
+        "ilshift",
+        "imod",
+        "imul",
+        "ior",
+        "ipow",
+        "irshift",
+        "isub",
+        "itruediv",
+        "ixor",
+    )
 )
 
 
@@ -402,10 +422,10 @@ def _write(name: str) -> RuntimeError:
     )
 
 
-def _is_lasting(mask: HoldsRule) -> bool:
+def _is_lasting(mask: RuleTensor) -> bool:
     """Whether a tensor that is made now can be used later, wherever the mask is."""
     if torch.compiler.is_dynamo_compiling():
-        return isinstance(mask, _TracedRuleMask)
+        return type(mask) is RuleTensor
     return (
         not is_tracing()
         and _get_current_dispatch_mode() is None
@@ -420,7 +440,7 @@ def _is_usable(dense: torch.Tensor) -> bool:
     return torch.is_inference_mode_enabled() or not dense.is_inference()
 
 
-def name_place(name: str) -> None:
+def _name_place() -> None:
     """Logs where a mask becomes dense, once for each line of code."""
     if is_recording() or not _logger.isEnabledFor(logging.DEBUG):
         return
@@ -429,8 +449,7 @@ def name_place(name: str) -> None:
         frame = frame.f_back
     code = frame.f_code
     detail_once(
-        "attn_mask: a rule becomes a dense mask for %s in %s (%s:%d)",
-        name,
+        "attn_mask: a RuleMask becomes dense in %s (%s:%d)",
         code.co_qualname,
         code.co_filename,
         frame.f_lineno,
@@ -449,13 +468,13 @@ _OURS_AND_TORCHS = tuple(
 def _method(function: Any) -> Any:
     @functools.wraps(function)
     def method(*args: Any, **kwargs: Any) -> Any:
-        return HoldsRule.__torch_function__(function, (), args, kwargs)
+        return RuleTensor.__torch_function__(function, (), args, kwargs)
 
     return method
 
 
 _KINDS = types.MethodDescriptorType, types.WrapperDescriptorType, types.FunctionType
-_LEFT = {"__dir__", "__hash__", "__setstate__", *vars(HoldsRule)}
+_LEFT = {"__dir__", "__hash__", "__setstate__", *vars(RuleTensor)}
 
 for _name, _function in (vars(torch._C.TensorBase) | vars(torch.Tensor)).items():
     is_public = _name.endswith("__") or not _name.startswith("_")
