@@ -37,7 +37,9 @@ _METADATA = {
     *(_Tensor.dtype.__get__, _Tensor.ndim.__get__, _Tensor.layout.__get__),
     *(_Tensor.requires_grad.__get__, _Tensor.is_leaf.__get__),
     *(_Tensor.grad.__get__, _Tensor.grad_fn.__get__, _Tensor._version.__get__),
-    *(_Tensor.is_nested.__get__, _Tensor.is_sparse.__get__),
+    *(_Tensor.shape.__get__, _Tensor.device.__get__, _Tensor.is_nested.__get__),
+    *(_Tensor.is_sparse.__get__, _Tensor.is_cpu.__get__, _Tensor.is_cuda.__get__),
+    *(_Tensor.is_meta.__get__, _Tensor._base.__get__),
     *(_Tensor.size, _Tensor.dim, _Tensor.numel, _Tensor.stride),
     *(_Tensor.storage_offset, _Tensor.is_contiguous, _Tensor.is_floating_point),
     *(_Tensor.is_complex, _Tensor.is_conj, _Tensor.is_neg, _Tensor._is_view),
@@ -54,28 +56,20 @@ _NO_WRITES = ("requires_grad_", "share_memory_")
 class RuleTensor(torch.Tensor):
     """A RuleMask as a graph of torch.compile makes one, and what those of eager code are made of.
 
-    In our code, isinstance of this stands for both.
+    In our code, isinstance of this stands for both. In a graph it has elements, written by an
+    operator that the graph drops where nothing reads them: dynamo shows __torch_function__ no
+    tensor within a tuple, for one.
     """
 
     rule: MaskFunction
     q_offset: int
     kv_offset: int
-    _shape: tuple[int, ...]
-    _on: torch.device
     _dense: torch.Tensor | None
-
-    @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        return torch.Size(self._shape)
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return self._on
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """(batch_size, q_length, kv_length)"""
-        batch_size, _, q_length, kv_length = self._shape
+        batch_size, _, q_length, kv_length = self.shape
         return batch_size, q_length, kv_length
 
     def boolean(self) -> torch.Tensor:
@@ -84,28 +78,15 @@ class RuleTensor(torch.Tensor):
             self.check_unwritten()
             return self._dense
         _name_place()
-        dense = boolean(
-            self.rule,
-            *self.sizes,
-            q_offset=self.q_offset,
-            kv_offset=self.kv_offset,
-            device=self._on,
-        )
-        if _is_lasting(self):
+        dense = boolean(self.rule, *self.sizes, **_at(self))
+        if _is_lasting():
             self._dense = dense
         return dense
 
     def additive(self, dtype: torch.dtype) -> torch.Tensor:
         """The additive mask, as transformers' eager attention takes it."""
         _name_place()
-        return additive(
-            self.rule,
-            *self.sizes,
-            q_offset=self.q_offset,
-            kv_offset=self.kv_offset,
-            device=self._on,
-            dtype=dtype,
-        )
+        return additive(self.rule, *self.sizes, **_at(self), dtype=dtype)
 
     def check_unwritten(self) -> None:
         """Raises RuntimeError after a write into a view of the dense mask, as ``mask[0]`` is."""
@@ -133,7 +114,7 @@ class RuleTensor(torch.Tensor):
         return _read(name, func, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return make_rule_mask, (self.rule, self.sizes, self.q_offset, self.kv_offset, self._on)
+        return make_rule_mask, (self.rule, self.sizes, self.q_offset, self.kv_offset, self.device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         make, (rule, *others) = self.__reduce_ex__(4)
@@ -141,7 +122,7 @@ class RuleTensor(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
-            f"RuleMask({self.rule!r}, shape={self._shape}, q_offset={self.q_offset}, "
+            f"RuleMask({self.rule!r}, shape={tuple(self.shape)}, q_offset={self.q_offset}, "
             f"kv_offset={self.kv_offset})"
         )
 
@@ -162,6 +143,17 @@ class RuleMask(RuleTensor):
         q_offset, kv_offset: the positions of the first query and the first key.
         device: of the rule's tensors, and of what the mask becomes.
     """
+
+    _shape: tuple[int, ...]
+    _on: torch.device
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return torch.Size(self._shape)
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._on
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -190,30 +182,36 @@ def make_rule_mask(
 ) -> torch.Tensor:
     """A RuleMask of (batch_size, q_length, kv_length).
 
-    The dense mask where a graph is recorded in another way than by torch.compile: there it could be
-    no more than a tensor.
+    The dense mask under torch.jit.trace, which would fix its sizes.
     """
-    batch_size, q_length, kv_length = sizes
-    program = rule.program
-    heads = [program.operands[index].shape[1] for index in program.bits]
-    shape = batch_size, max(heads, default=1), q_length, kv_length
+    at: Any = {"q_offset": q_offset, "kv_offset": kv_offset, "device": device}
+    if is_jit_tracing():
+        return boolean(rule, *sizes, **at)
+    mask: Any
     if torch.compiler.is_dynamo_compiling():
-        mask: Any = torch.empty(shape, dtype=torch.bool, device="meta").as_subclass(RuleTensor)
-    elif is_jit_tracing():
-        return boolean(rule, *sizes, q_offset=q_offset, kv_offset=kv_offset, device=device)
+        dense = boolean(rule, *sizes, **at)
+        mask = dense.as_subclass(RuleTensor)
+        mask._dense = dense
     else:
+        program = rule.program
+        heads = [program.operands[index].shape[1] for index in program.bits]
+        shape = sizes[0], max(heads, default=1), *sizes[1:]
         # On "meta", so that a kernel for another device refuses what has no memory.
         mask = torch.Tensor._make_wrapper_subclass(
             RuleMask, shape, dtype=torch.bool, device=_META, dispatch_device=True
         )
         torch._C._set_throw_on_mutable_data_ptr(mask)
-    mask._shape = shape
+        mask._shape = shape
+        mask._on = device
+        mask._dense = None
     mask.rule = rule
     mask.q_offset = q_offset
     mask.kv_offset = kv_offset
-    mask._on = device
-    mask._dense = None
     return mask  # type: ignore[no-any-return]
+
+
+def _at(mask: RuleTensor) -> dict[str, Any]:
+    return {"q_offset": mask.q_offset, "kv_offset": mask.kv_offset, "device": mask.device}
 
 
 # What stays a rule. Each takes the arguments of torch.Tensor's method, and returns NotImplemented
@@ -226,7 +224,7 @@ def _itself(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
 
 def _slice(mask: RuleTensor, index: Any) -> Any:
     parts = index if isinstance(index, tuple) else (index,)
-    shape = mask._shape
+    shape = mask.shape
     dots = [at for at, part in enumerate(parts) if part is Ellipsis]
     if len(dots) == 1:
         missing = (slice(None),) * (5 - len(parts))
@@ -248,7 +246,7 @@ def _slice(mask: RuleTensor, index: Any) -> Any:
         (shape[0], queries[1] - queries[0], keys[1] - keys[0]),
         mask.q_offset + queries[0],
         mask.kv_offset + keys[0],
-        mask._on,
+        mask.device,
     )
 
 
@@ -286,11 +284,11 @@ def _to(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     copies = kwargs.get("copy", False) or any(given is True for given in args[-1:])
     if dtype not in (None, torch.bool) or copies:
         return NotImplemented
-    return _moved(mask, mask._on if device is None else torch.device(device))
+    return _moved(mask, mask.device if device is None else torch.device(device))
 
 
 def _moved(mask: RuleTensor, device: torch.device) -> Any:
-    if device == mask._on:
+    if device == mask.device:
         return mask
     return make_rule_mask(mask.rule.to(device), mask.sizes, mask.q_offset, mask.kv_offset, device)
 
@@ -312,10 +310,10 @@ def _numpy(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
     return array
 
 
-def _array(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
-    array = mask.boolean().__array__(*args, **kwargs)
-    array.flags.writeable = False
-    return array
+def _array(mask: RuleTensor, dtype: Any = None, copy: bool | None = None) -> Any:
+    array = _numpy(mask)
+    others = copy or (dtype is not None and dtype != array.dtype)
+    return array.astype(array.dtype if dtype is None else dtype) if others else array
 
 
 def _dlpack(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
@@ -339,8 +337,9 @@ _STAYS: dict[str, Callable[..., Any]] = {
 
 
 def _of_metadata(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if torch.compiler.is_dynamo_compiling():  # for which a RuleMask of eager code is no tensor
-        alike = torch.empty(args[0]._shape, dtype=torch.bool, device="meta")
+    if torch.compiler.is_dynamo_compiling() and isinstance(args[0], RuleMask):
+        # One of eager code is no tensor to dynamo.
+        alike = torch.empty(args[0].shape, dtype=torch.bool, device="meta")
         return func(alike, *args[1:], **kwargs)
     with torch._C.DisableTorchFunctionSubclass():
         return func(*args, **kwargs)
@@ -422,10 +421,8 @@ def _write(name: str) -> RuntimeError:
     )
 
 
-def _is_lasting(mask: RuleTensor) -> bool:
-    """Whether a tensor that is made now can be used later, wherever the mask is."""
-    if torch.compiler.is_dynamo_compiling():
-        return type(mask) is RuleTensor
+def _is_lasting() -> bool:
+    """Whether a tensor that is made now can be used later."""
     return (
         not is_tracing()
         and _get_current_dispatch_mode() is None
