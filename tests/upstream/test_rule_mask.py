@@ -65,6 +65,16 @@ def test_it_is_a_boolean_tensor():
     assert mask._dense is None
 
 
+def test_it_can_be_told_that_it_needs_no_gradient():
+    """As checkpointed layers do."""
+    mask = make()
+    other = mask.detach()
+    other.requires_grad = False
+    assert mask.requires_grad_(False) is mask and mask.grad is None
+    with pytest.raises(RuntimeError, match="floating point"):
+        mask.requires_grad = True
+
+
 def test_bits_of_heads_give_it_heads():
     bits = torch.rand(1, 3, Q, K, generator=torch.Generator().manual_seed(1)) < 0.5
     mask = make(rules.bits(bits) & causal())

@@ -32,14 +32,15 @@ _logger = logging.getLogger("attn_mask")
 
 _Tensor: Any = torch.Tensor
 
-# Getters and methods of torch.Tensor that read no element.
+# What reads and writes no element.
 _METADATA = {
     *(_Tensor.dtype.__get__, _Tensor.ndim.__get__, _Tensor.layout.__get__),
     *(_Tensor.requires_grad.__get__, _Tensor.is_leaf.__get__),
     *(_Tensor.grad.__get__, _Tensor.grad_fn.__get__, _Tensor._version.__get__),
     *(_Tensor.shape.__get__, _Tensor.device.__get__, _Tensor.is_nested.__get__),
     *(_Tensor.is_sparse.__get__, _Tensor.is_cpu.__get__, _Tensor.is_cuda.__get__),
-    *(_Tensor.is_meta.__get__, _Tensor._base.__get__),
+    *(_Tensor.is_meta.__get__, _Tensor._base.__get__, _Tensor.requires_grad.__set__),
+    *(_Tensor.grad.__set__, _Tensor.requires_grad_),
     *(_Tensor.size, _Tensor.dim, _Tensor.numel, _Tensor.stride),
     *(_Tensor.storage_offset, _Tensor.is_contiguous, _Tensor.is_floating_point),
     *(_Tensor.is_complex, _Tensor.is_conj, _Tensor.is_neg, _Tensor._is_view),
@@ -48,9 +49,6 @@ _METADATA = {
 
 # Where a float tensor meets the mask in one of these, the mask is additive.
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
-
-# In-place by name, but no write of an element.
-_NO_WRITES = ("requires_grad_", "share_memory_")
 
 
 class RuleTensor(torch.Tensor):
@@ -388,7 +386,7 @@ def holds(value: Any) -> bool:
 def _is_in_place(name: str) -> bool:
     if name.startswith("__"):
         return name in _IN_PLACE
-    return name.endswith("_") and name not in _NO_WRITES
+    return name.endswith("_") and name != "share_memory_"  # which writes no element
 
 
 _IN_PLACE = frozenset(
