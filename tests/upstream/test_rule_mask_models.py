@@ -326,3 +326,10 @@ def test_a_rule_as_the_mask_of_attention():
     states = torch.zeros(2, 4, 9, 8)
     with pytest.raises(TypeError, match=f"^attn_mask attention{MESSAGE}$"):
         attention(torch.nn.Module(), states, states, states, RULE)
+
+
+def test_explain_model_says_which_get_additive_masks():
+    architecture, config, _ = bloom()
+    model = architecture._from_config(config, attn_implementation="attn_mask")
+    (layers,) = attn_mask.explain_model(model).layers
+    assert layers.why == "an additive mask: these models have eager attention alone"

@@ -1,8 +1,8 @@
 """Attention by rule under transformers: attn_implementation="attn_mask".
 
 transformers looks two functions up under that name: one makes the mask of a kind of layers, and
-the other is every layer's attention. The mask here is the rule itself, with where its queries and
-keys stand; it becomes a tensor only for what attention by rule does not do.
+the other is every layer's attention. The mask here is a RuleMask, the rule itself, with where its
+queries and keys stand; it becomes dense only for what attention by rule does not do.
 """
 
 import inspect
@@ -134,7 +134,7 @@ def rule_mask(
     """
     check_no_rule("rule_mask", "attention_mask", attention_mask)
     config = kwargs.get("config")
-    if config is not None and _is_eager_only(type(config)):
+    if config is not None and is_eager_only(type(config)):
         return eager_mask(
             batch_size,
             q_length,
@@ -200,7 +200,7 @@ def rule_mask(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_eager_only(config: type) -> bool:
+def is_eager_only(config: type) -> bool:
     """Whether the models of a configuration have eager attention alone.
 
     transformers gives those, too, any attention that is registered. But what their code makes of
@@ -280,7 +280,7 @@ def attention(
         return _eager(
             changes, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs
         )
-    if attention_mask is None and _is_eager_only(type(getattr(module, "config", None))):
+    if attention_mask is None and is_eager_only(type(getattr(module, "config", None))):
         is_causal = False
     if isinstance(attention_mask, RuleTensor):
         mask = _fitting(attention_mask, query, key)

@@ -1,12 +1,13 @@
 """RuleMask: a mask that is a tensor to models, and its rule to attention by rule.
 
-Nothing is stored for its elements. What can stay a rule does: slices of queries and keys, moves to
-another device. Whatever else reads it gets the dense mask, and what bypasses all that is seen here
-finds a tensor without memory, which is an error.
+What can stay a rule does: slices of queries and keys, moves to another device. Whatever else reads
+it gets the dense mask.
 
-In eager code both of torch's protocols are seen: functions of Python by __torch_function__, and by
-__torch_dispatch__ what comes from C++, as under torch.vmap. Within a graph that torch.compile
-records, a tensor class of the first kind is all that can be made.
+In eager code it has no memory. Its readers are seen by both of torch's protocols: functions of
+Python by __torch_function__, and by __torch_dispatch__ what comes from C++, as under torch.vmap.
+What neither sees gets an error from torch. In a graph of torch.compile only classes without
+__torch_dispatch__ can be made, and dynamo misses readers: there it has elements, written by an
+operator that the graph drops where nothing reads them.
 """
 
 import copy
@@ -54,9 +55,7 @@ _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 class RuleTensor(torch.Tensor):
     """A RuleMask as a graph of torch.compile makes one, and what those of eager code are made of.
 
-    In our code, isinstance of this stands for both. In a graph it has elements, written by an
-    operator that the graph drops where nothing reads them: dynamo shows __torch_function__ no
-    tensor within a tuple, for one.
+    In our code, isinstance of this stands for both.
     """
 
     rule: MaskFunction
