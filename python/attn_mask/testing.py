@@ -270,7 +270,7 @@ def _check_batch(name: str, batch: Any) -> None:
 def _dense(mask: Any) -> Any:
     """A BlockMask by its elements: which of them are in a block that is full is not compared."""
     if isinstance(mask, RuleTensor):
-        return mask.boolean()
+        return mask.as_boolean()
     if not hasattr(mask, "mask_mod"):
         return mask
     from torch.nn.attention.flex_attention import create_mask

@@ -153,7 +153,7 @@ def test_no_mask_is_dense(monkeypatch):
         raise AssertionError("a dense mask is made")
 
     model = make("Mistral", "attn_mask")
-    monkeypatch.setattr(rule_mask_module().RuleTensor, "boolean", fails)
+    monkeypatch.setattr(rule_mask_module().RuleTensor, "as_boolean", fails)
     monkeypatch.setattr(attention(), "write_mask", fails)
     gradients(model, input_ids=tokens(), position_ids=PACKED, use_cache=False)
     gradients(model, **inputs(FAST["Mistral"], "left"))

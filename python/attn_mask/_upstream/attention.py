@@ -143,11 +143,11 @@ def rule_mask(
             kv_offset,
             _rule_of(mask_function),
             attention_mask,
-            kwargs.get("dtype", torch.float32),
-            allow_is_bidirectional_skip,
-            use_vmap,
-            device,
-            local_size,
+            dtype=kwargs.get("dtype", torch.float32),
+            allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+            use_vmap=use_vmap,
+            device=device,
+            local_size=local_size,
         )
     is_decoding = type(q_length) is int and q_length == 1
     # Of None, a layer can't tell where its queries stand, once a model has sliced them.
@@ -298,7 +298,7 @@ def attention(
             )
             return out.transpose(1, 2).contiguous(), None
         _name_dense("transformers' sdpa", changes or ["dropout"])
-        attention_mask = mask.boolean()
+        attention_mask = mask.as_boolean()
     return sdpa(  # type: ignore[no-any-return]
         module,
         query,

@@ -69,7 +69,7 @@ class RuleTensor(torch.Tensor):
         batch_size, _, q_length, kv_length = self.shape
         return batch_size, q_length, kv_length
 
-    def boolean(self) -> torch.Tensor:
+    def as_boolean(self) -> torch.Tensor:
         """The dense mask; made once for all layers."""
         if self._dense is not None and _is_usable(self._dense):
             self.check_unwritten()
@@ -80,7 +80,7 @@ class RuleTensor(torch.Tensor):
             self._dense = dense
         return dense
 
-    def additive(self, dtype: torch.dtype) -> torch.Tensor:
+    def as_additive(self, dtype: torch.dtype) -> torch.Tensor:
         """The additive mask, as transformers' eager attention takes it."""
         _name_place()
         return additive(self.rule, *self.sizes, **_at(self), dtype=dtype)
@@ -302,7 +302,7 @@ def _cuda(mask: RuleTensor, device: Any = None, *args: Any, **kwargs: Any) -> An
 
 
 def _numpy(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
-    array = mask.boolean().numpy(*args, **kwargs)
+    array = mask.as_boolean().numpy(*args, **kwargs)
     array.flags.writeable = False
     return array
 
@@ -314,7 +314,7 @@ def _array(mask: RuleTensor, dtype: Any = None, copy: bool | None = None) -> Any
 
 
 def _dlpack(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
-    return mask.boolean().clone().__dlpack__(*args, **kwargs)
+    return mask.as_boolean().clone().__dlpack__(*args, **kwargs)
 
 
 _STAYS: dict[str, Callable[..., Any]] = {
@@ -361,13 +361,13 @@ def _floating(term: Any) -> torch.dtype | None:
 
 
 def _added(term: Any, dtype: torch.dtype) -> Any:
-    return term.additive(dtype) if isinstance(term, RuleTensor) else term
+    return term.as_additive(dtype) if isinstance(term, RuleTensor) else term
 
 
 def _dense(value: Any) -> Any:
     """An argument with the dense mask in the place of each RuleMask."""
     if isinstance(value, RuleTensor):
-        return value.boolean()
+        return value.as_boolean()
     if isinstance(value, dict):
         return {key: _dense(part) for key, part in value.items()}
     if type(value) in (tuple, list):
