@@ -285,6 +285,8 @@ def _to(mask: RuleTensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _moved(mask: RuleTensor, device: torch.device) -> Any:
+    if device.index is None and device.type not in ("cpu", "meta"):
+        device = torch.empty(0, device=device).device  # with its index
     if device == mask.device:
         return mask
     return make_rule_mask(mask.rule.to(device), mask.sizes, mask.q_offset, mask.kv_offset, device)
