@@ -21,6 +21,7 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
     Torch's own errors for those come from inside whatever happens to read them first.
     """
     if not isinstance(tensor, torch.Tensor):
+        check_no_rule(function, argument, tensor)
         raise TypeError(
             f"{function}: expected {argument} to be a tensor, but got {type(tensor).__name__}"
         )
@@ -37,6 +38,16 @@ def check_readable(function: str, argument: str, tensor: Any) -> None:
     if tensor.is_meta or is_opaque(tensor):
         kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__} that has none"
         raise ValueError(f"{function}: expected {argument} to have values, but got {kind}")
+
+
+def check_no_rule(function: str, argument: str, mask: Any) -> None:
+    """Raises TypeError for a rule, or any mask function, where a mask is wanted."""
+    if mask is not None and not isinstance(mask, torch.Tensor) and callable(mask):
+        raise TypeError(
+            f"{function}: expected {argument} to be a tensor, but got a mask function, {mask!r}: "
+            "pass its mask, attn_mask.boolean(rule, batch_size, q_length, kv_length), for eager "
+            "attention attn_mask.additive, for flex attention attn_mask.create_block_mask"
+        )
 
 
 def checked_index(function: str, argument: str, value: Any) -> int:

@@ -13,6 +13,7 @@ import torch
 
 from attn_mask import modeling_attn_mask_utils
 from attn_mask._upstream import masks, packing
+from attn_mask._upstream.attention import is_eager_only
 from attn_mask._upstream.install import Replacement, replacement
 from attn_mask._upstream.model_calls import takes_text
 from attn_mask._upstream.source import passes
@@ -190,7 +191,7 @@ def _maker(
     if layer_type in _RECURRENT:
         return attention, "none", "layers of this type take the padding mask at most"
     if any(_is_create(value) for names in files for value in names.values()):
-        return (attention, *_of_interface(attention, layer_type, found))
+        return (attention, *_of_interface(attention, config, layer_type, found))
     legacy = [
         names[name] for names in files for name in modeling_attn_mask_utils.__all__ if name in names
     ]
@@ -241,7 +242,9 @@ def _is_create(function: Any) -> bool:
     return getattr(function, "__module__", None) == _MASKING and name.startswith("create_")
 
 
-def _of_interface(attention: str, layer_type: str, found: Replacement | None) -> tuple[Maker, str]:
+def _of_interface(
+    attention: str, config: Any, layer_type: str, found: Replacement | None
+) -> tuple[Maker, str]:
     """What is registered for the attention, as the create functions look it up."""
     upstream = importlib.import_module(_MASKING)
     registered = upstream.ALL_MASK_ATTENTION_FUNCTIONS
@@ -259,6 +262,8 @@ def _of_interface(attention: str, layer_type: str, found: Replacement | None) ->
         return "transformers", f"a BlockMask by torch, {_why_not('create_block_mask', found)}"
     if not _is_ours(function):
         return "transformers", f"a dense mask by {name}, {_why_not(name, found)}"
+    if name == "rule_mask" and is_eager_only(type(config)):
+        return "attn_mask", "an additive mask: these models have eager attention alone"
     if name == "rule_mask":
         return "attn_mask", "a rule, by which the layers attend, instead of a mask"
     why = f"a dense mask by {name}, or none where attention needs none"

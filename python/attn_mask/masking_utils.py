@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_flag, checked_masked_value
+from attn_mask._checks import check_flag, check_no_rule, checked_masked_value
 from attn_mask._engine import BOOLEAN, Spelling, check_padding, write_mask
 from attn_mask._timing import timed
 from attn_mask._tracing import is_opaque
@@ -209,6 +209,7 @@ def eager_mask(
 
     Mirrors ``transformers.masking_utils.eager_mask``.
     """
+    check_no_rule("eager_mask", "attention_mask", attention_mask)
     check_flag("eager_mask", "unmask_unattended", unmask_unattended)
     masked_value = checked_masked_value("eager_mask", masked_value)
     if allow_is_bidirectional_skip:
@@ -258,6 +259,7 @@ def flash_attention_mask(
     """
     if attention_mask is None:
         return None
+    check_no_rule("flash_attention_mask", "attention_mask", attention_mask)
     attention_mask = attention_mask[:, -kv_length:]
     if attention_mask.shape[1] == kv_length and attention_mask.all():
         return None
@@ -496,6 +498,7 @@ def create_recurrent_attention_mask(
 
     Mirrors ``transformers.masking_utils.create_recurrent_attention_mask``.
     """
+    check_no_rule("create_recurrent_attention_mask", "attention_mask", attention_mask)
     q_length = inputs_embeds.shape[1]
     if attention_mask is None or attention_mask.ndim != 2 or q_length == 1:
         return None
@@ -551,6 +554,7 @@ def create_masks_for_generate(
 
     Mirrors ``transformers.masking_utils.create_masks_for_generate``.
     """
+    check_no_rule("create_masks_for_generate", "attention_mask", attention_mask)
     config = config.get_text_config()
     arguments: dict[str, Any] = {
         "config": config,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from attn_mask._aten_only import operators
-from attn_mask._checks import check_fit, check_strided, checked_device
+from attn_mask._checks import check_fit, check_no_rule, check_strided, checked_device
 from attn_mask._library import _C
 from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
 from attn_mask._timing import timed
@@ -172,6 +172,7 @@ class AttentionMaskConverter:
         Memory-efficient attention on CUDA gives NaN for a row without a key. Unmasked elements are
         -0.0, as upstream's product leaves them. Raises ValueError for a boolean mask.
         """
+        check_no_rule("_unmask_unattended", "expanded_mask", expanded_mask)
         if not isinstance(min_dtype, int | float):  # a number of NumPy's, or in a tensor
             try:
                 min_dtype = float(min_dtype)
@@ -353,6 +354,7 @@ def _prepare_4d_causal_attention_mask(
     of another shape.
     """
     check_fit("_prepare_4d_causal_attention_mask", past_key_values_length=past_key_values_length)
+    check_no_rule("_prepare_4d_causal_attention_mask", "attention_mask", attention_mask)
     converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
     key_value_length = input_shape[-1] + past_key_values_length
     rank = None if attention_mask is None else attention_mask.dim()

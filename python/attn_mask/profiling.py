@@ -16,6 +16,7 @@ import torch
 
 from attn_mask._timing import watchers
 from attn_mask._tracing import within_transforms
+from attn_mask._upstream.rule_mask import RuleTensor
 
 __all__ = ["Cost", "Profile", "profile"]
 
@@ -129,8 +130,9 @@ def profile() -> Iterator[Profile]:
 
 
 def _tensors(result: Any) -> list[torch.Tensor]:
-    """Those of a mask, of arguments of attention, or of a BlockMask."""
+    """Those of a mask, of arguments of attention, or of a BlockMask; a RuleMask has no elements."""
     if hasattr(result, "as_tuple"):
         result = result.as_tuple()
     parts = result if isinstance(result, tuple) else (result,)
-    return [part for part in parts if isinstance(part, torch.Tensor)]
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    return [tensor for tensor in tensors if not isinstance(tensor, RuleTensor)]

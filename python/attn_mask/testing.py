@@ -16,9 +16,9 @@ import torch
 
 from attn_mask._checks import check_readable
 from attn_mask._observing import AttentionCall, observed
-from attn_mask._upstream.attention import RuleMask
 from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.install import installed, is_installed
+from attn_mask._upstream.rule_mask import RuleTensor
 from attn_mask.rules import ID_DTYPES
 
 __all__ = ["RecordedMask", "assert_no_leak", "assert_same_masks", "record_masks"]
@@ -301,8 +301,8 @@ def _check_arguments(name: str, model: Any, batch: Any) -> None:
 
 def _dense(mask: Any) -> Any:
     """A BlockMask by its elements: which of them are in a block that is full is not compared."""
-    if isinstance(mask, RuleMask):
-        return mask.to_dense()
+    if isinstance(mask, RuleTensor):
+        return mask.as_boolean()
     if not hasattr(mask, "mask_mod"):
         return mask
     from torch.nn.attention.flex_attention import create_mask

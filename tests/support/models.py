@@ -325,7 +325,7 @@ def recorded_masks(model: torch.nn.Module) -> Iterator[list[tuple[str, Any]]]:
         bound = signature.bind_partial(*args, **kwargs).arguments
         for argument, value in {**bound, **bound.get("kwargs", {})}.items():
             if "mask" in argument:
-                kept = value.clone() if isinstance(value, torch.Tensor) else value
+                kept = value.clone() if type(value) is torch.Tensor else value
                 seen.append((f"{name}.{argument}", kept))
 
     hooks = []

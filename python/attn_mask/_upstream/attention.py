@@ -1,20 +1,20 @@
 """Attention by rule under transformers: attn_implementation="attn_mask".
 
 transformers looks two functions up under that name: one makes the mask of a kind of layers, and
-the other is every layer's attention. The mask here is the rule itself, with where its queries and
-keys stand; it becomes a tensor only for what attention by rule does not do.
+the other is every layer's attention. The mask here is a RuleMask, the rule itself, with where its
+queries and keys stand; it becomes dense only for what attention by rule does not do.
 """
 
 import inspect
 import sys
 from collections.abc import Callable
 from types import CodeType, FunctionType
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask
 
 from attn_mask import _skipping, rules
+from attn_mask._checks import check_no_rule
 from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, write_mask
 from attn_mask._named_once import name_once
@@ -24,10 +24,11 @@ from attn_mask._upstream import packing
 from attn_mask._upstream.arguments import understands_cache_position
 from attn_mask._upstream.documents import count_sequences
 from attn_mask._upstream.mask_functions import prepare_padding_mask
-from attn_mask._upstream.masks import state
+from attn_mask._upstream.masks import eager_mask, state
+from attn_mask._upstream.rule_mask import RuleMask, RuleTensor, make_rule_mask
 from attn_mask._upstream.skip_rules import is_skipped, shows_all
 from attn_mask.attention import scaled_dot_product_attention
-from attn_mask.masks import additive, boolean
+from attn_mask.masks import additive
 from attn_mask.rules import MaskFunction, Shown
 
 NAME = "attn_mask"
@@ -38,105 +39,6 @@ _CAUSAL = rules.causal()
 _SCORES = ("position_bias", "softcap", "s_aux", "sinks", "head_mask", "layer_head_mask")
 # Which keys are left to a query, where that is no mask: kernels of their own take them.
 _SELECTED = ("indices", "block_indices")
-
-
-class RuleMask(BlockMask):
-    """A mask [b, 1, q, kv] that layers share: its rule, and where queries and keys stand.
-
-    It holds no blocks, and is a BlockMask only because transformers takes that, or a tensor, for a
-    mask that is made already. Indexing gives a mask as the dense one would: of slices of queries
-    and keys another RuleMask, of anything else a boolean tensor.
-    """
-
-    def __init__(
-        self,
-        rule: MaskFunction,
-        sizes: tuple[int, int, int],
-        q_offset: int,
-        kv_offset: int,
-        device: torch.device,
-    ):
-        self.rule = rule
-        self.batch_size, self.q_length, self.kv_length = sizes
-        self.q_offset = q_offset
-        self.kv_offset = kv_offset
-        self.device = device
-        self._dense: torch.Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.batch_size, 1, self.q_length, self.kv_length
-
-    @property
-    def ndim(self) -> int:
-        return 4
-
-    def as_tuple(self, flatten: bool = True) -> Any:
-        """Its tensors, of which it has none."""
-        return ()
-
-    def contiguous(self) -> Self:
-        return self
-
-    def to(self, device: torch.device | str) -> "RuleMask":
-        """This mask with the tensors of its rule on ``device``."""
-        sizes = self.batch_size, self.q_length, self.kv_length
-        device = torch.device(device)
-        at = self.q_offset, self.kv_offset
-        return RuleMask(self.rule.to(device), sizes, *at, device)
-
-    def to_dense(self) -> torch.Tensor:
-        """The boolean mask [b, 1, q, kv]; made once for all layers."""
-        if self._dense is None:
-            self._dense = boolean(
-                self.rule,
-                self.batch_size,
-                self.q_length,
-                self.kv_length,
-                q_offset=self.q_offset,
-                kv_offset=self.kv_offset,
-                device=self.device,
-            )
-        return self._dense
-
-    def __getitem__(self, index: Any) -> Any:
-        parts = index if isinstance(index, tuple) else (index,)
-        if any(part is Ellipsis for part in parts):
-            at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-            missing = (slice(None),) * (5 - len(parts))
-            parts = (*parts[:at], *missing, *parts[at + 1 :])
-        parts = (*parts, *(slice(None),) * (4 - len(parts)))
-        ranges = [
-            range(*part.indices(size)) if isinstance(part, slice) else None
-            for part, size in zip(parts, self.shape, strict=False)
-        ]
-        batch, heads, queries, keys = (*ranges, None, None, None, None)[:4]
-        if (
-            len(parts) != 4
-            or queries is None
-            or keys is None
-            or queries.step != 1
-            or keys.step != 1
-            or batch != range(self.batch_size)
-            or heads != range(1)
-            or self.rule.program.bits  # count rows and columns of the whole mask
-        ):
-            return self.to_dense()[index]
-        return RuleMask(
-            self.rule,
-            (self.batch_size, len(queries), len(keys)),
-            self.q_offset + queries.start,
-            self.kv_offset + keys.start,
-            self.device,
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"RuleMask({self.rule!r}, shape={self.shape}, q_offset={self.q_offset}, "
-            f"kv_offset={self.kv_offset})"
-        )
-
-    __repr__ = __str__
 
 
 # By the code of a mask function that transformers' factories make: our factory.
@@ -224,7 +126,7 @@ def rule_mask(
     use_vmap: bool | None = None,
     device: torch.device | str = "cpu",
     **kwargs: Any,
-) -> "RuleMask | torch.Tensor | None":
+) -> RuleMask | torch.Tensor | None:
     """What layers with attn_implementation="attn_mask" get as a mask; arguments as of sdpa_mask.
 
     A RuleMask. For one query at the end of the keys, and where values that it needs can't be read,
@@ -232,6 +134,23 @@ def rule_mask(
     causality alone).
     """
     packing.check_no_documents()
+    check_no_rule("rule_mask", "attention_mask", attention_mask)
+    config = kwargs.get("config")
+    if config is not None and is_eager_only(type(config)):
+        return eager_mask(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            _rule_of(mask_function),
+            attention_mask,
+            dtype=kwargs.get("dtype", torch.float32),
+            allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+            use_vmap=use_vmap,
+            device=device,
+            local_size=local_size,
+        )
     is_decoding = type(q_length) is int and q_length == 1
     # Of None, a layer can't tell where its queries stand, once a model has sliced them.
     causal = allow_is_causal_skip and (is_decoding or is_recording())
@@ -263,7 +182,7 @@ def rule_mask(
                 padded = rule & rules.Padding(padding, rules.UPSTREAM_PADDING)
         if not is_decoding or first + 1 < end:
             count("rules for attention")
-            return RuleMask(_by_distance(padded), sizes, first, first_key, of_device)
+            return make_rule_mask(_by_distance(padded), sizes, first, first_key, of_device)
         shown = padded.shown_over(first, first + 1, first_key, end)
         if allow_is_causal_skip and shown is Shown.ALL:
             count("masks skipped")
@@ -280,6 +199,32 @@ def rule_mask(
         BOOLEAN,
         state.release.by_vmap if use_vmap is None else use_vmap,
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_eager_only(config: type) -> bool:
+    """Whether the models of a configuration have eager attention alone.
+
+    transformers gives those, too, any attention that is registered. But what their code makes of
+    a mask is made of additive ones, and without a mask they attend to all keys.
+    """
+    found = _eager_only.get(config)
+    if found is None:
+        models = [sys.modules["transformers.modeling_utils"].PreTrainedModel]
+        for model in models:
+            models += model.__subclasses__()
+        of_kinds = ([m for m in models if m.config_class is kind] for kind in config.__mro__)
+        of_config = next(filter(None, of_kinds), [])
+        found = len(of_config) > 0 and not any(
+            getattr(model, supports, False) for model in of_config for supports in _OTHERS
+        )
+        _eager_only[config] = found
+    return found
+
+
+_OTHERS = "_supports_sdpa", "_supports_flex_attn", "_supports_flash_attn", "_supports_flash_attn_2"
+
+_eager_only: dict[type, bool] = {}
 
 
 def _hides_nothing(padding: torch.Tensor, kv_length: int, kv_offset: int) -> bool:
@@ -324,11 +269,12 @@ def attention(
                 f"attn_mask attention: expected no {name}, which select keys for each query of "
                 f"{type(module).__name__} without a mask: take attn_implementation='sdpa'"
             )
-    if isinstance(attention_mask, BlockMask) and not isinstance(attention_mask, RuleMask):
+    if hasattr(attention_mask, "kv_num_blocks"):
         raise TypeError(
             "attn_mask attention: expected attention_mask to be a tensor, None, or the mask that "
             "transformers makes for this implementation, but got a BlockMask"
         )
+    check_no_rule("attn_mask attention", "attention_mask", attention_mask)
     changes = [name for name in _SCORES if kwargs.get(name) is not None]
     changes += ["output_attentions"] if kwargs.get("output_attentions") else []
     sdpa = _sdpa_attention()
@@ -336,7 +282,9 @@ def attention(
         return _eager(
             changes, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs
         )
-    if isinstance(attention_mask, RuleMask):
+    if attention_mask is None and is_eager_only(type(getattr(module, "config", None))):
+        is_causal = False
+    if isinstance(attention_mask, RuleTensor):
         mask = _fitting(attention_mask, query, key)
         if not changes and dropout == 0.0:
             _name_what_the_mask_lacks(mask, kwargs)
@@ -352,7 +300,7 @@ def attention(
             )
             return out.transpose(1, 2).contiguous(), None
         _name_dense("transformers' sdpa", changes or ["dropout"])
-        attention_mask = mask.to_dense()
+        attention_mask = mask.as_boolean()
     return sdpa(  # type: ignore[no-any-return]
         module,
         query,
@@ -382,17 +330,17 @@ def _name_dense(by: str, changes: list[str]) -> None:
     )
 
 
-def _name_what_the_mask_lacks(mask: RuleMask, kwargs: dict[str, Any]) -> None:
+def _name_what_the_mask_lacks(mask: RuleTensor, kwargs: dict[str, Any]) -> None:
     """Flash attention takes windows and documents from arguments; sdpa has those of its mask."""
     size = kwargs.get("sliding_window")
-    if size is not None and mask.kv_length > size:
+    if size is not None and mask.shape[3] > size:
         _name_lack(mask, f"sliding_window={size}", lambda rule: _is_window(rule, size))
     borders = kwargs.get("cu_seq_lens_q")
     if borders is not None and borders.numel() > 2:
         _name_lack(mask, "cu_seq_lens_q", lambda rule: isinstance(rule, rules.Documents))
 
 
-def _name_lack(mask: RuleMask, argument: str, matches: Callable[[Any], bool]) -> None:
+def _name_lack(mask: RuleTensor, argument: str, matches: Callable[[Any], bool]) -> None:
     if not _has(mask.rule, matches):
         name_once(
             f"lacks {argument}",
@@ -412,17 +360,18 @@ def _has(rule: Any, matches: Callable[[Any], bool]) -> bool:
     return matches(rule) or any(_has(part, matches) for part in parts if part is not None)
 
 
-def _fitting(mask: RuleMask, query: torch.Tensor, key: torch.Tensor) -> RuleMask:
+def _fitting(mask: RuleTensor, query: torch.Tensor, key: torch.Tensor) -> RuleTensor:
     """The mask for the keys there are: until 5.0, a mask may be longer."""
+    mask.check_unwritten()
     sizes = query.shape[0], query.shape[2], key.shape[2]
-    fits = mask.batch_size in (1, sizes[0]) and mask.q_length == sizes[1]
-    if not fits or mask.kv_length < sizes[2]:
+    fits = mask.shape[0] in (1, sizes[0]) and mask.shape[2] == sizes[1]
+    if not fits or mask.shape[3] < sizes[2]:
         raise ValueError(
             f"attn_mask attention: expected a mask for {list(sizes)}, the batch size, queries and "
-            f"keys, but got one of {[mask.batch_size, mask.q_length, mask.kv_length]}"
+            f"keys, but got one of {[mask.shape[0], *mask.shape[2:]]}"
         )
-    if mask.kv_length > sizes[2]:
-        mask = mask[:, :, :, : sizes[2]]
+    if mask.shape[3] > sizes[2]:
+        return mask[:, :, :, : sizes[2]]  # type: ignore[return-value]
     return mask
 
 
@@ -450,7 +399,7 @@ def _eager(
     lengths = query.shape[2], key.shape[2]
     rule: MaskFunction | None = None
     q_offset = kv_offset = 0
-    if isinstance(mask, RuleMask):
+    if isinstance(mask, RuleTensor):
         mask = _fitting(mask, query, key)
         rule, q_offset, kv_offset = mask.rule, mask.q_offset, mask.kv_offset
     elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:

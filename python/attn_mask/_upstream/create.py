@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, ParamSpec
 
 import torch
 
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_no_rule, check_strided
 from attn_mask._timing import timed
 from attn_mask._tracing import is_recording
 from attn_mask._upstream import packing
@@ -99,6 +99,7 @@ def preprocess(
 
     Raises ValueError or TypeError for a cache that reports sizes that can't be.
     """
+    check_no_rule(name, "attention_mask", attention_mask)
     if len(getattr(attention_mask, "shape", ())) == 4:  # a tensor, or a BlockMask
         return True, attention_mask, None, None, None, None, None
     if is_paged(cache):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_strided
+from attn_mask._checks import check_no_rule, check_strided
 from attn_mask._engine import Offset, padded
 from attn_mask._program import Source
 from attn_mask._tracing import is_recording
@@ -150,6 +150,7 @@ def prepare_padding_mask(
     """
     if attention_mask is None:
         return None
+    check_no_rule("prepare_padding_mask", "attention_mask", attention_mask)
     return padded(attention_mask, kv_length + kv_offset, 0)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import _process, _skipping, block_mask, rules
-from attn_mask._checks import check_flag, checked_masked_value
+from attn_mask._checks import check_flag, check_no_rule, checked_masked_value
 from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
 from attn_mask._timing import timed
@@ -93,6 +93,7 @@ def sdpa_mask(
 ) -> torch.Tensor | None:
     """The boolean mask [b, 1, q, kv], or None where the release skips it."""
     packing.check_no_documents()
+    check_no_rule("sdpa_mask", "attention_mask", attention_mask)
     release = state.release
     if (allow_is_causal_skip or allow_is_bidirectional_skip) and is_skipped(
         release.decisions,
@@ -139,6 +140,7 @@ def eager_mask(
 ) -> torch.Tensor | None:
     """The additive mask [b, 1, q, kv], or None where the release skips it."""
     packing.check_no_documents()
+    check_no_rule("eager_mask", "attention_mask", attention_mask)
     release, options = state.release, state.options
     if allow_is_bidirectional_skip and is_skipped(
         release.decisions,
@@ -222,8 +224,9 @@ def preprocess_mask_arguments(*args: Any, **kwargs: Any) -> Any:
     position_ids only without a mask and a cache."""
     # (config, inputs_embeds, attention_mask, ...); until 5.1, input_embeds.
     embeds = args[1] if len(args) > 1 else kwargs.get("inputs_embeds")
+    mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+    check_no_rule("_preprocess_mask_arguments", "attention_mask", mask)
     if embeds is not None and embeds.shape[1] > 1 and state.options.packing == "upstream":
-        mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             documents.name_numbers(mask, embeds.shape[1])
         cache, positions = cache_and_positions(args, kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from attn_mask import _process, _skipping
+from attn_mask._checks import check_no_rule
 from attn_mask._named_once import name_once
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream import masks, packing
@@ -56,6 +57,8 @@ def keeps_documents_apart(name: str, before: Callable[..., Any]) -> Callable[...
 
     @functools.wraps(before)
     def create(*args: Any, **kwargs: Any) -> Any:
+        mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+        check_no_rule(name, "attention_mask", mask)
         documents = packing.current()
         option = masks.state.options.packing
         if documents is not None:
