@@ -842,11 +842,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 _OTHER_DEVICES = ("MPS", "XPU", "HPU", "PrivateUse1")
 
 
-def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
-    name = func._schema.name.partition("::")[2]
+def _kernel(name: str, decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """A decomposition, which names a device that torch was not built for."""
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        _check(func, args, kwargs)
         try:
             return decomposition(*args, **kwargs)
         except (AssertionError, ImportError) as error:  # by torch.xpu, or its absence
@@ -856,6 +855,16 @@ def _kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
             ) from error
 
     return kernel
+
+
+def _checked_kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    kernel = _kernel(func._schema.name.partition("::")[2], decomposition)
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        _check(func, args, kwargs)
+        return kernel(*args, **kwargs)
+
+    return checked
 
 
 # Registrations go with the library.
@@ -872,6 +881,6 @@ def _register(operator: Any, kernel: Callable[..., Any], device: str) -> None:
 
 for _device in _OTHER_DEVICES:
     for _func, _written in TABLE.items():
-        _register(_func, _kernel(_func, _written), _device)
+        _register(_func, _checked_kernel(_func, _written), _device)
     for _name in operators_that(is_host_decision=True):
-        _register(_name, globals()[_name], _device)
+        _register(_name, _kernel(_name, globals()[_name]), _device)

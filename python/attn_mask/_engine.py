@@ -103,9 +103,11 @@ def axis(
     if isinstance(offset, Axis):
         return offset
     if not isinstance(offset, torch.Tensor):
-        offset = checked_int(name, argument, offset)
-        is_known = not isinstance(offset, torch.SymInt) and not is_recording()
-        if is_known and not -rules.FAR < offset < rules.FAR:
+        if is_recording() or isinstance(offset, torch.SymInt):
+            return Axis(length, offset)
+        if type(offset) is not int or not -rules.FAR < offset < rules.FAR:
+            offset = checked_int(name, argument, offset)
+        if not -rules.FAR < offset < rules.FAR:
             raise ValueError(
                 f"{name}: expected {argument} to be within 2^59 of 0, but got {offset}"
             )

@@ -100,7 +100,8 @@ def sdpa_arguments(
         raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
     check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
     masked_value = checked_masked_value("sdpa_arguments", masked_value)
-    check_padding("sdpa_arguments", attention_mask)
+    if attention_mask is not None:
+        check_padding("sdpa_arguments", attention_mask)
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if key.shape[0] not in (1, batch_size):
         raise ValueError(
@@ -118,7 +119,8 @@ def sdpa_arguments(
             f"None) does not hold, but got {masked_value!r} alone"
         )
     if q_offset is None:
-        q_offset = rules.wide(kv_offset) + kv_length - q_length
+        is_tensor = isinstance(kv_offset, torch.Tensor)
+        q_offset = (rules.wide(kv_offset) if is_tensor else kv_offset) + kv_length - q_length
     if not isinstance(q_offset, torch.Tensor) and q_offset < 0:
         raise ValueError(
             "sdpa_arguments: expected q_offset where there are more queries than keys, "
@@ -130,14 +132,15 @@ def sdpa_arguments(
     q_heads = query.shape[1]
     if heads is None:
         heads = q_heads
-    heads = checked_int("sdpa_arguments", "heads", heads)
-    if heads not in (1, q_heads):
+    elif checked_int("sdpa_arguments", "heads", heads) not in (1, q_heads):
         raise ValueError(
             f"sdpa_arguments: expected heads to be 1 or {q_heads}, as query has, but got {heads}"
         )
-    rule = rules.rule_of("sdpa_arguments", "mask_function", mask_function)
+    rule = mask_function
+    if not isinstance(rule, rules.MaskFunction):
+        rule = rules.rule_of("sdpa_arguments", "mask_function", mask_function)
     if not is_recording():
-        program = rule.program
+        program = rule.known_program
         for index, operand in enumerate(program.operands):
             if operand is not None:
                 program.rows(index, batch_size)  # also where no mask is made

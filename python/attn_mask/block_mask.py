@@ -127,9 +127,11 @@ def create_block_mask(
     device = checked_device(_NAME, device)
     if device.type == "cpu":
         device = torch.device("cpu")  # "cpu:0" is another device to torch
-    tensors = _Writer(blocks, device, separate_full_blocks, compact, bool(_compile)).write(
-        rules.rule_of(_NAME, "mask_mod", mask_mod), q_offset, kv_offset
-    )
+    rule = mask_mod
+    if not isinstance(rule, rules.MaskFunction):
+        rule = rules.rule_of(_NAME, "mask_mod", mask_mod)
+    writer = _Writer(blocks, device, separate_full_blocks, compact, bool(_compile))
+    tensors = writer.write(rule, q_offset, kv_offset)
     count("create_block_mask")
     # It takes seconds to import, as it brings torch's compiler along.
     from torch.nn.attention import flex_attention
@@ -208,16 +210,19 @@ def _shifted(
     return rules.shift(mask_mod, q_offset, kv_offset)
 
 
-def _size(argument: str, value: Any, at_least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
-        raise TypeError(
-            f"{_NAME}: expected {argument} to be an int, but got {type(value).__name__}"
-        )
-    if value < at_least:
-        raise ValueError(f"{_NAME}: expected {argument} to be at least {at_least}, but got {value}")
-    if isinstance(value, int) and value >= 2**63:
-        raise ValueError(f"{_NAME}: expected {argument} to be less than 2^63, but got {value}")
-    return value  # type: ignore[return-value]  # a symbolic one does all that an int does
+def _check_sizes(at_least: int, **values: Any) -> None:
+    """Symbolic ones do all that an int does."""
+    for argument, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+            raise TypeError(
+                f"{_NAME}: expected {argument} to be an int, but got {type(value).__name__}"
+            )
+        if value < at_least:
+            raise ValueError(
+                f"{_NAME}: expected {argument} to be at least {at_least}, but got {value}"
+            )
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"{_NAME}: expected {argument} to be less than 2^63, but got {value}")
 
 
 def _blocks(
@@ -231,14 +236,12 @@ def _blocks(
         q_block, kv_block = block_size
     else:
         q_block = kv_block = block_size
-    return _Blocks(
-        1 if batch_size is None else _size("B", batch_size, 0),
-        1 if heads is None else _size("H", heads, 0),
-        _size("Q_LEN", q_length, 0),
-        _size("KV_LEN", kv_length, 0),
-        _size("BLOCK_SIZE", q_block, 1),
-        _size("BLOCK_SIZE", kv_block, 1),
-    )
+    batch_size = 1 if batch_size is None else batch_size
+    heads = 1 if heads is None else heads
+    _check_sizes(0, B=batch_size, H=heads, Q_LEN=q_length, KV_LEN=kv_length)
+    for size in (q_block,) if q_block is kv_block else (q_block, kv_block):
+        _check_sizes(1, BLOCK_SIZE=size)
+    return _Blocks(batch_size, heads, q_length, kv_length, q_block, kv_block)
 
 
 class _Writer:
@@ -264,9 +267,12 @@ class _Writer:
                     f"{_NAME}: expected compact to be a number or two, but got {len(compact)}"
                 )
             kv_width, q_width = compact
-            self.widths = _size("compact", kv_width, 0), _size("compact", q_width, 0)
+            _check_sizes(0, compact=kv_width)
+            _check_sizes(0, compact=q_width)
+            self.widths = kv_width, q_width
         elif not isinstance(compact, bool):
-            self.widths = (_size("compact", compact, 0),) * 2
+            _check_sizes(0, compact=compact)
+            self.widths = compact, compact
         elif compact and is_recording():
             raise ValueError(
                 f"{_NAME}: expected compact to be a number of blocks, since True may have to read "
@@ -294,20 +300,21 @@ class _Writer:
                 rule, (q_offset, kv_offset) = rule.rule, of_rule
         queries = axis(_NAME, "q_offset", q_length, q_offset, device)
         keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
-        program = rule.program
-        operands = program.operands
         is_recorded = is_recording()
+        program = rule.program if is_recorded else rule.known_program
+        operands = program.operands
         by_element = (
             bool(program.calls)
             or not program.is_boolean
             # It would fix an operator's sizes.
-            or is_jit_tracing()
+            or (is_recorded and is_jit_tracing())
         )
         if not is_recorded:
             for index, line in enumerate((queries, keys)):
                 if line.positions is None and line.length > 0:
                     by_element = by_element or line.start < program.lowest[index]
-                    program.check_positions(_NAME, index, line.start, line.start + line.length)
+                    if operands:
+                        program.check_positions(_NAME, index, line.start, line.start + line.length)
             if not program.is_plain:
                 operands = fitting(_NAME, operands, program, batch_size, device)
         if not by_element:

@@ -17,9 +17,17 @@ from attn_mask._checks import (
     checked_ints,
     checked_masked_value,
 )
-from attn_mask._engine import Axis, Offset, Sizes, Spelling, check_position_dtype, write_mask
+from attn_mask._engine import (
+    BOOLEAN,
+    Axis,
+    Offset,
+    Sizes,
+    Spelling,
+    check_position_dtype,
+    write_mask,
+)
 from attn_mask._timing import timed
-from attn_mask._tracing import default_device
+from attn_mask._tracing import default_device, is_recording
 
 __all__ = ["additive", "boolean"]
 
@@ -68,7 +76,9 @@ def boolean(
               [ True,  True, False],
               [False,  True,  True]]]])
     """
-    spelling = Spelling(None, None, unmask_unattended, None, out)
+    spelling = BOOLEAN
+    if out is not None or unmask_unattended is not False:
+        spelling = Spelling(None, None, unmask_unattended, None, out)
     return _mask(
         "boolean",
         rule,
@@ -149,33 +159,42 @@ def _mask(
 ) -> torch.Tensor:
     batch_size, q_length, kv_length = sizes
     q_offset, kv_offset = offsets
-    batch_size, q_length, kv_length, heads, q_offset, kv_offset = checked_ints(
-        name,
-        batch_size=batch_size,
-        q_length=q_length,
-        kv_length=kv_length,
-        heads=heads,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
-    )
-    sizes = batch_size, q_length, kv_length
+    q_positions, kv_positions = positions
+    recording = is_recording()
+    if (
+        recording
+        or not type(batch_size) is type(q_length) is type(kv_length) is type(heads) is int
+        or not type(q_offset) is type(kv_offset) is int
+        or not 0 <= batch_size | q_length | kv_length | heads | q_offset | kv_offset < 2**59
+    ):
+        batch_size, q_length, kv_length, heads, q_offset, kv_offset = checked_ints(
+            name,
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            heads=heads,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+        )
+        sizes = batch_size, q_length, kv_length
     check_flag(name, "unmask_unattended", spelling.unmask_unattended)
-    names = ("q_positions", "kv_positions")
-    for argument, tensor in (*zip(names, positions, strict=True), ("out", spelling.out)):
-        if tensor is not None:
-            check_strided(name, argument, tensor)
+    if q_positions is not None:
+        check_strided(name, "q_positions", q_positions)
+    if kv_positions is not None:
+        check_strided(name, "kv_positions", kv_positions)
+    if spelling.out is not None:
+        check_strided(name, "out", spelling.out)
     if not isinstance(rule, rules.MaskFunction):
         rule = rules.rule_of(name, "rule", rule)
-    program = rule.program
-    if device is None:
-        for tensor in (spelling.out, *program.operands, spelling.bias, *positions, *offsets):
-            if isinstance(tensor, torch.Tensor):
-                device = tensor.device
-                break
-    of_device = default_device() if device is None else checked_device(name, device)
+    program = rule.program if recording else rule.known_program
+    if device is not None:
+        of_device = checked_device(name, device)
+    else:
+        given = (spelling.out, *program.operands, spelling.bias, *positions, *offsets)
+        tensors = [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
+        of_device = tensors[0].device if tensors else default_device()
     queries: Offset | Axis = q_offset
     keys: Offset | Axis = kv_offset
-    q_positions, kv_positions = positions
     if q_positions is not None:
         queries = _line(name, "q", q_length, q_offset, q_positions, of_device)
     if kv_positions is not None:

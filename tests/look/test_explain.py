@@ -86,8 +86,7 @@ def decided(tree, tables, b, q, k, from_table=False):
         if opcode == REINDEX:
             return decided(children[0], tables, b, row[q], row[k], True)
     if opcode == ALL or (opcode == WINDOW and parameters == (-1, -1)):
-        # Before position 0 as mask functions of transformers have it, which boolean() does.
-        return q >= 0 or from_table, {ALL}
+        return True, {ALL}
     return rule_reference.attends(tree, tables, b, 0, q, k, q, k), {opcode}
 
 

@@ -192,6 +192,8 @@ def test_devices_without_a_kernel(device):
         ops._make_causal_mask((2, 3), dtype=FLOAT, device=torch.device(device))
     with pytest.raises(NotImplementedError, match=expected):
         ops._create_4d_causal_attention_mask((2, 3), dtype=FLOAT, device=torch.device(device))
+    with pytest.raises(NotImplementedError, match=expected):
+        ops._block_mask_widths([1], [], 2, 2, 40, 50, 16, 16, device=torch.device(device))
 
 
 # Sizes

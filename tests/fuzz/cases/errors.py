@@ -28,6 +28,9 @@ UPSTREAM = re.compile(
             r"^~ \(operator\.invert\) is only implemented on",
             # Of mask functions that index tables that end too early.
             r"^index (-?\d+ )?is out of bounds for dimension|^too many indices for tensor",
+            r"^select\(\): index 0 out of range for tensor of size \[0\]",
+            # Of a mask that is trained, by upstream's masked_fill_ into it.
+            r"^a leaf Variable that requires grad is being used in an in-place operation",
         ]
     )
 )
