@@ -1,7 +1,7 @@
 """Counts what the dense CUDA kernel costs: host instructions to a 16-byte store, by callgrind over
 the emulated grid, one lane after the other. Prints JSON and nothing else to stdout.
 
-An H100 has time for some 150 instructions of a lane between two of its stores (docs/design.md).
+An H100 has time for some 150 instructions of a lane between two of its stores.
 """
 
 import json

@@ -32,11 +32,11 @@ Padding bits_leaf(const at::Tensor& bits, int64_t first_row);
 /// The results of a part of a rule, for each row and column of the mask.
 using BitsOfPart = std::function<Padding(const Rule& part)>;
 
-/// Checks a program and writes it down as `rule`, a kernel's own. With `with_data` false (Meta) the
-/// rule points nowhere. Kernels take trees of limited size: of a larger one the largest branches
-/// are replaced by what `bits_of_part` returns. Without it, and where `has_parts`, the rule is not
-/// to be used. `first_row`: where in the operands that have a row for each query the mask's own
-/// rows begin.
+/// Validates a program and decodes it into `rule`, which the kernel owns. With `with_data` false
+/// (Meta) the rule points nowhere. Kernels take trees of limited size: of a larger one the largest
+/// branches are replaced by what `bits_of_part` returns. Without it, and where `has_parts`, the
+/// rule is not to be used. `first_row`: where in the operands that have a row for each query the
+/// mask's own rows begin.
 Decoded decode_rule(const char* op, const RuleProgram& program, at::Device device, bool with_data,
                     Rule& rule, int64_t first_row = 0, const BitsOfPart& bits_of_part = {});
 

@@ -166,8 +166,8 @@ struct BlockMaskWidths
 /// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of
 /// the query where their widths agree; else, and in the second, queries lie outside of heads in
 /// memory, as in gradients. Rows without a key are 0 and -inf. Both can be differentiated once.
-/// `max_documents` and `max_length`: as many documents, and as long, as ids have at most, which the
-/// host need then not read from a GPU.
+/// `max_documents` and `max_length`: upper bounds on the number (over the batch) and the length of
+/// documents. With both, no host sync is needed.
 struct ScaledDotProductAttention
     : Operator<
           "scaled_dot_product_attention(SymInt[] rule, Tensor[] operands, Tensor query, "

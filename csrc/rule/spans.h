@@ -66,8 +66,8 @@ struct RowRun {
   }
 };
 
-/// The rows from `query`'s on, at most `max_rows` (> 0), that look alike: as many as can be told in
-/// the time that one takes, and one for each position that is listed. Host only.
+/// The longest run of rows from `query` on, at most `max_rows` (> 0), that is found in O(nodes): in
+/// it spans move linearly. Listed positions take O(rows). Host only.
 RowRun row_run(const Rule& rule, const Query& query, const Positions& q_positions,
                const Positions& kv_positions, int64_t kv_length, int64_t max_rows);
 

@@ -8,7 +8,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from attn_mask import _graphs as _graphs
-from attn_mask import _library
+from attn_mask import _library, _pictures
 from attn_mask import _vmap as _vmap
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
@@ -94,6 +94,8 @@ __all__ = [
     "validate_mask_properties",
     "window",
 ]
+
+_pictures.Pictured.drawing = staticmethod(lambda: _import_module("attn_mask._show"))
 
 __version__ = _library.VERSION
 build_info = _library.build_info

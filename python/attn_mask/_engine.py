@@ -17,7 +17,7 @@ from attn_mask._aten_only import operators
 from attn_mask._checks import check_strided, checked_device, checked_int
 from attn_mask._counts import count
 from attn_mask._library import _C
-from attn_mask._named_once import detail_once, name_once
+from attn_mask._log_once import log_detail_once, warn_once
 from attn_mask._program import Program
 from attn_mask._tracing import (
     default_device,
@@ -36,12 +36,12 @@ _ops = torch.ops.attn_mask
 
 _CPU = torch.device("cpu")
 
-# For how much of a mask a function of the user's is called at once. A function that calculates
+# Elements of a mask that one call of a user's function evaluates. A function that calculates
 # with positions holds a few int64 for each element: some ten MB.
 _TILE = 2**20
 
 
-class Spelling(NamedTuple):
+class MaskFormat(NamedTuple):
     """How a mask is written: as booleans, or added to scores."""
 
     dtype: torch.dtype | None = None  # of an additive mask; None: boolean
@@ -50,11 +50,11 @@ class Spelling(NamedTuple):
     masked_value: float | None = None
     out: torch.Tensor | None = None
 
-    def of_rows(self, rows: "Axis") -> "Spelling":
+    def of_rows(self, rows: "Axis") -> "MaskFormat":
         return self._replace(bias=rows.of_mask(self.bias), out=rows.of_mask(self.out))
 
 
-BOOLEAN = Spelling()
+BOOLEAN = MaskFormat()
 
 
 class Axis(NamedTuple):
@@ -159,16 +159,16 @@ def _call(
     sizes: tuple[int, int, int],
     where: tuple[Any, Any, torch.Tensor | None, torch.Tensor | None],
     device: torch.device,
-    spelling: Spelling,
+    mask_format: MaskFormat,
 ) -> torch.Tensor:
     """The mask of an encoded rule in eager code; ``where`` are the offsets and the positions."""
-    unmasks = spelling.unmask_unattended
+    unmasks = mask_format.unmask_unattended
     result: torch.Tensor
-    if spelling.dtype is None:
+    if mask_format.dtype is None:
         result = _C.boolean(code, operands, *sizes, *where, device, unmasks)
     else:
-        of_additive = spelling.bias, device, unmasks, spelling.masked_value
-        result = _C.additive(code, operands, *sizes, spelling.dtype, *where, *of_additive)
+        of_additive = mask_format.bias, device, unmasks, mask_format.masked_value
+        result = _C.additive(code, operands, *sizes, mask_format.dtype, *where, *of_additive)
     return result
 
 
@@ -259,11 +259,11 @@ class _Problem(NamedTuple):
         while isinstance(called, rules.Reindex | rules.Shift):
             called = called.rule
         if isinstance(called, MaskFunction) and not isinstance(called, rules.Function):
-            detail_once("%s: evaluates %s element by element", self.name, type(called).__name__)
+            log_detail_once("%s: evaluates %s element by element", self.name, type(called).__name__)
             return
         called = getattr(called, "function", called)
         called = getattr(called, "__qualname__", type(called).__name__)
-        name_once(
+        warn_once(
             f"call of {called}",
             "%s: calls a mask function that is no rule, %s, for each element of a mask: it takes "
             "many times as long as a rule of attn_mask.rules (see is_native there)",
@@ -300,66 +300,68 @@ class _Problem(NamedTuple):
         result = result[(None,) * (4 - result.dim())]
         return result.expand(-1, -1, q_length, kv_length)
 
-    def write(self, code: list[int], operands: list[Any], spelling: Spelling) -> torch.Tensor:
+    def write(self, code: list[int], operands: list[Any], mask_format: MaskFormat) -> torch.Tensor:
         """The mask of an encoded rule, by the operators."""
         queries, keys = self.queries, self.keys
         ops = operators()
         sizes = self.batch_size, queries.length, keys.length
-        if ops is None and spelling.out is None:
+        if ops is None and mask_format.out is None:
             where = queries.start, keys.start, queries.positions, keys.positions
-            return _call(code, operands, sizes, where, self.device, spelling)
+            return _call(code, operands, sizes, where, self.device, mask_format)
         arguments: dict[str, Any] = {
             "q_offset": queries.start,
             "kv_offset": keys.start,
             "q_positions": queries.positions,
             "kv_positions": keys.positions,
             "device": self.device,
-            "unmask_unattended": spelling.unmask_unattended,
+            "unmask_unattended": mask_format.unmask_unattended,
         }
-        if spelling.dtype is not None:
+        if mask_format.dtype is not None:
             arguments |= {
-                "dtype": spelling.dtype,
-                "bias": spelling.bias,
-                "masked_value": spelling.masked_value,
+                "dtype": mask_format.dtype,
+                "bias": mask_format.bias,
+                "masked_value": mask_format.masked_value,
             }
-        name = "boolean" if spelling.dtype is None else "additive"
-        if spelling.out is not None:
-            getattr(ops or _ops, name).out(code, operands, *sizes, **arguments, out=spelling.out)
-            return spelling.out
+        name = "boolean" if mask_format.dtype is None else "additive"
+        if mask_format.out is not None:
+            getattr(ops or _ops, name).out(code, operands, *sizes, **arguments, out=mask_format.out)
+            return mask_format.out
         mask: torch.Tensor = getattr(ops, name)(code, operands, *sizes, **arguments)
         return mask
 
-    def spell(self, attends: torch.Tensor, spelling: Spelling) -> torch.Tensor:
-        """A mask of booleans in this spelling."""
-        dtype = spelling.dtype
-        if dtype is not None or spelling.unmask_unattended:
+    def convert(self, attends: torch.Tensor, mask_format: MaskFormat) -> torch.Tensor:
+        """A mask of booleans in this format."""
+        dtype = mask_format.dtype
+        if dtype is not None or mask_format.unmask_unattended:
             check_boolean(self.name, attends)
-        if not is_recording() and (dtype is not None or spelling.out is not None):
+        if not is_recording() and (dtype is not None or mask_format.out is not None):
             # The operator checks the value, the bias and `out`.
             batch_size, _, q_length, kv_length = attends.shape
             plain = self._replace(
                 batch_size=batch_size, queries=Axis(q_length), keys=Axis(kv_length)
             )
-            return plain.write(rules.bits(attends).program.code, [attends], spelling)
-        if spelling.unmask_unattended:
+            return plain.write(rules.bits(attends).program.code, [attends], mask_format)
+        if mask_format.unmask_unattended:
             attends = attends | ~attends.any(-1, keepdim=True)
         mask = attends
         if dtype is not None:
             # One element by the operator, which checks the value.
             one = self._replace(batch_size=1, queries=Axis(1), keys=Axis(1))
             masked = one.write(
-                [rules.NOTHING], [], Spelling(dtype, masked_value=spelling.masked_value)
+                [rules.NOTHING], [], MaskFormat(dtype, masked_value=mask_format.masked_value)
             )
             zero = torch.zeros((), dtype=dtype, device=self.device)
-            mask = torch.where(attends, zero if spelling.bias is None else spelling.bias, masked)
-        if spelling.out is None:
+            mask = torch.where(
+                attends, zero if mask_format.bias is None else mask_format.bias, masked
+            )
+        if mask_format.out is None:
             return mask
-        if spelling.out.shape != mask.shape or spelling.out.dtype != mask.dtype:
+        if mask_format.out.shape != mask.shape or mask_format.out.dtype != mask.dtype:
             raise ValueError(
                 f"{self.name}: expected out to be {list(mask.shape)} of {mask.dtype}, "
-                f"but got {list(spelling.out.shape)} of {spelling.out.dtype}"
+                f"but got {list(mask_format.out.shape)} of {mask_format.out.dtype}"
             )
-        return spelling.out.copy_(mask)
+        return mask_format.out.copy_(mask)
 
     def write_in_tiles(
         self, write: Callable[["_Problem"], torch.Tensor], out: torch.Tensor | None
@@ -402,7 +404,7 @@ def write_mask(
     kv_offset: Offset | Axis,
     padding_mask: torch.Tensor | None,
     device: torch.device | str | None,
-    spelling: Spelling = BOOLEAN,
+    mask_format: MaskFormat = BOOLEAN,
     by_vmap: bool = False,
     heads: int = 1,
     is_of_one_head: bool = False,
@@ -441,7 +443,7 @@ def write_mask(
             )
         )
         and operators() is None
-        and spelling.out is None
+        and mask_format.out is None
         and (program := rule.known_program).is_written(
             batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
         )
@@ -450,7 +452,7 @@ def write_mask(
         if padding_mask is not None:
             code, operands = program.padded_code, [*operands, padding_mask]
         mask: torch.Tensor  # called directly, since it is needed in every decode step
-        if spelling.dtype is None:
+        if mask_format.dtype is None:
             mask = _C.boolean(
                 code,
                 operands,
@@ -462,7 +464,7 @@ def write_mask(
                 None,
                 None,
                 device,
-                spelling.unmask_unattended,
+                mask_format.unmask_unattended,
             )
         else:
             mask = _C.additive(
@@ -471,15 +473,15 @@ def write_mask(
                 batch_size,
                 q_length,
                 kv_length,
-                spelling.dtype,
+                mask_format.dtype,
                 q_offset,
                 kv_offset,
                 None,
                 None,
-                spelling.bias,
+                mask_format.bias,
                 device,
-                spelling.unmask_unattended,
-                spelling.masked_value,
+                mask_format.unmask_unattended,
+                mask_format.masked_value,
             )
         return mask
     if not is_recording():
@@ -500,7 +502,7 @@ def write_mask(
         code, operands = program.padded_code, [*operands, padding_mask]
     counts = padding_mask is not None and padding_mask.dtype != torch.bool
     # Upstream's conjunction with integers is of integers, which an additive mask can't be made of.
-    if counts and (spelling.dtype is not None or operands[-1].dtype not in rules.ID_DTYPES):
+    if counts and (mask_format.dtype is not None or operands[-1].dtype not in rules.ID_DTYPES):
         raise TypeError(f"{name}: expected attention_mask to be bool, but got {operands[-1].dtype}")
     by_call = (
         is_jit_tracing()  # it would fix an operator's sizes
@@ -533,9 +535,9 @@ def write_mask(
         mask = problem.evaluate(rule)
         if not by_vmap:
             mask = mask.expand(batch_size, -1, q_length, kv_length)
-        return problem.spell(mask, spelling)
+        return problem.convert(mask, mask_format)
     if not program.calls:
-        return problem.write(code, operands, spelling)
+        return problem.write(code, operands, mask_format)
     is_root = padding_mask is None and isinstance(rule, rules.Function)
 
     def write_rows(part: _Problem) -> torch.Tensor:
@@ -545,9 +547,9 @@ def write_mask(
         for operand, function in program.calls:
             result = part.evaluate(function)
             filled[operand] = part.as_bits(result, at_least=4 if is_root else 0)
-        return part.write(code, filled, spelling.of_rows(part.queries))
+        return part.write(code, filled, mask_format.of_rows(part.queries))
 
-    return problem.write_in_tiles(write_rows, spelling.out)
+    return problem.write_in_tiles(write_rows, mask_format.out)
 
 
 def _check_rows_of_bits(bits: torch.Tensor, queries: Axis) -> None:

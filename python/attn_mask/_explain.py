@@ -92,13 +92,13 @@ _Decision = tuple[bool, list[str]]
 
 
 def _decide(rule: Any, at: _Element) -> _Decision:
-    if rule.spelled in ("intersection", "union"):
+    if rule.factory in ("intersection", "union"):
         decisions = []
         for branch in rule.rules:  # no comprehension, which would be one more frame for each level
             decisions.append(_decide(branch, at))
-        attends = (all if rule.spelled == "intersection" else any)(of for of, _ in decisions)
+        attends = (all if rule.factory == "intersection" else any)(of for of, _ in decisions)
         if not decisions:
-            return attends, [f"{rule.spelled} of no rules {'shows' if attends else 'masks'} all"]
+            return attends, [f"{rule.factory} of no rules {'shows' if attends else 'masks'} all"]
         return attends, [text for of, texts in decisions if of == attends for text in texts]
     if isinstance(rule, rules.Shift):
         q_add, k_add = (
@@ -144,7 +144,7 @@ def _decide_positions(rule: Any, at: _Element) -> _Decision:
     start = 0
     if isinstance(rule, rules.Chunked) and rule.left_padding is not None:
         start = int(_read(rule.left_padding, _row(rule.left_padding, rule.source, at)))
-    if rule.spelled == "bidirectional" and at.may_be_outside:
+    if rule.factory == "bidirectional" and at.may_be_outside:
         attends = True  # of positions below 0, too
     else:
         # On the CPU: such indices go with tensors of any device.
@@ -160,7 +160,7 @@ def _decide_positions(rule: Any, at: _Element) -> _Decision:
             )
         attends = bool(result)
     shows = "shows" if attends else "masks"
-    if rule.spelled == "causal":
+    if rule.factory == "causal":
         reason = f"{at.distance}, which causal {shows}"
     elif isinstance(rule, rules.Window):
         window = repr(rule)

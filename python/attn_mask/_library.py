@@ -9,7 +9,7 @@ import torch
 
 from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION, VERSION
-from attn_mask._named_once import name_once
+from attn_mask._log_once import warn_once
 
 __all__ = ["UNMASKED_DEVICES", "VERSION", "_C", "build_info", "operators_that"]
 
@@ -56,7 +56,7 @@ if _cuda.exists() and not torch._C._dispatch_has_kernel_for_dispatch_key(
         torch.ops.load_library(str(_cuda))
     elif torch.cuda.is_available():
         # Linked with the name of ours, it would bring a second copy of the operators.
-        name_once(
+        warn_once(
             "no CUDA kernels",
             "attn_mask: the operators in this process come from a renamed copy of libattn_mask.so "
             "without CUDA kernels, and those of this package can't be added to it",

@@ -14,7 +14,7 @@ _FAR = _C.FAR
 _AND, _BITS, _PADDING = (_C.OPCODES[name] for name in ("AND", "BITS", "PADDING"))
 
 
-class Shown(enum.Enum):
+class Coverage(enum.Enum):
     """Which of some keys are visible to some queries, as far as positions decide it."""
 
     ALL = enum.auto()

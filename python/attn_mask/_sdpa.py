@@ -13,7 +13,7 @@ from attn_mask._checks import (
     checked_ints,
     checked_masked_value,
 )
-from attn_mask._engine import Spelling, check_padding, write_mask
+from attn_mask._engine import MaskFormat, check_padding, write_mask
 from attn_mask._timing import timed
 from attn_mask._tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
 from attn_mask._upstream.documents import name_numbers
@@ -150,12 +150,12 @@ def sdpa_arguments(
         and q_length > 0
         and kv_length > 0
     ):
-        shown = rule.shown_over(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
-        is_needed = shown is rules.Shown.OTHER or (
-            shown is rules.Shown.CAUSAL and q_offset != kv_offset
+        shown = rule.coverage(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
+        is_needed = shown is rules.Coverage.OTHER or (
+            shown is rules.Coverage.CAUSAL and q_offset != kv_offset
         )
         if not is_needed and _hides_nothing(attention_mask, kv_length, kv_offset):
-            return SdpaArguments(None, shown is rules.Shown.CAUSAL)
+            return SdpaArguments(None, shown is rules.Coverage.CAUSAL)
     mask = write_mask(
         "sdpa_arguments",
         rule,
@@ -164,7 +164,7 @@ def sdpa_arguments(
         kv_offset,
         attention_mask,
         query.device,
-        Spelling(dtype, None, unmask_unattended, masked_value),
+        MaskFormat(dtype, None, unmask_unattended, masked_value),
         heads=heads,
         is_of_one_head=heads != q_heads,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attn_mask._counts import counts
-from attn_mask._named_once import texts
+from attn_mask._log_once import texts
 from attn_mask._upstream import masks
 from attn_mask._upstream.install import replacement
 from attn_mask._upstream.packed_creates import documents_so_far

@@ -221,7 +221,7 @@ def _documents(rule: Any, batch: int, kv_length: int) -> torch.Tensor | None:
     if isinstance(rule, rules.Documents):
         ids = rule.ids if rule.ids.dim() == 1 else rule.ids[batch if rule.ids.shape[0] > 1 else 0]
         return ids[:kv_length].cpu() if ids.shape[0] >= kv_length else None
-    if rule.spelled == "intersection":
+    if rule.factory == "intersection":
         for branch in rule.rules:
             if (found := _documents(branch, batch, kv_length)) is not None:
                 return found

@@ -18,7 +18,7 @@ from attn_mask._checks import check_flag, check_strided, checked_device, checked
 from attn_mask._engine import Axis, axis, fitting, write_mask
 from attn_mask._flops import COUNTER, tell_counters
 from attn_mask._library import _C
-from attn_mask._named_once import name_once
+from attn_mask._log_once import warn_once
 from attn_mask._program import Program
 from attn_mask._tracing import (
     default_device,
@@ -32,7 +32,7 @@ __all__ = ["AttentionPlan", "Segment", "attention_plan", "scaled_dot_product_att
 
 _NAME = "scaled_dot_product_attention"
 
-# For how much of a mask a function of the user's is called at once.
+# Elements of a mask that one call of a user's function evaluates.
 _TILE = 2**20
 
 
@@ -136,7 +136,7 @@ def scaled_dot_product_attention(
     batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     kv_offset = _not_negative(_NAME, kv_offset=kv_offset)
     if q_offset is None:
-        q_offset = _last_at_last(_NAME, q_length, kv_length, kv_offset)
+        q_offset = _default_q_offset(_NAME, q_length, kv_length, kv_offset)
     else:
         q_offset = _not_negative(_NAME, q_offset=q_offset)
     ops = operators()
@@ -149,7 +149,7 @@ def scaled_dot_product_attention(
             query, key, value
         ):
             ops, whole = _decompositions, True
-            name_once(
+            warn_once(
                 "attention within torch.func",
                 "%s: torch.func or a tangent differentiates it: it holds a tensor of all scores",
                 _NAME,
@@ -221,7 +221,7 @@ def _not_negative(name: str, **offset: Any) -> Any:
     return value
 
 
-def _last_at_last(
+def _default_q_offset(
     name: str, q_length: int, kv_length: int, kv_offset: int | torch.Tensor
 ) -> int | torch.Tensor:
     """The q_offset by which the last query stands at the last key; without keys any will do."""
@@ -275,7 +275,7 @@ class _Attention(NamedTuple):
             of_rule = program.code, operands, queries, keys
             return self._call(*of_rule, query, key, value, limits=limits)
         if not program.calls:  # those are named where they are called
-            name_once(
+            warn_once(
                 "attention before tables",
                 "%s: %r begins before its tables: it is evaluated for all pairs of query and key",
                 _NAME,
@@ -495,7 +495,7 @@ def attention_plan(
     rule = rules.rule_of(name, "rule", rule)
     of_device = default_device() if device is None else checked_device(name, device)
     if q_offset is None:
-        q_offset = _last_at_last(name, q_length, kv_length, kv_offset)
+        q_offset = _default_q_offset(name, q_length, kv_length, kv_offset)
     else:
         q_offset = _not_negative(name, q_offset=q_offset)
     _check_lengths(name, q_length, kv_length)

@@ -101,12 +101,12 @@ def create_block_mask(
         compute_dq_write_order, dq_kv_order: as torch's, where that has them.
         q_offset, kv_offset: the positions of the first query and key; an int, or a tensor
             ([] or [B, 1]), whose value is not read.
-        compact: store of each row and column of blocks only as many as the longest has, in tensors
-            whose rows overlap in memory (views of full width; what lies after the blocks that are
-            counted is undefined, as torch's documentation has it). True finds out how many: from
-            windows and chunks, else from values, for which a GPU is waited for. A number declares
-            it, or two of them: the most blocks of a row, and of a column. Where it is too small,
-            ValueError, or on a GPU an error when the kernel runs.
+        compact: store indices with the width of the longest row and of the longest column of
+            blocks. The tensors are overlapping views of full width; entries after the blocks that
+            are counted are undefined, as in torch's documentation. True finds the widths: from
+            windows and chunks, else from values, which waits for a GPU. A number declares both
+            widths, a pair that of rows and that of columns. Where one is too small: ValueError, or
+            on a GPU an error when the kernel runs.
 
     Raises ValueError for sizes and offsets out of range and for tensors that are too short,
     TypeError for what is of another type and for functions that do not return booleans.

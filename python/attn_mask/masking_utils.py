@@ -25,12 +25,12 @@ import torch
 
 from attn_mask import rules
 from attn_mask._checks import check_flag, check_no_rule, checked_masked_value
-from attn_mask._engine import BOOLEAN, Spelling, check_padding, write_mask
+from attn_mask._engine import BOOLEAN, MaskFormat, check_padding, write_mask
 from attn_mask._timing import timed
 from attn_mask._tracing import is_opaque
 from attn_mask._upstream.arguments import (
+    accepts_renamed_arguments,
     understands_cache_position,
-    understands_names,
     understands_positions,
 )
 from attn_mask._upstream.create import (
@@ -177,7 +177,7 @@ def sdpa_mask(
         kv_offset,
         attention_mask,
         device,
-        Spelling(unmask_unattended=unmask_unattended) if unmask_unattended else BOOLEAN,
+        MaskFormat(unmask_unattended=unmask_unattended) if unmask_unattended else BOOLEAN,
         use_vmap,
     )
 
@@ -234,7 +234,7 @@ def eager_mask(
         kv_offset,
         attention_mask,
         device,
-        Spelling(dtype, None, unmask_unattended, masked_value),
+        MaskFormat(dtype, None, unmask_unattended, masked_value),
         use_vmap,
     )
 
@@ -429,7 +429,7 @@ create_causal_mask = creates_causal(
         cache: the cache, or None.
         position_ids: [b or 1, q]; without mask and cache, jumps in them are the borders of packed
             sequences. Those of another rank are ignored.
-        or_mask_function, and_mask_function: what else, or only, is attended to.
+        or_mask_function, and_mask_function: OR-ed and AND-ed with the mask.
         block_sequence_ids: ints [b, n]; tokens with the same id (not negative) attend to each
             other, whatever their order.
         layer_idx: the cache's layer that gives the sizes; by default the first of full attention.
@@ -483,7 +483,7 @@ create_chunked_causal_mask = creates_causal(
 )
 
 
-@understands_names
+@accepts_renamed_arguments
 def create_recurrent_attention_mask(
     config: Any,
     inputs_embeds: torch.Tensor,

@@ -20,9 +20,9 @@ from attn_mask._checks import (
 from attn_mask._engine import (
     BOOLEAN,
     Axis,
+    MaskFormat,
     Offset,
     Sizes,
-    Spelling,
     check_position_dtype,
     write_mask,
 )
@@ -76,9 +76,9 @@ def boolean(
               [ True,  True, False],
               [False,  True,  True]]]])
     """
-    spelling = BOOLEAN
+    mask_format = BOOLEAN
     if out is not None or unmask_unattended is not False:
-        spelling = Spelling(None, None, unmask_unattended, None, out)
+        mask_format = MaskFormat(None, None, unmask_unattended, None, out)
     return _mask(
         "boolean",
         rule,
@@ -87,7 +87,7 @@ def boolean(
         (q_offset, kv_offset),
         (q_positions, kv_positions),
         device,
-        spelling,
+        mask_format,
     )
 
 
@@ -134,7 +134,7 @@ def additive(
     masked_value = checked_masked_value("additive", masked_value)
     if bias is not None:
         check_strided("additive", "bias", bias)
-    spelling = Spelling(dtype, bias, unmask_unattended, masked_value, out)
+    mask_format = MaskFormat(dtype, bias, unmask_unattended, masked_value, out)
     return _mask(
         "additive",
         rule,
@@ -143,7 +143,7 @@ def additive(
         (q_offset, kv_offset),
         (q_positions, kv_positions),
         device,
-        spelling,
+        mask_format,
     )
 
 
@@ -155,7 +155,7 @@ def _mask(
     offsets: tuple[Offset, Offset],
     positions: tuple[torch.Tensor | None, torch.Tensor | None],
     device: torch.device | str | None,
-    spelling: Spelling,
+    mask_format: MaskFormat,
 ) -> torch.Tensor:
     batch_size, q_length, kv_length = sizes
     q_offset, kv_offset = offsets
@@ -177,20 +177,20 @@ def _mask(
             kv_offset=kv_offset,
         )
         sizes = batch_size, q_length, kv_length
-    check_flag(name, "unmask_unattended", spelling.unmask_unattended)
+    check_flag(name, "unmask_unattended", mask_format.unmask_unattended)
     if q_positions is not None:
         check_strided(name, "q_positions", q_positions)
     if kv_positions is not None:
         check_strided(name, "kv_positions", kv_positions)
-    if spelling.out is not None:
-        check_strided(name, "out", spelling.out)
+    if mask_format.out is not None:
+        check_strided(name, "out", mask_format.out)
     if not isinstance(rule, rules.MaskFunction):
         rule = rules.rule_of(name, "rule", rule)
     program = rule.program if recording else rule.known_program
     if device is not None:
         of_device = checked_device(name, device)
     else:
-        given = (spelling.out, *program.operands, spelling.bias, *positions, *offsets)
+        given = (mask_format.out, *program.operands, mask_format.bias, *positions, *offsets)
         tensors = [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
         of_device = tensors[0].device if tensors else default_device()
     queries: Offset | Axis = q_offset
@@ -200,8 +200,8 @@ def _mask(
     if kv_positions is not None:
         keys = _line(name, "kv", kv_length, kv_offset, kv_positions, of_device)
     of_tensors = 1
-    if spelling.bias is not None and spelling.bias.dim() == 4:
-        of_tensors = spelling.bias.shape[1]
+    if mask_format.bias is not None and mask_format.bias.dim() == 4:
+        of_tensors = mask_format.bias.shape[1]
     for index in program.bits:
         if program.operands[index].shape[1] != 1:
             of_tensors = program.operands[index].shape[1]
@@ -212,9 +212,9 @@ def _mask(
         expected = "a size (>= 0)" if of_tensors == 1 else f"{of_tensors}, as bits or the bias have"
         raise ValueError(f"{name}: expected heads to be {expected}, but got {heads}")
     # Operators write the heads that tensors have.
-    out = spelling.out if heads != of_tensors else None
+    out = mask_format.out if heads != of_tensors else None
     if out is not None:
-        spelling = spelling._replace(out=None)
+        mask_format = mask_format._replace(out=None)
     mask = write_mask(
         name,
         rule,
@@ -223,7 +223,7 @@ def _mask(
         keys,
         None,
         of_device,
-        spelling,
+        mask_format,
         heads=heads,
         is_of_one_head=heads == 1,
     )

@@ -26,8 +26,8 @@ import torch
 from attn_mask._checks import expected_of_function
 from attn_mask._library import _C
 from attn_mask._pictures import Pictured
+from attn_mask._program import Coverage as Coverage
 from attn_mask._program import Place, Program, Source
-from attn_mask._program import Shown as Shown
 from attn_mask._rule_arguments import FAR as FAR
 from attn_mask._rule_arguments import ID_DTYPES as ID_DTYPES
 from attn_mask._rule_arguments import OPEN as OPEN
@@ -108,7 +108,7 @@ class MaskFunction(Pictured):
     # What torch.vmap (and a BlockMask's repr) calls it; torch.compile can't trace the repr.
     __name__ = "mask_function"
 
-    spelled = ""  # the function that makes such a rule
+    factory = ""  # the function that makes such a rule
     depth = 1  # how deep the tree is nested; 1 of a leaf
 
     def __call__(
@@ -129,9 +129,9 @@ class MaskFunction(Pictured):
     def encode_into(self, program: Program, place: Place) -> None:
         raise NotImplementedError
 
-    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
         """What it shows to the queries at q_start to q_end - 1, of such keys; one each at least."""
-        return Shown.OTHER
+        return Coverage.OTHER
 
     @property
     def program(self) -> Program:
@@ -236,7 +236,7 @@ class MaskFunction(Pictured):
 
     def _repr(self) -> str:
         shown = (_shown(of) for name, of in self._fields() if name not in _UNSHOWN)
-        return f"{self.spelled}({', '.join(shown)})"
+        return f"{self.factory}({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._fields())
@@ -267,7 +267,7 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Causal(MaskFunction):
-    spelled = "causal"
+    factory = "causal"
 
     def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return kv_idx <= q_idx
@@ -275,13 +275,13 @@ class _Causal(MaskFunction):
     def encode_into(self, program: Program, place: Place) -> None:
         program.code += (CAUSAL,)
 
-    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        return Shown.ALL if kv_end - 1 <= q_start else Shown.CAUSAL
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        return Coverage.ALL if kv_end - 1 <= q_start else Coverage.CAUSAL
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bidirectional(MaskFunction):
-    spelled = "bidirectional"
+    factory = "bidirectional"
     is_upstream: bool = False  # sees nothing before position 0
 
     def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -292,13 +292,13 @@ class Bidirectional(MaskFunction):
         if self.is_upstream:
             program.add_limits(place, None)
 
-    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        return Shown.ALL if q_start >= 0 or not self.is_upstream else Shown.OTHER
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        return Coverage.ALL if q_start >= 0 or not self.is_upstream else Coverage.OTHER
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Nothing(MaskFunction):
-    spelled = "nothing"
+    factory = "nothing"
 
     def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx != q_idx  # the shape of an index, and False
@@ -309,7 +309,7 @@ class _Nothing(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bits(MaskFunction):
-    spelled = "bits"
+    factory = "bits"
 
     attends: torch.Tensor
 
@@ -368,12 +368,12 @@ class Window(MaskFunction):
                 *(_C.ABSENT if side is None else side for side in (left, right)),
             )
 
-    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
         if self.left is not None and q_end - 1 - kv_start > self.left:
-            return Shown.OTHER
+            return Coverage.OTHER
         if self.right is None or kv_end - 1 - q_start <= self.right:
-            return Shown.ALL
-        return Shown.CAUSAL if self.right == 0 else Shown.OTHER
+            return Coverage.ALL
+        return Coverage.CAUSAL if self.right == 0 else Coverage.OTHER
 
     def _repr(self) -> str:
         if self.left is not None and self.right is None:
@@ -411,12 +411,12 @@ class Chunked(MaskFunction):
             operand = program.add_operand(self.source, start)
         program.code += (CHUNK, self.size, operand)
 
-    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
         if self.left_padding is not None:
-            return Shown.OTHER
+            return Coverage.OTHER
         first = min(q_start, kv_start) // self.size
         is_one = first == (max(q_end, kv_end) - 1) // self.size
-        return Shown.ALL if is_one else Shown.OTHER
+        return Coverage.ALL if is_one else Coverage.OTHER
 
     def _repr(self) -> str:
         start = "" if self.left_padding is None else f", {_shown(self.left_padding)}"
@@ -442,7 +442,7 @@ class _OfIds(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Blockwise(_OfIds):
-    spelled = "blockwise"
+    factory = "blockwise"
     source: Source = _OF_BLOCKS
 
     def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -455,7 +455,7 @@ class Blockwise(_OfIds):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Padding(MaskFunction):
-    spelled = "padding"
+    factory = "padding"
 
     mask: torch.Tensor
     source: Source = _OF_PADDING
@@ -477,7 +477,7 @@ class Padding(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Documents(_OfIds):
-    spelled = "documents"
+    factory = "documents"
     source: Source = _OF_DOCUMENTS
     limits: tuple[int, int] | None = None
     """How many there are at most, and how long, where the caller says so."""
@@ -559,7 +559,7 @@ class _Join(MaskFunction):
 
     def _repr(self) -> str:
         if len(self.rules) < 2:
-            return f"{self.spelled}({', '.join(map(repr, self.rules))})"
+            return f"{self.factory}({', '.join(map(repr, self.rules))})"
         return self.sign.join(
             f"({rule!r})"
             if isinstance(rule, _Union) and isinstance(self, _Intersection) and len(rule.rules) > 1
@@ -570,37 +570,37 @@ class _Join(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Intersection(_Join):
-    spelled, sign, of_none = "intersection", " & ", True
+    factory, sign, of_none = "intersection", " & ", True
     join = operator.and_
 
     def encode_into(self, program: Program, place: Place) -> None:
         self._encode_as(AND, ALL, program, place)
 
-    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
-        if Shown.OTHER in shown:
-            return Shown.OTHER
-        return Shown.CAUSAL if Shown.CAUSAL in shown else Shown.ALL
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        shown = {rule.coverage(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+        if Coverage.OTHER in shown:
+            return Coverage.OTHER
+        return Coverage.CAUSAL if Coverage.CAUSAL in shown else Coverage.ALL
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Union(_Join):
-    spelled, sign, of_none = "union", " | ", False
+    factory, sign, of_none = "union", " | ", False
     join = operator.or_
 
     def encode_into(self, program: Program, place: Place) -> None:
         self._encode_as(OR, NOTHING, program, place)
 
-    def shown_over(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Shown:
-        shown = {rule.shown_over(q_start, q_end, kv_start, kv_end) for rule in self.rules}
-        if Shown.ALL in shown:
-            return Shown.ALL
-        return Shown.CAUSAL if shown == {Shown.CAUSAL} else Shown.OTHER
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        shown = {rule.coverage(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+        if Coverage.ALL in shown:
+            return Coverage.ALL
+        return Coverage.CAUSAL if shown == {Coverage.CAUSAL} else Coverage.OTHER
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reindex(MaskFunction):
-    spelled = "reindex"
+    factory = "reindex"
 
     rule: MaskFunction
     positions: torch.Tensor
@@ -622,7 +622,7 @@ class Reindex(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Shift(MaskFunction):
-    spelled = "shift"
+    factory = "shift"
 
     rule: MaskFunction
     q_offset: int | torch.Tensor
@@ -801,9 +801,9 @@ def documents(
 ) -> MaskFunction:
     """A query attends to the keys with its own id; int ids, otherwise as for blockwise.
 
-    ``max_documents``, of all batch rows together, and ``max_length``: that each id is one run of
-    positions, and that there are not more documents, nor longer ones. Then attention need not read
-    that from a GPU, and takes the fastest kernel in graphs, too.
+    ``max_documents`` and ``max_length``: a promise that ids are contiguous, and upper bounds on the
+    number (over the batch) and the length of documents. With both, attention needs no host sync on
+    a GPU, and takes the fastest kernel in graphs, too.
 
     >>> attn_mask.show(attn_mask.documents(torch.tensor([0, 0, 0, 1])), 4)
     ███·
@@ -852,9 +852,9 @@ def union(*mask_functions: Callable[..., Any]) -> MaskFunction:
 def _joined(kind: type[_Join], mask_functions: tuple[Callable[..., Any], ...]) -> MaskFunction:
     rules: list[MaskFunction] = []
     for mask_function in mask_functions:
-        rule = rule_of(kind.spelled, "mask_function", mask_function)
+        rule = rule_of(kind.factory, "mask_function", mask_function)
         rules += rule.rules if isinstance(rule, kind) else (rule,)
-    return kind(tuple(rules), depth_over(kind.spelled, tuple(rules)))
+    return kind(tuple(rules), depth_over(kind.factory, tuple(rules)))
 
 
 def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskFunction:

@@ -7,7 +7,7 @@ import pytest
 import rule_reference
 import torch
 from attn_mask import (
-    _named_once,
+    _log_once,
     bidirectional,
     bits,
     blockwise,
@@ -466,7 +466,7 @@ def test_mask_functions_of_transformers_count_from_the_end():
 
 
 def test_a_mask_function_is_named_once(caplog, monkeypatch):
-    monkeypatch.setattr(_named_once, "_named", set())
+    monkeypatch.setattr(_log_once, "_named", set())
     query, key, value = inputs(1, 1, 1, 4, 4)
     for _ in range(2):
         scaled_dot_product_attention(query, key, value, lambda b, h, q, k: q >= k)

@@ -28,8 +28,14 @@ def tree(name):
 
 
 def imports(name):
-    """(module of the package, name in it or None) for each import, at whatever depth."""
+    """(module of the package, name in it or None) for each import, at whatever depth.
+
+    Those by a string count, but for the table of the package itself.
+    """
     for node in ast.walk(tree(name)):
+        by_string = isinstance(node, ast.Constant) and node.value in MODULES
+        if by_string and "attn_mask" not in (name, node.value):
+            yield node.value, None
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "attn_mask":

@@ -5,7 +5,7 @@ import logging
 import attn_mask
 import pytest
 import torch
-from attn_mask import _named_once, boolean, create_block_mask, rules
+from attn_mask import _log_once, boolean, create_block_mask, rules
 from torch.nn.attention import flex_attention
 
 TENSORS = [name for name in flex_attention.BlockMask._TENSOR_ATTRS if not name.startswith("dq")]
@@ -18,7 +18,7 @@ def of_user(b, h, q, kv):
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    monkeypatch.setattr(_named_once, "_named", set())
+    monkeypatch.setattr(_log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return caplog
 

@@ -1,8 +1,10 @@
 """A new leaf is a struct and its lines in the list of leaves; then all levels agree about it."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -165,3 +167,185 @@ def test_a_leaf_that_the_list_forgets_does_not_compile(compiler, is_band, has_ta
     # The first node is the leaf: its spans are left unresolved.
     of_rows = [*["101000"] * 4, "1", "1", *["001000"] * 4, "1", "1"]
     assert said == [*of_rows, "0", str(int(has_table == "true"))]
+
+
+# A leaf, made by the walk of CONTRIBUTING.md: what stands in each file, and what it becomes.
+LEAF = """#pragma once
+
+#include "rule/leaf/row.h"
+
+namespace attn_mask {
+STRUCT}  // namespace attn_mask
+"""
+STEPS = {
+    "csrc/rule/leaf.h": [
+        (
+            '#include "rule/leaf/constant.h"\n',
+            '#include "rule/leaf/constant.h"\n#include "rule/leaf/even_keys.h"\n',
+        ),
+        ("    kPadding,\n", "    kPadding,\n    kEvenKeys,\n"),
+        ("  Leaf(All)", "  Leaf(EvenKeys) : kind(Kind::kEvenKeys) {}\n  Leaf(All)"),
+        (
+            "    case Leaf::Kind::kNothing:\n",
+            "    case Leaf::Kind::kEvenKeys:\n      return f(EvenKeys{});\n"
+            "    case Leaf::Kind::kNothing:\n",
+        ),
+    ],
+    "csrc/rule/program.h": [
+        ("  kNothing = 12, ", "  kEvenKeys = 13,\n  kNothing = 12, "),
+        ('"NOTHING"}', '"NOTHING", "EVEN_KEYS"}'),
+    ],
+    "csrc/ops/rule_program.cpp": [
+        (
+            "      case Opcode::kNothing:\n",
+            "      case Opcode::kEvenKeys:\n"
+            "        emit_leaf(Rule::Kind::kEvenKeys, conjunct);\n        return;\n"
+            "      case Opcode::kNothing:\n",
+        ),
+    ],
+    "python/attn_mask/rules.py": [
+        (
+            'NOTHING = _C.OPCODES["NOTHING"]\n',
+            'NOTHING = _C.OPCODES["NOTHING"]\nEVEN_KEYS = _C.OPCODES["EVEN_KEYS"]\n',
+        ),
+        (
+            "def nothing() -> MaskFunction:\n",
+            "@dataclass(frozen=True, eq=False, repr=False)\n"
+            "class EvenKeys(MaskFunction):\n"
+            '    factory = "even_keys"\n\n'
+            "    def evaluate(self, batch_idx, head_idx, q_idx, kv_idx):\n"
+            "        return kv_idx % 2 == 0\n\n"
+            "    def encode_into(self, program, place):\n"
+            "        program.code += (EVEN_KEYS,)\n\n\n"
+            "def even_keys() -> MaskFunction:\n    return EvenKeys()\n\n\n"
+            "def nothing() -> MaskFunction:\n",
+        ),
+    ],
+    "python/attn_mask/_decompositions.py": [
+        (
+            "        if opcode == rules.NOTHING:\n",
+            "        if opcode == rules.EVEN_KEYS:\n            return rules.even_keys()\n"
+            "        if opcode == rules.NOTHING:\n",
+        ),
+    ],
+    "csrc/attn_mask/rules.h": [
+        (
+            "ATTN_MASK_API MaskRule nothing();\n",
+            "ATTN_MASK_API MaskRule nothing();\nATTN_MASK_API MaskRule even_keys();\n",
+        ),
+    ],
+    "csrc/attn_mask/rules.cpp": [
+        (
+            "MaskRule nothing() {\n",
+            "MaskRule even_keys() { return leaf(Opcode::kEvenKeys); }\n\nMaskRule nothing() {\n",
+        ),
+    ],
+}
+IN_PYTHON = """
+import copy, pickle
+import torch
+import attn_mask
+from attn_mask import causal, documents
+from attn_mask.rules import even_keys
+from torch.nn.attention import flex_attention
+
+N = 300
+index = torch.arange(N)
+ids = index // 70
+CASES = [
+    (even_keys(), (index % 2 == 0).expand(N, N)),
+    (causal() & even_keys(), (index % 2 == 0) & (index <= index[:, None])),
+    (documents(ids) & even_keys(), (index % 2 == 0) & (ids == ids[:, None])),
+    (causal() | even_keys(), (index % 2 == 0) | (index <= index[:, None])),
+]
+for rule, visible in CASES:
+    rules = [rule, pickle.loads(pickle.dumps(rule)), copy.deepcopy(rule)]
+    for each in rules:
+        assert repr(each) == repr(rule)
+        assert torch.equal(each(0, 0, index[:, None], index).expand(N, N), visible)
+        assert torch.equal(attn_mask.boolean(each, 1, N, N)[0, 0], visible)
+    assert rule.is_native
+    assert torch.equal(attn_mask.additive(rule, 1, N, N)[0, 0] == 0, visible)
+    with attn_mask.aten_only():
+        assert torch.equal(attn_mask.boolean(rule, 1, N, N)[0, 0], visible)
+    ours = attn_mask.create_block_mask(rule, 1, 1, N, N, "cpu")
+    torchs = flex_attention.create_block_mask(lambda b, h, q, k: visible[q, k], 1, 1, N, N, "cpu")
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(ours, name), getattr(torchs, name)), name
+    compiled = torch.compile(
+        lambda: attn_mask.boolean(rule, 1, N, N), backend="aot_eager", fullgraph=True
+    )
+    assert torch.equal(compiled()[0, 0], visible)
+    q, k, v = (torch.randn(1, 2, N, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    got = attn_mask.scaled_dot_product_attention(q, k, v, rule)
+    scores = (q @ k.mT / 8**0.5).masked_fill(~visible, -torch.inf)
+    weights = scores.softmax(-1).masked_fill(~visible.any(-1, keepdim=True), 0)
+    torch.testing.assert_close(got, weights @ v)
+    paths = {segment.path for segment in attn_mask.attention_plan(rule, 1, N, N)}
+    assert paths == {"mask"}
+print("ok")
+"""
+IN_CPP = """
+#include <ATen/ATen.h>
+
+#include <cstdio>
+
+#include "attn_mask/rules.h"
+
+int main() {
+  using namespace attn_mask;
+  const at::Tensor mask = boolean(causal() & even_keys(), 1, 3, 4);
+  for (int64_t i = 0; i < mask.numel(); ++i) {
+    std::putchar('0' + mask.flatten()[i].item<bool>());
+  }
+}
+"""
+
+
+@pytest.mark.slow
+def test_the_walk_is_all_that_a_leaf_needs(tmp_path):
+    """The library of a copy to which the walk's files were changed, and no other."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (section,) = (part for part in text.split("\n## ") if part.startswith("Adding a leaf"))
+    listed = re.findall(r"^\d+\. \[[^]]+\]\(([^)]+)\)", section, re.MULTILINE)
+    leaf = "csrc/rule/leaf/even_keys.h"
+    assert {*STEPS, leaf} == {*listed} - {"csrc/rule/leaf/same_id.h"} | {leaf}
+    ignored = shutil.ignore_patterns(".git", "build", ".venv*", "*.so", "lib", "__pycache__")
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored, symlinks=True)
+    top = tmp_path / "copy"
+    struct = STRUCT.replace("IS_BAND", "false").replace("HAS_TABLE", "false")
+    (top / leaf).write_text(LEAF.replace("STRUCT", struct))
+    for name, steps in STEPS.items():
+        for old, new in steps:
+            replace(top / name, old, new)
+    cmake = [Path(sys.executable).with_name("cmake"), "-S", top, "-B", top / "build"]
+    options = ("PYTHON=ON", "USE_CUDA=OFF")
+    configure = [*cmake, "-G", "Ninja", *(f"-DATTN_MASK_{option}" for option in options)]
+    configure += [f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_INSTALL_LIBDIR=lib"]
+    ninja = Path(sys.executable).with_name("ninja")
+    for command in (
+        [
+            *configure,
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            "-DCMAKE_BUILD_TYPE=",
+            "-DCMAKE_CXX_FLAGS=-O1",
+        ],
+        [cmake[0], "--build", top / "build", "--parallel", "2"],
+        [cmake[0], "--install", top / "build", "--prefix", top / "python" / "attn_mask"],
+    ):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    environment = {**os.environ, "PYTHONPATH": str(top / "python")}
+    run = subprocess.run(
+        [sys.executable, "-c", IN_PYTHON], env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "ok", run.stderr[-3000:]
+    program = tmp_path / "main.cpp"
+    program.write_text(IN_CPP)
+    libraries = TORCH.parent / "lib"
+    links = [f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}"]
+    of_ours = top / "python" / "attn_mask" / "lib"
+    links += [f"-L{of_ours}", "-lattn_mask", f"-Wl,-rpath,{of_ours}", "-Wl,--no-as-needed"]
+    done = compile_with("g++", top / "csrc", program, *links, "-o", tmp_path / "program")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert subprocess.check_output([tmp_path / "program"], text=True) == "100010001010"

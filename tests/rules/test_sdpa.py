@@ -140,12 +140,12 @@ def test_what_rules_show_over_positions():
         rule = RULES[name]
         q_start, kv_start = generator.randrange(6), generator.randrange(6)
         q_length, kv_length = generator.randrange(1, 8), generator.randrange(1, 8)
-        shown = rule.shown_over(q_start, q_start + q_length, kv_start, kv_start + kv_length)
+        shown = rule.coverage(q_start, q_start + q_length, kv_start, kv_start + kv_length)
         mask = whole_mask(rule, 2, q_length, kv_length, q_start, kv_start)
         causal = whole_mask(rules.causal(), 2, q_length, kv_length, q_start, kv_start)
-        if shown is rules.Shown.ALL:
+        if shown is rules.Coverage.ALL:
             assert mask.all(), name
-        elif shown is rules.Shown.CAUSAL:
+        elif shown is rules.Coverage.CAUSAL:
             assert torch.equal(mask, causal), name
 
 

@@ -11,7 +11,7 @@ import types
 import attn_mask
 import pytest
 import torch
-from attn_mask import _named_once, causal, rules, sliding_window
+from attn_mask import _log_once, causal, rules, sliding_window
 from attn_mask._upstream import install
 from hypothesis import given as drawn
 from hypothesis import settings
@@ -74,7 +74,7 @@ def under(request):
 @pytest.fixture
 def named(monkeypatch, caplog):
     """What is named from here on, as if nothing had been."""
-    monkeypatch.setattr(_named_once, "_named", set())
+    monkeypatch.setattr(_log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
 

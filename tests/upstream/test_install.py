@@ -19,7 +19,7 @@ from pathlib import Path
 import attn_mask
 import pytest
 import torch
-from attn_mask import _aten_only, _named_once, _process, masking_utils, rules
+from attn_mask import _aten_only, _log_once, _process, masking_utils, rules
 from attn_mask._upstream import install as install_module
 from attn_mask._upstream import masks as upstream_masks
 from attn_mask._upstream import packed_creates, skip_rules, source
@@ -363,7 +363,7 @@ def test_upstream_functions_under_other_names(registration):
 @pytest.fixture
 def warned(caplog, monkeypatch):
     """Texts that were logged, as if nothing had been logged before."""
-    monkeypatch.setattr(_named_once, "_named", set())
+    monkeypatch.setattr(_log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
 
     def texts():
@@ -1655,7 +1655,7 @@ def test_policy_errors(arguments, text):
 @needs_masking_utils
 def test_numbers_in_a_padding_mask_are_named_once(monkeypatch, caplog):
     """Document numbers, for example: the release makes booleans of them."""
-    monkeypatch.setattr(_named_once, "_named", set())
+    monkeypatch.setattr(_log_once, "_named", set())
     numbers = torch.tensor([[1, 1, 2, 2, 2], [1, 1, 1, 1, 2]])
     want = create(mask=numbers.bool())
     with attn_mask.installed(), caplog.at_level(logging.WARNING, "attn_mask"):

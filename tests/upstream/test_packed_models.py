@@ -8,7 +8,7 @@ import logging
 import attn_mask
 import pytest
 import torch
-from attn_mask import _named_once, masking_utils, testing
+from attn_mask import _log_once, masking_utils, testing
 from attn_mask._upstream import packed_creates
 from models import IMAGE, MODELS, RELEASE, SMALL, Model, make, tokens, transformers
 
@@ -46,7 +46,7 @@ def installed():
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    monkeypatch.setattr(_named_once, "_named", set())
+    monkeypatch.setattr(_log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
 
@@ -371,7 +371,7 @@ def test_no_position_ids_anywhere_are_named_once(warned):
         (text,) = [text for text in warned() if "without position_ids" in text]
         assert f"of {model.config.model_type} was called" in text
         assert "attn_mask.packed(document_ids=...)" in text
-        _named_once._named.clear()
+        _log_once._named.clear()
         warned.__closure__[0].cell_contents.clear()
 
 

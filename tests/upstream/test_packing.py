@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import attn_mask
 import pytest
 import torch
-from attn_mask import _named_once, masking_utils, testing
+from attn_mask import _log_once, masking_utils, testing
 from attn_mask._upstream import packing
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,7 +64,7 @@ def installed(request):
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    monkeypatch.setattr(_named_once, "_named", set())
+    monkeypatch.setattr(_log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return lambda: [record.getMessage() for record in caplog.records]
 

@@ -10,7 +10,7 @@ import attn_mask
 import numpy as np
 import pytest
 import torch
-from attn_mask import _named_once, causal, documents, padding, rules, sliding_window
+from attn_mask import _log_once, causal, documents, padding, rules, sliding_window
 from attn_mask._upstream.rule_mask import RuleMask, RuleTensor, make_rule_mask
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -372,7 +372,7 @@ def test_threads_read_it_at_once():
 
 
 def test_where_it_becomes_dense_is_named_once(monkeypatch, caplog):
-    monkeypatch.setattr(_named_once, "_details", set())
+    monkeypatch.setattr(_log_once, "_details", set())
     caplog.set_level(logging.DEBUG, logger="attn_mask")
     for _ in range(3):
         make().any()

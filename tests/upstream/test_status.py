@@ -107,11 +107,11 @@ def test_block_masks_are_counted():
 
 
 def test_warnings_are_those_of_the_logger(caplog):
-    from attn_mask._named_once import name_once
+    from attn_mask._log_once import warn_once
 
     with caplog.at_level(logging.WARNING, logger="attn_mask"):
-        name_once("of this test", "%s has %d legs", "A cat", 4)
-        name_once("of this test", "%s has %d legs", "A dog", 4)
+        warn_once("of this test", "%s has %d legs", "A cat", 4)
+        warn_once("of this test", "%s has %d legs", "A dog", 4)
     assert caplog.messages == ["A cat has 4 legs"]
     assert attn_mask.status().warnings[-1] == "A cat has 4 legs"
 

@@ -24,7 +24,7 @@ def _rename(function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         kwargs.setdefault("cache", cache)  # as upstream, where both are given
 
 
-def understands_names(create: Callable[_P, _R]) -> Callable[_P, _R]:
+def accepts_renamed_arguments(create: Callable[_P, _R]) -> Callable[_P, _R]:
     """The function with those names, too."""
 
     @functools.wraps(create)

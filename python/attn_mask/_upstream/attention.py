@@ -17,7 +17,7 @@ from attn_mask import _skipping, rules
 from attn_mask._checks import check_no_rule
 from attn_mask._counts import count
 from attn_mask._engine import BOOLEAN, write_mask
-from attn_mask._named_once import name_once
+from attn_mask._log_once import warn_once
 from attn_mask._timing import timed
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream import packing
@@ -29,7 +29,7 @@ from attn_mask._upstream.rule_mask import RuleMask, RuleTensor, make_rule_mask
 from attn_mask._upstream.skip_rules import is_skipped, shows_all
 from attn_mask.attention import scaled_dot_product_attention
 from attn_mask.masks import additive
-from attn_mask.rules import MaskFunction, Shown
+from attn_mask.rules import Coverage, MaskFunction
 
 NAME = "attn_mask"
 
@@ -74,11 +74,11 @@ def _by_distance(rule: MaskFunction) -> MaskFunction:
     """
     parts: tuple[MaskFunction, ...] = getattr(rule, "rules", ())
     ids = [part.ids for part in parts if isinstance(part, rules.Documents)]
-    if rule.spelled != "intersection" or not ids or _skipping.current().name == "shapes":
+    if rule.factory != "intersection" or not ids or _skipping.current().name == "shapes":
         return rule
 
     def changed(part: Any) -> MaskFunction:
-        if part.spelled == "union":
+        if part.factory == "union":
             return part.over(changed)  # type: ignore[no-any-return]
         is_same = (
             isinstance(part, rules.Reindex)
@@ -183,8 +183,8 @@ def rule_mask(
         if not is_decoding or first + 1 < end:
             count("rules for attention")
             return make_rule_mask(_by_distance(padded), sizes, first, first_key, of_device)
-        shown = padded.shown_over(first, first + 1, first_key, end)
-        if allow_is_causal_skip and shown is Shown.ALL:
+        shown = padded.coverage(first, first + 1, first_key, end)
+        if allow_is_causal_skip and shown is Coverage.ALL:
             count("masks skipped")
             return None
     count("sdpa_mask")
@@ -321,7 +321,7 @@ def _sdpa_attention() -> Callable[..., Any]:
 
 def _name_dense(by: str, changes: list[str]) -> None:
     what = " and ".join(changes)
-    name_once(
+    warn_once(
         f"dense attention: {what}",
         "attn_mask: for %s, attention takes a dense mask and is %s, in time and memory of "
         "queries x keys",
@@ -342,7 +342,7 @@ def _name_what_the_mask_lacks(mask: RuleTensor, kwargs: dict[str, Any]) -> None:
 
 def _name_lack(mask: RuleTensor, argument: str, matches: Callable[[Any], bool]) -> None:
     if not _has(mask.rule, matches):
-        name_once(
+        warn_once(
             f"lacks {argument}",
             "attn_mask: a layer is given %s, which the mask that its model makes does not have: "
             "the mask holds, as for 'sdpa'",

@@ -14,10 +14,10 @@ from attn_mask._timing import timed
 from attn_mask._tracing import is_recording
 from attn_mask._upstream import packing
 from attn_mask._upstream.arguments import (
+    accepts_renamed_arguments,
     ask_cache,
     is_paged,
     rows_of,
-    understands_names,
     understands_positions,
 )
 from attn_mask._upstream.documents import (
@@ -422,7 +422,7 @@ def creates_bidirectional(
             cu_seqlens=cu_seqlens,
         )
 
-    return understands_names(timed(_named(create, layers.create, doc)))
+    return accepts_renamed_arguments(timed(_named(create, layers.create, doc)))
 
 
 def _named(create: Callable[_P, Any], name: str, doc: str | None) -> Callable[_P, Any]:

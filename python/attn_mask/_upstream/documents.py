@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attn_mask import _skipping, rules
-from attn_mask._named_once import is_named, name_once
+from attn_mask._log_once import warn_once, was_warned
 from attn_mask._tracing import is_opaque
 
 
@@ -45,13 +45,13 @@ def name_numbers(attention_mask: torch.Tensor, q_length: int) -> None:
     if (
         attention_mask.dtype == torch.bool
         or attention_mask.device.type != "cpu"
-        or is_named(kind)
+        or was_warned(kind)
         or is_opaque(attention_mask)
         or q_length <= 1
     ):
         return
     if bool((attention_mask.to(torch.bool) != attention_mask).any()):
-        name_once(
+        warn_once(
             kind,
             "attn_mask: a 2-D attention_mask holds numbers other than 0 and 1. As in transformers, "
             "any but 0 is a token that all others may attend to: documents packed into one row see "
@@ -71,7 +71,7 @@ def name_restarts(position_ids: torch.Tensor, attention_mask: Any) -> None:
         position_ids.dim() != 2
         or position_ids.shape[1] <= 1
         or position_ids.device.type != "cpu"
-        or is_named(kind)
+        or was_warned(kind)
         or is_opaque(position_ids)
     ):
         return
@@ -91,7 +91,7 @@ def name_restarts(position_ids: torch.Tensor, attention_mask: Any) -> None:
         shown = attention_mask[:, -position_ids.shape[1] :] != 0
         if not bool((starts & shown[:, 1:] & shown[:, :-1]).any()):
             return
-    name_once(
+    warn_once(
         kind,
         "attn_mask: position_ids start again within a row, beside a cache or an attention_mask. As "
         "in transformers, they are then not looked at: documents packed into one row see each "
@@ -110,14 +110,14 @@ def name_blocks_at_positions(rule: rules.MaskFunction, position_ids: torch.Tenso
     blocks = [part.ids for part in parts_of(rule) if isinstance(part, rules.Blockwise)]
     if (
         not blocks
-        or is_named(kind)
+        or was_warned(kind)
         or is_opaque(position_ids)
         or _skipping.current().name == "shapes"
         or not _may_hold(position_ids, lambda ids: count_sequences(ids) > 0)
         or not any(_may_hold(ids, lambda ids: ids >= 0) for ids in blocks)
     ):
         return
-    name_once(
+    warn_once(
         kind,
         "attn_mask: position_ids start again within a row, and a layer looks up which tokens are "
         "of one image at these positions. As in transformers, images of a row's first document "

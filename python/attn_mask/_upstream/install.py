@@ -18,7 +18,7 @@ import torch
 
 from attn_mask import _aten_only, _process, masking_utils
 from attn_mask._forking import fork_safe_lock
-from attn_mask._named_once import detail_once, name_once
+from attn_mask._log_once import log_detail_once, warn_once
 from attn_mask._upstream import mask_functions, masks, model_calls, packed_creates
 from attn_mask._upstream import packing as _packing
 from attn_mask._upstream.create import Interface
@@ -95,9 +95,9 @@ class _Installation:
 
     def make(self) -> None:
         for text in self.stays:
-            name_once(f"install: {text}", "attn_mask.install: %s", text)
+            warn_once(f"install: {text}", "attn_mask.install: %s", text)
         for name in self.replaced:
-            detail_once("attn_mask.install replaces %s", name)
+            log_detail_once("attn_mask.install replaces %s", name)
         masks.state.release = self._release
         for change in self._changes:
             change.make()
@@ -179,8 +179,8 @@ def _masking_utils(version: str) -> ModuleType:
 
 def _attention_changes(plan: "_Plan") -> Iterator[tuple[str, _Change]]:
     """What registers attention by rule: by name, in transformers and in the mirror here."""
-    # Imports flex attention, as transformers does.
-    attention: Any = importlib.import_module("attn_mask._upstream.attention")
+    from attn_mask._upstream import attention  # imports flex attention, as transformers does
+
     attention.factories.update(plan.mask_functions())
     modeling = importlib.import_module("transformers.modeling_utils")
     for name, interface, function in (

@@ -13,7 +13,7 @@ import torch
 from attn_mask import _process, _skipping, block_mask, rules
 from attn_mask._checks import check_flag, check_no_rule, checked_masked_value
 from attn_mask._counts import count
-from attn_mask._engine import BOOLEAN, Axis, Offset, Spelling, write_mask
+from attn_mask._engine import BOOLEAN, Axis, MaskFormat, Offset, write_mask
 from attn_mask._timing import timed
 from attn_mask._upstream import documents, packing
 from attn_mask._upstream.arguments import cache_and_positions
@@ -117,7 +117,7 @@ def sdpa_mask(
         kv_offset,
         attention_mask,
         device,
-        Spelling(unmask_unattended=True) if state.options.unmask_unattended else BOOLEAN,
+        MaskFormat(unmask_unattended=True) if state.options.unmask_unattended else BOOLEAN,
         release.by_vmap if use_vmap is None else use_vmap,
     )
 
@@ -164,7 +164,7 @@ def eager_mask(
         kv_offset,
         attention_mask,
         device,
-        Spelling(dtype, None, options.unmask_unattended, options.masked_value),
+        MaskFormat(dtype, None, options.unmask_unattended, options.masked_value),
         release.by_vmap if use_vmap is None else use_vmap,
     )
 

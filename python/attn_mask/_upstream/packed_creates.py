@@ -8,7 +8,7 @@ import torch
 
 from attn_mask import _process, _skipping
 from attn_mask._checks import check_no_rule
-from attn_mask._named_once import name_once
+from attn_mask._log_once import warn_once
 from attn_mask._tracing import is_opaque, is_recording
 from attn_mask._upstream import masks, packing
 from attn_mask._upstream.arguments import cache_and_positions
@@ -116,7 +116,7 @@ def _of_model(name: str, cache: Any, args: Any, kwargs: dict[str, Any]) -> torch
         if tuple(positions.shape) in ((1, length), (batch_size, length)):
             return positions
     if not given and cache is None and not is_recording() and length > 1:
-        name_once(
+        warn_once(
             "no position_ids",
             "attn_mask: under install(packing='position_ids'), %s of %s was called without "
             "position_ids, and so was the model: documents packed into one row see each other. "
@@ -151,7 +151,7 @@ def _if_packed(name: str, positions: torch.Tensor, cache: Any) -> Documents | No
 
 def _recurrent(before: Callable[..., Any]) -> Callable[..., Any]:
     def create(*args: Any, **kwargs: Any) -> Any:
-        name_once(
+        warn_once(
             "states of packed documents",
             "attn_mask: the model has layers with a state (linear attention, state spaces, "
             "convolutions), which no mask keeps from one packed document to the next. Give the "

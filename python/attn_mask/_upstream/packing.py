@@ -2,6 +2,7 @@
 
 import contextvars
 import copy
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -294,15 +295,19 @@ def _counts_positions(rule: MaskFunction) -> bool:
     return any(isinstance(part, (rules.Chunked, rules.Function)) for part in parts_of(rule))
 
 
-_OF_TOKENS = (rules.Blockwise, rules.Documents, rules.Padding, rules.Bits, rules.Reindex)
+def _has_table_of_tokens(part: Any) -> bool:
+    """Tensors of chunks and shifts are for batch rows; those of all others, for tokens."""
+    return not isinstance(part, rules.Chunked | rules.Shift) and any(
+        isinstance(getattr(part, field.name), torch.Tensor) for field in dataclasses.fields(part)
+    )
 
 
 def _remapped(rule: Any, positions: torch.Tensor) -> Any:
     if not _counts_positions(rule):
         return rule
-    if rule.spelled in ("intersection", "union"):
+    if rule.factory in ("intersection", "union"):
         return rule.over(lambda part: _remapped(part, positions))
-    if any(isinstance(part, _OF_TOKENS) for part in parts_of(rule)):
+    if any(map(_has_table_of_tokens, parts_of(rule))):
         return rule
     return remap_positions_for_packed_sequence(rule, positions)
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from attn_mask._named_once import detail_once
+from attn_mask._log_once import log_detail_once
 from attn_mask._tracing import is_jit_tracing, is_recording, is_tracing
 from attn_mask.masks import additive, boolean
 from attn_mask.rules import MaskFunction
@@ -444,7 +444,7 @@ def _name_place() -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS_AND_TORCHS):
         frame = frame.f_back
     code = frame.f_code
-    detail_once(
+    log_detail_once(
         "attn_mask: a RuleMask becomes dense in %s (%s:%d)",
         code.co_qualname,
         code.co_filename,

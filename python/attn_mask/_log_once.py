@@ -14,22 +14,22 @@ _details: set[str] = _process.kept("details that were named", set)
 texts: list[str] = _process.kept("texts that were named", list)
 
 
-def is_named(kind: str) -> bool:
-    """Whether name_once would log nothing (any more), so that the check can be left out."""
+def was_warned(kind: str) -> bool:
+    """Whether warn_once would log nothing (any more), so that the check can be left out."""
     # A mode (make_fx, fake tensors) may be recording, too.
     return is_recording() or _get_current_dispatch_mode() is not None or kind in _named
 
 
-def name_once(kind: str, message: str, *arguments: object) -> None:
+def warn_once(kind: str, message: str, *arguments: object) -> None:
     """Logs a warning, the first of its ``kind``; none while a graph is recorded."""
-    if is_named(kind):
+    if was_warned(kind):
         return
     _named.add(kind)
     texts.append(message % arguments if arguments else message)
     _logger.warning(message, *arguments)
 
 
-def detail_once(message: str, *arguments: object) -> None:
+def log_detail_once(message: str, *arguments: object) -> None:
     """Logs a line for who debugs, the first of its text; none while a graph is recorded."""
     if is_recording() or not _logger.isEnabledFor(logging.DEBUG):
         return
