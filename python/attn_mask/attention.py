@@ -201,6 +201,8 @@ def _limits(
     code, operands = program.code, program.operands
     if not program.has_documents or query.dtype not in (torch.float16, torch.bfloat16):
         return None, None
+    if peek_interpreter_stack() is not None:  # ids may be mapped over
+        return None, None
     problem = query.shape[0], query.shape[2], key.shape[2], *offsets, query.device
     state = None
     if not any(operand.is_inference() for operand in operands):  # those have no versions

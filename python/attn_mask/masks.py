@@ -131,7 +131,8 @@ def additive(
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"additive: expected dtype to be a torch.dtype, but got {dtype!r}")
-    masked_value = checked_masked_value("additive", masked_value)
+    if masked_value is not None:
+        masked_value = checked_masked_value("additive", masked_value)
     if bias is not None:
         check_strided("additive", "bias", bias)
     mask_format = MaskFormat(dtype, bias, unmask_unattended, masked_value, out)
@@ -190,9 +191,11 @@ def _mask(
     if device is not None:
         of_device = checked_device(name, device)
     else:
-        given = (mask_format.out, *program.operands, mask_format.bias, *positions, *offsets)
-        tensors = [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
-        of_device = tensors[0].device if tensors else default_device()
+        of_device = default_device()
+        for tensor in (mask_format.out, *program.operands, mask_format.bias, *positions, *offsets):
+            if tensor is not None and isinstance(tensor, torch.Tensor):
+                of_device = tensor.device
+                break
     queries: Offset | Axis = q_offset
     keys: Offset | Axis = kv_offset
     if q_positions is not None:
