@@ -57,6 +57,34 @@ def softmax_in_float64(query, key, value, visible):
     return weights @ value, lse
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("scale", [None, 0.3, 0.0, -0.3])
+@pytest.mark.parametrize("name", RULES)
+def test_gradient_through_the_log_sum_exp(name, scale, dtype):
+    """Of both results, by any scale."""
+    torch.manual_seed(0)
+    shapes = (2, 4, N, 64), (2, 2, N, 64), (2, 2, N, 64)
+    tensors = [
+        torch.randn(shape, dtype=dtype, device="cuda", requires_grad=True) for shape in shapes
+    ]
+    rule, visible = RULES[name], visible_of(RULES[name], N)
+    out, lse = scaled_dot_product_attention(
+        *tensors, rule.to("cuda"), scale=scale, enable_gqa=True, return_lse=True
+    )
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    scaled = exact[0] if scale is None else exact[0] * (scale * 8)
+    want, want_lse = softmax_in_float64(scaled, *exact[1:], visible)
+    has_key = visible.any(-1)
+    grad, grad_lse = torch.randn_like(out), torch.randn_like(lse)
+    got = torch.autograd.grad((out, lse), tensors, (grad, grad_lse))
+    expected = torch.autograd.grad(
+        (want, want_lse[has_key]), exact, (grad.double(), grad_lse.double()[has_key])
+    )
+    for one, other in zip(got, expected, strict=True):
+        other = other.nan_to_num()  # of rows without a key
+        assert (one - other).abs().max() <= 8 * TOLERANCE[dtype] * (1 + other.abs().max())
+
+
 @pytest.mark.parametrize("q_length", [N, 130, 1])
 @pytest.mark.parametrize("width", [(64, 64), (64, 32)], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
