@@ -407,9 +407,7 @@ def _caller() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
-        if not module.startswith(
-            ("attn_mask.", "transformers.masking_utils", "transformers.utils.")
-        ):
+        if not module.startswith(_BETWEEN):
             return f"{module}.{frame.f_code.co_qualname}"
         frame = frame.f_back
     return "a function"
