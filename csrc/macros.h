@@ -30,3 +30,7 @@
 #else
 #define ATTN_MASK_UNROLL _Pragma("GCC unroll 16")
 #endif
+
+// Exported by libattn_mask to libattn_mask_cuda. The public headers have the same macro in
+// attn_mask/export.h, since this header is not installed.
+#define ATTN_MASK_API __attribute__((visibility("default")))

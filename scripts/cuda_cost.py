@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RULES = ("device_tables", "numbers", "runs", "spans")
-SOURCES = ("bench/cpp/cuda_cost.cpp", *(f"csrc/rule/{stem}.cpp" for stem in RULES))
+SOURCES = ("bench/cpp/cuda_cost.cpp", *(f"csrc/rule/levels/{stem}.cpp" for stem in RULES))
 FLAGS = ("-std=c++20", "-O2", "-fno-tree-vectorize", "-Icsrc", "-Itests/cpp")
 CASES = (
     "causal",

@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "rule/hull.h"
+#include "rule/levels/hull.h"
 
 namespace attn_mask::attention {
 

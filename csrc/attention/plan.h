@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "rule/levels/spans.h"
 #include "rule/problem.h"
-#include "rule/spans.h"
 
 namespace attn_mask::attention {
 

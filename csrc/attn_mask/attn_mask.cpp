@@ -2,8 +2,8 @@
 
 #include <ATen/core/DimVector.h>
 
-#include "ops/call.h"
-#include "ops/checks.h"
+#include "ops/core/call.h"
+#include "ops/core/checks.h"
 #include "ops/sdpa_decision.h"
 
 namespace attn_mask {

@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "attn_mask/attention.h"
-#include "ops/call.h"
-#include "ops/checks.h"
-#include "ops/table.h"
-#include "rule/limits.h"
+#include "ops/core/call.h"
+#include "ops/core/checks.h"
+#include "ops/core/operators.h"
+#include "rule/math/limits.h"
 #include "rule/program.h"
 
 namespace attn_mask {

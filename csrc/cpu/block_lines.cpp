@@ -5,8 +5,8 @@
 
 #include "cpu/block_search.h"
 #include "cpu/dispatch.h"
-#include "rule/hull.h"
-#include "rule/spans.h"
+#include "rule/levels/hull.h"
+#include "rule/levels/spans.h"
 
 namespace attn_mask {
 namespace {

@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "cpu/dispatch.h"
-#include "rule/spans.h"
+#include "rule/levels/spans.h"
 
 namespace attn_mask {
 namespace {

@@ -7,7 +7,7 @@
 #include "cpu/blocks.h"
 #include "cpu/kernels.h"
 #include "format/block_mask.h"
-#include "rule/numbers.h"
+#include "rule/levels/numbers.h"
 
 namespace attn_mask {
 

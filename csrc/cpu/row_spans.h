@@ -1,8 +1,8 @@
 #pragma once
 
-#include "rule/hull.h"
+#include "rule/levels/hull.h"
+#include "rule/levels/spans.h"
 #include "rule/problem.h"
-#include "rule/spans.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
 

@@ -5,9 +5,9 @@
 #include "cpu/isa.h"
 #include "cpu/store.h"
 #include "cpu/translate.h"
-#include "rule/numbers.h"
-#include "rule/spans.h"
-#include "rule/word.h"
+#include "rule/levels/numbers.h"
+#include "rule/levels/spans.h"
+#include "rule/levels/word.h"
 
 namespace attn_mask::ATTN_MASK_ISA {
 namespace {

@@ -7,8 +7,8 @@
 #include "bits.h"
 #include "cuda/bodies.h"
 #include "format/block_mask.h"
-#include "rule/divisor.h"
-#include "rule/word.h"
+#include "rule/levels/word.h"
+#include "rule/math/divisor.h"
 
 namespace attn_mask {
 

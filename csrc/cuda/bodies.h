@@ -6,7 +6,7 @@
 
 #include "cuda/grid.h"
 #include "format/strided_rows.h"
-#include "rule/interval.h"
+#include "rule/math/interval.h"
 
 namespace attn_mask {
 

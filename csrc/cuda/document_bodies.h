@@ -6,7 +6,7 @@
 
 #include "bits.h"
 #include "cuda/grid.h"
-#include "rule/documents.h"
+#include "format/document_params.h"
 
 namespace attn_mask {
 

@@ -3,10 +3,10 @@
 #include <cuda_runtime_api.h>
 
 #include "format/block_mask.h"
+#include "format/document_params.h"
 #include "format/mask_params.h"
 #include "format/strided_rows.h"
-#include "rule/device_tables.h"
-#include "rule/documents.h"
+#include "rule/levels/device_tables.h"
 
 namespace attn_mask {
 

@@ -5,8 +5,8 @@
 #include <torch/library.h>
 
 #include "cuda/launch.h"
-#include "ops/kernels.h"
-#include "ops/register.h"
+#include "ops/core/device_kernels.h"
+#include "ops/core/register.h"
 
 namespace attn_mask {
 namespace {

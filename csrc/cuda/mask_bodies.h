@@ -6,8 +6,8 @@
 
 #include "cuda/bodies.h"
 #include "format/mask_params.h"
-#include "rule/divisor.h"
-#include "rule/word.h"
+#include "rule/levels/word.h"
+#include "rule/math/divisor.h"
 
 namespace attn_mask {
 

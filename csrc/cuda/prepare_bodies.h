@@ -6,7 +6,7 @@
 
 #include "bits.h"
 #include "cuda/grid.h"
-#include "rule/device_tables.h"
+#include "rule/levels/device_tables.h"
 
 namespace attn_mask {
 

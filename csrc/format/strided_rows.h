@@ -1,8 +1,8 @@
 #pragma once
 
 #include "macros.h"
-#include "rule/key_test.h"
-#include "rule/limits.h"
+#include "rule/math/key_test.h"
+#include "rule/math/limits.h"
 
 namespace attn_mask {
 

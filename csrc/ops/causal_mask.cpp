@@ -2,10 +2,10 @@
 
 #include <utility>
 
-#include "ops/checks.h"
-#include "ops/dtypes.h"
+#include "ops/core/checks.h"
+#include "ops/core/dtypes.h"
+#include "ops/core/write_mask.h"
 #include "ops/sdpa_decision.h"
-#include "ops/write_mask.h"
 
 namespace attn_mask::ops {
 

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "ops/output.h"
-#include "ops/table.h"
+#include "ops/core/operators.h"
+#include "ops/core/output.h"
 
 namespace attn_mask::ops {
 

@@ -5,12 +5,12 @@
 
 #include <utility>
 
-#include "ops/checks.h"
-#include "ops/dtypes.h"
-#include "ops/kernels.h"
+#include "ops/core/checks.h"
+#include "ops/core/device_kernels.h"
+#include "ops/core/dtypes.h"
+#include "ops/core/operators.h"
+#include "ops/core/write_mask.h"
 #include "ops/sdpa_decision.h"
-#include "ops/table.h"
-#include "ops/write_mask.h"
 
 namespace attn_mask {
 namespace {

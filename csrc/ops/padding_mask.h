@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "ops/output.h"
+#include "ops/core/output.h"
 
 namespace attn_mask {
 

@@ -2,14 +2,14 @@
 #include <vector>
 
 #include "ops/causal_mask.h"
-#include "ops/checks.h"
-#include "ops/dtypes.h"
-#include "ops/output.h"
+#include "ops/core/checks.h"
+#include "ops/core/dtypes.h"
+#include "ops/core/operators.h"
+#include "ops/core/output.h"
+#include "ops/core/write_mask.h"
 #include "ops/padding_mask.h"
 #include "ops/sdpa_decision.h"
-#include "ops/table.h"
 #include "ops/unmask_unattended.h"
-#include "ops/write_mask.h"
 
 namespace attn_mask::ops {
 namespace {

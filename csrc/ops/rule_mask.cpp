@@ -7,13 +7,13 @@
 #include <vector>
 
 #include "format/boolean.h"
-#include "ops/call.h"
-#include "ops/checks.h"
-#include "ops/dtypes.h"
-#include "ops/output.h"
-#include "ops/rule_problem.h"
-#include "ops/table.h"
-#include "ops/write_mask.h"
+#include "ops/core/call.h"
+#include "ops/core/checks.h"
+#include "ops/core/dtypes.h"
+#include "ops/core/operators.h"
+#include "ops/core/output.h"
+#include "ops/core/rule_problem.h"
+#include "ops/core/write_mask.h"
 
 namespace attn_mask::ops {
 namespace {

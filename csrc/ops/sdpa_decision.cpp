@@ -3,10 +3,10 @@
 #include <ATen/Functions.h>
 
 #include "cpu/dispatch.h"
-#include "ops/checks.h"
-#include "ops/dtypes.h"
-#include "ops/strided_rows.h"
-#include "ops/table.h"
+#include "ops/core/checks.h"
+#include "ops/core/dtypes.h"
+#include "ops/core/few_dimensions.h"
+#include "ops/core/operators.h"
 
 namespace attn_mask {
 namespace {

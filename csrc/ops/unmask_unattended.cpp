@@ -5,13 +5,13 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 
-#include "ops/call.h"
-#include "ops/checks.h"
-#include "ops/dtypes.h"
-#include "ops/kernels.h"
-#include "ops/output.h"
-#include "ops/strided_rows.h"
-#include "ops/table.h"
+#include "ops/core/call.h"
+#include "ops/core/checks.h"
+#include "ops/core/device_kernels.h"
+#include "ops/core/dtypes.h"
+#include "ops/core/few_dimensions.h"
+#include "ops/core/operators.h"
+#include "ops/core/output.h"
 
 namespace attn_mask::ops {
 

@@ -3,7 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Scalar.h>
 
-#include "ops/output.h"
+#include "ops/core/output.h"
 
 namespace attn_mask::ops {
 

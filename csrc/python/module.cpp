@@ -10,9 +10,9 @@
 
 #include "build_info.h"
 #include "format/block_mask.h"
-#include "ops/call.h"
+#include "ops/core/call.h"
 #include "ops/sdpa_decision.h"
-#include "rule/limits.h"
+#include "rule/math/limits.h"
 #include "rule/program.h"
 #include "rule/rule.h"
 

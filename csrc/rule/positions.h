@@ -3,8 +3,8 @@
 #include <cstdint>
 
 #include "macros.h"
-#include "rule/integers.h"
-#include "rule/limits.h"
+#include "rule/math/integers.h"
+#include "rule/math/limits.h"
 
 namespace attn_mask {
 

@@ -79,7 +79,7 @@ class _Within(MaskFunction):
 
 
 class _Decoder:
-    """Reads a program; csrc/ops/rule_program.cpp checks it.
+    """Reads a program; csrc/ops/core/rule_program.cpp checks it.
 
     Attributes:
         depends_on_batch: whether rows of the batch may differ.

@@ -69,7 +69,7 @@ _TRAITS = _C.operators()
 
 
 def operators_that(**traits: bool) -> list[str]:
-    """The names of the operators with these traits, which csrc/ops/schema.h describes::
+    """The names of the operators with these traits, which csrc/ops/core/schema.h describes::
 
     operators_that(writes_mask=True, takes_tensors=False)
     """

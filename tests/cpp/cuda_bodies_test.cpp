@@ -9,13 +9,13 @@
 
 #include "bits.h"
 #include "cpu/block_mask.h"
-#include "cpu/documents.h"
+#include "cpu/find_documents.h"
 #include "cpu/kernels.h"
 #include "emulated_grid.h"
 #include "format/additive.h"
 #include "format/boolean.h"
 #include "reference.h"
-#include "rule/runs.h"
+#include "rule/levels/runs.h"
 
 namespace attn_mask {
 namespace {

@@ -12,9 +12,9 @@
 #include "emulated_grid.h"
 #include "format/boolean.h"
 #include "reference.h"
-#include "rule/hull.h"
-#include "rule/runs.h"
-#include "rule/spans.h"
+#include "rule/levels/hull.h"
+#include "rule/levels/runs.h"
+#include "rule/levels/spans.h"
 
 namespace attn_mask {
 namespace {

@@ -12,7 +12,7 @@ WAITS = re.compile(
     r"_local_scalar_dense|Tensor::item|Tensor::is_nonzero|[sS]ynchronize|cudaMemcpy(?!.*DeviceToDevice)"
     r"|cudaEventQuery|cudaMalloc|cudaFree|Tensor::(cpu|tolist|equal)\("
 )
-HOST_DECISIONS = ("attention_documents.cpp", "block_mask_widths.cpp", "sdpa_decision.cpp")
+HOST_DECISIONS = ("attention/documents.cpp", "ops/block_list_widths.cpp", "ops/sdpa_decision.cpp")
 
 
 def undefined_symbols(path: str) -> list[str]:

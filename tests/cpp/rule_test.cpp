@@ -9,10 +9,10 @@
 #include <random>
 
 #include "reference.h"
-#include "rule/hull.h"
-#include "rule/runs.h"
-#include "rule/spans.h"
-#include "rule/word.h"
+#include "rule/levels/hull.h"
+#include "rule/levels/runs.h"
+#include "rule/levels/spans.h"
+#include "rule/levels/word.h"
 
 namespace attn_mask {
 namespace {

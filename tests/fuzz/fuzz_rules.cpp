@@ -27,15 +27,15 @@
 #include "cpu/kernels.h"
 #include "format/additive.h"
 #include "format/boolean.h"
-#include "ops/dtypes.h"
-#include "ops/forms.h"
-#include "ops/rule_problem.h"
+#include "ops/core/dtypes.h"
+#include "ops/core/forms.h"
+#include "ops/core/rule_problem.h"
 #include "problem.h"
 #include "reference.h"
-#include "rule/hull.h"
-#include "rule/runs.h"
-#include "rule/spans.h"
-#include "rule/word.h"
+#include "rule/levels/hull.h"
+#include "rule/levels/runs.h"
+#include "rule/levels/spans.h"
+#include "rule/levels/word.h"
 
 // A sanitizer's report is followed by the seed.
 extern "C" const char* __asan_default_options();

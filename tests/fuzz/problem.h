@@ -19,7 +19,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "ops/rule_program.h"
+#include "ops/core/rule_program.h"
 
 namespace attn_mask::fuzz {
 

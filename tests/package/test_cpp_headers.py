@@ -14,7 +14,7 @@ PUBLIC = sorted((Path(attn_mask.utils.include_path) / "attn_mask").glob("*.h"))
 INTERNAL = sorted([*CSRC.glob("rule/**/*.h"), *CSRC.glob("format/*.h")])
 # All but what deals kernels out to threads and processors.
 KERNELS = sorted(
-    path for path in [*CSRC.glob("rule/*.cpp"), *CSRC.glob("cpu/*")] if path.stem != "dispatch"
+    path for path in [*CSRC.glob("rule/**/*.cpp"), *CSRC.glob("cpu/*")] if path.stem != "dispatch"
 )
 OF_AN_ISA = [path for path in KERNELS if "namespace attn_mask::ATTN_MASK_ISA" in path.read_text()]
 

@@ -144,7 +144,7 @@ def test_walk_to_a_format():
     mentions = files_that_mention(
         rf'{named}|\bdef boolean\b|"boolean"', "csrc/", "python/", "tests/support/"
     )
-    uses_it_for_parts = "csrc/ops/rule_problem.cpp"
+    uses_it_for_parts = "csrc/ops/core/rule_problem.cpp"
     assert mentions - {uses_it_for_parts} == walk(title) | {"csrc/attn_mask/rules.cpp"}
 
 

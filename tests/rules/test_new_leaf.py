@@ -39,7 +39,7 @@ PROGRAM = """
 #include "cpu/kernels.h"
 #include "emulated_grid.h"
 #include "format/boolean.h"
-#include "rule/spans.h"
+#include "rule/levels/spans.h"
 
 using namespace attn_mask;
 
@@ -159,7 +159,7 @@ def test_a_leaf_that_the_list_forgets_does_not_compile(compiler, is_band, has_ta
     program = tmp_path / "main.cpp"
     program.write_text(PROGRAM)
     kernels = [path for path in csrc.glob("cpu/*.cpp") if "ATTN_MASK_ISA" in path.read_text()]
-    rooms = [*(csrc / "rule").glob("*.cpp"), *(csrc / "attention").glob("*.cpp")]
+    rooms = [*csrc.glob("rule/**/*.cpp"), csrc / "attention/plan.cpp", csrc / "attention/flash.cpp"]
     sources = [program, *kernels, *rooms]
     done = compile_with(compiler, csrc, "-O1", *sources, "-o", tmp_path / "main")
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,7 @@ STEPS = {
         ("  kNothing = 12, ", "  kEvenKeys = 13,\n  kNothing = 12, "),
         ('"NOTHING"}', '"NOTHING", "EVEN_KEYS"}'),
     ],
-    "csrc/ops/rule_program.cpp": [
+    "csrc/ops/core/rule_program.cpp": [
         (
             "      case Opcode::kNothing:\n",
             "      case Opcode::kEvenKeys:\n"

@@ -1,8 +1,8 @@
 #pragma once
 
-#include "rule/divisor.h"
-#include "rule/integers.h"
 #include "rule/leaf/row.h"
+#include "rule/math/divisor.h"
+#include "rule/math/integers.h"
 
 namespace attn_mask {
 

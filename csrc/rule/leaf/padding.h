@@ -1,8 +1,8 @@
 #pragma once
 
 #include "bits.h"
-#include "rule/key_test.h"
 #include "rule/leaf/row.h"
+#include "rule/math/key_test.h"
 
 namespace attn_mask {
 

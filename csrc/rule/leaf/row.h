@@ -1,8 +1,8 @@
 #pragma once
 
-#include "rule/interval.h"
-#include "rule/limits.h"
-#include "rule/query.h"
+#include "rule/math/interval.h"
+#include "rule/math/limits.h"
+#include "rule/math/query.h"
 
 namespace attn_mask {
 

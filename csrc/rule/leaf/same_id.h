@@ -1,7 +1,7 @@
 #pragma once
 
 #include "rule/leaf/row.h"
-#include "rule/table.h"
+#include "rule/math/table.h"
 
 namespace attn_mask {
 

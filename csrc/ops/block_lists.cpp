@@ -1,0 +1,318 @@
+#include "ops/block_lists.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <utility>
+
+#include "ops/core/checks.h"
+#include "ops/core/device_kernels.h"
+#include "ops/core/operators.h"
+#include "ops/core/write_mask.h"
+#include "rule/levels/runs.h"
+
+namespace attn_mask {
+namespace {
+
+// More than any device can spare for indices of blocks: an error that names the alternative.
+constexpr int64_t kMostIndexBytes = int64_t{32} << 30;
+
+void check_block_size(const char* op, const char* argument, const c10::SymInt& size) {
+  ATTN_MASK_CHECK_SYM_VALUE(
+      size.sym_gt(0).sym_and(size.sym_le(std::numeric_limits<int32_t>::max())), op, ": expected ",
+      argument, " to be positive and less than 2^31, but got ", size);
+}
+
+c10::SymInt blocks_of(const c10::SymInt& length, const c10::SymInt& block_size) {
+  return (length + (block_size - 1)) / block_size;
+}
+
+/// The product where all are known; the largest number where it does not fit.
+std::optional<int64_t> product(std::initializer_list<c10::SymInt> sizes) {
+  int64_t result = 1;
+  for (const c10::SymInt& size : sizes) {
+    const auto known = size.maybe_as_int();
+    if (!known) {
+      return std::nullopt;
+    }
+    if (__builtin_mul_overflow(result, std::max<int64_t>(*known, 1), &result)) {
+      return std::numeric_limits<int64_t>::max();
+    }
+  }
+  return result;
+}
+
+/// Lists to be written: [batch_size, heads, lines] and [batch_size, heads, lines, width].
+struct ListsOfBlocks {
+  at::Tensor num_blocks;
+  at::Tensor indices;  // as it is returned: with a width of the caller's, 1-D, with a tail
+  at::Tensor rows;     // the same but for the tail
+
+  BlockLists lists() const {
+    return {num_blocks.mutable_data_ptr<int32_t>(), rows.mutable_data_ptr<int32_t>()};
+  }
+
+  /// Writes planes that are alike, of which the first is there already, and the tail.
+  void complete(int64_t batches, int64_t heads) const {
+    for (const at::Tensor& tensor : {num_blocks, rows}) {
+      if (heads < tensor.size(1)) {
+        const at::Tensor some = tensor.narrow(0, 0, batches);
+        some.narrow(1, 1, tensor.size(1) - 1).copy_(some.narrow(1, 0, 1));
+      }
+      if (batches < tensor.size(0)) {
+        tensor.narrow(0, 1, tensor.size(0) - 1).copy_(tensor.narrow(0, 0, 1));
+      }
+    }
+    write_tail();
+  }
+
+  /// Writes the lists of a mask without elements: no line has a block, if there are lines.
+  void complete_empty() const {
+    num_blocks.zero_();
+    write_tail();
+  }
+
+ private:
+  void write_tail() const {
+    if (indices.dim() == 1) {
+      indices.narrow(0, rows.numel(), indices.numel() - rows.numel()).zero_();
+    }
+  }
+};
+
+/// How many of a line's `total` blocks are stored.
+c10::SymInt stored_width(const char* argument, const std::optional<c10::SymInt>& width,
+                         const c10::SymInt& total) {
+  if (!width) {
+    return total;
+  }
+  ATTN_MASK_CHECK_SYM_VALUE(width->sym_ge(0), ops::BlockMask::kName, ": expected ", argument,
+                            " to be at least 0, but got ", *width);
+  return width->min(total);
+}
+
+ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
+                         const c10::SymInt& lines, const c10::SymInt& total,
+                         const c10::SymInt& width, bool is_compact) {
+  const at::TensorOptions options = at::TensorOptions().dtype(at::kInt).device(device);
+  const c10::SymInt& batch_size = arguments.program.batch_size;
+  const std::array<c10::SymInt, 4> sizes{batch_size, arguments.heads, lines, width};
+  ListsOfBlocks result;
+  result.num_blocks = at::empty_symint(c10::SymIntArrayRef(sizes).slice(0, 3), options);
+  if (!is_compact) {
+    result.indices = result.rows = at::empty_symint(sizes, options);
+    return result;
+  }
+  const c10::SymInt stored = batch_size * arguments.heads * lines * width;
+  result.indices = at::empty_symint({stored + (total - width)}, options);
+  result.rows = result.indices.narrow_symint(0, 0, stored).view_symint(sizes);
+  return result;
+}
+
+/// The states of a problem's blocks, [batches, heads, q_blocks, kv_blocks].
+at::Tensor find_states(const char* op, const BlockArguments& arguments,
+                       const CheckedBlocks& checked, BlockMaskParams& params) {
+  const at::Device device = checked.device;
+  const auto empty_states = [&](const BlockMaskParams& part) {
+    return at::empty({part.batch_size, part.heads, part.q_blocks(), part.kv_blocks()},
+                     at::TensorOptions().dtype(at::kByte).device(device));
+  };
+  const auto states_of = [&](BlockMaskParams& part) {
+    const at::Tensor states = empty_states(part);
+    const PreparedProblem prepared(part, device);
+    part.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
+    const c10::OptionalDeviceGuard guard(device);
+    device_kernels(device.type()).find_block_states(part);
+    return states;
+  };
+  if (params.empty()) {
+    return empty_states(params);
+  }
+  if (!checked.decoded.has_parts) {
+    return states_of(params);
+  }
+  const at::Tensor states = empty_states(params);
+  const int64_t height =
+      std::max<int64_t>(1, height_of_parts(params) / params.q_block) * params.q_block;
+  evaluate_in_parts(op, arguments.program, params, device, height,
+                    [&](int64_t first, const Problem& rows) {
+                      BlockMaskParams part = params;
+                      static_cast<Problem&>(part) = rows;
+                      const at::Tensor of_part = states_of(part);
+                      states.narrow(2, first / params.q_block, part.q_blocks()).copy_(of_part);
+                    });
+  return states;
+}
+
+}  // namespace
+
+CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
+                           BlockMaskParams& params) {
+  check_size(op, "heads", arguments.heads);
+  check_block_size(op, "q_block_size", arguments.q_block_size);
+  check_block_size(op, "kv_block_size", arguments.kv_block_size);
+  for (const c10::SymInt* length : {&arguments.program.q_length, &arguments.program.kv_length}) {
+    const auto known = length->maybe_as_int();
+    TORCH_CHECK_VALUE(!known || *known <= kOpen, op, ": expected lengths of at most 2^62, but got ",
+                      *length);
+  }
+  const at::Device device = device_of(op, arguments);
+  CheckedBlocks checked{device, decode_problem(op, arguments, device, params),
+                        blocks_of(arguments.program.q_length, arguments.q_block_size),
+                        blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
+  const c10::SymInt& of_bits = checked.decoded.heads;
+  if (of_bits.maybe_as_int() != 1) {
+    ATTN_MASK_CHECK_SYM_VALUE(of_bits.sym_eq(arguments.heads), op,
+                              ": expected bits operands to have 1 or ", arguments.heads,
+                              " heads, but got ", of_bits);
+  }
+  for (const c10::SymInt* blocks : {&checked.q_blocks, &checked.kv_blocks}) {
+    const auto known = blocks->maybe_as_int();
+    TORCH_CHECK_VALUE(!known || *known <= std::numeric_limits<int32_t>::max(), op,
+                      ": expected less than 2^31 blocks in each direction, with or without "
+                      "create_block_mask(compact=True), but got an index of [",
+                      checked.q_blocks, ", ", checked.kv_blocks, "]");
+  }
+  if (!device.is_meta()) {
+    params.batch_size =
+        checked.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
+    params.heads = checked.decoded.heads.expect_int();
+    params.q_length = arguments.program.q_length.expect_int();
+    params.kv_length = arguments.program.kv_length.expect_int();
+    params.q_block = arguments.q_block_size.expect_int();
+    params.kv_block = arguments.kv_block_size.expect_int();
+    params.separate_full = arguments.separate_full_blocks;
+    params.stored_heads = arguments.heads.expect_int();
+  }
+  return checked;
+}
+
+std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
+                                             const CheckedBlocks& checked,
+                                             BlockMaskParams& params) {
+  const DeviceKernels& kernels = device_kernels(checked.device.type());
+  const c10::OptionalDeviceGuard guard(checked.device);
+  if (checked.decoded.has_parts || kernels.needs_block_states) {
+    const at::Tensor states = find_states(op, arguments, checked, params);
+    params.states = reinterpret_cast<BlockState*>(states.mutable_data_ptr());
+    return kernels.write_block_mask(params);
+  }
+  const PreparedRuns prepared(params);
+  return kernels.write_block_mask(params);
+}
+
+namespace ops {
+
+std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                                       c10::SymInt batch_size, c10::SymInt heads,
+                                       c10::SymInt q_length, c10::SymInt kv_length,
+                                       c10::SymInt q_block_size, c10::SymInt kv_block_size,
+                                       c10::SymInt q_offset, c10::SymInt kv_offset,
+                                       const std::optional<at::Tensor>& q_positions,
+                                       const std::optional<at::Tensor>& kv_positions,
+                                       std::optional<at::Device> device, bool separate_full_blocks,
+                                       OptionalSymInt kv_width, OptionalSymInt q_width) {
+  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
+                                  q_offset,
+                                  kv_offset,
+                                  q_positions,
+                                  kv_positions,
+                                  device},
+                                 heads,
+                                 q_block_size,
+                                 kv_block_size,
+                                 separate_full_blocks};
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
+  const c10::SymInt& q_blocks = checked.q_blocks;
+  const c10::SymInt& kv_blocks = checked.kv_blocks;
+  const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
+  const c10::SymInt of_q = stored_width("q_width", q_width, q_blocks);
+  const int64_t kinds = separate_full_blocks ? 2 : 1;
+  const auto of_kv_bytes = product({batch_size, heads, q_blocks, of_kv, 4 * kinds});
+  const auto of_q_bytes = product({batch_size, heads, kv_blocks, of_q, 4 * kinds});
+  TORCH_CHECK_VALUE(
+      !of_kv_bytes || !of_q_bytes || std::max(*of_kv_bytes, *of_q_bytes) <= kMostIndexBytes / 2,
+      kName, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
+      heads, ", ", q_blocks, ", ", kv_blocks, "] int32 (or, stored with kv_width and q_width, ",
+      of_kv, " in each row and ", of_q,
+      " in each column) take more; create_block_mask(compact=True) ",
+      "stores only as many as the longest row and column have");
+  std::array<ListsOfBlocks, 2> kv;
+  std::array<ListsOfBlocks, 2> q;
+  std::vector<at::Tensor> result;
+  for (auto* lists : {&kv, &q}) {
+    const bool is_kv = lists == &kv;
+    for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
+      ListsOfBlocks& made = (*lists)[kind];
+      made = is_kv ? make_lists(arguments, checked.device, q_blocks, kv_blocks, of_kv,
+                                kv_width.has_value())
+                   : make_lists(arguments, checked.device, kv_blocks, q_blocks, of_q,
+                                q_width.has_value());
+      result.push_back(made.num_blocks);
+      result.push_back(made.indices);
+    }
+  }
+  if (checked.device.is_meta()) {
+    return result;
+  }
+  if (params.empty() || batch_size == 0 || heads == 0) {
+    for (const ListsOfBlocks& lists : {kv[0], kv[1], q[0], q[1]}) {
+      if (lists.num_blocks.defined()) {
+        lists.complete_empty();
+      }
+    }
+    return result;
+  }
+  params.kv_width = of_kv.expect_int();
+  params.q_width = of_q.expect_int();
+  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
+    params.kv[kind] = kv[kind].lists();
+    params.q[kind] = q[kind].lists();
+  }
+  const std::optional<LongestLines> longest = write_block_mask(kName, arguments, checked, params);
+  TORCH_CHECK_VALUE(!longest || longest->kv <= params.kv_width, kName,
+                    ": expected kv_width to be at ", "least ", longest->kv,
+                    ", the most blocks of keys that a row has, but got ", params.kv_width);
+  TORCH_CHECK_VALUE(!longest || longest->q <= params.q_width, kName, ": expected q_width to be at ",
+                    "least ", longest->q,
+                    ", the most blocks of queries that a column has, but got ", params.q_width);
+  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
+    kv[kind].complete(params.batch_size, params.heads);
+    q[kind].complete(params.batch_size, params.heads);
+  }
+  return result;
+}
+
+at::Tensor BlockStates::run(c10::SymIntArrayRef rule, at::TensorList operands,
+                            c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
+                            c10::SymInt kv_length, c10::SymInt q_block_size,
+                            c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
+                            const std::optional<at::Tensor>& q_positions,
+                            const std::optional<at::Tensor>& kv_positions,
+                            std::optional<at::Device> device) {
+  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
+                                  q_offset,
+                                  kv_offset,
+                                  q_positions,
+                                  kv_positions,
+                                  device},
+                                 heads,
+                                 q_block_size,
+                                 kv_block_size,
+                                 /*separate_full_blocks=*/true};
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
+  if (checked.device.is_meta()) {
+    const c10::SymInt rows = checked.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
+    return at::empty_symint({rows, checked.decoded.heads, checked.q_blocks, checked.kv_blocks},
+                            at::TensorOptions().dtype(at::kByte).device(at::kMeta));
+  }
+  return find_states(kName, arguments, checked, params);
+}
+
+}  // namespace ops
+}  // namespace attn_mask
