@@ -4,7 +4,7 @@
 
 Fetches transformers' masking_utils.py of each release (some 70 wheels of 10 MB the first time; they
 are kept in tests/support/oracle_loader.py's folder) and writes
-python/attn_mask/_upstream/known.json.
+python/attn_mask/_transformers/known.json.
 """
 
 import json
@@ -16,7 +16,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
-from attn_mask._upstream.source import Source, hashes  # noqa: E402
+from attn_mask._transformers.source import Source, hashes  # noqa: E402
 from find_releases import released  # noqa: E402
 from oracle_loader import fetch  # noqa: E402
 

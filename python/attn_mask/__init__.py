@@ -7,25 +7,26 @@ loaded when they are first used.
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
-from attn_mask import _graphs as _graphs
-from attn_mask import _library, _pictures
-from attn_mask import _vmap as _vmap
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
 from attn_mask import utils as utils
-from attn_mask._aten_only import aten_only as aten_only
-from attn_mask._decompositions import decompositions as decompositions
-from attn_mask._packed import packed as packed
-from attn_mask._sdpa import SdpaArguments as SdpaArguments
-from attn_mask._sdpa import sdpa_arguments as sdpa_arguments
-from attn_mask._skipping import skip_policy as skip_policy
-from attn_mask._upstream.install import install as install
-from attn_mask._upstream.install import installed as installed
-from attn_mask._upstream.install import is_installed as is_installed
-from attn_mask._upstream.install import register_attention as register_attention
-from attn_mask._upstream.install import uninstall as uninstall
-from attn_mask._upstream.releases import for_transformers as for_transformers
+from attn_mask._core import library as _library
+from attn_mask._core import pictures as _pictures
+from attn_mask._core.operators import aten_only as aten_only
+from attn_mask._core.skipping import skip_policy as skip_policy
+from attn_mask._graph import batching as _batching  # noqa: F401 - registers its rules
+from attn_mask._graph import registrations as _registrations  # noqa: F401 - as well
+from attn_mask._graph.aten import decompositions as decompositions
+from attn_mask._transformers.install import install as install
+from attn_mask._transformers.install import installed as installed
+from attn_mask._transformers.install import is_installed as is_installed
+from attn_mask._transformers.install import register_attention as register_attention
+from attn_mask._transformers.install import uninstall as uninstall
+from attn_mask._transformers.packed import packed as packed
+from attn_mask._transformers.releases import for_transformers as for_transformers
+from attn_mask._transformers.sdpa_arguments import SdpaArguments as SdpaArguments
+from attn_mask._transformers.sdpa_arguments import sdpa_arguments as sdpa_arguments
 from attn_mask.attention import attention_plan as attention_plan
 from attn_mask.attention import scaled_dot_product_attention as scaled_dot_product_attention
 from attn_mask.block_mask import block_mask_to as block_mask_to
@@ -95,7 +96,7 @@ __all__ = [
     "window",
 ]
 
-_pictures.Pictured.drawing = staticmethod(lambda: _import_module("attn_mask._show"))
+_pictures.Pictured.drawing = staticmethod(lambda: _import_module("attn_mask._tools.show"))
 
 __version__ = _library.VERSION
 build_info = _library.build_info
@@ -107,13 +108,13 @@ _LOADED_WHEN_USED = {
     "checked": "checking",
     "checking": "checking",
     "data": "data",
-    "explain": "_explain",
-    "explain_model": "_explain_model",
-    "plot": "_plot",
+    "explain": "_tools.explain",
+    "explain_model": "_tools.explain_model",
+    "plot": "_tools.plot",
     "profile": "profiling",
     "profiling": "profiling",
-    "show": "_show",
-    "status": "_status",
+    "show": "_tools.show",
+    "status": "_tools.status",
     "testing": "testing",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
@@ -125,11 +126,11 @@ if TYPE_CHECKING:
     from attn_mask import data as data
     from attn_mask import profiling as profiling
     from attn_mask import testing as testing
-    from attn_mask._explain import explain as explain
-    from attn_mask._explain_model import explain_model as explain_model
-    from attn_mask._plot import plot as plot
-    from attn_mask._show import show as show
-    from attn_mask._status import status as status
+    from attn_mask._tools.explain import explain as explain
+    from attn_mask._tools.explain_model import explain_model as explain_model
+    from attn_mask._tools.plot import plot as plot
+    from attn_mask._tools.show import show as show
+    from attn_mask._tools.status import status as status
     from attn_mask.checking import Finding as Finding
     from attn_mask.checking import checked as checked
     from attn_mask.checking import validate_mask as validate_mask

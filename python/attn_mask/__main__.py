@@ -10,7 +10,7 @@ _NEEDS = "needs typer and rich (the extra attn_mask[cli]): pip install typer ric
 
 
 def _doctor(as_json: bool) -> int:
-    from attn_mask._doctor import diagnose, written
+    from attn_mask._tools.doctor import diagnose, written
 
     # Whatever else is said while transformers is imported goes to stderr.
     with contextlib.redirect_stdout(sys.stderr):
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         quick: bool = typer.Option(False, "--quick", help="Small masks, a moment each: a try."),
     ) -> int:
         """Compares how long masks take, ours and transformers', on this machine's CPU."""
-        from attn_mask._bench import bench as run_bench
+        from attn_mask._tools.bench import bench as run_bench
 
         return run_bench(quick)
 

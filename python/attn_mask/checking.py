@@ -19,17 +19,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import (
+from attn_mask._core.arguments import (
     ADDITIVE_DTYPES,
     check_readable,
     check_strided,
     checked_device,
     checked_int,
 )
-from attn_mask._engine import write_mask
-from attn_mask._observing import AttentionCall, observed
-from attn_mask._program import Source
-from attn_mask._tracing import is_opaque
+from attn_mask._core.observing import AttentionCall, observed
+from attn_mask._core.program import Source
+from attn_mask._core.tracing import is_opaque
+from attn_mask._core.write import write_mask
 
 __all__ = ["Finding", "checked", "validate_mask", "validate_mask_properties"]
 

@@ -10,7 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from attn_mask._checks import check_flag, check_readable, check_strided, checked_device, checked_int
+from attn_mask._core.arguments import (
+    check_flag,
+    check_readable,
+    check_strided,
+    checked_device,
+    checked_int,
+)
 
 __all__ = ["PackedRows", "PackingCollator", "pack", "plan_rows"]
 

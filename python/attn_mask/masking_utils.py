@@ -1,8 +1,8 @@
 """Drop-in for ``transformers.masking_utils``, on native rules.
 
 Names, signatures, defaults, results and errors are those of the release of transformers that
-``attn_mask._upstream.UPSTREAM`` names; transformers itself is not needed: configs and caches need
-the attributes that upstream's have. Mask functions are objects that carry their rule
+``attn_mask._transformers.UPSTREAM`` names; transformers itself is not needed: configs and caches
+need the attributes that upstream's have. Mask functions are objects that carry their rule
 (``attn_mask.rules``), so that a mask is written at once by ``torch.ops.attn_mask.boolean`` or
 ``.additive``. Only callables of the user's are called, for some rows at a time.
 
@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from attn_mask import rules
-from attn_mask._checks import check_flag, check_no_rule, checked_masked_value
-from attn_mask._engine import BOOLEAN, MaskFormat, check_padding, write_mask
-from attn_mask._timing import timed
-from attn_mask._tracing import is_opaque
-from attn_mask._upstream.arguments import (
+from attn_mask._core.arguments import check_flag, check_no_rule, checked_masked_value
+from attn_mask._core.timing import timed
+from attn_mask._core.tracing import is_opaque
+from attn_mask._core.write import BOOLEAN, MaskFormat, check_padding, write_mask
+from attn_mask._transformers.arguments import (
     accepts_renamed_arguments,
     understands_cache_position,
     understands_positions,
 )
-from attn_mask._upstream.create import (
+from attn_mask._transformers.create import (
     LAYERS,
     Interface,
     creates_bidirectional,
@@ -41,10 +41,8 @@ from attn_mask._upstream.create import (
     find_first_full_attention_index,
     preprocess,
 )
-from attn_mask._upstream.documents import (
-    find_packed_sequence_indices,
-)
-from attn_mask._upstream.mask_functions import (
+from attn_mask._transformers.documents import find_packed_sequence_indices
+from attn_mask._transformers.mask_functions import (
     add_offsets_to_mask_function,
     and_masks,
     bidirectional_mask_function,
@@ -64,9 +62,9 @@ from attn_mask._upstream.mask_functions import (
     sliding_window_causal_mask_function,
     sliding_window_overlay,
 )
-from attn_mask._upstream.overloads import as_eager_mask, as_sdpa_mask
-from attn_mask._upstream.skip_rules import OWN_DECISIONS, fast_all, is_skipped
-from attn_mask._upstream.visual import AttentionMask, tensor_to_mask_visual
+from attn_mask._transformers.overloads import as_eager_mask, as_sdpa_mask
+from attn_mask._transformers.skip_rules import OWN_DECISIONS, fast_all, is_skipped
+from attn_mask._transformers.visual import AttentionMask, tensor_to_mask_visual
 from attn_mask.block_mask import create_block_mask
 
 if TYPE_CHECKING:

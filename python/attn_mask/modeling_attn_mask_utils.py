@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from attn_mask._aten_only import operators
-from attn_mask._checks import check_fit, check_no_rule, check_strided, checked_device
-from attn_mask._library import _C
-from attn_mask._sdpa_decision import is_causal_enough, is_result, is_unmasked
-from attn_mask._timing import timed
-from attn_mask._tracing import default_device, holds, is_jit_tracing, is_opaque, is_tracing
+from attn_mask._core.arguments import check_fit, check_no_rule, check_strided, checked_device
+from attn_mask._core.library import _C
+from attn_mask._core.operators import operators
+from attn_mask._core.sdpa_decision import is_causal_enough, is_result, is_unmasked
+from attn_mask._core.timing import timed
+from attn_mask._core.tracing import default_device, holds, is_jit_tracing, is_opaque, is_tracing
 
 __all__ = [
     "AttentionMaskConverter",

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from attn_mask._timing import watchers
-from attn_mask._tracing import within_transforms
-from attn_mask._upstream.rule_mask import RuleTensor
+from attn_mask._core.timing import watchers
+from attn_mask._core.tracing import within_transforms
+from attn_mask._transformers.rule_mask import RuleTensor
 
 __all__ = ["Cost", "Profile", "profile"]
 

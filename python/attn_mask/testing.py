@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attn_mask._checks import check_readable
-from attn_mask._observing import AttentionCall, observed
-from attn_mask._upstream.documents import count_sequences
-from attn_mask._upstream.install import installed, is_installed
-from attn_mask._upstream.rule_mask import RuleTensor
+from attn_mask._core.arguments import check_readable
+from attn_mask._core.observing import AttentionCall, observed
+from attn_mask._transformers.documents import count_sequences
+from attn_mask._transformers.install import installed, is_installed
+from attn_mask._transformers.rule_mask import RuleTensor
 from attn_mask.rules import ID_DTYPES
 
 __all__ = ["RecordedMask", "assert_no_leak", "assert_same_masks", "record_masks"]

@@ -7,7 +7,6 @@ import pytest
 import rule_reference
 import torch
 from attn_mask import (
-    _log_once,
     bidirectional,
     bits,
     blockwise,
@@ -21,6 +20,7 @@ from attn_mask import (
     sliding_window,
     window,
 )
+from attn_mask._core import log_once
 from attn_mask.rules import function, reindex, shift, union
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -466,7 +466,7 @@ def test_mask_functions_of_transformers_count_from_the_end():
 
 
 def test_a_mask_function_is_named_once(caplog, monkeypatch):
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
     query, key, value = inputs(1, 1, 1, 4, 4)
     for _ in range(2):
         scaled_dot_product_attention(query, key, value, lambda b, h, q, k: q >= k)
@@ -509,6 +509,6 @@ def test_bits_beside_a_mask_function_in_several_tiles(monkeypatch):
     visible = attends | ((queries + keys) % 3 == 0)
     check(rule, inputs(1, 2, 2, 30, 30), visible)
     picture = attn_mask.show(rule, 30, 30, head=1)
-    monkeypatch.setattr(attn_mask._view, "_ROWS", 7)
-    density = attn_mask._view.view("show", rule, 30, 30, 0, 1).counts([0, 30], [0, 30])[0]
+    monkeypatch.setattr(attn_mask._tools.view, "_ROWS", 7)
+    density = attn_mask._tools.view.view("show", rule, 30, 30, 0, 1).counts([0, 30], [0, 30])[0]
     assert int(density) == int(visible[0, 1].sum()) and picture == attn_mask.show(visible[0, 1])

@@ -8,7 +8,6 @@ import attn_mask
 import pytest
 import torch
 from attn_mask import (
-    _flops,
     bidirectional,
     bits,
     causal,
@@ -18,6 +17,7 @@ from attn_mask import (
     scaled_dot_product_attention,
     sliding_window,
 )
+from attn_mask._graph import flops
 from attn_mask.rules import shift, union
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
@@ -449,7 +449,7 @@ def test_products_are_counted(name, of_value):
 
 @pytest.mark.parametrize("positions", [torch.tensor(3), torch.tensor([[3], [0]])])
 def test_counted_in_parts(positions, monkeypatch):
-    monkeypatch.setattr(_flops, "_TILE", 2 * 4 * N * 7)
+    monkeypatch.setattr(flops, "_TILE", 2 * 4 * N * 7)
     tensors = tensors_of(length=N)
     with FlopCounterMode(display=False) as counter:
         attend(*tensors, rule=RULES["window"], q_offset=positions)
@@ -461,7 +461,7 @@ def test_listed_positions_are_counted():
     rule, operands = causal().encode()
     tensors = [of.detach() for of in tensors_of(key_heads=4)]
     positions = torch.stack([torch.arange(N).flip(0), torch.arange(N) // 2])
-    _flops.tell_counters()
+    flops.tell_counters()
     with FlopCounterMode(display=False) as counter:
         torch.ops.attn_mask.scaled_dot_product_attention(
             rule, operands, *tensors, q_positions=positions

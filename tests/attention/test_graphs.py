@@ -4,7 +4,7 @@ import attn_mask
 import pytest
 import torch
 from attn_mask import causal, documents, padding, scaled_dot_product_attention, sliding_window
-from attn_mask._decompositions import TABLE
+from attn_mask._graph.aten import TABLE
 from sample_calls import ATTENTION_SAMPLES, map_tensors, operator
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -5,7 +5,8 @@ import pickle
 import attn_mask
 import pytest
 import torch
-from attn_mask import _engine, masking_utils, rules
+from attn_mask import masking_utils, rules
+from attn_mask._core import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_reference import TABLE, builders, calls
@@ -214,7 +215,7 @@ def test_a_shift_by_tensors_has_spans(monkeypatch):
     """As releases of transformers say offsets."""
     rule = rules.shift(USUAL["packed"], torch.tensor(100), torch.tensor(40))
     want = flex.create_block_mask(rule, 2, 1, 300, 500, device="cpu")
-    monkeypatch.setattr(_engine._Problem, "evaluate", None)  # about no element
+    monkeypatch.setattr(write._Problem, "evaluate", None)  # about no element
     assert_same_block_mask(attn_mask.create_block_mask(rule, 2, 1, 300, 500, "cpu"), want)
 
 
@@ -265,7 +266,7 @@ def test_dq_write_order_of_an_older_torch(monkeypatch):
 
 def test_a_function_of_the_users_is_called_for_some_rows_at_a_time(monkeypatch):
     monkeypatch.setattr(attn_mask.block_mask, "_HELD", 128 * 1500)
-    monkeypatch.setattr(_engine, "_TILE", 64 * 1500)
+    monkeypatch.setattr(write, "_TILE", 64 * 1500)
     calls_seen = []
 
     def by_distance(b, h, q, k):

@@ -155,13 +155,15 @@ def test_density():
     assert (lines[0][0], lines[0][1], lines[0][-1], lines[-1][-1]) == ("▓", "█", "·", "░")
     # Row 12 has the 4 queries from 50 on, half of which are visible in columns 72 to 107.
     assert lines[12][40] == "▒"
-    counts = attn_mask._view.view("show", mask, None, None, 0, 0).counts([0, 50, 100], [0, 72, 144])
+    counts = attn_mask._tools.view.view("show", mask, None, None, 0, 0).counts(
+        [0, 50, 100], [0, 72, 144]
+    )
     assert counts[0].tolist() == [[3599, 0], [0, 73]]
     assert counts[1].tolist() == [[3600] * 2] * 2
 
 
 def test_density_of_rules_is_that_of_their_masks(monkeypatch):
-    monkeypatch.setattr(attn_mask._view, "_HELD", 1000)  # many strips
+    monkeypatch.setattr(attn_mask._tools.view, "_HELD", 1000)  # many strips
     bits = torch.rand(1, 2, 300, 150) < 0.1
     for rule in (
         rules.causal() & rules.sliding_window(99),

@@ -6,8 +6,9 @@ import threading
 import attn_mask
 import pytest
 import torch
-from attn_mask import _aten_only, block_mask, for_transformers, masking_utils, rules
+from attn_mask import block_mask, for_transformers, masking_utils, rules
 from attn_mask import modeling_attn_mask_utils as ours
+from attn_mask._core import operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import MASK_DTYPES, OUT_DTYPES, assert_same_mask, lowest
@@ -454,11 +455,11 @@ def test_blocks_of_aten_only():
 
 
 def test_aten_only_of_a_process():
-    _aten_only.set_everywhere(True)
+    operators.set_everywhere(True)
     try:
         assert not ran(make_one)
     finally:
-        _aten_only.set_everywhere(False)
+        operators.set_everywhere(False)
     assert ran(make_one)
 
 

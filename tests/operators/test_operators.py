@@ -3,7 +3,7 @@
 import attn_mask
 import pytest
 import torch
-from attn_mask._library import operators_that
+from attn_mask._core.library import operators_that
 from masks import assert_same_mask
 from sample_calls import (
     ATTENTION_OPERATORS,

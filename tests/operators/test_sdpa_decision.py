@@ -86,7 +86,7 @@ def test_mirror(kind, q_length, past, window):
 
 def test_mirror_where_attention_gives_nan(monkeypatch):
     """As on CUDA, where rows without a key are unmasked."""
-    monkeypatch.setattr(attn_mask._sdpa_decision, "UNMASKED_DEVICES", ("cpu",))
+    monkeypatch.setattr(attn_mask._core.sdpa_decision, "UNMASKED_DEVICES", ("cpu",))
     for kind, window in itertools.product(["padded", "4-D"], [None, 2]):
         mask = mask_of(kind, 3, 5)
         got = mirror._prepare_4d_causal_attention_mask_for_sdpa(

@@ -8,8 +8,8 @@ import sys
 import attn_mask
 import pytest
 import torch
-from attn_mask import _doctor
 from attn_mask.__main__ import main
+from attn_mask._tools import doctor
 
 WITHOUT = "import sys\nfor name in {names}: sys.modules[name] = None\n"
 MAIN = "import sys\nfrom attn_mask.__main__ import main\nsys.exit(main({arguments}))\n"
@@ -41,7 +41,7 @@ def test_doctor_is_well():
 def test_json(without):
     # What others print goes elsewhere.
     before = (
-        "import attn_mask._doctor as d\nmake = d.diagnose\n"
+        "import attn_mask._tools.doctor as d\nmake = d.diagnose\n"
         "def diagnose():\n    print('noise')\n    return make()\n"
         "d.diagnose = diagnose\n"
     )
@@ -75,8 +75,8 @@ def finding(capsys):
 
 
 def test_wrong_masks_are_a_fault(monkeypatch, capsys):
-    right = _doctor.masks.boolean
-    monkeypatch.setattr(_doctor.masks, "boolean", lambda *args, **kw: ~right(*args, **kw))
+    right = doctor.masks.boolean
+    monkeypatch.setattr(doctor.masks, "boolean", lambda *args, **kw: ~right(*args, **kw))
     only = finding(capsys)
     assert only["what"].startswith("the self-test fails: causal on cpu, window on cpu, chunks")
     assert "pip install" in only["mend"]
@@ -86,7 +86,7 @@ def test_kernels_that_raise_are_a_fault(monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise RuntimeError("no kernel\nat all")
 
-    monkeypatch.setattr(_doctor.masks, "additive", broken)
+    monkeypatch.setattr(doctor.masks, "additive", broken)
     only = finding(capsys)
     assert only["what"] == "the self-test fails: runs on cpu (RuntimeError: no kernel)"
 
@@ -104,7 +104,7 @@ def test_a_transformers_that_is_too_old_is_a_fault(monkeypatch, capsys):
 
 def test_a_gpu_without_kernels_is_a_fault(monkeypatch, capsys):
     build = {**attn_mask.build_info(), "cuda_version": "13.0", "cuda_archs": ["9.0"]}
-    monkeypatch.setattr(_doctor.library, "build_info", lambda: build)
+    monkeypatch.setattr(doctor.library, "build_info", lambda: build)
     for name, value in (
         ("is_available", True),
         ("device_count", 1),
@@ -112,7 +112,7 @@ def test_a_gpu_without_kernels_is_a_fault(monkeypatch, capsys):
         ("get_device_name", "A card"),
     ):
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
-    monkeypatch.setattr(_doctor, "usable_devices", lambda cuda: ["cpu"])
+    monkeypatch.setattr(doctor, "usable_devices", lambda cuda: ["cpu"])
     only = finding(capsys)
     assert only["what"] == "no CUDA kernels for A card (8.6), only for 9.0"
     assert "TORCH_CUDA_ARCH_LIST=8.6 " in only["mend"]
@@ -133,7 +133,7 @@ def test_a_gpu_without_kernels_is_a_fault(monkeypatch, capsys):
     ],
 )
 def test_which_gpus_kernels_fit(archs, capability, fits):
-    assert _doctor.fits(capability, archs) is fits
+    assert doctor.fits(capability, archs) is fits
 
 
 @pytest.mark.parametrize("without", [(), ("typer",)])
@@ -218,13 +218,13 @@ def test_bench(without):
 
 def test_bench_times_no_masks_that_differ(monkeypatch, capsys):
     pytest.importorskip("transformers")
-    from attn_mask import _bench
+    from attn_mask._tools import bench
 
     def timed(*args):
         raise AssertionError
 
-    monkeypatch.setattr(_bench, "_milliseconds", timed)
-    monkeypatch.setattr(_bench.torch, "equal", lambda *masks: False)
+    monkeypatch.setattr(bench, "_milliseconds", timed)
+    monkeypatch.setattr(bench.torch, "equal", lambda *masks: False)
     assert main(["bench", "--quick"]) == 1
     assert "a step of decoding" in capsys.readouterr().out.split("not as in transformers")[1]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import attn_mask
 import pytest
 import torch
-from attn_mask import _forking, _observing
+from attn_mask._core import forking, observing
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -39,7 +39,7 @@ def use_all():
         attn_mask.packed(document_ids=ids),
         attn_mask.aten_only(),
         attn_mask.skip_policy("never"),
-        _observing.observed(lambda call: None),
+        observing.observed(lambda call: None),
     ):
         assert attn_mask.is_installed()
         attn_mask.for_transformers("4.38.2")
@@ -65,14 +65,14 @@ def in_child(function):
 
 
 def wait_for(monkeypatch, name, seconds):
-    monkeypatch.setitem(_forking._locks, name, _forking._locks[name]._replace(seconds=seconds))
+    monkeypatch.setitem(forking._locks, name, forking._locks[name]._replace(seconds=seconds))
 
 
 NAMES = ["aten_only", "skip_policy", "observing", "packing", "model_calls", "loading", "install"]
 
 
 def test_the_names_are_all():
-    assert sorted(_forking._locks) == sorted(NAMES)
+    assert sorted(forking._locks) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("is_soon_free", [True, False])
@@ -80,7 +80,7 @@ def test_the_names_are_all():
 def test_a_lock_that_another_thread_holds(name, is_soon_free, monkeypatch):
     """A fork waits for it, but not for good."""
     wait_for(monkeypatch, name, 30.0 if is_soon_free else 0.2)
-    lock = _forking._locks[name].lock
+    lock = forking._locks[name].lock
     is_held, is_over = threading.Event(), threading.Event()
     freed = []
 
@@ -107,7 +107,7 @@ def test_a_lock_that_another_thread_holds(name, is_soon_free, monkeypatch):
 
 def test_a_fork_within_a_lock():
     """As where what install() imports forks."""
-    for each in _forking._locks.values():
+    for each in forking._locks.values():
         with each.lock:
             assert in_child(use_all) == 0
 
@@ -159,7 +159,7 @@ def test_a_fork_while_another_thread_installs(seconds):
 
 def test_half_an_install_is_made_whole(monkeypatch):
     """Where the fork could not wait: the child has all that install() replaces, or nothing."""
-    from attn_mask._upstream import install
+    from attn_mask._transformers import install
     from transformers import masking_utils
 
     wait_for(monkeypatch, "install", 0.2)

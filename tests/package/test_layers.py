@@ -135,7 +135,7 @@ def test_no_private_name_of_another_module_is_imported():
         if inner is not None
         and is_private(inner)
         and inner not in exported(module)
-        and f"{module}.{inner}" != "attn_mask._library._C"
+        and f"{module}.{inner}" != "attn_mask._core.library._C"
     ]
     assert found == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from attn_mask._upstream import UPSTREAM
+from attn_mask._transformers import UPSTREAM
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "scripts"))

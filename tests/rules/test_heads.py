@@ -309,7 +309,7 @@ def test_in_a_graph():
 
 
 def test_rules_are_not_looked_at(monkeypatch):
-    monkeypatch.setattr(attn_mask._engine, "evaluate_mapped", None)
+    monkeypatch.setattr(attn_mask._core.write, "evaluate_mapped", None)
     attn_mask.boolean(rules.causal() & rules.padding(torch.ones(1, KV)), B, Q, KV)
     before = rules.shift(rules.documents(torch.zeros(1, KV, dtype=torch.int8)), 0, 0)
     attn_mask.boolean(before, B, Q, KV)

@@ -8,7 +8,8 @@ import attn_mask
 import numpy
 import pytest
 import torch
-from attn_mask import _log_once, masking_utils, rules
+from attn_mask import masking_utils, rules
+from attn_mask._core import log_once
 from masks import MASK_DTYPES, assert_same_mask
 from oracle_loader import Config
 from rule_reference import grid
@@ -698,7 +699,7 @@ NUMBERED = torch.tensor([[1, 1, 2, 2, 0], [1, 1, 1, 2, 3]])
 @pytest.fixture
 def unnamed(monkeypatch):
     """As at the start of a process."""
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
 
 
 def named(caplog):

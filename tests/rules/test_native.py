@@ -5,7 +5,8 @@ import logging
 import attn_mask
 import pytest
 import torch
-from attn_mask import _log_once, boolean, create_block_mask, rules
+from attn_mask import boolean, create_block_mask, rules
+from attn_mask._core import log_once
 from torch.nn.attention import flex_attention
 
 TENSORS = [name for name in flex_attention.BlockMask._TENSOR_ATTRS if not name.startswith("dq")]
@@ -18,7 +19,7 @@ def of_user(b, h, q, kv):
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return caplog
 

@@ -221,7 +221,7 @@ STEPS = {
             "def nothing() -> MaskFunction:\n",
         ),
     ],
-    "python/attn_mask/_decompositions.py": [
+    "python/attn_mask/_graph/aten.py": [
         (
             "        if opcode == rules.NOTHING:\n",
             "        if opcode == rules.EVEN_KEYS:\n            return rules.even_keys()\n"

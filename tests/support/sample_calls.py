@@ -4,7 +4,7 @@ import contextlib
 import warnings
 
 import torch
-from attn_mask._library import operators_that
+from attn_mask._core.library import operators_that
 from attn_mask.rules import (
     blockwise,
     causal,

@@ -11,8 +11,9 @@ import types
 import attn_mask
 import pytest
 import torch
-from attn_mask import _log_once, causal, rules, sliding_window
-from attn_mask._upstream import install
+from attn_mask import causal, rules, sliding_window
+from attn_mask._core import log_once
+from attn_mask._transformers import install
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -74,19 +75,19 @@ def under(request):
 @pytest.fixture
 def named(monkeypatch, caplog):
     """What is named from here on, as if nothing had been."""
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
 
 
-def attention():
-    from attn_mask._upstream import attention
+def attention_interface():
+    from attn_mask._transformers import attention_interface
 
-    return attention
+    return attention_interface
 
 
 def rule_mask_module():
-    from attn_mask._upstream import rule_mask
+    from attn_mask._transformers import rule_mask
 
     return rule_mask
 
@@ -154,7 +155,7 @@ def test_no_mask_is_dense(monkeypatch):
 
     model = make("Mistral", "attn_mask")
     monkeypatch.setattr(rule_mask_module().RuleTensor, "as_boolean", fails)
-    monkeypatch.setattr(attention(), "write_mask", fails)
+    monkeypatch.setattr(attention_interface(), "write_mask", fails)
     gradients(model, input_ids=tokens(), position_ids=PACKED, use_cache=False)
     gradients(model, **inputs(FAST["Mistral"], "left"))
     if RELEASE >= (4, 56):  # before, caches kept keys that are in no window
@@ -240,7 +241,7 @@ def test_autocast():
         tensors = [tensor.to(dtype) for tensor, dtype in zip(states(), dtypes, strict=True)]
         with torch.autocast("cpu", torch.bfloat16):
             got, want = (
-                attention().attention(Layer(), *tensors, mask)[0]
+                attention_interface().attention(Layer(), *tensors, mask)[0]
                 for mask in (rule_mask(), rule_mask().to_dense())
             )
         assert got.dtype == want.dtype == torch.bfloat16
@@ -345,7 +346,7 @@ def states(q_length=6, kv_length=6):
 def rule_mask(q_length=6, kv_length=6, rule=None, **kwargs):
     """Without a window where no rule is given."""
     rule = causal() if rule is None else rule
-    return attention().rule_mask(2, q_length, kv_length, mask_function=rule, **kwargs)
+    return attention_interface().rule_mask(2, q_length, kv_length, mask_function=rule, **kwargs)
 
 
 @pytest.mark.parametrize("is_causal", [None, True, False])
@@ -357,7 +358,7 @@ def test_no_mask_is_as_for_sdpa(is_causal, layer_is_causal):
     layer.is_causal = layer_is_causal
     for lengths in ((6, 6), (1, 6)):
         call = (layer, *states(*lengths), None)
-        got, weights = attention().attention(*call, is_causal=is_causal)
+        got, weights = attention_interface().attention(*call, is_causal=is_causal)
         assert torch.equal(got, sdpa_attention_forward(*call, is_causal=is_causal)[0])
         assert weights is None
 
@@ -367,7 +368,7 @@ def test_dense_masks_of_the_user_s_are_as_for_sdpa():
 
     visible = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(6)) < 0.7
     for mask in (visible, torch.where(visible, 0.0, -1.0)):
-        got, _ = attention().attention(Layer(), *states(), mask)
+        got, _ = attention_interface().attention(Layer(), *states(), mask)
         assert torch.equal(got, sdpa_attention_forward(Layer(), *states(), mask)[0])
 
 
@@ -378,7 +379,9 @@ def test_selected_keys_are_refused(argument):
         match=f"^attn_mask attention: expected no {argument}, which select keys for each query of "
         "Layer without a mask: take attn_implementation='sdpa'$",
     ):
-        attention().attention(Layer(), *states(), rule_mask(), **{argument: torch.zeros(2, 6, 3)})
+        attention_interface().attention(
+            Layer(), *states(), rule_mask(), **{argument: torch.zeros(2, 6, 3)}
+        )
 
 
 def test_scores_are_refused_where_nothing_can_have_them():
@@ -387,7 +390,9 @@ def test_scores_are_refused_where_nothing_can_have_them():
         match=r"^attn_mask attention: expected no softcap and s_aux, or a model with an "
         "eager_attention_forward, but the file of Layer has none$",
     ):
-        attention().attention(Layer(), *states(), rule_mask(), softcap=50.0, s_aux=torch.zeros(4))
+        attention_interface().attention(
+            Layer(), *states(), rule_mask(), softcap=50.0, s_aux=torch.zeros(4)
+        )
 
 
 def test_a_block_mask_of_flex_attention_is_refused():
@@ -397,7 +402,7 @@ def test_a_block_mask_of_flex_attention_is_refused():
         match=r"^attn_mask attention: expected attention_mask to be a tensor, None, or the mask "
         "that transformers makes for this implementation, but got a BlockMask$",
     ):
-        attention().attention(Layer(), *states(), block_mask)
+        attention_interface().attention(Layer(), *states(), block_mask)
 
 
 @pytest.mark.parametrize("lengths", [(5, 6), (6, 5)])
@@ -409,19 +414,19 @@ def test_a_mask_of_another_size_is_refused(lengths):
             f"but got one of {[2, *lengths]}"
         ),
     ):
-        attention().attention(Layer(), *states(), rule_mask(*lengths))
+        attention_interface().attention(Layer(), *states(), rule_mask(*lengths))
 
 
 def test_a_mask_may_be_longer_than_the_keys():
     """As before transformers 5, whose masks were cut where they were used."""
     query, key, value = states(6, 6)
-    got, _ = attention().attention(Layer(), query, key, value, rule_mask(6, 9))
-    assert_close(got, attention().attention(Layer(), query, key, value, None)[0])
+    got, _ = attention_interface().attention(Layer(), query, key, value, rule_mask(6, 9))
+    assert_close(got, attention_interface().attention(Layer(), query, key, value, None)[0])
 
 
 def test_what_a_mask_lacks_is_named(named):
     """Windows and documents that layers are told of beside it."""
-    call = functools.partial(attention().attention, Layer(), *states())
+    call = functools.partial(attention_interface().attention, Layer(), *states())
     ids = torch.tensor([0, 0, 0, 1, 1, 1])
     borders = torch.tensor([0, 3, 6], dtype=torch.int32)
     call(rule_mask(rule=causal() & sliding_window(4)), sliding_window=4)
@@ -487,7 +492,7 @@ def test_transformers_mask_functions_are_recognised(data):
     if padding is not None and data.draw(st.booleans()):
         padding = padding.clone()
         padding[0, : data.draw(st.integers(1, 4))] = False
-    mask = attention().rule_mask(2, q_length, 12, offset, 0, function, padding)
+    mask = attention_interface().rule_mask(2, q_length, 12, offset, 0, function, padding)
     assert type(mask).__name__ == "RuleMask"
     positions = torch.arange(2), torch.arange(1), torch.arange(offset, offset + q_length)
     b, h, q, k = torch.meshgrid(*positions, torch.arange(12), indexing="ij")
@@ -519,7 +524,7 @@ def test_packed_positions_are_left_out_where_they_count_on(data):
     mask = rule_mask(n, n, moved & attn_mask.documents(ids))
     want = attn_mask.boolean(moved & attn_mask.documents(ids), 2, n, n)
     assert torch.equal(mask.to_dense(), want)
-    from attn_mask._upstream.documents import count_sequences
+    from attn_mask._transformers.documents import count_sequences
 
     is_left_out = torch.equal(count_sequences(positions), ids)
     assert ("reindex" not in repr(mask)) == is_left_out
@@ -560,8 +565,10 @@ def test_slots_of_a_cache_that_are_not_filled_are_not_read():
         mask = rule_mask(1, 64, q_offset=offset, allow_is_causal_skip=False)
         assert (type(mask).__name__, mask.q_offset) == ("RuleMask", 5)
         key[:, :, 6:] = value[:, :, 6:] = torch.nan
-        got, _ = attention().attention(Layer(), query, key, value, mask)
-        want, _ = attention().attention(Layer(), query, key[:, :, :6], value[:, :, :6], None)
+        got, _ = attention_interface().attention(Layer(), query, key, value, mask)
+        want, _ = attention_interface().attention(
+            Layer(), query, key[:, :, :6], value[:, :, :6], None
+        )
         assert_close(got, want)
 
 
@@ -698,8 +705,11 @@ def test_what_others_registered_stays_under_install(named):
         assert text.endswith("of_another")
         assert f"attn_mask.install: {text}" in named()
     attn_mask.register_attention()
-    assert AttentionInterface._global_mapping["attn_mask"] is attention().attention
-    assert theirs.AttentionMaskInterface._global_mapping["attn_mask"] is attention().rule_mask
+    assert AttentionInterface._global_mapping["attn_mask"] is attention_interface().attention
+    assert (
+        theirs.AttentionMaskInterface._global_mapping["attn_mask"]
+        is attention_interface().rule_mask
+    )
 
 
 def test_releases_without_such_masks(monkeypatch):

@@ -19,10 +19,11 @@ from pathlib import Path
 import attn_mask
 import pytest
 import torch
-from attn_mask import _aten_only, _log_once, _process, masking_utils, rules
-from attn_mask._upstream import install as install_module
-from attn_mask._upstream import masks as upstream_masks
-from attn_mask._upstream import packed_creates, skip_rules, source
+from attn_mask import masking_utils, rules
+from attn_mask._core import log_once, operators, process
+from attn_mask._transformers import install as install_module
+from attn_mask._transformers import packed_creates, skip_rules, source
+from attn_mask._transformers import writers as upstream_masks
 from masks import assert_same_mask
 from oracle_loader import Config, FakeCache
 from packaging.version import Version
@@ -129,7 +130,7 @@ def create(name="create_causal_mask", implementation="sdpa", mask=None, cache=No
 
 
 def is_ours(function):
-    return function.__module__ == "attn_mask._upstream.masks"
+    return function.__module__ == "attn_mask._transformers.writers"
 
 
 # What is replaced
@@ -363,7 +364,7 @@ def test_upstream_functions_under_other_names(registration):
 @pytest.fixture
 def warned(caplog, monkeypatch):
     """Texts that were logged, as if nothing had been logged before."""
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
 
     def texts():
@@ -757,7 +758,7 @@ class Interrupted(BaseException):
 
 def interrupted_at(line, call):
     """Calls, and raises where the call comes to the nth line of its own; whether it did."""
-    files = {module.__file__ for module in (install_module, _process, source, upstream_masks)}
+    files = {module.__file__ for module in (install_module, process, source, upstream_masks)}
     seen = 0
 
     def trace(frame, event, argument):
@@ -923,10 +924,10 @@ def test_a_release_that_decides_otherwise(monkeypatch, name):
 
 
 RELOADS = {
-    "reload": "importlib.reload(sys.modules['attn_mask._upstream.install'])",
+    "reload": "importlib.reload(sys.modules['attn_mask._transformers.install'])",
     "reload of all": """
 for name in [name for name in sys.modules if name.split(".")[0] == "attn_mask"]:
-    if name != "attn_mask._C" and not name.startswith("attn_mask._upstream.releases."):
+    if name != "attn_mask._C" and not name.startswith("attn_mask._transformers.releases."):
         importlib.reload(sys.modules[name])
 """,
     "purge": """
@@ -954,8 +955,9 @@ def test_state_outlasts_modules(again):
         import attn_mask
         print(attn_mask.is_installed())
         attn_mask.install()
-        print(attn_mask._upstream.masks.state.options, attn_mask._aten_only.is_aten_only())
-        print(masking_utils.sdpa_mask is sys.modules["attn_mask._upstream.masks"].sdpa_mask)
+        from attn_mask._core.operators import is_aten_only
+        print(attn_mask._transformers.writers.state.options, is_aten_only())
+        print(masking_utils.sdpa_mask is sys.modules["attn_mask._transformers.writers"].sdpa_mask)
         with attn_mask.skip_policy("never"):
             print(masking_utils.sdpa_mask(1, 3, 3) is None)
         print(masking_utils.sdpa_mask(1, 2, 3, allow_is_causal_skip=False).shape)
@@ -1214,7 +1216,7 @@ def test_an_install_that_fails_leaves_the_options(monkeypatch):
         with pytest.raises(NotImplementedError):
             attn_mask.install(masked_value=-4, aten_only=True)
     assert options() == (None, False, False, "upstream")
-    assert not _aten_only.is_aten_only()
+    assert not operators.is_aten_only()
 
 
 @needs_masking_utils
@@ -1304,7 +1306,7 @@ def test_a_release_before_masking_utils():
         """
     )
     assert said.splitlines() == [
-        "attn_mask._upstream.releases.transformers_4_37_0",
+        "attn_mask._transformers.releases.transformers_4_37_0",
         "False",
         "False",
     ]
@@ -1655,7 +1657,7 @@ def test_policy_errors(arguments, text):
 @needs_masking_utils
 def test_numbers_in_a_padding_mask_are_named_once(monkeypatch, caplog):
     """Document numbers, for example: the release makes booleans of them."""
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
     numbers = torch.tensor([[1, 1, 2, 2, 2], [1, 1, 1, 1, 2]])
     want = create(mask=numbers.bool())
     with attn_mask.installed(), caplog.at_level(logging.WARNING, "attn_mask"):

@@ -24,7 +24,7 @@ import oracle_loader
 import pytest
 import torch
 from attn_mask import masking_utils as ours
-from attn_mask._upstream import UPSTREAM
+from attn_mask._transformers import UPSTREAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import OUT_DTYPES, assert_same_mask, describe, lowest
@@ -834,7 +834,7 @@ def test_the_release_is_the_same_in_all_places():
     root = Path(__file__).parents[2]
     assert f"transformers=={UPSTREAM}\n" in (root / "requirements" / "dev.txt").read_text()
     minor = UPSTREAM.rpartition(".")[0]
-    assert "``attn_mask._upstream.UPSTREAM``" in ours.__doc__
+    assert "``attn_mask._transformers.UPSTREAM``" in ours.__doc__
     releases = json.loads((root / "tests" / "support" / "releases.json").read_text())
     assert any(UPSTREAM in group["versions"] for group in releases)
     page = (root / "docs" / "upstream.md").read_text()

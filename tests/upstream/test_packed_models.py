@@ -8,8 +8,9 @@ import logging
 import attn_mask
 import pytest
 import torch
-from attn_mask import _log_once, masking_utils, testing
-from attn_mask._upstream import packed_creates
+from attn_mask import masking_utils, testing
+from attn_mask._core import log_once
+from attn_mask._transformers import packed_creates
 from models import IMAGE, MODELS, RELEASE, SMALL, Model, make, tokens, transformers
 
 pytestmark = [
@@ -46,7 +47,7 @@ def installed():
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return lambda: [r.getMessage() for r in caplog.records if r.name == "attn_mask"]
 
@@ -371,7 +372,7 @@ def test_no_position_ids_anywhere_are_named_once(warned):
         (text,) = [text for text in warned() if "without position_ids" in text]
         assert f"of {model.config.model_type} was called" in text
         assert "attn_mask.packed(document_ids=...)" in text
-        _log_once._named.clear()
+        log_once._named.clear()
         warned.__closure__[0].cell_contents.clear()
 
 

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import attn_mask
 import pytest
 import torch
-from attn_mask import _log_once, masking_utils, testing
-from attn_mask._upstream import packing
+from attn_mask import masking_utils, testing
+from attn_mask._core import log_once
+from attn_mask._transformers import packing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAST, MODELS, RELEASE, WINDOW, make, tokens, transformers
@@ -64,7 +65,7 @@ def installed(request):
 
 @pytest.fixture
 def warned(caplog, monkeypatch):
-    monkeypatch.setattr(_log_once, "_named", set())
+    monkeypatch.setattr(log_once, "_named", set())
     caplog.set_level(logging.WARNING, logger="attn_mask")
     return lambda: [record.getMessage() for record in caplog.records]
 

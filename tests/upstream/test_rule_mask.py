@@ -10,8 +10,9 @@ import attn_mask
 import numpy as np
 import pytest
 import torch
-from attn_mask import _log_once, causal, documents, padding, rules, sliding_window
-from attn_mask._upstream.rule_mask import RuleMask, RuleTensor, make_rule_mask
+from attn_mask import causal, documents, padding, rules, sliding_window
+from attn_mask._core import log_once
+from attn_mask._transformers.rule_mask import RuleMask, RuleTensor, make_rule_mask
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -268,7 +269,7 @@ def test_a_write_into_a_view_is_an_error_once_the_mask_is_used():
     query = torch.zeros(B, 1, Q, 8)
     for use in (
         lambda mask: ~mask,
-        lambda mask: attention()(
+        lambda mask: attention_interface()(
             torch.nn.Module(), query, query.new_zeros(B, 1, K, 8), query, mask
         ),
     ):
@@ -372,7 +373,7 @@ def test_threads_read_it_at_once():
 
 
 def test_where_it_becomes_dense_is_named_once(monkeypatch, caplog):
-    monkeypatch.setattr(_log_once, "_details", set())
+    monkeypatch.setattr(log_once, "_details", set())
     caplog.set_level(logging.DEBUG, logger="attn_mask")
     for _ in range(3):
         make().any()
@@ -471,7 +472,7 @@ def test_in_a_graph_others_than_overrides_see_elements():
 
 @pytest.mark.usefixtures("fresh_graphs")
 def test_a_graph_keeps_no_elements_that_nothing_reads():
-    attend, names = attention(), []
+    attend, names = attention_interface(), []
 
     def keep(graph, inputs):
         names.extend(str(node.target) for node in graph.graph.nodes)
@@ -555,13 +556,13 @@ def test_traced():
     assert torch.equal(traced(IDS, scores()), torch.where(dense_of_graph(), scores(), 0.0))
 
 
-def attention():
+def attention_interface():
     name = "transformers.integrations.sdpa_attention"
     pytest.importorskip("transformers.modeling_utils", reason="its attention is taken")
     pytest.importorskip(name, reason="its attention is taken")
-    from attn_mask._upstream import attention
+    from attn_mask._transformers import attention_interface
 
-    return attention.attention
+    return attention_interface.attention
 
 
 def test_bits_of_it_are_its_dense_mask():

@@ -321,7 +321,7 @@ def test_a_rule_as_a_mask_of_the_legacy_functions():
 
 
 def test_a_rule_as_the_mask_of_attention():
-    from attn_mask._upstream.attention import attention
+    from attn_mask._transformers.attention_interface import attention
 
     states = torch.zeros(2, 4, 9, 8)
     with pytest.raises(TypeError, match=f"^attn_mask attention{MESSAGE}$"):

@@ -13,16 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 import attn_mask
 import pytest
 import torch
-from attn_mask import _skipping, masking_utils
+from attn_mask import masking_utils
+from attn_mask._core import skipping
 
 ONES = torch.ones(1, 3, dtype=torch.bool)
 
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    before = _skipping.current().name
+    before = skipping.current().name
     yield
-    assert (_skipping.current().name, _skipping._blocks) == (before, ())
+    assert (skipping.current().name, skipping._blocks) == (before, ())
     attn_mask.skip_policy("upstream")
 
 

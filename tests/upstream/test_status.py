@@ -107,7 +107,7 @@ def test_block_masks_are_counted():
 
 
 def test_warnings_are_those_of_the_logger(caplog):
-    from attn_mask._log_once import warn_once
+    from attn_mask._core.log_once import warn_once
 
     with caplog.at_level(logging.WARNING, logger="attn_mask"):
         warn_once("of this test", "%s has %d legs", "A cat", 4)

@@ -55,7 +55,7 @@ def operator_case(rng):
     if "rule" in names and rng.random() < 0.2:
         arguments["rule"] = mutated(rng, arguments["rule"])
     arguments = {key: value for key, value in arguments.items() if key in names}
-    host_decisions = attn_mask._library.operators_that(is_host_decision=True)
+    host_decisions = attn_mask._core.library.operators_that(is_host_decision=True)
     if rng.random() < 0.4 and name not in host_decisions and is_plain(arguments):
         return as_on_meta, (overload, arguments), {}
     return overload, (), arguments
@@ -211,7 +211,7 @@ def compared_case(rng):
     def call():
         if kind == "decomposition":
             with attn_mask.aten_only():
-                got = attn_mask._aten_only.operators().boolean(*args, **positions)
+                got = attn_mask._core.operators.operators().boolean(*args, **positions)
             masks.assert_same_mask(got, rule_reference.boolean(*args, **positions))
             return
         if kind == "boolean":

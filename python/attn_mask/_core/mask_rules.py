@@ -1,0 +1,899 @@
+"""Mask functions as objects: each can be called, and carries the rule that it evaluates.
+
+A mask function takes tensors of indices (batch_idx, head_idx, q_idx, kv_idx) and returns whether
+query q_idx attends to key kv_idx: the closures of transformers' ``masking_utils``, the mask_mods of
+flex attention. A MaskFunction gives the same (dtype, shape and broadcasting; under torch.vmap
+and torch.compile, too), and ``encode()`` gives what ``torch.ops.attn_mask.boolean`` and
+``.additive`` need to write the whole mask at once. Trees grow by ``&`` and ``|``, with any
+callables::
+
+    causal() & sliding_window(4096) | blockwise(image_ids)
+
+They are immutable, can be copied and pickled (where a callable of the user's can), and are equal
+when they have the same structure over the same tensor objects. No value of a tensor is read here.
+"""
+
+import math
+import operator
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+
+from attn_mask._core.arguments import expected_of_function
+from attn_mask._core.library import _C
+from attn_mask._core.pictures import Pictured
+from attn_mask._core.program import Coverage as Coverage
+from attn_mask._core.program import Place, Program, Source
+from attn_mask._core.rule_arguments import FAR as FAR
+from attn_mask._core.rule_arguments import ID_DTYPES as ID_DTYPES
+from attn_mask._core.rule_arguments import OPEN as OPEN
+from attn_mask._core.rule_arguments import (
+    at,
+    beside,
+    booleans,
+    depth_over,
+    integers,
+    limits_of,
+    offset_of,
+    real_numbers,
+    row_of,
+    side_of,
+)
+from attn_mask._core.rule_arguments import whole as whole
+from attn_mask._core.rule_arguments import wide as wide
+from attn_mask._core.tracing import is_recording
+
+__all__ = [
+    "MaskFunction",
+    "bidirectional",
+    "bits",
+    "blockwise",
+    "causal",
+    "chunked",
+    "documents",
+    "function",
+    "intersection",
+    "nothing",
+    "padding",
+    "reindex",
+    "shift",
+    "sliding_window",
+    "union",
+    "window",
+]
+
+
+# The rules of a program; csrc/rule/program.h defines them. Used as globals, which dynamo takes for
+# constants: an int that is an attribute of a rule may become symbolic.
+ALL = _C.OPCODES["ALL"]
+CAUSAL = _C.OPCODES["CAUSAL"]
+WINDOW = _C.OPCODES["WINDOW"]
+CHUNK = _C.OPCODES["CHUNK"]
+BLOCKS = _C.OPCODES["BLOCKS"]
+PADDING = _C.OPCODES["PADDING"]
+DOCUMENTS = _C.OPCODES["DOCUMENTS"]
+BITS = _C.OPCODES["BITS"]
+AND = _C.OPCODES["AND"]
+OR = _C.OPCODES["OR"]
+REINDEX = _C.OPCODES["REINDEX"]
+SHIFT = _C.OPCODES["SHIFT"]
+NOTHING = _C.OPCODES["NOTHING"]
+
+# Fields that a repr leaves out.
+_UNSHOWN = "depth", "source", "limits", "is_upstream"
+
+# How often positions may change above a rule: a window may add a shift of its own.
+_MAX_CHANGES = _C.MAX_STEPS - 1
+
+
+_OF_BITS = Source("bits", "attends")
+_OF_PADDING = Source("padding", "mask")
+_OF_DOCUMENTS = Source("documents", "ids")
+_OF_BLOCKS = Source("blockwise", "ids")
+_OF_CHUNKS = Source("chunked", "left_padding")
+_OF_POSITIONS = Source("reindex", "positions")
+
+UPSTREAM_PADDING = Source("padding_mask_function", "padding_mask", is_upstream=True)
+
+
+# eq=False: comparing tensors by value would be neither cheap nor a bool.
+@dataclass(frozen=True, eq=False, repr=False)
+class MaskFunction(Pictured):
+    """A mask function that carries its rule; made by the functions of this module."""
+
+    # What torch.vmap (and a BlockMask's repr) calls it; torch.compile can't trace the repr.
+    __name__ = "mask_function"
+
+    factory = ""  # the function that makes such a rule
+    depth = 1  # how deep the tree is nested; 1 of a leaf
+
+    def __call__(
+        self,
+        batch_idx: torch.Tensor,
+        head_idx: torch.Tensor,
+        q_idx: torch.Tensor,
+        kv_idx: torch.Tensor,
+    ) -> torch.Tensor:
+        """Whether queries attend to keys; index tensors that broadcast against each other."""
+        result: torch.Tensor = self.evaluate(*map(wide, (batch_idx, head_idx, q_idx, kv_idx)))
+        return result
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        """The same of int64, in which positions neither wrap nor overflow."""
+        raise NotImplementedError
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        raise NotImplementedError
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        """What it shows to the queries at q_start to q_end - 1, of such keys; one each at least."""
+        return Coverage.OTHER
+
+    @property
+    def program(self) -> Program:
+        """This tree for the operators; made once, but anew while a graph is recorded."""
+        return Program(self) if is_recording() else self.known_program
+
+    @property
+    def known_program(self) -> Program:
+        """The same, where no graph is recorded."""
+        program: Program | None = self.__dict__.get("_program")
+        if program is None:
+            program = Program(self)
+            self.__dict__["_program"] = program
+        return program
+
+    @property
+    def is_native(self) -> bool:
+        """Whether no part of it has to be called for each element of a mask, as a callable is."""
+        program = self.program
+        return program.is_boolean and not program.calls
+
+    def encode(self) -> tuple[list[int], list[torch.Tensor]]:
+        """(rule, operands), the first arguments of ``torch.ops.attn_mask.boolean``.
+
+        Raises TypeError for a tree with a callable of the user's, or anything else that has no
+        rule (a shift by a tensor, ids that are not integers); ValueError for tensors of another
+        rank than the rule's.
+        """
+        program = self.program
+        for _, function in program.calls:
+            raise TypeError(f"encode: expected a tree of rules, but got {function!r} in it")
+        return list(program.code), list(program.operands)
+
+    def to(self, device: torch.device | str) -> Self:
+        """This tree with its tensors on ``device``; callables of the user's stay as they are."""
+        moved: dict[str, Any] = {}
+        for name, value in self._fields():
+            if isinstance(value, torch.Tensor | MaskFunction):
+                new = value.to(device)
+                if new is not value:
+                    moved[name] = new
+            elif name == "rules":
+                rules = []  # no comprehension, which would be one more frame for each level
+                for rule in value:
+                    rules.append(rule.to(device))
+                if any(map(operator.is_not, rules, value)):
+                    moved[name] = tuple(rules)
+        return replace(self, **moved) if moved else self
+
+    def __bool__(self) -> bool:
+        # torch 2.11's dynamo takes it for whether there is a function, when it traces a call.
+        if not torch.compiler.is_dynamo_compiling() and (
+            sys._getframe(1).f_globals.get("__name__") == "torch._dynamo.symbolic_convert"
+        ):
+            return True
+        raise TypeError(
+            f"{self.__name__}: expected rules to be joined by `&` and `|`, not by `and`, `or` and "
+            "`not`: a rule is neither true nor false (test for one by `is None`)"
+        )
+
+    def __and__(self, other: Callable[..., Any]) -> "MaskFunction":
+        return intersection(self, other) if callable(other) else NotImplemented
+
+    def __rand__(self, other: Callable[..., Any]) -> "MaskFunction":
+        return intersection(other, self) if callable(other) else NotImplemented
+
+    def __or__(self, other: Callable[..., Any]) -> "MaskFunction":
+        return union(self, other) if callable(other) else NotImplemented
+
+    def __ror__(self, other: Callable[..., Any]) -> "MaskFunction":
+        return union(other, self) if callable(other) else NotImplemented
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MaskFunction):
+            return NotImplemented
+        pairs = [(self, other)]
+        while pairs:
+            a, b = pairs.pop()
+            if a is b:
+                continue
+            if type(a) is not type(b) or a.depth != b.depth:
+                return False
+            for (name, of_a), (_, of_b) in zip(a._compared(), b._compared(), strict=True):
+                if name == "rules":
+                    if len(of_a) != len(of_b):
+                        return False
+                    pairs += zip(of_a, of_b, strict=True)
+                elif isinstance(of_a, MaskFunction):
+                    pairs.append((of_a, of_b))
+                elif _identity(of_a) != _identity(of_b):
+                    return False
+        return True
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __repr__(self) -> str:
+        try:
+            return self._repr()
+        except RecursionError:  # in the midst of a very deep tree
+            return "..."
+
+    def _repr(self) -> str:
+        shown = (_shown(of) for name, of in self._fields() if name not in _UNSHOWN)
+        return f"{self.factory}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self._fields())
+
+    def _fields(self) -> list[tuple[str, Any]]:
+        # torch 2.11's dynamo hashes objects whose fields it has not set yet.
+        return [(of.name, getattr(self, of.name, None)) for of in fields(self)]
+
+    def _compared(self) -> list[tuple[str, Any]]:
+        return [(of.name, getattr(self, of.name, None)) for of in fields(self) if of.compare]
+
+    def _identity(self) -> tuple[Any, ...]:
+        return type(self), *(_identity(value) for _, value in self._compared())
+
+
+def _identity(value: Any) -> Any:
+    """Tensors and callables of the user's are themselves: comparing them might read values."""
+    plain = value is None or isinstance(value, int | tuple | MaskFunction)
+    return value if plain else (object, id(value))
+
+
+def _shown(value: Any) -> str:
+    """For a repr: of a tensor its dtype and shape."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Causal(MaskFunction):
+    factory = "causal"
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return kv_idx <= q_idx
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        program.code += (CAUSAL,)
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        return Coverage.ALL if kv_end - 1 <= q_start else Coverage.CAUSAL
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bidirectional(MaskFunction):
+    factory = "bidirectional"
+    is_upstream: bool = False  # sees nothing before position 0
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx >= 0 if self.is_upstream else q_idx == q_idx  # the shape of an index
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        program.code += (ALL,)
+        if self.is_upstream:
+            program.add_limits(place, None)
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        return Coverage.ALL if q_start >= 0 or not self.is_upstream else Coverage.OTHER
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Nothing(MaskFunction):
+    factory = "nothing"
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx != q_idx  # the shape of an index, and False
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        program.code += (NOTHING,)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bits(MaskFunction):
+    factory = "bits"
+
+    attends: torch.Tensor
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        batch, head = map(row_of, self.attends.shape, (batch_idx, head_idx))
+        return self.attends[batch, head, q_idx, kv_idx]
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        operand = program.add_operand(_OF_BITS, self.attends)
+        program.bits.append(operand)
+        program.code += (BITS, operand)
+
+
+def _has_bits(rule: MaskFunction) -> bool:
+    if isinstance(rule, _Join):
+        return any(_has_bits(branch) for branch in rule.rules)
+    return isinstance(rule, Bits)
+
+
+def with_bits_moved(rule: MaskFunction, q_add: int, kv_add: int) -> MaskFunction:
+    """The rule for positions from which bits' rows and columns are so far away."""
+    if isinstance(rule, Bits):
+        return Shift(rule, q_add, kv_add, rule.depth + 1)
+    if isinstance(rule, _Join) and _has_bits(rule):
+        return replace(rule, rules=tuple(with_bits_moved(of, q_add, kv_add) for of in rule.rules))
+    return rule
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Window(MaskFunction):
+    left: int | None
+    right: int | None
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        # The side that is subtracted can't overflow, however wide the window.
+        if self.right is None:
+            return kv_idx >= q_idx - self.left
+        if self.left is None:
+            return kv_idx - self.right <= q_idx
+        return (kv_idx >= q_idx - self.left) & (kv_idx - self.right <= q_idx)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        # A negative side shifts the window away: in a program it would mean an open one.
+        left, right = self.left, self.right
+        if left is not None and right is not None and (left < 0 or right < 0):
+            program.code += (AND, 2)
+            Window(left, None).encode_into(program, place)
+            Window(None, right).encode_into(program, place)
+        elif left is not None and left < 0:
+            program.code += (SHIFT, -left, 0, WINDOW, 0, _C.ABSENT)
+        elif right is not None and right < 0:
+            program.code += (SHIFT, right, 0, WINDOW, _C.ABSENT, 0)
+        else:
+            program.code += (
+                WINDOW,
+                *(_C.ABSENT if side is None else side for side in (left, right)),
+            )
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        if self.left is not None and q_end - 1 - kv_start > self.left:
+            return Coverage.OTHER
+        if self.right is None or kv_end - 1 - q_start <= self.right:
+            return Coverage.ALL
+        return Coverage.CAUSAL if self.right == 0 else Coverage.OTHER
+
+    def _repr(self) -> str:
+        if self.left is not None and self.right is None:
+            return f"sliding_window({self.left + 1})"
+        return f"window({self.left}, {self.right})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Chunked(MaskFunction):
+    size: int
+    left_padding: torch.Tensor | None
+    source: Source = _OF_CHUNKS
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        if self.left_padding is None:
+            return kv_idx // self.size == q_idx // self.size
+        row = batch_idx
+        if not self.source.is_upstream:
+            row = row_of(self.left_padding.shape[0], batch_idx)
+        start = wide(self.left_padding[row])
+        return (kv_idx - start) // self.size == (q_idx - start) // self.size
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        start = self.left_padding
+        if self.size < 0 or (start is not None and start.dtype not in ID_DTYPES):
+            program.add_call(self, place)
+            return
+        operand = _C.ABSENT
+        if start is not None:
+            if start.dim() != 1:
+                raise ValueError(
+                    f"{self.source} to be 1-D [batch_size], "
+                    f"but got {start.dim()}-D {list(start.shape)}"
+                )
+            operand = program.add_operand(self.source, start)
+        program.code += (CHUNK, self.size, operand)
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        if self.left_padding is not None:
+            return Coverage.OTHER
+        first = min(q_start, kv_start) // self.size
+        is_one = first == (max(q_end, kv_end) - 1) // self.size
+        return Coverage.ALL if is_one else Coverage.OTHER
+
+    def _repr(self) -> str:
+        start = "" if self.left_padding is None else f", {_shown(self.left_padding)}"
+        return f"chunked({self.size}{start})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _OfIds(MaskFunction):
+    """A rule that compares the ids of query and key."""
+
+    ids: torch.Tensor
+    source: Source
+
+    def _ids_at(self, batch_idx: Any, idx: Any) -> Any:
+        return at(self.ids, self.source, batch_idx, idx)
+
+    def _encode_as(self, opcode: int, program: Program, place: Place) -> None:
+        if self.ids.dtype in ID_DTYPES:
+            program.add_table(opcode, self.source, self.ids, place)
+        else:
+            program.add_call(self, place)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blockwise(_OfIds):
+    factory = "blockwise"
+    source: Source = _OF_BLOCKS
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        of_query = self._ids_at(batch_idx, q_idx)
+        return (of_query == self._ids_at(batch_idx, kv_idx)) & (of_query >= 0)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(BLOCKS, program, place)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Padding(MaskFunction):
+    factory = "padding"
+
+    mask: torch.Tensor
+    source: Source = _OF_PADDING
+    name: str | None = field(default=None, compare=False)
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        shown = at(self.mask, self.source, batch_idx, kv_idx)
+        return shown if self.source.is_upstream else shown.bool()
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        program.add_table(PADDING, self.source, self.mask, place, by_query=False)
+        if self.source.is_upstream and self.mask.dtype != torch.bool:
+            program.is_boolean = False
+
+    def _repr(self) -> str:
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"padding({_shown(self.mask)}{name})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Documents(_OfIds):
+    factory = "documents"
+    source: Source = _OF_DOCUMENTS
+    limits: tuple[int, int] | None = None
+    """How many there are at most, and how long, where the caller says so."""
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return self._ids_at(batch_idx, q_idx) == self._ids_at(batch_idx, kv_idx)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(DOCUMENTS, program, place)
+        program.has_documents, program.limits = True, self.limits
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Function(MaskFunction):
+    function: Callable[..., Any]
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        if is_recording():
+            return self.function(batch_idx, head_idx, q_idx, kv_idx)
+        try:
+            result = self.function(batch_idx, head_idx, q_idx, kv_idx)
+        except (TypeError, ValueError, RuntimeError) as error:
+            expected = expected_of_function(self.function, error)
+            if expected is None:
+                raise
+            raise TypeError(f"{self._name()}: expected the mask function {expected}") from error
+        if not isinstance(result, torch.Tensor | bool) or (
+            isinstance(result, bool) and isinstance(q_idx, torch.Tensor)
+        ):
+            raise TypeError(
+                f"{self._name()}: expected the mask function to return a bool tensor, "
+                f"but got {type(result).__name__}"
+            )
+        return result
+
+    def _name(self) -> str:
+        return getattr(self.function, "__qualname__", None) or repr(self.function)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        program.add_call(self, place)
+
+    def _repr(self) -> str:
+        return f"function({self._name()})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Join(MaskFunction):
+    """An and / or of any number of rules."""
+
+    rules: tuple[MaskFunction, ...]
+    depth: int
+
+    sign: ClassVar[str]
+    join: ClassVar[Callable[[Any, Any], Any]]
+    of_none: ClassVar[bool]
+    """The result of no rules."""
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        join = type(self).join
+        result: Any = self.of_none
+        if isinstance(q_idx, torch.Tensor):
+            # Not new_full, which torch.jit.trace can't record.
+            result = (q_idx.new_ones if result else q_idx.new_zeros)((), dtype=torch.bool)
+        for rule in self.rules:
+            result = join(result, beside(rule.evaluate(batch_idx, head_idx, q_idx, kv_idx), result))
+        return result
+
+    def over(self, change: Callable[[MaskFunction], MaskFunction]) -> MaskFunction:
+        """The same of changed rules."""
+        return _joined(type(self), tuple(change(rule) for rule in self.rules))
+
+    def _encode_as(self, opcode: int, of_none: int, program: Program, place: Place) -> None:
+        if not self.rules:
+            program.code.append(of_none)
+        elif len(self.rules) > 1:  # the operators need one at least
+            program.code += (opcode, len(self.rules))
+        for rule in self.rules:
+            rule.encode_into(program, place)
+
+    def _repr(self) -> str:
+        if len(self.rules) < 2:
+            return f"{self.factory}({', '.join(map(repr, self.rules))})"
+        return self.sign.join(
+            f"({rule!r})"
+            if isinstance(rule, _Union) and isinstance(self, _Intersection) and len(rule.rules) > 1
+            else repr(rule)
+            for rule in self.rules
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Intersection(_Join):
+    factory, sign, of_none = "intersection", " & ", True
+    join = operator.and_
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(AND, ALL, program, place)
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        shown = {rule.coverage(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+        if Coverage.OTHER in shown:
+            return Coverage.OTHER
+        return Coverage.CAUSAL if Coverage.CAUSAL in shown else Coverage.ALL
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Union(_Join):
+    factory, sign, of_none = "union", " | ", False
+    join = operator.or_
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        self._encode_as(OR, NOTHING, program, place)
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        shown = {rule.coverage(q_start, q_end, kv_start, kv_end) for rule in self.rules}
+        if Coverage.ALL in shown:
+            return Coverage.ALL
+        return Coverage.CAUSAL if shown == {Coverage.CAUSAL} else Coverage.OTHER
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Reindex(MaskFunction):
+    factory = "reindex"
+
+    rule: MaskFunction
+    positions: torch.Tensor
+    depth: int
+    source: Source = _OF_POSITIONS
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        q_position = wide(at(self.positions, self.source, batch_idx, q_idx))
+        kv_position = wide(at(self.positions, self.source, batch_idx, kv_idx))
+        return self.rule.evaluate(batch_idx, head_idx, q_position, kv_position)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        if self.positions.dtype in ID_DTYPES and len(place.above) < _MAX_CHANGES:
+            program.add_table(REINDEX, self.source, self.positions, place)
+            self.rule.encode_into(program, Place((*place.above, self), None))
+        else:
+            program.add_call(self, place)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shift(MaskFunction):
+    factory = "shift"
+
+    rule: MaskFunction
+    q_offset: int | torch.Tensor
+    kv_offset: int | torch.Tensor
+    depth: int
+
+    def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        q_idx, kv_idx = q_idx + wide(self.q_offset), kv_idx + wide(self.kv_offset)
+        return self.rule.evaluate(batch_idx, head_idx, q_idx, kv_idx)
+
+    def encode_into(self, program: Program, place: Place) -> None:
+        q_add, kv_add = self.q_offset, self.kv_offset
+        if (
+            isinstance(q_add, torch.Tensor)
+            or isinstance(kv_add, torch.Tensor)
+            or len(place.above) >= _MAX_CHANGES
+        ):
+            program.add_call(self, place)
+            return
+        program.code += (SHIFT, q_add, kv_add)
+        add = None if place.add is None else (place.add[0] + q_add, place.add[1] + kv_add)
+        self.rule.encode_into(program, Place((*place.above, self), add))
+
+
+def sized_window(name: str, argument: str, size: Any) -> MaskFunction:
+    """sliding_window of any size: with ``& causal()`` one below 1 shows nothing."""
+    return Window(side_of(name, argument, size, math.ceil) - 1, None)
+
+
+# For eager code, so that their programs are made once. Not for graphs: dynamo does not guard an
+# argument that is the same object as a global, and would run the graph for other arguments, too.
+_causal, _nothing, _bidirectional = _Causal(), _Nothing(), Bidirectional()
+
+
+def causal() -> MaskFunction:
+    """A query attends to no key after its own position.
+
+    >>> attn_mask.show(attn_mask.causal(), 4)
+    █▄··
+    ███▄
+    """
+    return _Causal() if is_recording() else _causal
+
+
+def bidirectional() -> MaskFunction:
+    """A query attends to every key.
+
+    >>> attn_mask.show(attn_mask.bidirectional(), 2, 4)
+    ████
+    """
+    return Bidirectional() if is_recording() else _bidirectional
+
+
+def nothing() -> MaskFunction:
+    """A query attends to no key.
+
+    >>> attn_mask.show(attn_mask.nothing(), 2, 4)
+    ····
+    """
+    return _Nothing() if is_recording() else _nothing
+
+
+def bits(attends: torch.Tensor) -> MaskFunction:
+    """A query attends to the keys that a boolean tensor marks.
+
+    ``attends``: bool [b or 1, heads or 1, q, kv], for the rows and columns of the mask, wherever
+    they stand: shift and reindex leave it alone. Raises TypeError for other dtypes, ValueError for
+    another rank.
+
+    >>> attn_mask.show(attn_mask.bits(torch.eye(2, 4, dtype=torch.bool)[None, None]), 2, 4)
+    ▀▄··
+    """
+    return Bits(booleans(_OF_BITS, attends))
+
+
+def sliding_window(size: int) -> MaskFunction:
+    """A query attends to its own position, the ``size - 1`` before it, and all after it.
+
+    With ``& causal()``: to ``size`` keys. Raises ValueError for a size below 1, TypeError for what
+    is no whole number.
+
+    >>> attn_mask.show(attn_mask.causal() & attn_mask.sliding_window(2), 4)
+    █▄··
+    ·▀█▄
+    """
+    rule = sized_window("sliding_window", "size", size)
+    if size < 1:
+        raise ValueError(f"sliding_window: expected size to be positive, but got {size}")
+    return rule
+
+
+def window(left: int | None, right: int | None) -> MaskFunction:
+    """A query at q attends to keys from q - left up to q + right; None is an open side.
+
+    Raises ValueError where no key lies between the two, TypeError for what is no number.
+
+    >>> attn_mask.show(attn_mask.window(1, 0), 4)
+    █▄··
+    ·▀█▄
+    """
+    if left is None and right is None:
+        return bidirectional()
+    rule = any_window("window", left, right)
+    for argument, side in (("left", left), ("right", right)):
+        if side is not None and side <= -FAR:
+            raise ValueError(
+                f"window: expected {argument} to be more than -2^59, or None for an open side, "
+                f"but got {side}"
+            )
+    if rule.left is not None and rule.right is not None and rule.left + rule.right < 0:
+        raise ValueError(
+            "window: expected left and right to leave a key visible (an open side is None, not "
+            f"-1), but got {left} and {right}"
+        )
+    return rule
+
+
+def any_window(name: str, left: Any, right: Any) -> Window:
+    """window, also where no key lies between the two sides."""
+    return Window(
+        None if left is None else side_of(name, "left", left, math.floor),
+        None if right is None else side_of(name, "right", right, math.floor),
+    )
+
+
+def chunked(size: int, left_padding: torch.Tensor | None = None) -> MaskFunction:
+    """A query attends to the keys in its chunk of ``size`` positions.
+
+    ``left_padding``: int [b], where the first chunk of each batch row starts, or [1] for all; None
+    for 0. Raises ValueError for a size below 1 and for another rank, TypeError for other dtypes.
+
+    >>> attn_mask.show(attn_mask.chunked(2), 4)
+    ██··
+    ··██
+    """
+    size = whole("chunked", "size", size)
+    if size == 0:
+        raise ValueError("chunked: expected size not to be 0")
+    if size < 0:
+        raise ValueError(f"chunked: expected size to be positive, but got {size}")
+    if left_padding is not None:
+        integers(_OF_CHUNKS, left_padding, (1,))
+    return Chunked(size, left_padding)
+
+
+def blockwise(ids: torch.Tensor) -> MaskFunction:
+    """A query attends to the keys with its own id, unless that is negative.
+
+    ``ids``: int [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for other dtypes,
+    ValueError for another rank.
+
+    >>> attn_mask.show(attn_mask.blockwise(torch.tensor([0, 0, -1, 1])), 4)
+    ██··
+    ···▄
+    """
+    return Blockwise(integers(_OF_BLOCKS, ids, (1, 2)))
+
+
+def padding(mask: torch.Tensor, *, name: str | None = None) -> MaskFunction:
+    """A query attends to the keys that the mask shows: bool, or not zero.
+
+    ``mask``: [b, n], or [n] or [1, n] for all batch rows. ``name``: what explain and repr call it,
+    where it is no padding (a prompt); rules are equal whatever their names. Raises TypeError for
+    complex dtypes and other names, ValueError for another rank.
+
+    >>> attn_mask.show(attn_mask.padding(torch.tensor([0, 1, 1, 1])), 2, 4)
+    ·███
+    """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"padding: expected name to be a str, but got {type(name).__name__}")
+    return Padding(real_numbers(_OF_PADDING, mask, (1, 2)), _OF_PADDING, name)
+
+
+def documents(
+    ids: torch.Tensor, *, max_documents: int | None = None, max_length: int | None = None
+) -> MaskFunction:
+    """A query attends to the keys with its own id; int ids, otherwise as for blockwise.
+
+    ``max_documents`` and ``max_length``: a promise that ids are contiguous, and upper bounds on the
+    number (over the batch) and the length of documents. With both, attention needs no host sync on
+    a GPU, and takes the fastest kernel in graphs, too.
+
+    >>> attn_mask.show(attn_mask.documents(torch.tensor([0, 0, 0, 1])), 4)
+    ███·
+    ▀▀▀▄
+    """
+    limits = limits_of("documents", max_documents, max_length)
+    return Documents(integers(_OF_DOCUMENTS, ids, (1, 2)), _OF_DOCUMENTS, limits)
+
+
+def function(mask_function: Callable[..., Any]) -> MaskFunction:
+    """Any mask function, as an object; one that is an object already comes back itself."""
+    return rule_of("function", "mask_function", mask_function)
+
+
+def rule_of(name: str, argument: str, mask_function: Any) -> MaskFunction:
+    """function, for an argument of another function: errors name that."""
+    if isinstance(mask_function, MaskFunction):
+        return mask_function
+    if not callable(mask_function):
+        raise TypeError(
+            f"{name}: expected {argument} to be callable, but got {type(mask_function).__name__}"
+        )
+    if (
+        not is_recording()
+        and type(mask_function) is types.FunctionType
+        and str(mask_function.__module__).startswith("attn_mask.")
+    ):
+        factory = mask_function.__name__
+        raise TypeError(
+            f"{name}: expected {argument} to be a mask function, but got {factory}, which makes "
+            f"one: call {factory}()"
+        )
+    return Function(mask_function)
+
+
+def intersection(*mask_functions: Callable[..., Any]) -> MaskFunction:
+    """A query attends to the keys that it attends to by all of the functions."""
+    return _joined(_Intersection, mask_functions)
+
+
+def union(*mask_functions: Callable[..., Any]) -> MaskFunction:
+    """A query attends to the keys that it attends to by any of the functions."""
+    return _joined(_Union, mask_functions)
+
+
+def _joined(kind: type[_Join], mask_functions: tuple[Callable[..., Any], ...]) -> MaskFunction:
+    rules: list[MaskFunction] = []
+    for mask_function in mask_functions:
+        rule = rule_of(kind.factory, "mask_function", mask_function)
+        rules += rule.rules if isinstance(rule, kind) else (rule,)
+    return kind(tuple(rules), depth_over(kind.factory, tuple(rules)))
+
+
+def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskFunction:
+    """The function, evaluated at positions[b, q] and positions[b, k].
+
+    ``positions``: int [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for other
+    dtypes, ValueError for another rank.
+    """
+    return reindexed(
+        "reindex", mask_function, integers(_OF_POSITIONS, positions, (1, 2)), _OF_POSITIONS
+    )
+
+
+def reindexed(
+    name: str, mask_function: Callable[..., Any], positions: torch.Tensor, source: Source
+) -> MaskFunction:
+    """reindex of any positions that the source takes."""
+    rule = rule_of(name, "mask_function", mask_function)
+    if isinstance(rule, Bits):
+        # Where positions are unknown, nothing is visible; where they are below 0, all is.
+        return intersection(rule, reindexed(name, intersection(), positions, source))
+    if isinstance(rule, _Join) and _has_bits(rule):
+        return rule.over(lambda branch: reindexed(name, branch, positions, source))
+    return Reindex(rule, positions, depth_over(name, (rule,)), source)
+
+
+def shift(
+    mask_function: Callable[..., Any],
+    q_offset: int | torch.Tensor,
+    kv_offset: int | torch.Tensor,
+) -> MaskFunction:
+    """The function, evaluated at q + q_offset and k + kv_offset.
+
+    Offsets: ints within 2^59 of 0, else ValueError; or tensors that add to indices.
+    """
+    rule = rule_of("shift", "mask_function", mask_function)
+    if isinstance(rule, Bits):
+        return rule
+    if isinstance(rule, _Join) and _has_bits(rule):
+        return rule.over(lambda branch: shift(branch, q_offset, kv_offset))
+    q_add, kv_add = offset_of("q_offset", q_offset), offset_of("kv_offset", kv_offset)
+    return Shift(rule, q_add, kv_add, depth_over("shift", (rule,)))

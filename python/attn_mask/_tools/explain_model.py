@@ -1,0 +1,284 @@
+"""attn_mask.explain_model: what makes the masks of a model's layers."""
+
+import contextlib
+import importlib
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from attn_mask import modeling_attn_mask_utils
+from attn_mask._transformers import packing, writers
+from attn_mask._transformers.attention_interface import is_eager_only
+from attn_mask._transformers.install import Replacement, replacement
+from attn_mask._transformers.model_calls import takes_text
+from attn_mask._transformers.source import passes
+
+__all__ = ["LayerMasks", "ModelMasks", "explain_model"]
+
+Maker = Literal["attn_mask", "transformers", "another", "none"]
+
+_MASKING = "transformers.masking_utils"
+_LEGACY = "transformers.modeling_attn_mask_utils"
+# Layers that attend to nothing by a dense mask.
+_RECURRENT = ("conv", "linear_attention", "mamba", "recurrent")
+_CREATES = {
+    "full_attention": ("create_causal_mask",),
+    "sliding_attention": ("create_sliding_window_causal_mask",),
+    "chunked_attention": ("create_chunked_causal_mask",),
+}
+# What describes the mask of a kind of layer in masking_utils.
+_FACTORIES = {
+    "full_attention": "causal_mask_function",
+    "sliding_attention": "sliding_window_causal_mask_function",
+    "chunked_attention": "chunked_causal_mask_function",
+}
+
+
+@dataclass(frozen=True)
+class LayerMasks:
+    """The masks of the layers of one type.
+
+    Attributes:
+        config: where the layers are described, "" or as "text_config".
+        layer_type: as in ``config.layer_types``.
+        layers: how many there are, or None where the config does not say.
+        attention: the implementation, as "sdpa".
+        maker: whose functions write the mask: "attn_mask", "transformers", "another" (the
+            model's own code, or what others registered), or "none".
+        why: how, and why it is that one.
+        documents: what keeps documents apart that are packed into rows, in blocks of packed() and
+            under install(packing=...); "" elsewhere.
+    """
+
+    config: str
+    layer_type: str
+    layers: int | None
+    attention: str
+    maker: Maker
+    why: str
+    documents: str = ""
+
+    def __str__(self) -> str:
+        of = f"{self.config}: " if self.config else ""
+        many = "" if self.layers is None else f" x {self.layers}"
+        documents = f"; packed documents: {self.documents}" if self.documents else ""
+        return f"{of}{self.layer_type}{many}, {self.attention}: {self.maker}, {self.why}{documents}"
+
+
+@dataclass(frozen=True)
+class ModelMasks:
+    """What ``attn_mask.explain_model()`` gives; str() of it is a text to print.
+
+    Attributes:
+        model: the name of its class.
+        transformers: the release under which install() is on, or None.
+        layers: what makes the masks, for each type of layer.
+    """
+
+    model: str
+    transformers: str | None
+    layers: tuple[LayerMasks, ...]
+
+    def __str__(self) -> str:
+        on = (
+            f"installed, transformers {self.transformers}" if self.transformers else "not installed"
+        )
+        lines = [f"{self.model}, attn_mask.install: {on}"]
+        return "\n".join([*lines, *(f"  {layers}" for layers in self.layers)])
+
+    __repr__ = __str__
+
+
+def explain_model(model: torch.nn.Module) -> ModelMasks:
+    """What makes the masks of a transformers model as things are now, for each type of layer.
+
+    It goes by the config, by the mask functions that are registered for its attention, and by what
+    the files that define the model import; nothing is run. Call it again after install(), or after
+    the model's attention was changed.
+
+    Args:
+        model: a module with a ``config`` of transformers; nested ones (``text_config``) are looked
+            at one by one.
+
+    Raises TypeError for anything else.
+
+    >>> import transformers, attn_mask
+    >>> config = transformers.LlamaConfig(
+    ...     num_hidden_layers=2, hidden_size=8, num_attention_heads=1, vocab_size=4,
+    ...     intermediate_size=8,
+    ... )
+    >>> model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
+    >>> with attn_mask.installed():
+    ...     attn_mask.explain_model(model).layers[0].maker
+    'attn_mask'
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(model, torch.nn.Module) or not isinstance(
+        getattr(config, "model_type", None), str
+    ):
+        what = "one without such a config" if isinstance(model, torch.nn.Module) else "no module"
+        raise TypeError(
+            "explain_model: expected model to be a torch.nn.Module with a config of transformers, "
+            f"but got {what}, {type(model).__name__}"
+        )
+    found = replacement()
+    layers = []
+    for name, part in _parts(config):
+        files = _files(model, part)
+        is_text = name == "" or _takes_text(model, part)
+        for layer_type, number in _layer_types(part):
+            made = _maker(files, part, layer_type, found)
+            documents = _documents(files, layer_type, made[0], is_text)
+            layers.append(LayerMasks(name, layer_type, number, *made, documents))
+    return ModelMasks(type(model).__name__, found and found.transformers, tuple(layers))
+
+
+def _parts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The configs that describe layers, by name: those that hold no others."""
+    nested = {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(getattr(value, "model_type", None), str)
+    }
+    if not nested:
+        yield path, config
+    for name, value in nested.items():
+        yield from _parts(value, f"{path}.{name}" if path else name)
+
+
+def _layer_types(config: Any) -> list[tuple[str, int | None]]:
+    """As create_masks_for_generate of transformers reads a config."""
+    if types := getattr(config, "layer_types", None):
+        return list(Counter(map(str, types)).items())
+    number = getattr(config, "num_hidden_layers", None)
+    if getattr(config, "sliding_window", None) is not None and getattr(
+        config, "use_sliding_window", True
+    ):
+        return [("sliding_attention", number)]
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return [("chunked_attention", number)]
+    return [("full_attention", number)]
+
+
+def _files(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
+    """The names in the modules that define what a config describes."""
+    names = {
+        type(module).__module__
+        for module in model.modules()
+        if type(getattr(module, "config", None)) is type(config)
+    }
+    return [vars(sys.modules[name]) for name in sorted(names) if name in sys.modules]
+
+
+def _takes_text(model: torch.nn.Module, config: Any) -> bool:
+    """Whether the model within the model that a config describes has the row's tokens."""
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+    for module in model.modules():
+        if isinstance(module, base) and type(module.config) is type(config):
+            return takes_text(type(module), {})
+    return True
+
+
+def _maker(
+    files: list[dict[str, Any]], config: Any, layer_type: str, found: Replacement | None
+) -> tuple[str, Maker, str]:
+    attention = getattr(config, "_attn_implementation", None) or "eager"
+    if layer_type in _RECURRENT:
+        return attention, "none", "layers of this type take the padding mask at most"
+    if any(_is_create(value) for names in files for value in names.values()):
+        return (attention, *_of_interface(attention, config, layer_type, found))
+    legacy = [
+        names[name] for names in files for name in modeling_attn_mask_utils.__all__ if name in names
+    ]
+    if any(map(_is_ours, legacy)):
+        return attention, "attn_mask", f"by {_LEGACY}, which is ours"
+    if any(getattr(value, "__module__", None) == _LEGACY for value in legacy):
+        return attention, "transformers", f"by {_LEGACY}, {_why_not(_LEGACY, found)}"
+    return attention, "another", "the model's own code makes masks, if it takes any"
+
+
+def _documents(files: list[dict[str, Any]], layer_type: str, attention: str, is_text: bool) -> str:
+    """What keeps packed documents apart, by what is in force and by how the model's file calls."""
+    block, option = packing.current(), writers.state.options.packing
+    if block is None and option == "upstream":
+        return ""
+    if not is_text:
+        return "none, for its tokens are no text"
+    if layer_type in _RECURRENT:
+        return "mixed by the state, which no mask resets"
+    registered = importlib.import_module(_MASKING).ALL_MASK_ATTENTION_FUNCTIONS
+    if attention not in registered or not any(
+        _is_create(value) for names in files for value in names.values()
+    ):
+        return "nothing keeps them apart"
+    if "flash" in attention:
+        return "by flash attention, where it is given position_ids or cu_seq_lens_q"
+    if block is not None:
+        return f"by {block.source}"
+    if option == "cu_seq_lens":
+        return "by the cu_seq_lens_q that the model is called with"
+    if _passes_position_ids(files, layer_type):
+        return "by the position_ids of its create call"
+    return "by the position_ids that the model is called with"
+
+
+def _passes_position_ids(files: list[dict[str, Any]], layer_type: str) -> bool:
+    """Whether the create calls of such layers are given some."""
+    calls: list[tuple[str, bool]] = []
+    for names in files:
+        with contextlib.suppress(OSError, TypeError, SyntaxError):
+            calls += passes(inspect.getsource(sys.modules[names["__name__"]]), "position_ids")
+    of_type = [given for name, given in calls if name in _CREATES.get(layer_type, ())]
+    return any(of_type or [given for _, given in calls])
+
+
+def _is_create(function: Any) -> bool:
+    name = getattr(function, "__name__", "")
+    return getattr(function, "__module__", None) == _MASKING and name.startswith("create_")
+
+
+def _of_interface(
+    attention: str, config: Any, layer_type: str, found: Replacement | None
+) -> tuple[Maker, str]:
+    """What is registered for the attention, as the create functions look it up."""
+    upstream = importlib.import_module(_MASKING)
+    registered = upstream.ALL_MASK_ATTENTION_FUNCTIONS
+    if attention not in registered:
+        return "none", f"no mask function is registered for {attention!r}: masks go on as given"
+    function = registered[attention]
+    name = getattr(function, "__name__", type(function).__name__)
+    if not _is_ours(function) and getattr(function, "__module__", None) != _MASKING:
+        return "another", f"{name} is registered for {attention!r}"
+    if name == "flash_attention_mask":
+        return "none", "flash attention takes the padding, it needs no mask"
+    if name == "flex_attention_mask":
+        if _is_ours(getattr(upstream, "create_block_mask", None)):
+            return "attn_mask", "a BlockMask by create_block_mask"
+        return "transformers", f"a BlockMask by torch, {_why_not('create_block_mask', found)}"
+    if not _is_ours(function):
+        return "transformers", f"a dense mask by {name}, {_why_not(name, found)}"
+    if name == "rule_mask" and is_eager_only(type(config)):
+        return "attn_mask", "an additive mask: these models have eager attention alone"
+    if name == "rule_mask":
+        return "attn_mask", "a rule, by which the layers attend, instead of a mask"
+    why = f"a dense mask by {name}, or none where attention needs none"
+    factory = _FACTORIES.get(layer_type, "")
+    if factory and not _is_ours(getattr(upstream, factory, None)):
+        why += f"; it calls {factory}, {_why_not(factory, found)}"
+    return "attn_mask", why
+
+
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", None)).startswith("attn_mask.")
+
+
+def _why_not(name: str, found: Replacement | None) -> str:
+    if found is None:
+        return "for attn_mask.install() is off"
+    reasons = [text for text in found.stays if name in text]
+    return "; ".join(reasons) or "which install() leaves as it is"
