@@ -86,18 +86,21 @@ def build_tree() -> tuple[str, Path]:
     return cmake, tree
 
 
+PACKAGING = "packaging>=22"  # to read versions, of torch and of transformers
+
+
 def identity() -> dict[str, Any]:
     """The version and what it depends on. Those of sources leave open what they are built for."""
     if not {"sdist", "egg_info", "clean"}.isdisjoint(sys.argv[1:]):
         text = (ROOT / "CMakeLists.txt").read_text()
         (plain,) = re.findall(r"^project\(attn_mask VERSION ([\d.]+)", text, re.M)
-        return {"version": plain, "install_requires": [TORCH]}
+        return {"version": plain, "install_requires": [TORCH, PACKAGING]}
     is_wheel = not {"bdist_wheel", "dist_info", "editable_wheel"}.isdisjoint(sys.argv)
     if is_wheel and not any(map(find_spec, ("setuptools.command.bdist_wheel", "wheel"))):
         stop("setuptools before 70.1 needs another package: run pip install wheel")
     built_for = runpy.run_path(str(build_tree()[1] / "generated" / "_built_for.py"))
     minor = ".".join(built_for["TORCH_VERSION"].split(".")[:2])
-    return {"version": built_for["VERSION"], "install_requires": [f"torch=={minor}.*"]}
+    return {"version": built_for["VERSION"], "install_requires": [f"torch=={minor}.*", PACKAGING]}
 
 
 class CMakeBuild(build_ext):

@@ -26,16 +26,17 @@ TABLE = ROOT / "python" / "attn_mask" / "_upstream" / "known.json"
 
 def main() -> None:
     # By name and hash: the first release that has this function.
-    known: dict[str, dict[str, str]] = {}
+    known: dict[str, str] = {}
     for version in released():
         if version < FIRST:
             continue
         source = Source(Path(fetch(str(version)), "masking_utils.py").read_text())
         for name, digest in hashes(source).items():
-            known.setdefault(name, {}).setdefault(digest, str(version))
-    by_name = {name: known[name] for name in sorted(known)}
+            known.setdefault(f"{name} {digest}", str(version))
+    # By name, in the order of releases.
+    by_name = dict(sorted(known.items(), key=lambda item: item[0].split()[0]))
     TABLE.write_text(json.dumps(by_name, indent=2) + "\n")
-    print(f"{sum(map(len, known.values()))} hashes: {TABLE}")
+    print(f"{len(known)} hashes: {TABLE}")
 
 
 if __name__ == "__main__":

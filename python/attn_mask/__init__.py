@@ -12,7 +12,6 @@ from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
 from attn_mask import utils as utils
 from attn_mask._core import library as _library
-from attn_mask._core import pictures as _pictures
 from attn_mask._core.operators import aten_only as aten_only
 from attn_mask._core.skipping import skip_policy as skip_policy
 from attn_mask._graph import batching as _batching  # noqa: F401 - registers its rules
@@ -96,7 +95,7 @@ __all__ = [
     "window",
 ]
 
-_pictures.Pictured.drawing = staticmethod(lambda: _import_module("attn_mask._tools.show"))
+rules.MaskFunction.drawing = staticmethod(lambda: _import_module("attn_mask._tools.show"))
 
 __version__ = _library.VERSION
 build_info = _library.build_info
@@ -108,13 +107,13 @@ _LOADED_WHEN_USED = {
     "checked": "checking",
     "checking": "checking",
     "data": "data",
-    "explain": "_tools.explain",
-    "explain_model": "_tools.explain_model",
-    "plot": "_tools.plot",
+    "explain": "_explain",
+    "explain_model": "_explain_model",
+    "plot": "_plot",
     "profile": "profiling",
     "profiling": "profiling",
-    "show": "_tools.show",
-    "status": "_tools.status",
+    "show": "_show",
+    "status": "_status",
     "testing": "testing",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",

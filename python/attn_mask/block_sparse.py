@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from attn_mask._core.arguments import check_rank
+
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -97,11 +99,8 @@ def _convert_block_mask_to_mask(
     """
     name = "_convert_block_mask_to_mask"
     _check_block_sizes(name, KV_BLOCK_SIZE, Q_BLOCK_SIZE)
-    if block_mask.dim() != 4:
-        raise ValueError(
-            f"{name}: expected block_mask to be 4-D [batch_size, heads, q_blocks, kv_blocks], "
-            f"but got {block_mask.dim()}-D {list(block_mask.shape)}"
-        )
+    shape = "4-D [batch_size, heads, q_blocks, kv_blocks]"
+    check_rank(f"{name}: expected block_mask", block_mask, (4,), shape)
     batch_size, heads, q_blocks, kv_blocks = block_mask.shape
     return (
         block_mask[:, :, :, None, :, None]
@@ -186,11 +185,8 @@ def _flex_attention(
     """
     name = "_flex_attention"
     for argument, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{name}: expected {argument} to be 4-D [batch_size, heads, length, head size], "
-                f"but got {tensor.dim()}-D {list(tensor.shape)}"
-            )
+        shape = "4-D [batch_size, heads, length, head size]"
+        check_rank(f"{name}: expected {argument}", tensor, (4,), shape)
     from torch.nn.attention.flex_attention import flex_attention
 
     block_mask = None
@@ -224,7 +220,7 @@ def _rel_causal(
     score: Tensor, batch: Tensor, head: Tensor, token_q: Tensor, token_kv: Tensor
 ) -> Tensor:
     """``_rel_bias``, causal."""
-    return torch.where(token_kv <= token_q, score + (token_q - token_kv), float("-inf"))
+    return _causal(_rel_bias(score, batch, head, token_q, token_kv), batch, head, token_q, token_kv)
 
 
 def _generate_alibi_bias(num_heads: int) -> _score_mod_signature:
@@ -276,11 +272,8 @@ def _blocks_of(name: str, mask: Tensor, kv_block_size: int, q_block_size: int) -
     if mask.dtype != torch.bool:
         raise TypeError(f"{name}: expected mask to be boolean, but got {mask.dtype}")
     mask = broadcast_to_dim(mask, 4)
-    if mask.dim() != 4:
-        raise ValueError(
-            f"{name}: expected mask to be at most 4-D [batch_size, heads, q_length, kv_length], "
-            f"but got {mask.dim()}-D {list(mask.shape)}"
-        )
+    shape = "at most 4-D [batch_size, heads, q_length, kv_length]"
+    check_rank(f"{name}: expected mask", mask, (4,), shape)
     batch_size, heads, q_length, kv_length = mask.shape
     for what, length, argument, size in (
         ("queries", q_length, "Q_BLOCK_SIZE", q_block_size),

@@ -21,6 +21,7 @@ import torch
 from attn_mask import rules
 from attn_mask._core.arguments import (
     ADDITIVE_DTYPES,
+    check_rank,
     check_readable,
     check_strided,
     checked_device,
@@ -107,11 +108,8 @@ def validate_mask_properties(
             f"{name}: expected mask to be bool, float16, bfloat16, float32 or float64, "
             f"but got {mask.dtype}"
         )
-    if mask.dim() not in (2, 4):
-        raise ValueError(
-            f"{name}: expected mask to be 2-D [q_length, kv_length] or 4-D [batch_size, heads, "
-            f"q_length, kv_length], but got {mask.dim()}-D {list(mask.shape)}"
-        )
+    shape = "2-D [q_length, kv_length] or 4-D [batch_size, heads, q_length, kv_length]"
+    check_rank(f"{name}: expected mask", mask, (2, 4), shape)
     if isinstance(q_offset, torch.Tensor):
         check_readable(name, "q_offset", q_offset)
     else:

@@ -12,6 +12,7 @@ import torch
 
 from attn_mask._core.arguments import (
     check_flag,
+    check_rank,
     check_readable,
     check_strided,
     checked_device,
@@ -85,16 +86,10 @@ def _of_rows(name: str, row_length: Any, strategy: Any) -> tuple[int, Strategy]:
 
 
 def _lengths(name: str, lengths: Any) -> list[int]:
-    lengths = _as_tensor(lengths)
+    lengths = _one_dimensional(name, "lengths", lengths, "a list of ints or a 1-D tensor")
     if isinstance(lengths, torch.Tensor):
-        _check_integers(name, "lengths", lengths)
         check_readable(name, "lengths", lengths)
         return lengths.tolist()
-    if isinstance(lengths, str | bytes) or not isinstance(lengths, Sequence):
-        raise TypeError(
-            f"{name}: expected lengths to be a list of ints or a 1-D tensor, "
-            f"but got {type(lengths).__name__}"
-        )
     return [checked_int(name, f"lengths[{index}]", of) for index, of in enumerate(lengths)]
 
 
@@ -207,7 +202,7 @@ def _pack(
     row_length, strategy = _of_rows(name, row_length, strategy)
     if device is not None:
         device = checked_device(name, device)
-    items = _one_dimensional(name, "sequences", sequences)
+    items = _items(name, "sequences", sequences)
     lengths = [len(item) for item in items]
     rows = _planned(name, lengths, row_length, strategy)
     empty = lengths.count(0)
@@ -242,7 +237,7 @@ def _pack(
     if labels is None:
         of_tokens = flat.clone()
     else:
-        own = _one_dimensional(name, "labels", labels)
+        own = _items(name, "labels", labels)
         if [len(item) for item in own] != lengths:
             raise ValueError(
                 f"{name}: expected labels to be as long as the sequences ({_shown(lengths)}), but "
@@ -275,22 +270,13 @@ def _shown(lengths: list[int]) -> str:
     return ", ".join(map(str, lengths[:5])) + (", ..." if len(lengths) > 5 else "")
 
 
-def _one_dimensional(name: str, argument: str, items: Iterable[Any]) -> list[Any]:
-    """Each a tensor [n] of an integer dtype, or something with a length."""
+def _items(name: str, argument: str, items: Iterable[Any]) -> list[Any]:
     _check_items(name, argument, items)
-    found = []
-    for index, item in enumerate(items):
-        at = f"{argument}[{index}]"
-        item = _as_tensor(item)
-        if isinstance(item, torch.Tensor):
-            _check_integers(name, at, item)
-        elif isinstance(item, str | bytes) or not isinstance(item, Sequence):
-            raise TypeError(
-                f"{name}: expected {at} to be a list or a tensor of token ids, "
-                f"but got {type(item).__name__}"
-            )
-        found.append(item)
-    return found
+    expected = "a list or a tensor of token ids"
+    return [
+        _one_dimensional(name, f"{argument}[{index}]", item, expected)
+        for index, item in enumerate(items)
+    ]
 
 
 def _check_items(name: str, argument: str, items: Any) -> None:
@@ -302,23 +288,25 @@ def _check_items(name: str, argument: str, items: Any) -> None:
         )
 
 
-def _as_tensor(values: Any) -> Any:
-    """An array as a tensor; all else as it is."""
+def _one_dimensional(name: str, argument: str, values: Any, expected: str) -> Any:
+    """A tensor [n] of an integer dtype, which arrays become, or something with a length."""
+    if isinstance(values, list):
+        return values
     if hasattr(values, "__array__") and not isinstance(values, torch.Tensor):
-        return torch.as_tensor(values, device="cpu")
-    return values
-
-
-def _check_integers(name: str, argument: str, tensor: torch.Tensor) -> None:
-    check_strided(name, argument, tensor)
-    if tensor.dim() != 1:
-        raise ValueError(
-            f"{name}: expected {argument} to be 1-D, but got {tensor.dim()}-D {list(tensor.shape)}"
-        )
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        values = torch.as_tensor(values, device="cpu")
+    if isinstance(values, torch.Tensor):
+        check_strided(name, argument, values)
+        check_rank(f"{name}: expected {argument}", values, (1,), "1-D")
+        dtype = values.dtype
+        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            raise TypeError(
+                f"{name}: expected {argument} to be of an integer dtype, but got {dtype}"
+            )
+    elif isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise TypeError(
-            f"{name}: expected {argument} to be of an integer dtype, but got {tensor.dtype}"
+            f"{name}: expected {argument} to be {expected}, but got {type(values).__name__}"
         )
+    return values
 
 
 def _flat(
@@ -370,11 +358,9 @@ def _flat(
 
 def _tensor(numbers: "array[int]") -> torch.Tensor:
     """int64, over the memory of the array."""
-    return (
-        torch.frombuffer(numbers, dtype=torch.int64)
-        if numbers
-        else torch.empty(0, dtype=torch.int64, device="cpu")
-    )
+    if not numbers:
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    return torch.frombuffer(numbers, dtype=torch.int64)
 
 
 class PackingCollator:

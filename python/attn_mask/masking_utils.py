@@ -1,8 +1,8 @@
 """Drop-in for ``transformers.masking_utils``, on native rules.
 
 Names, signatures, defaults, results and errors are those of the release of transformers that
-``attn_mask._transformers.UPSTREAM`` names; transformers itself is not needed: configs and caches
-need the attributes that upstream's have. Mask functions are objects that carry their rule
+``attn_mask._transformers.UPSTREAM`` names; transformers itself is not needed: configs and caches need
+the attributes that upstream's have. Mask functions are objects that carry their rule
 (``attn_mask.rules``), so that a mask is written at once by ``torch.ops.attn_mask.boolean`` or
 ``.additive``. Only callables of the user's are called, for some rows at a time.
 
@@ -17,27 +17,28 @@ whose value is not read to write a mask. In a boolean mask True attends; an addi
 there, and ``torch.finfo(dtype).min`` elsewhere.
 """
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections import ChainMap
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attn_mask import rules
-from attn_mask._core.arguments import check_flag, check_no_rule, checked_masked_value
-from attn_mask._core.timing import timed
+from attn_mask._core.arguments import check_no_rule
+from attn_mask._core.events import timed
 from attn_mask._core.tracing import is_opaque
-from attn_mask._core.write import BOOLEAN, MaskFormat, check_padding, write_mask
+from attn_mask._core.write import check_padding
+from attn_mask._transformers import writers
 from attn_mask._transformers.arguments import (
     accepts_renamed_arguments,
     understands_cache_position,
     understands_positions,
 )
 from attn_mask._transformers.create import (
-    LAYERS,
+    Call,
     Interface,
-    creates_bidirectional,
-    creates_causal,
+    creates,
     find_first_full_attention_index,
     preprocess,
 )
@@ -50,6 +51,7 @@ from attn_mask._transformers.mask_functions import (
     causal_mask_function,
     chunked_causal_mask_function,
     chunked_overlay,
+    fast_all,
     maybe_pad_block_sequence_ids,
     or_masks,
     packed_sequence_compatibility_function,
@@ -62,9 +64,8 @@ from attn_mask._transformers.mask_functions import (
     sliding_window_causal_mask_function,
     sliding_window_overlay,
 )
-from attn_mask._transformers.overloads import as_eager_mask, as_sdpa_mask
-from attn_mask._transformers.skip_rules import OWN_DECISIONS, fast_all, is_skipped
 from attn_mask._transformers.visual import AttentionMask, tensor_to_mask_visual
+from attn_mask._transformers.writers import mirrors_eager, mirrors_sdpa
 from attn_mask.block_mask import create_block_mask
 
 if TYPE_CHECKING:
@@ -113,128 +114,8 @@ __all__ = [
 # Masks of each attention implementation
 
 
-@as_sdpa_mask
-@understands_cache_position
-@timed
-def sdpa_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] = causal_mask_function,
-    attention_mask: torch.Tensor | None = None,
-    local_size: int | None = None,
-    allow_is_causal_skip: bool = True,
-    allow_is_bidirectional_skip: bool = False,
-    use_vmap: bool = False,
-    device: torch.device | str = "cpu",
-    *,
-    unmask_unattended: bool = False,
-    **kwargs: Any,
-) -> torch.Tensor | None:
-    """The boolean mask [b, 1, q, kv] for scaled_dot_product_attention.
-
-    Args:
-        mask_function: which keys a query attends to. The result of a callable of the user's must
-            not depend on other elements: large masks are evaluated some rows at a time.
-        attention_mask: which keys are not padding, bool [b, n]; those after its end are.
-        local_size: the window or chunk of the mask function, if any; matters to skipping.
-        allow_is_causal_skip: whether to return None where ``is_causal`` means the same.
-        allow_is_bidirectional_skip: whether to return None where nothing is masked.
-        use_vmap: whether callables of the user's are evaluated one element at a time, under
-            torch.vmap, rather than with index tensors that broadcast.
-        unmask_unattended: whether rows in which no key is visible are True throughout; beyond
-            upstream.
-
-    Raises ValueError for tensors that are too short or of a wrong rank, and for a callable that
-    returns a wrong shape; TypeError for one that does not return booleans.
-
-    Mirrors ``transformers.masking_utils.sdpa_mask``.
-    """
-    check_flag("sdpa_mask", "unmask_unattended", unmask_unattended)
-    if allow_is_causal_skip or allow_is_bidirectional_skip:
-        check_padding("sdpa_mask", attention_mask)
-        if is_skipped(
-            OWN_DECISIONS,
-            allow_is_causal_skip,
-            allow_is_bidirectional_skip,
-            attention_mask,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            local_size,
-        ):
-            return None
-    return write_mask(
-        "sdpa_mask",
-        mask_function,
-        (batch_size, q_length, kv_length),
-        q_offset,
-        kv_offset,
-        attention_mask,
-        device,
-        MaskFormat(unmask_unattended=unmask_unattended) if unmask_unattended else BOOLEAN,
-        use_vmap,
-    )
-
-
-@as_eager_mask
-@understands_cache_position
-@timed
-def eager_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] = causal_mask_function,
-    attention_mask: torch.Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    allow_is_bidirectional_skip: bool = False,
-    use_vmap: bool = False,
-    device: torch.device | str = "cpu",
-    *,
-    unmask_unattended: bool = False,
-    masked_value: float | None = None,
-    **kwargs: Any,
-) -> torch.Tensor | None:
-    """The additive mask [b, 1, q, kv] for attention that is written out.
-
-    Arguments and errors as for sdpa_mask (rows that are unmasked are 0); TypeError for a dtype
-    without additive masks. ``masked_value``, beyond upstream: see ``attn_mask.additive``.
-
-    Mirrors ``transformers.masking_utils.eager_mask``.
-    """
-    check_no_rule("eager_mask", "attention_mask", attention_mask)
-    check_flag("eager_mask", "unmask_unattended", unmask_unattended)
-    masked_value = checked_masked_value("eager_mask", masked_value)
-    if allow_is_bidirectional_skip:
-        check_padding("eager_mask", attention_mask)
-        if is_skipped(
-            OWN_DECISIONS,
-            False,
-            True,
-            attention_mask,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            kwargs.get("local_size"),
-        ):
-            return None
-    return write_mask(
-        "eager_mask",
-        mask_function,
-        (batch_size, q_length, kv_length),
-        q_offset,
-        kv_offset,
-        attention_mask,
-        device,
-        MaskFormat(dtype, None, unmask_unattended, masked_value),
-        use_vmap,
-    )
+sdpa_mask = mirrors_sdpa(writers.write_sdpa_mask, __name__)
+eager_mask = mirrors_eager(writers.write_eager_mask, __name__)
 
 
 @understands_cache_position
@@ -304,46 +185,34 @@ def flex_attention_mask(
     )
 
 
-class _GeneralInterface(MutableMapping[str, Callable[..., Any]]):
-    """A mapping of a class (``register``) under one of an instance (item assignment).
+class AttentionMaskInterface(ChainMap[str, Callable[..., Any]]):
+    """The function that makes the mask of each attention implementation.
 
-    Mirrors ``transformers.utils.generic.GeneralInterface``.
+    ``register`` is for all instances, item assignment for one, as in transformers.
     """
 
-    _global_mapping: ClassVar[dict[str, Callable[..., Any]]] = {}
+    _global_mapping = writers.of_mirror
 
     def __init__(self) -> None:
         self._local_mapping: dict[str, Callable[..., Any]] = {}
+        super().__init__(self._local_mapping, self._global_mapping)
 
     def __getitem__(self, key: str) -> Callable[..., Any]:
+        # As dynamo can trace it.
         if key in self._local_mapping:
             return self._local_mapping[key]
         return self._global_mapping[key]
-
-    def __setitem__(self, key: str, value: Callable[..., Any]) -> None:
-        self._local_mapping[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._local_mapping[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({**self._global_mapping, **self._local_mapping})
-
-    def __len__(self) -> int:
-        return len(self._global_mapping.keys() | self._local_mapping.keys())
 
     @classmethod
     def register(cls, key: str, value: Callable[..., Any]) -> None:
         cls._global_mapping[key] = value
 
     def valid_keys(self) -> list[str]:
-        return list(self.keys())
+        return list(self)
 
 
-class AttentionMaskInterface(_GeneralInterface):
-    """The function that makes the mask of each attention implementation."""
-
-    _global_mapping: ClassVar[dict[str, Callable[..., Any]]] = {
+writers.of_mirror.update(
+    {
         "sdpa": sdpa_mask,
         "eager": eager_mask,
         "flash_attention_2": flash_attention_mask,
@@ -351,6 +220,7 @@ class AttentionMaskInterface(_GeneralInterface):
         "flash_attention_4": flash_attention_mask,
         "flex_attention": flex_attention_mask,
     }
+)
 
 
 ALL_MASK_ATTENTION_FUNCTIONS: AttentionMaskInterface = AttentionMaskInterface()
@@ -374,20 +244,20 @@ def _preprocess_mask_arguments(
     layer_idx: int | None,
     encoder_hidden_states: torch.Tensor | None = None,
 ) -> tuple[Any, ...]:
-    return preprocess(
-        _interface(),
+    call = Call(
         config,
         inputs_embeds,
         attention_mask,
         cache,
         position_ids,
-        layer_idx,
-        encoder_hidden_states,
+        layer_idx=layer_idx,
+        encoder_hidden_states=encoder_hidden_states,
     )
+    return preprocess(_interface(), call)
 
 
-create_bidirectional_mask = creates_bidirectional(
-    LAYERS["create_bidirectional_mask"],
+create_bidirectional_mask = creates(
+    "create_bidirectional_mask",
     _interface,
     """The mask of full attention in both directions, as the attention implementation takes it.
 
@@ -400,8 +270,8 @@ create_bidirectional_mask = creates_bidirectional(
     """,
 )
 
-create_bidirectional_sliding_window_mask = creates_bidirectional(
-    LAYERS["create_bidirectional_sliding_window_mask"],
+create_bidirectional_sliding_window_mask = creates(
+    "create_bidirectional_sliding_window_mask",
     _interface,
     """As create_bidirectional_mask, up to the config's ``sliding_window`` to either side.
 
@@ -411,10 +281,9 @@ create_bidirectional_sliding_window_mask = creates_bidirectional(
     """,
 )
 
-create_causal_mask = creates_causal(
-    LAYERS["create_causal_mask"],
+create_causal_mask = creates(
+    "create_causal_mask",
     _interface,
-    create_bidirectional_mask,
     """The mask of full causal attention, as the config's attention implementation takes it.
 
     Args:
@@ -453,10 +322,9 @@ create_causal_mask = creates_causal(
     """,
 )
 
-create_sliding_window_causal_mask = creates_causal(
-    LAYERS["create_sliding_window_causal_mask"],
+create_sliding_window_causal_mask = creates(
+    "create_sliding_window_causal_mask",
     _interface,
-    create_bidirectional_sliding_window_mask,
     """As create_causal_mask, within the config's ``sliding_window``.
 
     ``layer_idx`` is by default the cache's first sliding layer. Raises ValueError for a config
@@ -466,10 +334,9 @@ create_sliding_window_causal_mask = creates_causal(
     """,
 )
 
-create_chunked_causal_mask = creates_causal(
-    LAYERS["create_chunked_causal_mask"],
+create_chunked_causal_mask = creates(
+    "create_chunked_causal_mask",
     _interface,
-    None,
     """As create_causal_mask, within chunks of the config's ``attention_chunk_size``.
 
     Chunks start after each row's left padding. ``layer_idx`` is by default the cache's first
@@ -575,16 +442,16 @@ def create_masks_for_generate(
         layer_types = set(config.layer_types)
         if not layer_types <= LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.keys():
             return attention_mask
-        masks: dict[str, Any] = {}
+        writers: dict[str, Any] = {}
         for layer_type in layer_types:
             create = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[layer_type]
             if isinstance(create, dict):
                 for part, create_part in create.items():
-                    if part not in masks:
-                        masks[part] = create_part(**arguments)
+                    if part not in writers:
+                        writers[part] = create_part(**arguments)
             else:
-                masks[layer_type] = create(**arguments)
-        return masks
+                writers[layer_type] = create(**arguments)
+        return writers
     if getattr(config, "sliding_window", None) is not None:
         return create_sliding_window_causal_mask(**arguments)
     if getattr(config, "attention_chunk_size", None) is not None:

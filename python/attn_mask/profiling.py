@@ -6,17 +6,15 @@ print(p)
 """
 
 import contextlib
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from attn_mask._core.timing import watchers
+from attn_mask._core.events import MaskCall, listeners
 from attn_mask._core.tracing import within_transforms
-from attn_mask._transformers.rule_mask import RuleTensor
 
 __all__ = ["Cost", "Profile", "profile"]
 
@@ -73,15 +71,19 @@ class Profile:
         for name, cost in (*self.costs.items(), ("all", self.total)):
             took, share = f"{cost.seconds * 1e3:.3f} ms", f"{cost.seconds / block:.1%}"
             rows.append((name, str(cost.calls), str(cost.skipped), took, share, f"{cost.bytes:,}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if at else cell.ljust(width)
-                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, f"the block took {block * 1e3:.3f} ms"])
+        return "\n".join([*table(rows), f"the block took {block * 1e3:.3f} ms"])
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines, in which the first column is flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 @contextlib.contextmanager
@@ -105,27 +107,24 @@ def profile() -> Iterator[Profile]:
     >>> p.total.calls, p.total.bytes
     (1, 64)
     """
-    made, thread = Profile(), threading.get_ident()
+    made = Profile()
 
-    def watch(name: str, seconds: float, result: Any, arguments: tuple[Any, ...]) -> None:
-        if threading.get_ident() != thread:
-            return
-        cost = made.costs.setdefault(name, Cost())
-        tensors = _tensors(result)
+    def listen(call: MaskCall) -> None:
+        cost = made.costs.setdefault(call.name, Cost())
+        tensors = _tensors(call.result)
         cost.calls += 1
-        cost.seconds += seconds
+        cost.seconds += call.seconds
         cost.skipped += not tensors
         cost.bytes += sum(
             within_transforms(tensor).untyped_storage().nbytes()
             for tensor in tensors
-            if not any(tensor is argument for argument in arguments)
+            if not any(tensor is argument for argument in call.arguments)
         )
 
-    watchers.append(watch)
     try:
-        yield made
+        with listeners.within(listen):
+            yield made
     finally:
-        watchers.remove(watch)
         made.ended = perf_counter()
 
 
@@ -135,4 +134,4 @@ def _tensors(result: Any) -> list[torch.Tensor]:
         result = result.as_tuple()
     parts = result if isinstance(result, tuple) else (result,)
     tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-    return [tensor for tensor in tensors if not isinstance(tensor, RuleTensor)]
+    return [tensor for tensor in tensors if not hasattr(tensor, "as_boolean")]

@@ -18,7 +18,6 @@ from attn_mask._core.arguments import check_readable
 from attn_mask._core.observing import AttentionCall, observed
 from attn_mask._transformers.documents import count_sequences
 from attn_mask._transformers.install import installed, is_installed
-from attn_mask._transformers.rule_mask import RuleTensor
 from attn_mask.rules import ID_DTYPES
 
 __all__ = ["RecordedMask", "assert_no_leak", "assert_same_masks", "record_masks"]
@@ -301,7 +300,7 @@ def _check_arguments(name: str, model: Any, batch: Any) -> None:
 
 def _dense(mask: Any) -> Any:
     """A BlockMask by its elements: which of them are in a block that is full is not compared."""
-    if isinstance(mask, RuleTensor):
+    if hasattr(mask, "as_boolean"):  # attention by rule gets a RuleMask
         return mask.as_boolean()
     if not hasattr(mask, "mask_mod"):
         return mask

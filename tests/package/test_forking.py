@@ -68,7 +68,7 @@ def wait_for(monkeypatch, name, seconds):
     monkeypatch.setitem(forking._locks, name, forking._locks[name]._replace(seconds=seconds))
 
 
-NAMES = ["aten_only", "skip_policy", "observing", "packing", "model_calls", "loading", "install"]
+NAMES = ["scopes", "loading", "install"]
 
 
 def test_the_names_are_all():

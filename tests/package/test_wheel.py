@@ -123,6 +123,7 @@ def test_wheel_says_what_it_is(wheel):
     assert {"attn_mask/lib/libattn_mask.so", "attn_mask/py.typed"} <= set(names)
     lines = text.split("\n\n")[0].splitlines()
     assert f"Requires-Dist: torch=={minor}.*" in lines
+    assert "Requires-Dist: packaging>=22" in lines
     assert "Classifier: Typing :: Typed" in lines
     assert "Classifier: License :: OSI Approved :: Apache Software License" in lines
     for field in ("Author:", "Keywords:", "Project-URL:", "Provides-Extra: cli"):

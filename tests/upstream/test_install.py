@@ -20,9 +20,9 @@ import attn_mask
 import pytest
 import torch
 from attn_mask import masking_utils, rules
-from attn_mask._core import log_once, operators, process
+from attn_mask._core import log_once, operators, process, skipping
 from attn_mask._transformers import install as install_module
-from attn_mask._transformers import packed_creates, skip_rules, source
+from attn_mask._transformers import source
 from attn_mask._transformers import writers as upstream_masks
 from masks import assert_same_mask
 from oracle_loader import Config, FakeCache
@@ -146,7 +146,7 @@ def test_install_and_uninstall_restore_the_very_objects():
         assert {"causal_mask_function", "and_masks", "sdpa_mask", "eager_mask"} <= changed
         assert {"mapping sdpa", "mapping eager"} <= changed
         creates = {name for name in changed if "create" in name} - {"create_block_mask"}
-        assert creates == {name for name in packed_creates.NAMES if hasattr(upstream, name)}
+        assert creates == {name for name in upstream_masks.NAMES if hasattr(upstream, name)}
         assert "create_causal_mask" in creates
         for name in creates:  # which call the release's
             assert during[name].__wrapped__ is before[name]
@@ -402,7 +402,9 @@ def assert_masks_of_the_release():
 def test_all_of_the_installed_release_is_known(warned):
     found = source.hashes(source.Module(upstream).source)
     assert {"causal_mask_function", "and_masks", "eager_mask", "decisions"} <= found.keys()
-    assert [name for name, digest in found.items() if digest not in source.known()[name]] == []
+    assert [
+        name for name, digest in found.items() if f"{name} {digest}" not in source.known()
+    ] == []
     with attn_mask.installed():
         for name in source.FACTORIES:
             if hasattr(upstream, name):
@@ -411,7 +413,7 @@ def test_all_of_the_installed_release_is_known(warned):
                     isinstance(held, rules.MaskFunction)
                     or held.__module__.split(".")[0] == "attn_mask"
                 ), name
-        is_fast = upstream_masks.state.release.decisions is skip_rules.OWN_DECISIONS
+        is_fast = upstream_masks.state.release.decisions is skipping.OWN_DECISIONS
         assert is_fast == (RELEASE >= (5, 20))
     assert warned() == []
 
@@ -518,12 +520,12 @@ def test_patched_helpers_are_called(monkeypatch, warned, name):
     if name not in ("_can_skip_bidirectional_mask_xpu", "_non_vmap_expansion_sdpa"):
         assert calls
     if name not in ("and_masks", "padding_mask_function", "_non_vmap_expansion_sdpa"):
-        assert decisions is not skip_rules.OWN_DECISIONS
+        assert decisions is not skipping.OWN_DECISIONS
     assert f"transformers.masking_utils.{name} is not transformers' own" in warned()[0]
     monkeypatch.undo()
     with attn_mask.installed():
         decisions = upstream_masks.state.release.decisions
-    assert (decisions is skip_rules.OWN_DECISIONS) == (RELEASE >= (5, 20))
+    assert (decisions is skipping.OWN_DECISIONS) == (RELEASE >= (5, 20))
 
 
 PATCHES = {
@@ -565,7 +567,7 @@ def test_unknown_functions_are_called(monkeypatch, warned):
         assert upstream.causal_mask_function is not rules.causal()
         assert is_ours(upstream.sdpa_mask)
         decisions = upstream_masks.state.release.decisions
-        assert decisions is not skip_rules.OWN_DECISIONS
+        assert decisions is not skipping.OWN_DECISIONS
     (said,) = warned()
     assert "and_masks, " in said and "_ignore_causal_mask_sdpa, " in said
     assert f"of transformers {transformers.__version__} are not those of a release that is" in said
@@ -579,7 +581,7 @@ def test_without_source(monkeypatch, warned):
     with attn_mask.installed():
         assert is_ours(upstream.sdpa_mask)
         decisions = upstream_masks.state.release.decisions
-        assert decisions is not skip_rules.OWN_DECISIONS
+        assert decisions is not skipping.OWN_DECISIONS
     (said,) = warned()
     assert "the source of transformers.masking_utils can't be read" in said
 
@@ -726,7 +728,7 @@ def test_another_function_at_the_same_place_is_no_own_one(decorated_module):
     """As when a file is changed and executed anew, in whole or in part."""
     module = source.Module(decorated_module)
     path = decorated_module.__file__
-    (line,) = [node.lineno for node in module.source.functions["g"]]
+    (line,) = [node.lineno for node in module.source.functions("g")]
     for body, expected in (("return x + 1", "g"), ("return x + 2", None), ("return 1 + x", None)):
         code = "\n" * (line - 1) + f"def g(x):\n    {body}\n"
         exec(compile(code, path, "exec"), vars(decorated_module))
@@ -955,8 +957,7 @@ def test_state_outlasts_modules(again):
         import attn_mask
         print(attn_mask.is_installed())
         attn_mask.install()
-        from attn_mask._core.operators import is_aten_only
-        print(attn_mask._transformers.writers.state.options, is_aten_only())
+        print(attn_mask._transformers.writers.state.options, attn_mask._core.operators.is_aten_only())
         print(masking_utils.sdpa_mask is sys.modules["attn_mask._transformers.writers"].sdpa_mask)
         with attn_mask.skip_policy("never"):
             print(masking_utils.sdpa_mask(1, 3, 3) is None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from attn_mask import masking_utils, testing
 from attn_mask._core import log_once
-from attn_mask._transformers import packed_creates
+from attn_mask._transformers import writers as upstream_masks
 from models import IMAGE, MODELS, RELEASE, SMALL, Model, make, tokens, transformers
 
 pytestmark = [
@@ -384,7 +384,7 @@ def test_nothing_is_named_of_encoders_of_images(warned):
 
 
 def test_status_says_what_layers_got(monkeypatch):
-    monkeypatch.setattr(packed_creates, "_got", got := {})
+    monkeypatch.setattr(upstream_masks, "_got", got := {})
     assert attn_mask.status().packing is None
     with attn_mask.installed(packing="position_ids"):
         status = attn_mask.status()

@@ -727,7 +727,7 @@ def test_compiled_models_that_are_given_documents(option, compiles):
         given |= flattened(rows)
     with attn_mask.installed(packing=option):
         assert_close(result(compiled(model), TOKENS, use_cache=False, **given), want)
-    assert packing._traced == ()
+    assert packing.scope.traced == ()
 
 
 # install(packing=...)

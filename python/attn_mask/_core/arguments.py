@@ -1,6 +1,7 @@
 """What functions require of their arguments before anything else uses them."""
 
 import inspect
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -9,7 +10,12 @@ from typing import Any
 
 import torch
 
+from attn_mask._core.library import _C
 from attn_mask._core.tracing import is_opaque, is_recording
+
+# Offsets and shifts are within FAR of 0; sizes ("no window" in configs) are cut to OPEN.
+FAR = _C.FAR
+OPEN = _C.OPEN
 
 # Of masks that are added to scores.
 ADDITIVE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -30,6 +36,12 @@ def check_strided(function: str, argument: str, tensor: Any) -> None:
         if tensor.is_quantized:
             kind = f"a quantized one, of {tensor.dtype}"
         raise TypeError(f"{function}: expected {argument} to be a strided tensor, but got {kind}")
+
+
+def check_rank(expected: str, tensor: torch.Tensor, ranks: tuple[int, ...], shape: str) -> None:
+    """Raises ValueError for a tensor of another rank; ``expected``: how its text begins."""
+    if tensor.dim() not in ranks:
+        raise ValueError(f"{expected} to be {shape}, but got {tensor.dim()}-D {list(tensor.shape)}")
 
 
 def check_readable(function: str, argument: str, tensor: Any) -> None:
@@ -65,6 +77,22 @@ def checked_index(function: str, argument: str, value: Any) -> int:
         ) from None
 
 
+def whole(name: str, argument: str, value: Any) -> int:
+    """An int (of Python, symbolic, or of NumPy), or a float that is one; at most 2^62."""
+    if isinstance(value, torch.SymInt) or (isinstance(value, int) and is_recording()):
+        return value  # type: ignore[return-value]  # it does all that an int does
+    if isinstance(value, float) and (value.is_integer() or math.isinf(value)):
+        value = int(min(max(value, -OPEN), OPEN))
+    return min(checked_index(name, argument, value), OPEN)
+
+
+def side_of(name: str, argument: str, value: Any, rounding: Callable[[float], int]) -> int:
+    """A side of a window, which may be any number: some int compares with positions as it does."""
+    is_between = isinstance(value, float) and math.isfinite(value)
+    side = whole(name, argument, rounding(value) if is_between else value)
+    return max(side, -FAR // 2)  # below 0 it becomes a shift, which others may add to
+
+
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 
@@ -93,6 +121,21 @@ def checked_int(function: str, argument: str, value: Any) -> int:
     return number
 
 
+def check_states(function: str, **tensors: Any) -> None:
+    """Raises TypeError or ValueError for what is no tensor of queries, keys or values."""
+    for argument, tensor in tensors.items():
+        if (
+            not isinstance(tensor, torch.Tensor)
+            or tensor.layout != torch.strided
+            or tensor.is_nested
+            or tensor.is_quantized
+        ):
+            check_strided(function, argument, tensor)
+        if tensor.dim() != 4:
+            expected = f"{function}: expected {argument}"
+            check_rank(expected, tensor, (4,), "4-D [batch_size, heads, length, head size]")
+
+
 def check_fit(function: str, **integers: Any) -> None:
     """Raises ValueError for ints that fit into no 64 bits; not while a graph is recorded."""
     if is_recording():
@@ -102,6 +145,16 @@ def check_fit(function: str, **integers: Any) -> None:
             raise ValueError(
                 f"{function}: expected {argument} to be within 2^63 of 0, but got {value}"
             )
+
+
+def checked_natural(
+    function: str, argument: str, value: Any, error: type[Exception] = IndexError
+) -> int:
+    """checked_index, and ``error`` for what is below 0."""
+    number = checked_index(function, argument, value)
+    if number < 0:
+        raise error(f"{function}: expected {argument} to be 0 or more, but got {number}")
+    return number
 
 
 def checked_device(function: str, device: Any) -> torch.device:

@@ -8,33 +8,30 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from attn_mask._core import mask_rules
-from attn_mask._core.arguments import check_flag, check_strided, checked_device, checked_ints
+from attn_mask._core.arguments import check_flag, check_states, checked_device, checked_ints
 from attn_mask._core.library import _C
 from attn_mask._core.log_once import warn_once
 from attn_mask._core.mask_rules import MaskFunction
-from attn_mask._core.operators import operators
+from attn_mask._core.operators import operators_by_place
 from attn_mask._core.program import Program
 from attn_mask._core.tracing import (
     default_device,
     is_differentiated_by_transforms,
     is_known,
     is_recording,
+    is_transformed,
+    versions,
 )
-from attn_mask._core.write import Axis, axis, fitting, write_mask
+from attn_mask._core.write import Axis, axis, checked_offsets, tile_height, write_mask
 from attn_mask._graph import aten
 from attn_mask._graph.flops import COUNTER, tell_counters
 
 __all__ = ["AttentionPlan", "Segment", "attention_plan", "scaled_dot_product_attention"]
 
 _NAME = "scaled_dot_product_attention"
-
-# Elements of a mask that one call of a user's function evaluates.
-_TILE = 2**20
 
 
 def scaled_dot_product_attention(
@@ -103,6 +100,38 @@ def scaled_dot_product_attention(
             kv_offset=kv_offset,
             return_lse=return_lse,
         )
+    query, key, value = _checked(query, key, value, dropout_p, scale, enable_gqa)
+    if not isinstance(rule, MaskFunction):
+        rule = mask_rules.rule_of(_NAME, "rule", rule)
+    q_length, kv_length = query.shape[2], key.shape[2]
+    q_offset, kv_offset = checked_offsets(_NAME, q_length, kv_length, q_offset, kv_offset)
+    ops, whole = _operators(query, key, value)
+    if ops is _C and type(q_offset) is type(kv_offset) is int:
+        program, ends = rule.known_program, (q_offset + q_length, kv_offset + kv_length)
+        if program.is_written(query.shape[0], q_offset, ends[0], kv_offset, ends[1], query.device):
+            limits: Sequence[int | None] = (None, None)
+            if query.is_cuda:
+                limits = _limits(program, query, key, (q_offset, kv_offset))
+            of_rule, where = (program.code, program.operands), (q_offset, kv_offset, None, None)
+            result = ops.scaled_dot_product_attention(
+                *of_rule, query, key, value, *where, scale, enable_gqa, *limits
+            )
+            return result if return_lse else result[0]
+    keys = axis(_NAME, "kv_offset", kv_length, kv_offset, query.device)
+    queries = axis(_NAME, "q_offset", q_length, q_offset, query.device)
+    result = _Attention(rule, queries, keys, scale, enable_gqa, ops, whole)(query, key, value)
+    return result if return_lse else result[0]
+
+
+def _checked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout_p: Any,
+    scale: Any,
+    enable_gqa: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tensors as autocast has them; operators check the rest."""
     if not isinstance(dropout_p, int | float):
         raise TypeError(
             f"{_NAME}: expected dropout_p to be a number, but got {type(dropout_p).__name__}"
@@ -111,82 +140,41 @@ def scaled_dot_product_attention(
         raise NotImplementedError(
             f"{_NAME}: expected dropout_p to be 0, since tiles have no dropout, but got {dropout_p}"
         )
-    for argument, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            check_strided(_NAME, argument, tensor)
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{_NAME}: expected {argument} to be 4-D [batch_size, heads, length, head size], "
-                f"but got {tensor.dim()}-D {list(tensor.shape)}"
-            )
-    check_flag(_NAME, "enable_gqa", enable_gqa)
+    check_states(_NAME, query=query, key=key, value=value)
+    if type(enable_gqa) is not bool:
+        check_flag(_NAME, "enable_gqa", enable_gqa)
     if scale is not None and not isinstance(scale, float | int | torch.SymFloat):
         raise TypeError(
             f"{_NAME}: expected scale to be a number or None, but got {type(scale).__name__}"
         )
-    device = query.device
+    kind = query.device.type
     # torch has no autocast for "meta", and raises.
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        query, key, value = (
-            tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
-            for tensor in (query, key, value)
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(kind)
+    query, key, value = (
+        tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+        for tensor in (query, key, value)
+    )
+    return query, key, value
+
+
+def _operators(*tensors: torch.Tensor) -> tuple[Any, bool]:
+    """The operators, and whether a mask function is called for all queries at once."""
+    ops = operators_by_place()
+    if ops is not _C:
+        return ops, is_recording()
+    if COUNTER in sys.modules:
+        tell_counters()
+    whole = is_transformed()
+    if is_differentiated_by_transforms(*tensors):
+        warn_once(
+            "attention within torch.func",
+            "%s: torch.func or a tangent differentiates it: it holds a tensor of all scores",
+            _NAME,
         )
-    if not isinstance(rule, MaskFunction):
-        rule = mask_rules.rule_of(_NAME, "rule", rule)
-    batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
-    kv_offset = _not_negative(_NAME, kv_offset=kv_offset)
-    if q_offset is None:
-        q_offset = _default_q_offset(_NAME, q_length, kv_length, kv_offset)
-    else:
-        q_offset = _not_negative(_NAME, q_offset=q_offset)
-    ops = operators()
-    whole = ops is not None and is_recording()
-    if ops is None:
-        if COUNTER in sys.modules:
-            tell_counters()
-        whole = peek_interpreter_stack() is not None
-        if (whole or forward_ad._current_level >= 0) and is_differentiated_by_transforms(
-            query, key, value
-        ):
-            ops, whole = aten, True
-            warn_once(
-                "attention within torch.func",
-                "%s: torch.func or a tangent differentiates it: it holds a tensor of all scores",
-                _NAME,
-            )
-    if (
-        ops is None
-        and type(q_offset) is int
-        and type(kv_offset) is int
-        and (program := rule.known_program).is_written(
-            batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
-        )
-    ):
-        code, operands = program.code, program.operands
-        limits: Sequence[int | None] = (None, None)
-        if device.type == "cuda":
-            limits = _limits(program, query, key, (q_offset, kv_offset))
-        result = _C.scaled_dot_product_attention(
-            code,
-            operands,
-            query,
-            key,
-            value,
-            q_offset,
-            kv_offset,
-            None,
-            None,
-            scale,
-            enable_gqa,
-            *limits,
-        )
-        return result if return_lse else result[0]
-    _check_lengths(_NAME, q_length, kv_length)
-    keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
-    queries = axis(_NAME, "q_offset", q_length, q_offset, device)
-    result = _Attention(rule, queries, keys, scale, enable_gqa, ops, whole)(query, key, value)
-    return result if return_lse else result[0]
+        return aten, True
+    return ops, whole
 
 
 def _limits(
@@ -202,41 +190,16 @@ def _limits(
     code, operands = program.code, program.operands
     if not program.has_documents or query.dtype not in (torch.float16, torch.bfloat16):
         return None, None
-    if peek_interpreter_stack() is not None:  # ids may be mapped over
+    if is_transformed():  # ids may be mapped over
         return None, None
     problem = query.shape[0], query.shape[2], key.shape[2], *offsets, query.device
-    state = None
-    if not any(operand.is_inference() for operand in operands):  # those have no versions
-        state = problem, [operand._version for operand in operands]
-        if program.found_limits is not None and program.found_limits[0] == state:
-            return program.found_limits[1]
+    written = versions(operands)
+    state = None if written is None else (problem, written)
+    if state is not None and program.found_limits is not None and program.found_limits[0] == state:
+        return program.found_limits[1]
     found: Sequence[int | None] = _C._document_limits(code, operands, *problem) or (None, None)
     program.found_limits = None if state is None else (state, found)
     return found
-
-
-def _not_negative(name: str, **offset: Any) -> Any:
-    """An offset, checked."""
-    (value,) = checked_ints(name, **offset)
-    if not isinstance(value, torch.Tensor) and is_known(value < 0):
-        (argument,) = offset
-        raise ValueError(f"{name}: expected {argument} not to be negative, but got {value}")
-    return value
-
-
-def _default_q_offset(
-    name: str, q_length: int, kv_length: int, kv_offset: int | torch.Tensor
-) -> int | torch.Tensor:
-    """The q_offset by which the last query stands at the last key; without keys any will do."""
-    q_offset = mask_rules.wide(kv_offset)
-    if not is_known(kv_length == 0):
-        q_offset = q_offset + (kv_length - q_length)
-    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0):
-        raise ValueError(
-            f"{name}: expected q_offset where there are more queries than keys, "
-            f"but got {q_length} queries, {kv_length} keys and no q_offset"
-        )
-    return q_offset
 
 
 def _check_lengths(name: str, q_length: int, kv_length: int) -> None:
@@ -256,27 +219,28 @@ class _Attention(NamedTuple):
     scale: float | None
     enable_gqa: bool
     ops: Any
-    """The operators as ``_aten_only.operators`` gives them."""
+    """As ``operators_by_place`` gives them."""
     whole: bool
     """Whether a mask function is called for all queries at once, as graphs and torch.func need."""
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
         rule, queries, keys = self.rule, self.queries, self.keys
-        program = rule.program
-        sizes = query.shape[0], queries.length, keys.length
-        for index, line in enumerate((queries, keys)):
-            if line.positions is None and (is_recording() or line.length > 0):
-                program.check_positions(_NAME, index, line.start, line.start + line.length)
-        if not self._is_by_call():
+        program = rule.known_program if self.ops is _C else rule.program
+        is_recorded = self.ops is not _C and is_recording()
+        # Before the first position of a table, mask functions count from its end.
+        is_before_tables = program.check_positions(_NAME, queries, keys, is_recorded)
+        if not program.calls and program.is_boolean and not is_before_tables:
             operands = program.operands
-            if not is_recording():
-                operands = fitting(_NAME, operands, program, query.shape[0], query.device)
+            if not is_recorded:
+                operands = program.fitting(query.shape[0], query.device)
             limits: Sequence[int | None] = program.limits or (None, None)
-            at_offsets = queries.positions is None and keys.positions is None
-            if query.is_cuda and at_offsets and self.ops is None:
+            at_offsets = queries.positions is keys.positions is None
+            if query.is_cuda and at_offsets and self.ops is _C:
                 limits = _limits(program, query, key, (queries.start, keys.start))
             of_rule = program.code, operands, queries, keys
             return self._call(*of_rule, query, key, value, limits=limits)
+        sizes = query.shape[0], queries.length, keys.length
+        _check_lengths(_NAME, *sizes[1:])
         if not program.calls:  # those are named where they are called
             warn_once(
                 "attention before tables",
@@ -296,17 +260,6 @@ class _Attention(NamedTuple):
         out, lse = _ByTiles.apply(query, key, value, self)
         return out, lse
 
-    def _is_by_call(self) -> bool:
-        """Whether the rule has to be called, as write_mask decides it."""
-        program = self.rule.program
-        if program.calls or not program.is_boolean:
-            return True
-        # Before the first position of a table, mask functions count from its end.
-        return not is_recording() and any(
-            line.positions is None and line.length > 0 and line.start < program.lowest[index]
-            for index, line in enumerate((self.queries, self.keys))
-        )
-
     def _call(
         self,
         code: Sequence[int],
@@ -319,39 +272,21 @@ class _Attention(NamedTuple):
         grad_lse: torch.Tensor | None = None,
     ) -> Any:
         """The operator."""
-        name = _NAME + "_backward" if backward else _NAME
         where = queries.start, keys.start, queries.positions, keys.positions
-        if self.ops is None:
-            of_c = getattr(_C, name)
-            options = self.scale, self.enable_gqa, *limits, *([grad_lse] if backward else [])
-            return of_c(code, operands, *tensors, *where, *options)
-        return getattr(self.ops, name)(
-            code,
-            operands,
-            *tensors,
-            q_offset=queries.start,
-            kv_offset=keys.start,
-            q_positions=queries.positions,
-            kv_positions=keys.positions,
-            scale=self.scale,
-            enable_gqa=self.enable_gqa,
-            max_documents=limits[0],
-            max_length=limits[1],
-            **({"grad_lse": grad_lse} if backward else {}),
-        )
+        arguments = code, operands, *tensors, *where, self.scale, self.enable_gqa, *limits
+        if backward:
+            return self.ops.scaled_dot_product_attention_backward(*arguments, grad_lse)
+        return self.ops.scaled_dot_product_attention(*arguments)
 
     def tiles(self, query: torch.Tensor) -> Any:
         """(the rows of a tile, its mask as a program's operand), for all rows."""
         batch_size, heads = query.shape[:2]
-        height = max(1, _TILE // max(1, batch_size * heads * self.keys.length))
-        for first in range(0, self.queries.length, height):
-            end = min(first + height, self.queries.length)
-            rows = self.queries.rows(first, end)
-            sizes = batch_size, end - first, self.keys.length
+        for rows in self.queries.tiles(batch_size * heads * self.keys.length):
+            sizes = batch_size, rows.length, self.keys.length
             mask = write_mask(
                 _NAME, self.rule, sizes, rows, self.keys, None, query.device, heads=heads
             )
-            yield slice(first, end), mask
+            yield slice(rows.first, rows.first + rows.length), mask
 
     def of_tile(self, mask: torch.Tensor, *tensors: torch.Tensor, **of_backward: Any) -> Any:
         """The operator, of a tile."""
@@ -496,35 +431,20 @@ def attention_plan(
     batch_size, q_length, kv_length, heads = checked_ints(
         name, batch_size=batch_size, q_length=q_length, kv_length=kv_length, heads=heads
     )
-    kv_offset = _not_negative(name, kv_offset=kv_offset)
     rule = mask_rules.rule_of(name, "rule", rule)
     of_device = default_device() if device is None else checked_device(name, device)
-    if q_offset is None:
-        q_offset = _default_q_offset(name, q_length, kv_length, kv_offset)
-    else:
-        q_offset = _not_negative(name, q_offset=q_offset)
+    q_offset, kv_offset = checked_offsets(name, q_length, kv_length, q_offset, kv_offset)
     _check_lengths(name, q_length, kv_length)
     keys = axis(name, "kv_offset", kv_length, kv_offset, of_device)
     queries = axis(name, "q_offset", q_length, q_offset, of_device)
     program = rule.program
     if program.calls or not program.is_boolean:
-        height = max(1, _TILE // max(1, batch_size * heads * kv_length))
+        height = tile_height(batch_size * heads * kv_length)
+        why = "a mask function that is no rule is called for all keys"
+        first_tile = slice(0, batch_size), slice(0, min(height, q_length)), slice(0, kv_length)
         tiles = -(-q_length // height)
-        return AttentionPlan(
-            [
-                Segment(
-                    "mask",
-                    "a mask function that is no rule is called for all keys",
-                    slice(0, batch_size),
-                    slice(0, min(height, q_length)),
-                    slice(0, kv_length),
-                    tiles,
-                    height,
-                    False,
-                )
-            ]
-        )
-    operands = fitting(name, program.operands, program, batch_size, of_device)
+        return AttentionPlan([Segment("mask", why, *first_tile, tiles, height, False)])
+    operands = program.fitting(batch_size, of_device)
     numbers = torch.ops.attn_mask._attention_plan(
         program.code,
         operands,

@@ -13,12 +13,11 @@ import torch
 
 from attn_mask._core import mask_rules
 from attn_mask._core.arguments import check_flag, checked_device
-from attn_mask._core.counts import count
+from attn_mask._core.events import count, timed
 from attn_mask._core.library import _C
-from attn_mask._core.operators import operators
-from attn_mask._core.timing import timed
+from attn_mask._core.operators import operators_by_place
 from attn_mask._core.tracing import is_jit_tracing, is_recording, is_tracing
-from attn_mask._core.write import Axis, Offset, axis, check_boolean, fitting, write_mask
+from attn_mask._core.write import Axis, Offset, axis, check_boolean, write_mask
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["block_mask_to", "create_block_mask"]
 
 _NAME = "create_block_mask"
-_ops = torch.ops.attn_mask
 
 # How much of a mask is held at once where it has to be written: bytes, one for each element.
 _HELD = 8 * 2**20
@@ -118,7 +116,8 @@ def create_block_mask(
     ([[[1, 1]]], [[[0, 1]]])
     """
     blocks = _blocks(B, H, Q_LEN, KV_LEN, BLOCK_SIZE)
-    check_flag(_NAME, "separate_full_blocks", separate_full_blocks)
+    if type(separate_full_blocks) is not bool:
+        check_flag(_NAME, "separate_full_blocks", separate_full_blocks)
     if not isinstance(dq_kv_order, bool):
         raise ValueError("dq_kv_order must be a bool when using create_block_mask")
     if device is None:
@@ -130,8 +129,9 @@ def create_block_mask(
     rule = mask_mod
     if not isinstance(rule, mask_rules.MaskFunction):
         rule = mask_rules.rule_of(_NAME, "mask_mod", mask_mod)
-    writer = _Writer(blocks, device, separate_full_blocks, compact, bool(_compile))
-    tensors = writer.write(rule, q_offset, kv_offset)
+    lists = _Lists(device, operators_by_place(), separate_full_blocks, _widths(compact))
+    compiles = bool(_compile) and separate_full_blocks and lists.widths is None
+    tensors = _write(rule, blocks, lists, q_offset, kv_offset, compiles)
     count("create_block_mask")
     # It takes seconds to import, as it brings torch's compiler along.
     from torch.nn.attention import flex_attention
@@ -244,217 +244,157 @@ def _blocks(
     return _Blocks(batch_size, heads, q_length, kv_length, q_block, kv_block)
 
 
-class _Writer:
-    """Writes the tensors of a block mask."""
-
-    def __init__(
-        self,
-        blocks: _Blocks,
-        device: torch.device,
-        separate_full_blocks: bool,
-        compact: bool | int | tuple[int, int],
-        compiles_calls: bool,
-    ):
-        self.blocks = blocks
-        self.device = device
-        self.separate_full_blocks = separate_full_blocks
-        self.is_compact = compact is not False
-        self.compiles_calls = compiles_calls and separate_full_blocks and not self.is_compact
-        self.widths: tuple[int, int] | None = None
-        if isinstance(compact, tuple | list):
-            if len(compact) != 2:
-                raise ValueError(
-                    f"{_NAME}: expected compact to be a number or two, but got {len(compact)}"
-                )
-            kv_width, q_width = compact
-            _check_sizes(0, compact=kv_width)
-            _check_sizes(0, compact=q_width)
-            self.widths = kv_width, q_width
-        elif not isinstance(compact, bool):
-            _check_sizes(0, compact=compact)
-            self.widths = compact, compact
-        elif compact and is_recording():
+def _widths(compact: Any) -> tuple[int, ...] | None:
+    """The widths of compact rows and columns; () for those to be found, None for full width."""
+    if compact is False:
+        return None
+    if compact is True:
+        if is_recording():
             raise ValueError(
                 f"{_NAME}: expected compact to be a number of blocks, since True may have to read "
                 "values, which can't be done while a graph is recorded"
             )
+        return ()
+    widths = tuple(compact) if isinstance(compact, tuple | list) else (compact, compact)
+    if len(widths) != 2:
+        raise ValueError(f"{_NAME}: expected compact to be a number or two, but got {len(widths)}")
+    for width in widths:
+        _check_sizes(0, compact=width)
+    return widths
 
-    def write(
-        self, rule: mask_rules.MaskFunction, q_offset: Offset, kv_offset: Offset
+
+class _Lists(NamedTuple):
+    """How the blocks of a mask are listed."""
+
+    device: torch.device
+    ops: Any
+    separate_full_blocks: bool
+    widths: tuple[int, ...] | None
+
+    def of(
+        self, code: list[int], operands: list[Any], blocks: _Blocks, *axes: Axis
     ) -> list[torch.Tensor]:
-        blocks, device = self.blocks, self.device
-        batch_size, _, q_length, kv_length = blocks[:4]
-        for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
-            if isinstance(offset, bool) or not isinstance(
-                offset, int | torch.SymInt | torch.Tensor
-            ):
-                raise TypeError(
-                    f"{_NAME}: expected {argument} to be an int or a tensor, "
-                    f"but got {type(offset).__name__}"
-                )
-        if isinstance(rule, mask_rules.Shift) and isinstance(q_offset, int) and q_offset == 0:
-            # How releases of transformers write offsets that are tensors: as such they have spans.
-            of_rule = rule.q_offset, rule.kv_offset
-            is_one = all(not isinstance(o, torch.Tensor) or o.dim() == 0 for o in of_rule)
-            if is_one and isinstance(kv_offset, int) and kv_offset == 0:
-                rule, (q_offset, kv_offset) = rule.rule, of_rule
-        queries = axis(_NAME, "q_offset", q_length, q_offset, device)
-        keys = axis(_NAME, "kv_offset", kv_length, kv_offset, device)
-        is_recorded = is_recording()
-        program = rule.program if is_recorded else rule.known_program
-        operands = program.operands
-        by_element = (
-            bool(program.calls)
-            or not program.is_boolean
-            # It would fix an operator's sizes.
-            or (is_recorded and is_jit_tracing())
-        )
-        if not is_recorded:
-            for index, line in enumerate((queries, keys)):
-                if line.positions is None and line.length > 0:
-                    by_element = by_element or line.start < program.lowest[index]
-                    if operands:
-                        program.check_positions(_NAME, index, line.start, line.start + line.length)
-            if not program.is_plain:
-                operands = fitting(_NAME, operands, program, batch_size, device)
-        if not by_element:
-            return self._call(program.code, operands, blocks, queries, keys)
-        if self.compiles_calls and program.calls and not is_recorded and all(blocks):
-            return self._by_torch(_shifted(rule, q_offset, kv_offset))
-
-        def mask_of(rows: Axis) -> torch.Tensor:
-            sizes = batch_size, rows.length, kv_length
-            return write_mask(
-                _NAME, rule, sizes, rows, kv_offset, None, device, by_vmap=True, heads=blocks.heads
-            )
-
-        if is_tracing():
-            mask = mask_of(queries)
-            zeros = Axis(q_length), Axis(kv_length)
-            return self._call([mask_rules.BITS, 0], [mask], blocks, *zeros)
-        return self._of_states(self._states(mask_of, queries))
-
-    def _by_torch(self, mask_mod: Callable[..., Any]) -> list[torch.Tensor]:
-        from torch.nn.attention import flex_attention
-
-        batch_size, heads, q_length, kv_length, *block_size = self.blocks
-        q_block, kv_block = block_size
-        create = torch.compile(flex_attention.create_block_mask)
-        made = create(
-            mask_mod, batch_size, heads, q_length, kv_length, self.device, (q_block, kv_block)
-        )
-        return [getattr(made, name) for name in _TENSORS]
-
-    def _states(self, mask_of: Callable[..., torch.Tensor], queries: Axis) -> torch.Tensor:
-        """What the blocks of a mask hold that is written some rows at a time."""
-        batch_size, heads, q_length, kv_length, q_block, kv_block = self.blocks
-        # Sizes are checked first: to evaluate a function for too many rows would take for ever.
-        checks = _ops._block_states if self.is_compact else _ops.block_mask
-        checks([mask_rules.NOTHING], [], *self.blocks, device=torch.device("meta"))
-        row = max(1, batch_size * heads * kv_length)
-        height = max(1, _HELD // row // q_block) * q_block
-        parts = []
-        for first in range(0, q_length, height):
-            mask = mask_of(queries.rows(first, min(first + height, q_length)))
-            if mask.dtype != torch.bool:
-                check_boolean(_NAME, mask)
-            parts.append(
-                (operators() or _ops)._block_states(
-                    [mask_rules.BITS, 0],
-                    [mask],
-                    batch_size,
-                    heads,
-                    mask.shape[2],
-                    kv_length,
-                    q_block,
-                    kv_block,
-                )
-            )
-        if not parts:
-            return torch.empty(
-                (1, 1, 0, self.blocks.kv_blocks), dtype=torch.uint8, device=self.device
-            )
-        return torch.cat(parts, dim=2)
-
-    def _of_states(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """Blocks are the elements of the mask of those that are partial, or full."""
-        if self.separate_full_blocks:
-            kinds = [states == _PARTIAL, states == _FULL]
-        else:
-            kinds = [states != _EMPTY]
-        blocks = self.blocks
-        elements = _Blocks(blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1)
-        of_kind = _Writer(elements, self.device, False, False, False)
-        of_kind.is_compact, of_kind.widths = self.is_compact, self.widths
-        lists = [
-            of_kind._call(
-                [mask_rules.BITS, 0],
-                [kind],
-                elements,
-                Axis(blocks.q_blocks),
-                Axis(blocks.kv_blocks),
-            )
-            for kind in kinds
-        ]
-        return [tensor for half in (0, 2) for kind in lists for tensor in kind[half : half + 2]]
-
-    def _call(
-        self,
-        code: list[int],
-        operands: list[Any],
-        blocks: _Blocks,
-        queries: Axis,
-        keys: Axis,
-    ) -> list[torch.Tensor]:
-        """The tensors of an encoded rule, by the operator."""
-        arguments: dict[str, Any] = {
-            "q_offset": queries.start,
-            "kv_offset": keys.start,
-            "q_positions": queries.positions,
-            "kv_positions": keys.positions,
-            "device": self.device,
-            "separate_full_blocks": self.separate_full_blocks,
-        }
-        kv_width, q_width = None, None
-        if self.is_compact:
-            kv_width, q_width = self.widths or (operators() or _ops)._block_mask_widths(
-                code, operands, *blocks, **arguments
-            )
+        """The tensors of an encoded rule; ``axes``: of queries and keys, by default from 0 on."""
+        queries, keys = axes or (Axis(blocks.q_length), Axis(blocks.kv_length))
+        where = queries.start, keys.start, queries.positions, keys.positions
+        arguments = code, operands, *blocks, *where, self.device, self.separate_full_blocks
         tensors: list[torch.Tensor]
-        ops = operators()
-        if ops is not None:
-            tensors = ops.block_mask(
-                code, operands, *blocks, **arguments, kv_width=kv_width, q_width=q_width
-            )
-        else:
-            tensors = _C.block_mask(
-                code,
-                operands,
-                *blocks,
-                queries.start,
-                keys.start,
-                queries.positions,
-                keys.positions,
-                self.device,
-                self.separate_full_blocks,
-                kv_width,
-                q_width,
-            )
-        if kv_width is None or q_width is None:
+        if self.widths is None:
+            tensors = self.ops.block_mask(*arguments, None, None)
             return tensors
+        kv_width, q_width = self.widths or self.ops._block_mask_widths(*arguments)
+        tensors = self.ops.block_mask(*arguments, kv_width, q_width)
         half = len(tensors) // 2
-        lines = [(blocks.q_blocks, blocks.kv_blocks, kv_width)] * half
-        lines += [(blocks.kv_blocks, blocks.q_blocks, q_width)] * half
+        rows = blocks.q_blocks, blocks.kv_blocks, kv_width
+        columns = blocks.kv_blocks, blocks.q_blocks, q_width
         return [
-            stored if index % 2 == 0 else self._view(stored, *lines[index])
+            _lines(stored, blocks, *(rows if index < half else columns)) if index % 2 else stored
             for index, stored in enumerate(tensors)
         ]
 
-    def _view(self, stored: Any, lines: int, total: int, width: int) -> torch.Tensor:
-        """Lines of full width that begin where the shorter ones are stored."""
-        heads, width = self.blocks.heads, min(width, total)
-        view: torch.Tensor = stored.as_strided(
-            (self.blocks.batch_size, heads, lines, total),
-            (heads * lines * width, lines * width, width, 1),
+    def of_states(self, states: torch.Tensor, blocks: _Blocks) -> list[torch.Tensor]:
+        """Blocks are the elements of the mask of those that are partial, or full."""
+        kinds = [states != _EMPTY]
+        if self.separate_full_blocks:
+            kinds = [states == _PARTIAL, states == _FULL]
+        elements = _Blocks(blocks.batch_size, blocks.heads, blocks.q_blocks, blocks.kv_blocks, 1, 1)
+        lists = self._replace(separate_full_blocks=False)
+        of_kinds = [lists.of([mask_rules.BITS, 0], [kind], elements) for kind in kinds]
+        return [tensor for half in (0, 2) for kind in of_kinds for tensor in kind[half : half + 2]]
+
+
+def _lines(stored: Any, blocks: _Blocks, lines: int, total: int, width: int) -> torch.Tensor:
+    """Lines of full width that begin where the shorter ones are stored."""
+    heads, width = blocks.heads, min(width, total)
+    view: torch.Tensor = stored.as_strided(
+        (blocks.batch_size, heads, lines, total),
+        (heads * lines * width, lines * width, width, 1),
+    )
+    return view
+
+
+def _write(
+    rule: mask_rules.MaskFunction,
+    blocks: _Blocks,
+    lists: _Lists,
+    q_offset: Offset,
+    kv_offset: Offset,
+    compiles_calls: bool,
+) -> list[torch.Tensor]:
+    """The tensors of a block mask."""
+    device, ops = lists.device, lists.ops
+    for argument, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
+        if isinstance(offset, bool) or not isinstance(offset, int | torch.SymInt | torch.Tensor):
+            raise TypeError(
+                f"{_NAME}: expected {argument} to be an int or a tensor, "
+                f"but got {type(offset).__name__}"
+            )
+    if isinstance(rule, mask_rules.Shift) and _is_zero(q_offset) and _is_zero(kv_offset):
+        # How releases of transformers write offsets that are tensors: as such they have spans.
+        of_rule = rule.q_offset, rule.kv_offset
+        if all(not isinstance(of, torch.Tensor) or of.dim() == 0 for of in of_rule):
+            rule, (q_offset, kv_offset) = rule.rule, of_rule
+    queries = axis(_NAME, "q_offset", blocks.q_length, q_offset, device)
+    keys = axis(_NAME, "kv_offset", blocks.kv_length, kv_offset, device)
+    is_recorded = ops is not _C and is_recording()
+    program = rule.known_program if ops is _C else rule.program
+    operands = program.operands
+    is_called = bool(program.calls) or not program.is_boolean
+    if is_recorded:
+        is_called = is_called or is_jit_tracing()  # it would fix an operator's sizes
+    else:
+        is_called = program.check_positions(_NAME, queries, keys, False) or is_called
+        operands = program.fitting(blocks.batch_size, device)
+    if not is_called:
+        return lists.of(program.code, operands, blocks, queries, keys)
+    if compiles_calls and program.calls and not is_recorded and all(blocks):
+        return _by_torch(_shifted(rule, q_offset, kv_offset), blocks, device)
+
+    def mask_of(rows: Axis) -> torch.Tensor:
+        sizes, where = (blocks.batch_size, rows.length, blocks.kv_length), (rows, kv_offset)
+        return write_mask(
+            _NAME, rule, sizes, *where, None, device, by_vmap=True, heads=blocks.heads
         )
-        return view
+
+    if is_tracing():
+        return lists.of([mask_rules.BITS, 0], [mask_of(queries)], blocks)
+    # Sizes are checked first: to evaluate a function for too many rows would take for ever.
+    zeros, meta = (0, 0, None, None), torch.device("meta")
+    if lists.widths is None:
+        ops.block_mask([mask_rules.NOTHING], [], *blocks, *zeros, meta, True, None, None)
+    else:
+        ops._block_states([mask_rules.NOTHING], [], *blocks, *zeros, meta)
+    return lists.of_states(_states(mask_of, queries, blocks, lists), blocks)
+
+
+def _is_zero(offset: Offset) -> bool:
+    return isinstance(offset, int) and offset == 0
+
+
+def _by_torch(
+    mask_mod: Callable[..., Any], blocks: _Blocks, device: torch.device
+) -> list[torch.Tensor]:
+    from torch.nn.attention import flex_attention
+
+    create = torch.compile(flex_attention.create_block_mask)
+    made = create(mask_mod, *blocks[:4], device, blocks[4:])
+    return [getattr(made, name) for name in _TENSORS]
+
+
+def _states(
+    mask_of: Callable[..., torch.Tensor], queries: Axis, blocks: _Blocks, lists: _Lists
+) -> torch.Tensor:
+    """What the blocks of a mask hold that is written some rows at a time."""
+    batch_size, heads, q_length, kv_length, *block_sizes = blocks
+    row = max(1, batch_size * heads * kv_length)
+    height = max(1, _HELD // row // blocks.q_block) * blocks.q_block
+    parts = []
+    for first in range(0, q_length, height):
+        mask = mask_of(queries.rows(first, min(first + height, q_length)))
+        check_boolean(_NAME, mask)
+        sizes = batch_size, heads, mask.shape[2], kv_length, *block_sizes
+        where = 0, 0, None, None, None
+        parts.append(lists.ops._block_states([mask_rules.BITS, 0], [mask], *sizes, *where))
+    if not parts:
+        return torch.empty((1, 1, 0, blocks.kv_blocks), dtype=torch.uint8, device=lists.device)
+    return torch.cat(parts, dim=2)

@@ -11,14 +11,18 @@ import torch
 
 from attn_mask._core import mask_rules
 from attn_mask._core.arguments import (
+    ADDITIVE_DTYPES,
     check_flag,
     check_strided,
     checked_device,
     checked_ints,
     checked_masked_value,
 )
-from attn_mask._core.timing import timed
-from attn_mask._core.tracing import default_device, is_recording
+from attn_mask._core.events import timed
+from attn_mask._core.library import _C
+from attn_mask._core.operators import operators_by_place
+from attn_mask._core.program import Program
+from attn_mask._core.tracing import default_device
 from attn_mask._core.write import (
     BOOLEAN,
     Axis,
@@ -26,10 +30,14 @@ from attn_mask._core.write import (
     Offset,
     Sizes,
     check_position_dtype,
+    copied_to,
+    write_at_once,
     write_mask,
 )
 
 __all__ = ["additive", "boolean"]
+
+_ADDITIVE = {dtype: MaskFormat(dtype) for dtype in ADDITIVE_DTYPES}
 
 
 @timed
@@ -79,16 +87,9 @@ def boolean(
     mask_format = BOOLEAN
     if out is not None or unmask_unattended is not False:
         mask_format = MaskFormat(None, None, unmask_unattended, None, out)
-    return _mask(
-        "boolean",
-        rule,
-        (batch_size, q_length, kv_length),
-        heads,
-        (q_offset, kv_offset),
-        (q_positions, kv_positions),
-        device,
-        mask_format,
-    )
+    sizes, offsets = (batch_size, q_length, kv_length), (q_offset, kv_offset)
+    positions = q_positions, kv_positions
+    return _mask("boolean", rule, sizes, heads, offsets, positions, device, mask_format)
 
 
 @timed
@@ -135,17 +136,13 @@ def additive(
         masked_value = checked_masked_value("additive", masked_value)
     if bias is not None:
         check_strided("additive", "bias", bias)
-    mask_format = MaskFormat(dtype, bias, unmask_unattended, masked_value, out)
-    return _mask(
-        "additive",
-        rule,
-        (batch_size, q_length, kv_length),
-        heads,
-        (q_offset, kv_offset),
-        (q_positions, kv_positions),
-        device,
-        mask_format,
-    )
+    is_plain = bias is None and masked_value is None and out is None and unmask_unattended is False
+    mask_format = _ADDITIVE.get(dtype) if is_plain else None
+    if mask_format is None:
+        mask_format = MaskFormat(dtype, bias, unmask_unattended, masked_value, out)
+    sizes, offsets = (batch_size, q_length, kv_length), (q_offset, kv_offset)
+    positions = q_positions, kv_positions
+    return _mask("additive", rule, sizes, heads, offsets, positions, device, mask_format)
 
 
 def _mask(
@@ -161,13 +158,15 @@ def _mask(
     batch_size, q_length, kv_length = sizes
     q_offset, kv_offset = offsets
     q_positions, kv_positions = positions
-    recording = is_recording()
-    if (
-        recording
-        or not type(batch_size) is type(q_length) is type(kv_length) is type(heads) is int
-        or not type(q_offset) is type(kv_offset) is int
-        or not 0 <= batch_size | q_length | kv_length | heads | q_offset | kv_offset < 2**59
-    ):
+    ops = operators_by_place()
+    is_plain = (
+        ops is _C
+        and type(batch_size) is type(q_length) is type(kv_length) is type(heads) is int
+        and type(q_offset) is type(kv_offset) is int
+        and 0 <= batch_size | q_length | kv_length | heads | q_offset | kv_offset < 2**59
+        and q_positions is kv_positions is None
+    )
+    if not is_plain:
         batch_size, q_length, kv_length, heads, q_offset, kv_offset = checked_ints(
             name,
             batch_size=batch_size,
@@ -178,68 +177,60 @@ def _mask(
             kv_offset=kv_offset,
         )
         sizes = batch_size, q_length, kv_length
-    check_flag(name, "unmask_unattended", mask_format.unmask_unattended)
-    if q_positions is not None:
-        check_strided(name, "q_positions", q_positions)
-    if kv_positions is not None:
-        check_strided(name, "kv_positions", kv_positions)
-    if mask_format.out is not None:
-        check_strided(name, "out", mask_format.out)
+        if q_positions is not None:
+            check_strided(name, "q_positions", q_positions)
+        if kv_positions is not None:
+            check_strided(name, "kv_positions", kv_positions)
+    _, bias, unmasks, _, out = mask_format
+    if type(unmasks) is not bool:
+        check_flag(name, "unmask_unattended", unmasks)
+    if out is not None:
+        check_strided(name, "out", out)
     if not isinstance(rule, mask_rules.MaskFunction):
         rule = mask_rules.rule_of(name, "rule", rule)
-    program = rule.program if recording else rule.known_program
+    program = rule.known_program if ops is _C else rule.program
     if device is not None:
         of_device = checked_device(name, device)
     else:
         of_device = default_device()
-        for tensor in (mask_format.out, *program.operands, mask_format.bias, *positions, *offsets):
-            if tensor is not None and isinstance(tensor, torch.Tensor):
-                of_device = tensor.device
-                break
+        if not is_plain or program.operands or bias is not None or out is not None:
+            for tensor in (out, *program.operands, bias, *positions, *offsets):
+                if isinstance(tensor, torch.Tensor):
+                    of_device = tensor.device
+                    break
+    if is_plain and heads == 1:
+        mask = write_at_once(ops, program, sizes, q_offset, kv_offset, None, of_device, mask_format)
+        if mask is not None:
+            return mask
     queries: Offset | Axis = q_offset
     keys: Offset | Axis = kv_offset
     if q_positions is not None:
         queries = _line(name, "q", q_length, q_offset, q_positions, of_device)
     if kv_positions is not None:
         keys = _line(name, "kv", kv_length, kv_offset, kv_positions, of_device)
-    of_tensors = 1
-    if mask_format.bias is not None and mask_format.bias.dim() == 4:
-        of_tensors = mask_format.bias.shape[1]
-    for index in program.bits:
-        if program.operands[index].shape[1] != 1:
-            of_tensors = program.operands[index].shape[1]
-            break
+    of_tensors = _heads_of_tensors(program, bias)
     if heads == 1:
         heads = of_tensors
     elif heads < 0 or of_tensors not in (1, heads):
         expected = "a size (>= 0)" if of_tensors == 1 else f"{of_tensors}, as bits or the bias have"
         raise ValueError(f"{name}: expected heads to be {expected}, but got {heads}")
-    # Operators write the heads that tensors have.
-    out = mask_format.out if heads != of_tensors else None
-    if out is not None:
-        mask_format = mask_format._replace(out=None)
-    mask = write_mask(
-        name,
-        rule,
-        sizes,
-        queries,
-        keys,
-        None,
-        of_device,
-        mask_format,
-        heads=heads,
-        is_of_one_head=heads == 1,
-    )
-    if heads != of_tensors:
-        mask = mask.expand(-1, heads, -1, -1)
-    if out is None:
-        return mask
-    if out.shape != mask.shape or out.dtype != mask.dtype:
-        raise ValueError(
-            f"{name}: expected out to be {list(mask.shape)} of {mask.dtype}, "
-            f"but got {list(out.shape)} of {out.dtype}"
+    where = queries, keys, None, of_device
+    if heads == of_tensors:
+        is_one = heads == 1
+        return write_mask(
+            name, rule, sizes, *where, mask_format, heads=heads, is_of_one_head=is_one
         )
-    return out.copy_(mask)
+    # Operators write the heads that tensors have.
+    mask = write_mask(name, rule, sizes, *where, mask_format._replace(out=None), heads=heads)
+    mask = mask.expand(-1, heads, -1, -1)
+    return mask if out is None else copied_to(name, out, mask)
+
+
+def _heads_of_tensors(program: Program, bias: torch.Tensor | None) -> int:
+    for index in program.bits:
+        if program.operands[index].shape[1] != 1:
+            return program.operands[index].shape[1]  # type: ignore[no-any-return]
+    return bias.shape[1] if bias is not None and bias.dim() == 4 else 1
 
 
 def _line(

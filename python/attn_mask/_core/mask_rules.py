@@ -19,32 +19,20 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
 
-from attn_mask._core.arguments import expected_of_function
+from attn_mask._core.arguments import FAR as FAR
+from attn_mask._core.arguments import OPEN as OPEN
+from attn_mask._core.arguments import check_rank, expected_of_function, side_of
+from attn_mask._core.arguments import whole as whole
 from attn_mask._core.library import _C
-from attn_mask._core.pictures import Pictured
+from attn_mask._core.program import ID_DTYPES as ID_DTYPES
 from attn_mask._core.program import Coverage as Coverage
-from attn_mask._core.program import Place, Program, Source
-from attn_mask._core.rule_arguments import FAR as FAR
-from attn_mask._core.rule_arguments import ID_DTYPES as ID_DTYPES
-from attn_mask._core.rule_arguments import OPEN as OPEN
-from attn_mask._core.rule_arguments import (
-    at,
-    beside,
-    booleans,
-    depth_over,
-    integers,
-    limits_of,
-    offset_of,
-    real_numbers,
-    row_of,
-    side_of,
-)
-from attn_mask._core.rule_arguments import whole as whole
-from attn_mask._core.rule_arguments import wide as wide
+from attn_mask._core.program import Place, Program, Source, at, beside, row_of
+from attn_mask._core.program import wide as wide
 from attn_mask._core.tracing import is_recording
 
 __all__ = [
@@ -89,7 +77,7 @@ _UNSHOWN = "depth", "source", "limits", "is_upstream"
 # How often positions may change above a rule: a window may add a shift of its own.
 _MAX_CHANGES = _C.MAX_STEPS - 1
 
-
+_REAL = "of a boolean, integer or real floating dtype"
 _OF_BITS = Source("bits", "attends")
 _OF_PADDING = Source("padding", "mask")
 _OF_DOCUMENTS = Source("documents", "ids")
@@ -102,7 +90,7 @@ UPSTREAM_PADDING = Source("padding_mask_function", "padding_mask", is_upstream=T
 
 # eq=False: comparing tensors by value would be neither cheap nor a bool.
 @dataclass(frozen=True, eq=False, repr=False)
-class MaskFunction(Pictured):
+class MaskFunction:
     """A mask function that carries its rule; made by the functions of this module."""
 
     # What torch.vmap (and a BlockMask's repr) calls it; torch.compile can't trace the repr.
@@ -110,6 +98,21 @@ class MaskFunction(Pictured):
 
     factory = ""  # the function that makes such a rule
     depth = 1  # how deep the tree is nested; 1 of a leaf
+    is_positional = False
+    """Whether ints alone decide it, and all of some keys are visible to some queries if the last
+    key is to the first query, and the first key to the last query."""
+
+    # The module that draws stands upon rules, so the package tells how it is loaded.
+    drawing: ClassVar[Callable[[], Any]]
+
+    def show(self, q_length: int | None = None, kv_length: int | None = None, **how: Any) -> str:
+        """``attn_mask.show`` of this rule, and of ``batch``, ``head``, ``tokens``, ``style``."""
+        text: str = MaskFunction.drawing().show(self, q_length, kv_length, **how)
+        return text
+
+    def _repr_html_(self) -> str:
+        text: str = MaskFunction.drawing().html_of(self)
+        return text
 
     def __call__(
         self,
@@ -131,21 +134,47 @@ class MaskFunction(Pictured):
 
     def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
         """What it shows to the queries at q_start to q_end - 1, of such keys; one each at least."""
-        return Coverage.OTHER
+        if not self.is_positional:
+            return Coverage.OTHER
+        if not self.evaluate(0, 0, q_end - 1, kv_start):
+            return Coverage.OTHER
+        if self.evaluate(0, 0, q_start, kv_end - 1):
+            return Coverage.ALL
+        return Coverage.CAUSAL if getattr(self, "right", None) == 0 else Coverage.OTHER
+
+    @property
+    def parts(self) -> tuple["MaskFunction", ...]:
+        """The rules that it joins, or whose positions it changes; none of a leaf."""
+        # torch 2.11's dynamo hashes objects whose fields it has not set yet.
+        rule = getattr(self, "rule", None)
+        return getattr(self, "rules", ()) if rule is None else (rule,)
+
+    def walk(self) -> list["MaskFunction"]:
+        """The rules of the tree, each before its parts."""
+        found: list[MaskFunction] = []
+        waiting: list[MaskFunction] = [self]
+        while waiting:
+            rule = waiting.pop()
+            found.append(rule)
+            waiting += rule.parts[::-1]
+        return found
+
+    def with_parts(self, change: Callable[["MaskFunction"], "MaskFunction"]) -> "MaskFunction":
+        """The same of changed parts."""
+        if isinstance(self, _Join):
+            return _joined(type(self), tuple(map(change, self.rules)))
+        changed: dict[str, Any] = {"rule": change(*self.parts)} if self.parts else {}
+        return replace(self, **changed)
 
     @property
     def program(self) -> Program:
         """This tree for the operators; made once, but anew while a graph is recorded."""
         return Program(self) if is_recording() else self.known_program
 
-    @property
+    @cached_property
     def known_program(self) -> Program:
         """The same, where no graph is recorded."""
-        program: Program | None = self.__dict__.get("_program")
-        if program is None:
-            program = Program(self)
-            self.__dict__["_program"] = program
-        return program
+        return Program(self)
 
     @property
     def is_native(self) -> bool:
@@ -169,16 +198,14 @@ class MaskFunction(Pictured):
         """This tree with its tensors on ``device``; callables of the user's stay as they are."""
         moved: dict[str, Any] = {}
         for name, value in self._fields():
+            new = value
             if isinstance(value, torch.Tensor | MaskFunction):
                 new = value.to(device)
-                if new is not value:
-                    moved[name] = new
             elif name == "rules":
-                rules = []  # no comprehension, which would be one more frame for each level
-                for rule in value:
-                    rules.append(rule.to(device))
-                if any(map(operator.is_not, rules, value)):
-                    moved[name] = tuple(rules)
+                rules = tuple(map(operator.methodcaller("to", device), value))
+                new = rules if any(map(operator.is_not, rules, value)) else value
+            if new is not value:
+                moved[name] = new
         return replace(self, **moved) if moved else self
 
     def __bool__(self) -> bool:
@@ -207,23 +234,7 @@ class MaskFunction(Pictured):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MaskFunction):
             return NotImplemented
-        pairs = [(self, other)]
-        while pairs:
-            a, b = pairs.pop()
-            if a is b:
-                continue
-            if type(a) is not type(b) or a.depth != b.depth:
-                return False
-            for (name, of_a), (_, of_b) in zip(a._compared(), b._compared(), strict=True):
-                if name == "rules":
-                    if len(of_a) != len(of_b):
-                        return False
-                    pairs += zip(of_a, of_b, strict=True)
-                elif isinstance(of_a, MaskFunction):
-                    pairs.append((of_a, of_b))
-                elif _identity(of_a) != _identity(of_b):
-                    return False
-        return True
+        return self is other or self._identity() == other._identity()
 
     def __hash__(self) -> int:
         return hash(self._identity())
@@ -235,8 +246,8 @@ class MaskFunction(Pictured):
             return "..."
 
     def _repr(self) -> str:
-        shown = (_shown(of) for name, of in self._fields() if name not in _UNSHOWN)
-        return f"{self.factory}({', '.join(shown)})"
+        shown = [of for name, of in self._fields() if name not in _UNSHOWN and of is not None]
+        return f"{self.factory}({', '.join(map(_shown, shown))})"
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._fields())
@@ -245,17 +256,20 @@ class MaskFunction(Pictured):
         # torch 2.11's dynamo hashes objects whose fields it has not set yet.
         return [(of.name, getattr(self, of.name, None)) for of in fields(self)]
 
-    def _compared(self) -> list[tuple[str, Any]]:
-        return [(of.name, getattr(self, of.name, None)) for of in fields(self) if of.compare]
-
     def _identity(self) -> tuple[Any, ...]:
-        return type(self), *(_identity(value) for _, value in self._compared())
+        """Of each rule in the tree its type, the number of its parts and its other fields.
 
-
-def _identity(value: Any) -> Any:
-    """Tensors and callables of the user's are themselves: comparing them might read values."""
-    plain = value is None or isinstance(value, int | tuple | MaskFunction)
-    return value if plain else (object, id(value))
+        Tensors and callables of the user's are themselves: comparing them might read values.
+        """
+        found: list[Any] = []
+        for rule in self.walk():
+            found += type(rule), len(rule.parts)
+            for of in fields(rule):
+                value = getattr(rule, of.name, None)
+                if of.compare and of.name not in ("rule", "rules"):
+                    plain = value is None or isinstance(value, int | tuple)
+                    found.append(value if plain else (object, id(value)))
+        return tuple(found)
 
 
 def _shown(value: Any) -> str:
@@ -268,6 +282,8 @@ def _shown(value: Any) -> str:
 @dataclass(frozen=True, eq=False, repr=False)
 class _Causal(MaskFunction):
     factory = "causal"
+    is_positional = True
+    right = 0
 
     def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         return kv_idx <= q_idx
@@ -275,13 +291,11 @@ class _Causal(MaskFunction):
     def encode_into(self, program: Program, place: Place) -> None:
         program.code += (CAUSAL,)
 
-    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
-        return Coverage.ALL if kv_end - 1 <= q_start else Coverage.CAUSAL
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bidirectional(MaskFunction):
     factory = "bidirectional"
+    is_positional = True
     is_upstream: bool = False  # sees nothing before position 0
 
     def evaluate(self, batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -291,9 +305,6 @@ class Bidirectional(MaskFunction):
         program.code += (ALL,)
         if self.is_upstream:
             program.add_limits(place, None)
-
-    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
-        return Coverage.ALL if q_start >= 0 or not self.is_upstream else Coverage.OTHER
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -323,23 +334,23 @@ class Bits(MaskFunction):
         program.code += (BITS, operand)
 
 
-def _has_bits(rule: MaskFunction) -> bool:
-    if isinstance(rule, _Join):
-        return any(_has_bits(branch) for branch in rule.rules)
-    return isinstance(rule, Bits)
+def _joins_bits(rule: MaskFunction) -> bool:
+    return isinstance(rule, _Join) and any(isinstance(part, Bits) for part in rule.walk())
 
 
 def with_bits_moved(rule: MaskFunction, q_add: int, kv_add: int) -> MaskFunction:
     """The rule for positions from which bits' rows and columns are so far away."""
     if isinstance(rule, Bits):
         return Shift(rule, q_add, kv_add, rule.depth + 1)
-    if isinstance(rule, _Join) and _has_bits(rule):
-        return replace(rule, rules=tuple(with_bits_moved(of, q_add, kv_add) for of in rule.rules))
+    if _joins_bits(rule):
+        return rule.with_parts(lambda part: with_bits_moved(part, q_add, kv_add))
     return rule
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Window(MaskFunction):
+    is_positional = True
+
     left: int | None
     right: int | None
 
@@ -352,28 +363,17 @@ class Window(MaskFunction):
         return (kv_idx >= q_idx - self.left) & (kv_idx - self.right <= q_idx)
 
     def encode_into(self, program: Program, place: Place) -> None:
-        # A negative side shifts the window away: in a program it would mean an open one.
-        left, right = self.left, self.right
-        if left is not None and right is not None and (left < 0 or right < 0):
+        sides = [_C.ABSENT if side is None else side for side in (self.left, self.right)]
+        shifted = [side is not None and side < 0 for side in (self.left, self.right)]
+        if any(shifted) and None not in (self.left, self.right):
             program.code += (AND, 2)
-            Window(left, None).encode_into(program, place)
-            Window(None, right).encode_into(program, place)
-        elif left is not None and left < 0:
-            program.code += (SHIFT, -left, 0, WINDOW, 0, _C.ABSENT)
-        elif right is not None and right < 0:
-            program.code += (SHIFT, right, 0, WINDOW, _C.ABSENT, 0)
+            Window(self.left, None).encode_into(program, place)
+            Window(None, self.right).encode_into(program, place)
+        elif any(shifted):  # such a side would mean an open one
+            add = -sides[0] if shifted[0] else sides[1]
+            program.code += (SHIFT, add, 0, WINDOW, *(0 if of else _C.ABSENT for of in shifted))
         else:
-            program.code += (
-                WINDOW,
-                *(_C.ABSENT if side is None else side for side in (left, right)),
-            )
-
-    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
-        if self.left is not None and q_end - 1 - kv_start > self.left:
-            return Coverage.OTHER
-        if self.right is None or kv_end - 1 - q_start <= self.right:
-            return Coverage.ALL
-        return Coverage.CAUSAL if self.right == 0 else Coverage.OTHER
+            program.code += (WINDOW, *sides)
 
     def _repr(self) -> str:
         if self.left is not None and self.right is None:
@@ -383,6 +383,8 @@ class Window(MaskFunction):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chunked(MaskFunction):
+    factory = "chunked"
+
     size: int
     left_padding: torch.Tensor | None
     source: Source = _OF_CHUNKS
@@ -403,24 +405,13 @@ class Chunked(MaskFunction):
             return
         operand = _C.ABSENT
         if start is not None:
-            if start.dim() != 1:
-                raise ValueError(
-                    f"{self.source} to be 1-D [batch_size], "
-                    f"but got {start.dim()}-D {list(start.shape)}"
-                )
+            check_rank(str(self.source), start, (1,), "1-D [batch_size]")
             operand = program.add_operand(self.source, start)
         program.code += (CHUNK, self.size, operand)
 
-    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
-        if self.left_padding is not None:
-            return Coverage.OTHER
-        first = min(q_start, kv_start) // self.size
-        is_one = first == (max(q_end, kv_end) - 1) // self.size
-        return Coverage.ALL if is_one else Coverage.OTHER
-
-    def _repr(self) -> str:
-        start = "" if self.left_padding is None else f", {_shown(self.left_padding)}"
-        return f"chunked({self.size}{start})"
+    @property
+    def is_positional(self) -> bool:  # type: ignore[override]
+        return self.left_padding is None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -545,17 +536,21 @@ class _Join(MaskFunction):
             result = join(result, beside(rule.evaluate(batch_idx, head_idx, q_idx, kv_idx), result))
         return result
 
-    def over(self, change: Callable[[MaskFunction], MaskFunction]) -> MaskFunction:
-        """The same of changed rules."""
-        return _joined(type(self), tuple(change(rule) for rule in self.rules))
-
-    def _encode_as(self, opcode: int, of_none: int, program: Program, place: Place) -> None:
+    def encode_into(self, program: Program, place: Place) -> None:
         if not self.rules:
-            program.code.append(of_none)
+            program.code.append(ALL if self.of_none else NOTHING)
         elif len(self.rules) > 1:  # the operators need one at least
-            program.code += (opcode, len(self.rules))
+            program.code += (AND if self.of_none else OR, len(self.rules))
         for rule in self.rules:
             rule.encode_into(program, place)
+
+    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
+        shown = []
+        for rule in self.rules:  # no comprehension, which would be one more frame
+            shown.append(rule.coverage(q_start, q_end, kv_start, kv_end))
+        if not self.of_none and Coverage.ALL in shown:
+            return Coverage.ALL
+        return min(shown, default=Coverage.ALL if self.of_none else Coverage.OTHER)
 
     def _repr(self) -> str:
         if len(self.rules) < 2:
@@ -573,29 +568,11 @@ class _Intersection(_Join):
     factory, sign, of_none = "intersection", " & ", True
     join = operator.and_
 
-    def encode_into(self, program: Program, place: Place) -> None:
-        self._encode_as(AND, ALL, program, place)
-
-    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
-        shown = {rule.coverage(q_start, q_end, kv_start, kv_end) for rule in self.rules}
-        if Coverage.OTHER in shown:
-            return Coverage.OTHER
-        return Coverage.CAUSAL if Coverage.CAUSAL in shown else Coverage.ALL
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Union(_Join):
     factory, sign, of_none = "union", " | ", False
     join = operator.or_
-
-    def encode_into(self, program: Program, place: Place) -> None:
-        self._encode_as(OR, NOTHING, program, place)
-
-    def coverage(self, q_start: int, q_end: int, kv_start: int, kv_end: int) -> Coverage:
-        shown = {rule.coverage(q_start, q_end, kv_start, kv_end) for rule in self.rules}
-        if Coverage.ALL in shown:
-            return Coverage.ALL
-        return Coverage.CAUSAL if shown == {Coverage.CAUSAL} else Coverage.OTHER
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -695,7 +672,7 @@ def bits(attends: torch.Tensor) -> MaskFunction:
     >>> attn_mask.show(attn_mask.bits(torch.eye(2, 4, dtype=torch.bool)[None, None]), 2, 4)
     ▀▄··
     """
-    return Bits(booleans(_OF_BITS, attends))
+    return Bits(_OF_BITS.checked(attends, "bool", (4,)))
 
 
 def sliding_window(size: int) -> MaskFunction:
@@ -764,7 +741,7 @@ def chunked(size: int, left_padding: torch.Tensor | None = None) -> MaskFunction
     if size < 0:
         raise ValueError(f"chunked: expected size to be positive, but got {size}")
     if left_padding is not None:
-        integers(_OF_CHUNKS, left_padding, (1,))
+        _OF_CHUNKS.checked(left_padding, ranks=(1,))
     return Chunked(size, left_padding)
 
 
@@ -778,7 +755,7 @@ def blockwise(ids: torch.Tensor) -> MaskFunction:
     ██··
     ···▄
     """
-    return Blockwise(integers(_OF_BLOCKS, ids, (1, 2)))
+    return Blockwise(_OF_BLOCKS.checked(ids))
 
 
 def padding(mask: torch.Tensor, *, name: str | None = None) -> MaskFunction:
@@ -793,7 +770,7 @@ def padding(mask: torch.Tensor, *, name: str | None = None) -> MaskFunction:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"padding: expected name to be a str, but got {type(name).__name__}")
-    return Padding(real_numbers(_OF_PADDING, mask, (1, 2)), _OF_PADDING, name)
+    return Padding(_OF_PADDING.checked(mask, _REAL), _OF_PADDING, name)
 
 
 def documents(
@@ -809,8 +786,22 @@ def documents(
     ███·
     ▀▀▀▄
     """
-    limits = limits_of("documents", max_documents, max_length)
-    return Documents(integers(_OF_DOCUMENTS, ids, (1, 2)), _OF_DOCUMENTS, limits)
+    limits = None
+    if max_documents is not None or max_length is not None:
+        limits = _limit("max_documents", max_documents), _limit("max_length", max_length)
+    return Documents(_OF_DOCUMENTS.checked(ids), _OF_DOCUMENTS, limits)
+
+
+def _limit(argument: str, value: Any) -> int:
+    if value is None:
+        raise ValueError(
+            "documents: expected max_documents and max_length, or neither of them, "
+            f"but got no {argument}"
+        )
+    limit = whole("documents", argument, value)
+    if not is_recording() and limit <= 0:
+        raise ValueError(f"documents: expected {argument} to be positive, but got {value}")
+    return limit
 
 
 def function(mask_function: Callable[..., Any]) -> MaskFunction:
@@ -854,7 +845,17 @@ def _joined(kind: type[_Join], mask_functions: tuple[Callable[..., Any], ...]) -
     for mask_function in mask_functions:
         rule = rule_of(kind.factory, "mask_function", mask_function)
         rules += rule.rules if isinstance(rule, kind) else (rule,)
-    return kind(tuple(rules), depth_over(kind.factory, tuple(rules)))
+    return kind(tuple(rules), _depth_over(kind.factory, rules))
+
+
+def _depth_over(name: str, rules: list[MaskFunction]) -> int:
+    """The depth of a tree with these branches. Raises ValueError for what is too deep."""
+    depth: int = 1 + max([0, *(rule.depth for rule in rules)])  # as torch 2.11 compiles it
+    if depth > _C.MAX_DEPTH:
+        raise ValueError(
+            f"{name}: expected rules to be nested at most {_C.MAX_DEPTH} deep, but got {depth}"
+        )
+    return depth
 
 
 def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskFunction:
@@ -863,9 +864,8 @@ def reindex(mask_function: Callable[..., Any], positions: torch.Tensor) -> MaskF
     ``positions``: int [b, n], or [n] or [1, n] for all batch rows. Raises TypeError for other
     dtypes, ValueError for another rank.
     """
-    return reindexed(
-        "reindex", mask_function, integers(_OF_POSITIONS, positions, (1, 2)), _OF_POSITIONS
-    )
+    checked = _OF_POSITIONS.checked(positions)
+    return reindexed("reindex", mask_function, checked, _OF_POSITIONS)
 
 
 def reindexed(
@@ -876,9 +876,9 @@ def reindexed(
     if isinstance(rule, Bits):
         # Where positions are unknown, nothing is visible; where they are below 0, all is.
         return intersection(rule, reindexed(name, intersection(), positions, source))
-    if isinstance(rule, _Join) and _has_bits(rule):
-        return rule.over(lambda branch: reindexed(name, branch, positions, source))
-    return Reindex(rule, positions, depth_over(name, (rule,)), source)
+    if _joins_bits(rule):
+        return rule.with_parts(lambda branch: reindexed(name, branch, positions, source))
+    return Reindex(rule, positions, _depth_over(name, [rule]), source)
 
 
 def shift(
@@ -893,7 +893,16 @@ def shift(
     rule = rule_of("shift", "mask_function", mask_function)
     if isinstance(rule, Bits):
         return rule
-    if isinstance(rule, _Join) and _has_bits(rule):
-        return rule.over(lambda branch: shift(branch, q_offset, kv_offset))
-    q_add, kv_add = offset_of("q_offset", q_offset), offset_of("kv_offset", kv_offset)
-    return Shift(rule, q_add, kv_add, depth_over("shift", (rule,)))
+    if _joins_bits(rule):
+        return rule.with_parts(lambda branch: shift(branch, q_offset, kv_offset))
+    q_add, kv_add = _offset("q_offset", q_offset), _offset("kv_offset", kv_offset)
+    return Shift(rule, q_add, kv_add, _depth_over("shift", [rule]))
+
+
+def _offset(argument: str, value: Any) -> int | torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    offset = whole("shift", argument, value)
+    if not is_recording() and not -FAR < offset < FAR:
+        raise ValueError(f"shift: expected {argument} to be within 2^59 of 0, but got {value}")
+    return offset

@@ -5,14 +5,13 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from attn_mask._core.forking import fork_safe_lock
+from attn_mask._core.scopes import Replacements, Scope
 from attn_mask._core.tracing import is_recording
 
 __all__ = ["AttentionCall", "observed"]
@@ -37,17 +36,12 @@ Observer = Callable[[AttentionCall], None]
 
 _SDPA = F.scaled_dot_product_attention
 
-# Of this thread: those of all blocks that it is in, and of the blocks whose modes are off because
-# torch runs one of its Python functions, as multi_head_attention_forward, for them.
-_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
-_without_modes: ContextVar[tuple[Observer, ...]] = ContextVar("without_modes", default=())
+_observers: Scope[Observer] = Scope("observers", lambda call: None)
+# Of the blocks whose modes are off because torch runs one of its Python functions, as
+# multi_head_attention_forward, for them.
+_without_modes: Scope[Observer] = Scope("without_modes", lambda call: None)
 # For whose attention this code runs.
-_module: ContextVar[Any] = ContextVar("module", default=None)
-
-# The attributes below are replaced while any thread is in a block.
-_lock = fork_safe_lock("observing")
-_blocks = 0
-_replaced: list[tuple[Any, str, Any]] = []
+_module: Scope[Any] = Scope("module", None)
 
 
 @contextlib.contextmanager
@@ -58,12 +52,8 @@ def observed(observer: Observer) -> Iterator[None]:
     seen. Functions of transformers are seen from the release on whose models look them up by
     ``AttentionInterface.get_interface``, and if transformers was imported before the block.
     """
-    token = _observers.set((*_observers.get(), observer))
-    try:
-        with _replacements(), _Mode(observer):
-            yield
-    finally:
-        _observers.reset(token)
+    with _observers.within(observer), _replacements, _Mode(observer):
+        yield
 
 
 class _Mode(TorchFunctionMode):
@@ -81,24 +71,23 @@ class _Mode(TorchFunctionMode):
             self.observer(_sdpa_call(args, kwargs))
         if not isinstance(func, types.FunctionType):
             return func(*args, **kwargs)
-        token = _without_modes.set((*_without_modes.get(), self.observer))
-        try:
+        with _without_modes.within(self.observer):
             return func(*args, **kwargs)
-        finally:
-            _without_modes.reset(token)
 
 
 def _sdpa_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
     """Arguments that are missing are None: it is torch that names them."""
     given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
     query, key, mask = map(given.get, ("query", "key", "attn_mask"))
-    return AttentionCall("scaled_dot_product_attention", "sdpa", query, key, mask, _module.get())
+    return AttentionCall(
+        "scaled_dot_product_attention", "sdpa", query, key, mask, _module.current()
+    )
 
 
 @functools.wraps(_SDPA)
 def _observed_sdpa(*args: Any, **kwargs: Any) -> torch.Tensor:
     if not is_recording():
-        for observer in _without_modes.get():
+        for observer in _without_modes.values():
             observer(_sdpa_call(args, kwargs))
     return _SDPA(*args, **kwargs)
 
@@ -107,7 +96,7 @@ def _observed_get_interface(get_interface: Callable[..., Any]) -> Callable[..., 
     @functools.wraps(get_interface)
     def look_up(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Any:
         interface = get_interface(self, attn_implementation, default)
-        if is_recording() or not _observers.get():
+        if is_recording() or not _observers.values():
             return interface
         is_eager = interface is default  # the model's own
 
@@ -124,41 +113,25 @@ def _observed_get_interface(get_interface: Callable[..., Any]) -> Callable[..., 
             name = "eager" if is_eager else attn_implementation
             where = f"{name} attention of {type(module).__name__}"
             how: Literal["eager", "other"] = "eager" if is_eager else "other"
-            for observer in _observers.get():
+            for observer in _observers.values():
                 observer(AttentionCall(where, how, query, key, attention_mask, module))
-            token = _module.set(module)
-            try:
+            with _module.within(module):
                 return interface(module, query, key, value, attention_mask, *rest, **named)
-            finally:
-                _module.reset(token)
 
         return attend
 
     return look_up
 
 
-@contextlib.contextmanager
-def _replacements() -> Iterator[None]:
-    global _blocks
-    with _lock:
-        _blocks += 1
-        if _blocks == 1:
-            _replace(F, "scaled_dot_product_attention", lambda function: _observed_sdpa)
-            modeling = sys.modules.get("transformers.modeling_utils")
-            interface = getattr(modeling, "AttentionInterface", None)
-            if hasattr(interface, "get_interface"):
-                _replace(interface, "get_interface", _observed_get_interface)
-    try:
-        yield
-    finally:
-        with _lock:
-            _blocks -= 1
-            while _blocks == 0 and _replaced:
-                owner, name, original = _replaced.pop()
-                setattr(owner, name, original)
+def _attributes() -> list[tuple[Any, str, Callable[[Any], Any]]]:
+    found: list[tuple[Any, str, Callable[[Any], Any]]] = [
+        (F, "scaled_dot_product_attention", lambda function: _observed_sdpa)
+    ]
+    modeling = sys.modules.get("transformers.modeling_utils")
+    interface = getattr(modeling, "AttentionInterface", None)
+    if hasattr(interface, "get_interface"):
+        found.append((interface, "get_interface", _observed_get_interface))
+    return found
 
 
-def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    original = getattr(owner, name)
-    _replaced.append((owner, name, original))
-    setattr(owner, name, make(original))
+_replacements = Replacements(_attributes)

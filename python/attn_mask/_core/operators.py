@@ -1,23 +1,19 @@
 """Whether graphs are to hold ATen operators alone, since they leave PyTorch."""
 
-from contextvars import ContextVar, Token
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from attn_mask._core.forking import fork_safe_lock
-from attn_mask._core.tracing import is_jit_tracing, is_recording
+from attn_mask._core.library import _C
+from attn_mask._core.scopes import Blocks, Scope
+from attn_mask._core.tracing import constant_in_graphs, is_jit_tracing
 from attn_mask._graph import aten
 
-_everywhere = False
-# Blocks of aten_only that are open in any thread, and in the running thread or task.
-_lock = fork_safe_lock("aten_only")
-_blocks = 0
-_is_open = False
-_is_open_here: ContextVar[bool] = ContextVar("attn_mask.aten_only", default=False)
+_scope = Scope("aten_only", False)
 
 
-class aten_only:
+class aten_only(Blocks[bool]):
     """``with attn_mask.aten_only():`` lets ATen operators make the masks, for the block's length.
 
     Graphs that are recorded in it (torch.export, torch.compile, make_fx) hold no ``attn_mask::``
@@ -35,48 +31,74 @@ class aten_only:
     """
 
     def __init__(self) -> None:
-        self._tokens: list[Token[bool]] = []
-
-    def __enter__(self) -> "aten_only":
-        self._tokens.append(_is_open_here.set(True))
-        _count_blocks(1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self._tokens:
-            raise RuntimeError(
-                "aten_only: expected __enter__ before __exit__, but got __exit__ alone"
-            )
-        _count_blocks(-1)
-        _is_open_here.reset(self._tokens.pop())
-
-
-def _count_blocks(change: int) -> None:
-    global _blocks, _is_open
-    with _lock:
-        _blocks += change
-        _is_open = _blocks > 0
+        super().__init__(_scope, True)
 
 
 def set_everywhere(is_on: bool) -> None:
     """The same for the whole process, until it is set again."""
-    global _everywhere
-    _everywhere = is_on
+    _scope.default = is_on
 
 
 def is_aten_only() -> bool:
     """Whether no operator of ours may be called."""
-    return operators() is aten
+    return operators_by_place() is aten
+
+
+def operators_by_place() -> Any:
+    """What makes a mask: operators that take all arguments of their schemas by place.
+
+    In eager code those of ``_C``, which no graph sees; else operators that graphs hold, or the
+    decompositions of operators.
+    """
+    if _scope.default or ((_scope.open or _scope.traced) and _scope.current()):
+        return aten
+    # What is_recording asks, since each mask asks this.
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
+        return _C
+    leaves_torch = is_jit_tracing() or torch.onnx.is_in_onnx_export()
+    return aten if leaves_torch else _in_graphs
 
 
 def operators() -> Any:
-    """What makes a mask: the operators, their decompositions, or None in eager code.
-
-    Eager code calls ``_C``, which no graph sees.
-    """
-    if _everywhere or (_is_open and (torch.compiler.is_dynamo_compiling() or _is_open_here.get())):
-        return aten
-    if not is_recording():
+    """The same for callers that pass arguments by keyword; None in eager code."""
+    found = operators_by_place()
+    if found is _C:
         return None
-    leaves_torch = is_jit_tracing() or torch.onnx.is_in_onnx_export()
-    return aten if leaves_torch else torch.ops.attn_mask
+    return torch.ops.attn_mask if found is _in_graphs else found
+
+
+def writing_to(out: torch.Tensor, ops: Any) -> Any:
+    """The operators as ``operators_by_place`` found them, but writing to ``out``."""
+    return _ByPlace(ops if ops is aten else torch.ops.attn_mask, out)
+
+
+class _ByPlace:
+    """Operators that take all arguments by place, as those of ``_C`` do."""
+
+    def __init__(self, operators: Any, out: torch.Tensor | None = None):
+        self._operators = operators
+        self._out = out
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        operator, out = getattr(self._operators, name), self._out
+        by_place, by_name = _arguments(name)
+
+        def call(*arguments: Any) -> Any:
+            named = dict(zip(by_name, arguments[by_place:], strict=False))
+            if out is None:
+                return operator(*arguments[:by_place], **named)
+            operator.out(*arguments[:by_place], **named, out=out)
+            return out
+
+        return call
+
+
+@constant_in_graphs
+def _arguments(name: str) -> tuple[int, tuple[str, ...]]:
+    """How many arguments of an operator have a place in its schema, and the names of the others."""
+    arguments = getattr(torch.ops.attn_mask, name).default._schema.arguments
+    by_name = tuple(argument.name for argument in arguments if argument.kwarg_only)
+    return len(arguments) - len(by_name), by_name
+
+
+_in_graphs = _ByPlace(torch.ops.attn_mask)

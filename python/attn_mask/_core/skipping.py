@@ -1,13 +1,15 @@
 """The policy by which attention gets no mask where it can do without one."""
 
-import contextvars
-from typing import Any, Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
-from attn_mask._core.forking import fork_safe_lock
+from attn_mask._core.operators import operators_by_place
 from attn_mask._core.process import kept
-from attn_mask._core.tracing import is_exporting, is_jit_tracing
+from attn_mask._core.scopes import Blocks, Scope, lock
+from attn_mask._core.tracing import is_exporting, is_jit_tracing, is_opaque
+from attn_mask._core.write import Geometry, padded
 
 _POLICIES = ("upstream", "shapes", "never")
 
@@ -28,16 +30,14 @@ class SkipPolicy:
     def skips_causal(
         self,
         attention_mask: torch.Tensor | None,
-        q_length: int,
-        kv_length: int,
-        q_offset: Any,
-        kv_offset: Any,
+        geometry: Geometry,
         local_size: int | None,
     ) -> bool:
         """Whether ``is_causal`` stands for the mask, without reading any tensor's values.
 
         Not used under "upstream". ``attention_mask`` is [b, n], as it was given.
         """
+        _, q_length, q_offset, kv_length, kv_offset = geometry
         if self.name == "never" or not self._knows(attention_mask):
             return False
         if local_size is not None and kv_length >= local_size:
@@ -85,100 +85,41 @@ def _reaches(attention_mask: torch.Tensor | None, kv_length: int, kv_offset: Any
 
 UPSTREAM = SkipPolicy("upstream", None, None)
 
-# The process's policy, and those of the blocks that are being run in any thread. Dynamo traces
-# reading plain globals and guards on them; it does not do so for context variables.
-_process: SkipPolicy
-_blocks: tuple[SkipPolicy, ...] = ()
-
-
-class _Block:
-    """One entry of a block: over also where it is left in another thread or task.
-
-    Generators end where they are closed or collected.
-    """
-
-    def __init__(self, policy: SkipPolicy):
-        self.policy = policy
-        self.is_over = False
-
-
-# The blocks around this thread's or task's code, the innermost last.
-_of_context: contextvars.ContextVar[tuple[_Block, ...]] = contextvars.ContextVar(
-    "attn_mask.skip_policy", default=()
-)
-
 # For a module that is imported again: the process's policy, as eager code has set it.
 _process_kept: list[SkipPolicy] = kept("policy of the process", lambda: [UPSTREAM])
-_process = _process_kept[0]
-_lock = fork_safe_lock("skip_policy")
+_policies = Scope("skip_policy", _process_kept[0])
+
+current = _policies.current
+"""The policy of the innermost block around this code, else that of the process."""
 
 
-def current() -> SkipPolicy:
-    """The policy of the innermost block around this code, else that of the process."""
-    if torch.compiler.is_compiling():
-        return _blocks[-1] if _blocks else _process
-    for block in reversed(_of_context.get()):
-        if not block.is_over:
-            return block.policy
-    return _process
-
-
-def _without_last(blocks: tuple[SkipPolicy, ...], policy: SkipPolicy) -> tuple[SkipPolicy, ...]:
-    """Without the last entry that is ``policy``; blocks need not end in the order they began."""
-    for index in range(len(blocks) - 1, -1, -1):
-        if blocks[index] is policy:
-            return blocks[:index] + blocks[index + 1 :]
-    return blocks
-
-
-class _Call:
+class _Call(Blocks[SkipPolicy]):
     """What skip_policy returns: as a context manager, the policy of a block instead."""
 
     def __init__(self, policy: SkipPolicy, before: SkipPolicy):
+        super().__init__(_policies, policy)
         self._policy = policy
         self._before = before
-        self._entered: list[_Block] = []
 
     def __enter__(self) -> "_Call":
-        global _blocks
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             self._withdraw()
-            _blocks = (*_blocks, self._policy)
-            return self
-        with _lock:
-            self._withdraw()
-            _process_kept[0] = _process
-            _blocks = (*_blocks, self._policy)
-            block = _Block(self._policy)
-            self._entered.append(block)
-        _of_context.set((*(other for other in _of_context.get() if not other.is_over), block))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        global _blocks
-        if torch.compiler.is_compiling():
-            _blocks = _without_last(_blocks, self._policy)
-            return
-        here = _of_context.get()
-        with _lock:
-            _blocks = _without_last(_blocks, self._policy)
-            entered = [block for block in self._entered if block in here] or self._entered
-            if entered:
-                entered[-1].is_over = True
-                self._entered.remove(entered[-1])
-        _of_context.set(tuple(block for block in here if not block.is_over))
+        else:
+            with lock:
+                self._withdraw()
+                _process_kept[0] = _policies.default
+        return super().__enter__()
 
     def _withdraw(self) -> None:
         """Takes the call back that made this object, whatever was called since."""
-        global _process
         if self._policy.instead is not None:
             return
         before = self._before
         while before.instead is not None:  # was withdrawn, too
             before = before.instead
         self._policy.instead = before
-        if _process is self._policy:
-            _process = before
+        if _policies.default is self._policy:
+            _policies.default = before
 
     def __repr__(self) -> str:
         return repr(self._policy)
@@ -231,7 +172,6 @@ def skip_policy(
     ...     attn_mask.masking_utils.sdpa_mask(1, 4, 4).shape
     torch.Size([1, 1, 4, 4])
     """
-    global _process
     if policy not in _POLICIES:
         raise ValueError(
             f"skip_policy: expected policy to be one of {', '.join(map(repr, _POLICIES))}, "
@@ -247,11 +187,119 @@ def skip_policy(
                 f"skip_policy: expected no {name} beside {policy!r}, which ignores declarations"
             )
     made = SkipPolicy(policy, padding, packing)
-    if torch.compiler.is_compiling():
-        call = _Call(made, _process)
-        _process = made
+    if torch.compiler.is_dynamo_compiling():
+        call = _Call(made, _policies.default)
+        _policies.default = made
         return call
-    with _lock:
-        call = _Call(made, _process)
-        _process = _process_kept[0] = made
+    with lock:
+        call = _Call(made, _policies.default)
+        _policies.default = _process_kept[0] = made
     return call
+
+
+class Decisions(NamedTuple):
+    """How a release decides that attention can do without a mask. Reads tensors, if not tracing.
+
+    A SkipPolicy decides by functions of the same names.
+    """
+
+    skips_causal: Callable[[torch.Tensor | None, Geometry, int | None], bool]
+    """(attention_mask, geometry, local_size)"""
+    skips_bidirectional: Callable[[torch.Tensor | None, int, Any, int | None], bool]
+    """(attention_mask, kv_length, kv_offset, local_size)"""
+
+
+def is_skipped(
+    decisions: Decisions,
+    geometry: Geometry,
+    attention_mask: torch.Tensor | None,
+    local_size: int | None,
+    *,
+    causal: bool,
+    bidirectional: bool,
+) -> bool:
+    """Whether there is no mask: ``causal``, ``bidirectional``: where there need not be one.
+
+    That is where ``is_causal`` of scaled_dot_product_attention replaces it, and where nothing is
+    masked. ``decisions`` are those of skip_policy "upstream".
+    """
+    policy = current()
+    by = decisions if policy.name == "upstream" else policy
+    return (causal and by.skips_causal(attention_mask, geometry, local_size)) or (
+        bidirectional
+        and by.skips_bidirectional(
+            attention_mask, geometry.kv_length, geometry.kv_offset, local_size
+        )
+    )
+
+
+def shows_all(mask: torch.Tensor) -> bool:
+    """Whether all of a mask is True, or all of its numbers are 1."""
+    if mask.dtype != torch.bool:
+        return bool(mask.sum() == mask.numel())
+    return is_all_visible(mask)
+
+
+def is_all_visible(mask: torch.Tensor) -> bool:
+    return bool(operators_by_place()._is_all_visible(mask))
+
+
+def hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offset: int) -> bool:
+    """Whether each key is visible, as far as skip_policy permits to find out."""
+    policy = current()
+    if policy.name != "upstream":
+        return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, None)
+    # In a graph that is kept, sizes may change, and with them what is_causal means.
+    if is_exporting() or is_jit_tracing():
+        return False
+    if attention_mask is None:
+        return True
+    if is_opaque(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
+        return False
+    return shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])
+
+
+def _causal(
+    attention_mask: torch.Tensor | None, geometry: Geometry, local_size: int | None
+) -> bool:
+    _, q_length, q_offset, kv_length, kv_offset = geometry
+    if local_size is not None and kv_length >= local_size:
+        return False
+    mask = attention_mask
+    if mask is not None and mask.shape[-1] < kv_length + kv_offset:
+        mask = padded(mask, kv_length + kv_offset, 0)
+    if torch.compiler.is_exporting() or (mask is not None and is_opaque(mask)):
+        return False
+    # With an offset for each batch row, keys after one row's queries are not after another's.
+    if isinstance(q_offset, torch.Tensor) and (q_offset.numel() != 1 or is_opaque(q_offset)):
+        return False
+    if mask is not None and mask.shape[-1] > kv_length:
+        mask = mask[:, kv_offset : kv_offset + kv_length]
+    is_plain = q_length == 1 or kv_length == q_length
+    if is_plain and (mask is None or shows_all(mask)):
+        return True
+    # Before anything is cached, keys after the queries are hidden by causality.
+    if not bool(q_offset == 0):
+        return False
+    if mask is None:
+        return True
+    if is_plain and mask.shape[-1] <= q_length:
+        return False  # all of it was looked at
+    return shows_all(mask[:, :q_length]) and shows_all(~mask[:, q_length:])
+
+
+def _bidirectional(
+    attention_mask: torch.Tensor | None, kv_length: int, kv_offset: Any, local_size: int | None
+) -> bool:
+    mask = attention_mask
+    if mask is not None:
+        mask = padded(mask, kv_length + kv_offset, 0)
+    if torch.compiler.is_exporting() or (mask is not None and is_opaque(mask)):
+        return False
+    if local_size is not None and kv_length >= local_size:
+        return False
+    return mask is None or is_all_visible(mask)
+
+
+OWN_DECISIONS = Decisions(_causal, _bidirectional)
+"""Of the mirrors, and of transformers since 5.20."""

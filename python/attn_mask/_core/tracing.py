@@ -1,6 +1,6 @@
 """Whether Python code runs for its result or to be recorded as a graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +10,7 @@ from torch._C._functorch import (
     is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_level,
+    peek_interpreter_stack,
 )
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
@@ -61,9 +62,19 @@ def constant_in_graphs(function: _F) -> _F:
     return function
 
 
-def is_opaque(tensor: torch.Tensor) -> bool:
-    """is_tracing, and of a tensor that stands for many, as torch.vmap maps over it."""
-    return is_tracing(tensor) or is_batchedtensor(tensor)
+def is_opaque(*tensors: torch.Tensor | None) -> bool:
+    """is_tracing of any of them, or whether one stands for many, as torch.vmap maps over it."""
+    # What is_tracing asks, since each mask of a model asks this.
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return True
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if isinstance(tensor, _OF_GRAPHS) or is_batchedtensor(tensor):
+            return True
+    return False
 
 
 def evaluate_mapped(function: Callable[[Any], Any], index: torch.Tensor) -> tuple[Any, bool]:
@@ -80,6 +91,18 @@ def evaluate_mapped(function: Callable[[Any], Any], index: torch.Tensor) -> tupl
     return seen[0]
 
 
+def indexing_under_vmap() -> Any:
+    """A block in which torch.vmap can index by a tensor of one element; seconds to import."""
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    return TransformGetItemToIndex()
+
+
+def is_transformed() -> bool:
+    """Whether torch.vmap, torch.func.grad or the like are at work."""
+    return peek_interpreter_stack() is not None
+
+
 def within_transforms(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor of memory that torch.vmap, torch.func.grad and the like wrap."""
     while is_functorch_wrapped_tensor(tensor):
@@ -93,6 +116,13 @@ def default_device() -> torch.device:
         return torch.empty(0).device
     # A default device is a mode of torch functions; most often there is none.
     return torch.get_default_device() if torch._C._len_torch_function_stack() > 0 else _CPU
+
+
+def versions(tensors: Sequence[torch.Tensor]) -> list[int] | None:
+    """How often tensors were written to; None of those that do not count."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return [tensor._version for tensor in tensors]
 
 
 def is_known(fact: bool | torch.SymBool | torch.Tensor) -> bool:
@@ -124,9 +154,10 @@ def is_differentiated_by_transforms(*tensors: torch.Tensor) -> bool:
 
     Operators with a kernel for the backward pass alone know neither.
     """
-    interpreters = torch._C._functorch.get_interpreter_stack()
-    if interpreters and any(of.key() in _DERIVATIVES for of in interpreters):
-        return True
+    if peek_interpreter_stack() is not None:
+        interpreters = torch._C._functorch.get_interpreter_stack()
+        if any(of.key() in _DERIVATIVES for of in interpreters or ()):
+            return True
     return forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
     )

@@ -6,24 +6,33 @@ in eager code some rows at a time; while tracing, the whole tree is one broadcas
 Shapes: b batch_size, h heads, q q_length, kv kv_length.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from attn_mask._core import mask_rules
-from attn_mask._core.arguments import check_strided, checked_device, checked_int
-from attn_mask._core.counts import count
+from attn_mask._core.arguments import (
+    check_rank,
+    check_strided,
+    checked_device,
+    checked_int,
+    checked_ints,
+)
+from attn_mask._core.events import count
 from attn_mask._core.library import _C
 from attn_mask._core.log_once import log_detail_once, warn_once
 from attn_mask._core.mask_rules import MaskFunction
-from attn_mask._core.operators import operators
+from attn_mask._core.operators import operators_by_place, writing_to
 from attn_mask._core.program import Program
 from attn_mask._core.tracing import (
     default_device,
     evaluate_mapped,
+    indexing_under_vmap,
     is_jit_tracing,
+    is_known,
     is_recording,
     is_tracing,
 )
@@ -32,7 +41,17 @@ Offset = int | torch.Tensor
 Sizes = tuple[int, int, int]
 """(batch_size, q_length, kv_length)"""
 
-_ops = torch.ops.attn_mask
+
+class Geometry(NamedTuple):
+    """How large a mask is, and at which positions its queries and keys begin."""
+
+    batch_size: int
+    q_length: int
+    q_offset: Any
+    """An int, a tensor, or an Axis of listed positions."""
+    kv_length: int
+    kv_offset: Any
+
 
 _CPU = torch.device("cpu")
 
@@ -53,8 +72,56 @@ class MaskFormat(NamedTuple):
     def of_rows(self, rows: "Axis") -> "MaskFormat":
         return self._replace(bias=rows.of_mask(self.bias), out=rows.of_mask(self.out))
 
+    def write(
+        self,
+        ops: Any,
+        code: list[int],
+        operands: list[Any],
+        sizes: Sizes,
+        where: tuple[Any, Any, torch.Tensor | None, torch.Tensor | None],
+        device: torch.device,
+    ) -> torch.Tensor:
+        """The mask of an encoded rule; ``where`` are the offsets and the positions."""
+        if self.out is not None:
+            ops = writing_to(self.out, ops)
+        mask: torch.Tensor
+        if self.dtype is None:
+            mask = ops.boolean(code, operands, *sizes, *where, device, self.unmask_unattended)
+        else:
+            of_additive = self.bias, device, self.unmask_unattended, self.masked_value
+            mask = ops.additive(code, operands, *sizes, self.dtype, *where, *of_additive)
+        return mask
 
+    def convert(
+        self, name: str, attends: torch.Tensor, ops: Any, is_recorded: bool
+    ) -> torch.Tensor:
+        """A mask of booleans in this format."""
+        if self.dtype is not None or self.unmask_unattended:
+            check_boolean(name, attends)
+        device = attends.device
+        if not is_recorded and (self.dtype is not None or self.out is not None):
+            # The operator checks the value, the bias and `out`.
+            code, (b, _, q, kv) = mask_rules.bits(attends).known_program.code, attends.shape
+            return self.write(ops, code, [attends], (b, q, kv), _AT_ZERO, device)
+        if self.unmask_unattended:
+            attends = attends | ~attends.any(-1, keepdim=True)
+        mask = attends
+        if self.dtype is not None:
+            # One element by the operator, which checks the value.
+            one = MaskFormat(self.dtype, masked_value=self.masked_value)
+            masked = one.write(ops, [mask_rules.NOTHING], [], (1, 1, 1), _AT_ZERO, device)
+            zero = torch.zeros((), dtype=self.dtype, device=device)
+            mask = torch.where(attends, zero if self.bias is None else self.bias, masked)
+        return mask if self.out is None else copied_to(name, self.out, mask)
+
+
+_AT_ZERO = (0, 0, None, None)
 BOOLEAN = MaskFormat()
+
+
+def tile_height(elements: int) -> int:
+    """How many rows of a mask, of so many elements each, are evaluated at once."""
+    return max(1, _TILE // max(1, elements))
 
 
 class Axis(NamedTuple):
@@ -77,6 +144,12 @@ class Axis(NamedTuple):
             part = positions[..., first:end]
             return Axis(end - first, self.start, part, self.first + first, of)
         return Axis(end - first, self.start + first, positions, self.first + first, of)
+
+    def tiles(self, elements: int) -> Iterator["Axis"]:
+        """Parts of them, for a mask with so many elements for each."""
+        height = tile_height(elements)
+        for first in range(0, self.length, height):
+            yield self.rows(first, min(first + height, self.length))
 
     def of_mask(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """What a tensor with a row for each of the mask's, [b, h, q, kv], holds for these."""
@@ -102,15 +175,15 @@ def axis(
     """The axis of an offset, which is ``argument`` of the function ``name``."""
     if isinstance(offset, Axis):
         return offset
+    if type(offset) is int and -mask_rules.FAR < offset < mask_rules.FAR:
+        return Axis(length, offset)
     if not isinstance(offset, torch.Tensor):
-        if is_recording() or isinstance(offset, torch.SymInt):
-            return Axis(length, offset)
-        if type(offset) is not int or not -mask_rules.FAR < offset < mask_rules.FAR:
+        if not is_recording() and not isinstance(offset, torch.SymInt):
             offset = checked_int(name, argument, offset)
-        if not -mask_rules.FAR < offset < mask_rules.FAR:
-            raise ValueError(
-                f"{name}: expected {argument} to be within 2^59 of 0, but got {offset}"
-            )
+            if not -mask_rules.FAR < offset < mask_rules.FAR:
+                raise ValueError(
+                    f"{name}: expected {argument} to be within 2^59 of 0, but got {offset}"
+                )
         return Axis(length, offset)
     offset = offset.to(device)
     if offset.dim() == 1 and offset.shape[0] == 1:
@@ -128,6 +201,36 @@ def axis(
     return Axis(length, 0, offset)
 
 
+def checked_offsets(
+    name: str, q_length: int, kv_length: int, q_offset: Any, kv_offset: Any
+) -> tuple[Any, Any]:
+    """Offsets that are not negative; by default, the last query stands at the last key."""
+    are_ints = type(q_length) is type(kv_length) is type(kv_offset) is int
+    if q_offset is None and are_ints and q_length <= kv_length and 0 <= kv_offset < mask_rules.FAR:
+        return kv_offset + kv_length - q_length, kv_offset
+    kv_offset = _not_negative(name, "kv_offset", kv_offset)
+    if q_offset is not None:
+        return _not_negative(name, "q_offset", q_offset), kv_offset
+    q_offset = mask_rules.wide(kv_offset)
+    if not is_known(kv_length == 0):  # without keys any will do
+        q_offset = q_offset + (kv_length - q_length)
+    if not isinstance(q_offset, torch.Tensor) and is_known(q_offset < 0):
+        raise ValueError(
+            f"{name}: expected q_offset where there are more queries than keys, "
+            f"but got {q_length} queries, {kv_length} keys and no q_offset"
+        )
+    return q_offset, kv_offset
+
+
+def _not_negative(name: str, argument: str, offset: Any) -> Any:
+    if type(offset) is int and 0 <= offset < mask_rules.FAR:
+        return offset
+    (value,) = checked_ints(name, **{argument: offset})
+    if not isinstance(value, torch.Tensor) and is_known(value < 0):
+        raise ValueError(f"{name}: expected {argument} not to be negative, but got {value}")
+    return value
+
+
 def check_position_dtype(name: str, argument: str, positions: torch.Tensor) -> None:
     if positions.dtype not in mask_rules.ID_DTYPES:
         raise TypeError(
@@ -140,11 +243,8 @@ def check_padding(name: str, attention_mask: torch.Tensor | None) -> None:
     if attention_mask is None:
         return
     check_strided(name, "attention_mask", attention_mask)
-    if attention_mask.dim() != 2:
-        raise ValueError(
-            f"{name}: expected attention_mask to be 2-D [batch_size, length], "
-            f"but got {attention_mask.dim()}-D {list(attention_mask.shape)}"
-        )
+    expected = f"{name}: expected attention_mask"
+    check_rank(expected, attention_mask, (2,), "2-D [batch_size, length]")
 
 
 def padded(tensor: torch.Tensor, length: int, value: int) -> torch.Tensor:
@@ -153,23 +253,14 @@ def padded(tensor: torch.Tensor, length: int, value: int) -> torch.Tensor:
     return F.pad(tensor, (0, missing), value=value) if missing > 0 else tensor
 
 
-def _call(
-    code: list[int],
-    operands: list[Any],
-    sizes: tuple[int, int, int],
-    where: tuple[Any, Any, torch.Tensor | None, torch.Tensor | None],
-    device: torch.device,
-    mask_format: MaskFormat,
-) -> torch.Tensor:
-    """The mask of an encoded rule in eager code; ``where`` are the offsets and the positions."""
-    unmasks = mask_format.unmask_unattended
-    result: torch.Tensor
-    if mask_format.dtype is None:
-        result = _C.boolean(code, operands, *sizes, *where, device, unmasks)
-    else:
-        of_additive = mask_format.bias, device, unmasks, mask_format.masked_value
-        result = _C.additive(code, operands, *sizes, mask_format.dtype, *where, *of_additive)
-    return result
+def copied_to(name: str, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """``out``, which holds the mask then."""
+    if out.shape != mask.shape or out.dtype != mask.dtype:
+        raise ValueError(
+            f"{name}: expected out to be {list(mask.shape)} of {mask.dtype}, "
+            f"but got {list(out.shape)} of {out.dtype}"
+        )
+    return out.copy_(mask)
 
 
 class _Problem(NamedTuple):
@@ -184,13 +275,15 @@ class _Problem(NamedTuple):
     by_vmap: bool
     is_of_one_head: bool
     """Whether a mask function must not depend on the head: ``heads`` is 1, but more may follow."""
+    ops: Any
+    is_recorded: bool
 
     def evaluate(self, mask_function: Callable[..., Any]) -> torch.Tensor:
         """A mask function's result: broadcast over [b, h, q, kv] or, by vmap, of that shape."""
         device = self.device
         batch_idx = torch.arange(self.batch_size, device=device)
         head_idx = torch.arange(self.heads, device=device)
-        if not is_recording():
+        if not self.is_recorded:
             count("fallback")
             self._name_called(mask_function)
             for line, of in (("q", self.queries), ("kv", self.keys)):
@@ -201,19 +294,13 @@ class _Problem(NamedTuple):
             of_one = ((None, None, None, 0), (None, None, 0, None), (None, 0, None, None), of_batch)
             for in_dims in of_one:
                 mask_function = torch.vmap(mask_function, in_dims=in_dims)
-            # vmap can't index by a tensor of one element without this; it takes seconds to import.
-            from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
-
-            with TransformGetItemToIndex():
+            with indexing_under_vmap():
                 result = mask_function(batch_idx, head_idx, q_idx, kv_idx)
         else:
-            if q_idx.dim() == 1:
-                q_idx = q_idx[None]
-            if kv_idx.dim() == 1:
-                kv_idx = kv_idx[None]
-            call = self._of_one_head if self.is_of_one_head else _call_function
-            result = call(
-                mask_function,
+            if self.is_of_one_head:
+                mask_function = partial(self._of_one_head, mask_function)
+            q_idx, kv_idx = (idx[None] if idx.dim() == 1 else idx for idx in (q_idx, kv_idx))
+            result = mask_function(
                 batch_idx[:, None, None, None],
                 head_idx[None, :, None, None],
                 q_idx[:, None, :, None],
@@ -226,18 +313,11 @@ class _Problem(NamedTuple):
             )
         return result
 
-    def _of_one_head(
-        self,
-        mask_function: Callable[..., Any],
-        batch_idx: torch.Tensor,
-        head_idx: torch.Tensor,
-        q_idx: torch.Tensor,
-        kv_idx: torch.Tensor,
-    ) -> Any:
+    def _of_one_head(self, function: Any, batch_idx: Any, head_idx: Any, *positions: Any) -> Any:
         """A mask function's result. Raises ValueError where that depends on the head."""
 
         def of_head(head: torch.Tensor) -> Any:
-            return mask_function(batch_idx, head, q_idx, kv_idx)
+            return function(batch_idx, head, *positions)
 
         try:
             result, depends = evaluate_mapped(of_head, head_idx)
@@ -250,7 +330,7 @@ class _Problem(NamedTuple):
         if depends:
             raise ValueError(
                 f"{self.name}: expected heads to be how many there are, since the result of "
-                f"{mask_function!r} depends on the head, but got 1"
+                f"{function!r} depends on the head, but got 1"
             )
         return result
 
@@ -300,80 +380,26 @@ class _Problem(NamedTuple):
         result = result[(None,) * (4 - result.dim())]
         return result.expand(-1, -1, q_length, kv_length)
 
+    @property
+    def sizes(self) -> Sizes:
+        return self.batch_size, self.queries.length, self.keys.length
+
     def write(self, code: list[int], operands: list[Any], mask_format: MaskFormat) -> torch.Tensor:
         """The mask of an encoded rule, by the operators."""
         queries, keys = self.queries, self.keys
-        ops = operators()
-        sizes = self.batch_size, queries.length, keys.length
-        if ops is None and mask_format.out is None:
-            where = queries.start, keys.start, queries.positions, keys.positions
-            return _call(code, operands, sizes, where, self.device, mask_format)
-        arguments: dict[str, Any] = {
-            "q_offset": queries.start,
-            "kv_offset": keys.start,
-            "q_positions": queries.positions,
-            "kv_positions": keys.positions,
-            "device": self.device,
-            "unmask_unattended": mask_format.unmask_unattended,
-        }
-        if mask_format.dtype is not None:
-            arguments |= {
-                "dtype": mask_format.dtype,
-                "bias": mask_format.bias,
-                "masked_value": mask_format.masked_value,
-            }
-        name = "boolean" if mask_format.dtype is None else "additive"
-        if mask_format.out is not None:
-            getattr(ops or _ops, name).out(code, operands, *sizes, **arguments, out=mask_format.out)
-            return mask_format.out
-        mask: torch.Tensor = getattr(ops, name)(code, operands, *sizes, **arguments)
-        return mask
-
-    def convert(self, attends: torch.Tensor, mask_format: MaskFormat) -> torch.Tensor:
-        """A mask of booleans in this format."""
-        dtype = mask_format.dtype
-        if dtype is not None or mask_format.unmask_unattended:
-            check_boolean(self.name, attends)
-        if not is_recording() and (dtype is not None or mask_format.out is not None):
-            # The operator checks the value, the bias and `out`.
-            batch_size, _, q_length, kv_length = attends.shape
-            plain = self._replace(
-                batch_size=batch_size, queries=Axis(q_length), keys=Axis(kv_length)
-            )
-            return plain.write(mask_rules.bits(attends).program.code, [attends], mask_format)
-        if mask_format.unmask_unattended:
-            attends = attends | ~attends.any(-1, keepdim=True)
-        mask = attends
-        if dtype is not None:
-            # One element by the operator, which checks the value.
-            one = self._replace(batch_size=1, queries=Axis(1), keys=Axis(1))
-            masked = one.write(
-                [mask_rules.NOTHING], [], MaskFormat(dtype, masked_value=mask_format.masked_value)
-            )
-            zero = torch.zeros((), dtype=dtype, device=self.device)
-            mask = torch.where(
-                attends, zero if mask_format.bias is None else mask_format.bias, masked
-            )
-        if mask_format.out is None:
-            return mask
-        if mask_format.out.shape != mask.shape or mask_format.out.dtype != mask.dtype:
-            raise ValueError(
-                f"{self.name}: expected out to be {list(mask.shape)} of {mask.dtype}, "
-                f"but got {list(mask_format.out.shape)} of {mask_format.out.dtype}"
-            )
-        return mask_format.out.copy_(mask)
+        where = queries.start, keys.start, queries.positions, keys.positions
+        return mask_format.write(self.ops, code, operands, self.sizes, where, self.device)
 
     def write_in_tiles(
         self, write: Callable[["_Problem"], torch.Tensor], out: torch.Tensor | None
     ) -> torch.Tensor:
         """A mask, so many rows at a time that what lies beside it stays small."""
-        queries = self.queries
-        q_length = queries.length
-        height = max(1, _TILE // max(1, self.batch_size * self.heads * self.keys.length))
-        if height >= q_length:
+        elements = self.batch_size * self.heads * self.keys.length
+        parts = [self._replace(queries=rows) for rows in self.queries.tiles(elements)]
+        if len(parts) < 2:
             return write(self)
         try:
-            tile = write(self._replace(queries=queries.rows(0, height)))
+            tile = write(parts[0])
         except (RuntimeError, ValueError, IndexError):
             tile = None
         if tile is None:
@@ -382,18 +408,13 @@ class _Problem(NamedTuple):
             return write(self)
         mask = out
         if mask is None:
-            mask = tile.new_empty((*tile.shape[:2], q_length, self.keys.length))
-            mask[:, :, :height] = tile
-        for first in range(height, q_length, height):
-            end = min(first + height, q_length)
-            tile = write(self._replace(queries=queries.rows(first, end)))
+            mask = tile.new_empty((*tile.shape[:2], self.queries.length, self.keys.length))
+        for index, part in enumerate(parts):
+            tile = write(part) if index > 0 else tile
             if out is None:
-                mask[:, :, first:end] = tile
+                first = part.queries.first - self.queries.first
+                mask[:, :, first : first + part.queries.length] = tile
         return mask
-
-
-def _call_function(mask_function: Callable[..., Any], *indices: torch.Tensor) -> Any:
-    return mask_function(*indices)
 
 
 def write_mask(
@@ -421,146 +442,169 @@ def write_mask(
             code.
     """
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
-    if not isinstance(device, torch.device):
+    if device == "cpu":
+        device = _CPU
+    elif not isinstance(device, torch.device):
         device = default_device() if device is None else checked_device(name, device)
     if device.type == "cpu":
         device = _CPU  # "cpu:0" is another device to torch
     rule = mask_function
     if not isinstance(rule, MaskFunction):
         rule = mask_rules.rule_of(name, "mask_function", mask_function)
-    batch_size, q_length, kv_length = sizes
-    # The common case, in which nothing below is needed.
-    if (
-        type(q_offset) is int
-        and type(kv_offset) is int
-        and (
-            padding_mask is None
-            or (
-                padding_mask.dtype == torch.bool
-                and padding_mask.dim() == 2
-                and padding_mask.shape[0] == batch_size
-                and padding_mask.device == device
-            )
-        )
-        and operators() is None
-        and mask_format.out is None
-        and (program := rule.known_program).is_written(
-            batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
-        )
-    ):
-        code, operands = program.code, program.operands
-        if padding_mask is not None:
-            code, operands = program.padded_code, [*operands, padding_mask]
-        mask: torch.Tensor  # called directly, since it is needed in every decode step
-        if mask_format.dtype is None:
-            mask = _C.boolean(
-                code,
-                operands,
-                batch_size,
-                q_length,
-                kv_length,
-                q_offset,
-                kv_offset,
-                None,
-                None,
-                device,
-                mask_format.unmask_unattended,
-            )
-        else:
-            mask = _C.additive(
-                code,
-                operands,
-                batch_size,
-                q_length,
-                kv_length,
-                mask_format.dtype,
-                q_offset,
-                kv_offset,
-                None,
-                None,
-                mask_format.bias,
-                device,
-                mask_format.unmask_unattended,
-                mask_format.masked_value,
-            )
+    ops = operators_by_place()
+    program = rule.known_program if ops is _C else rule.program
+    where = q_offset, kv_offset, padding_mask, device
+    if (mask := write_at_once(ops, program, sizes, *where, mask_format)) is not None:
         return mask
-    if not is_recording():
+    is_recorded = ops is not _C and is_recording()
+    batch_size, q_length, kv_length = sizes
+    if not is_recorded:
         for argument, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True):
             if not isinstance(size, torch.Tensor):  # transformers passes those, too
                 checked_int(name, argument, size)
             if size < 0:
                 raise ValueError(f"{name}: expected {argument} to be a size (>= 0), but got {size}")
     check_padding(name, padding_mask)
-    program = rule.program
     # Keys first: by default, where queries stand depends on them.
     keys = axis(name, "kv_offset", kv_length, kv_offset, device)
     queries = axis(name, "q_offset", q_length, q_offset, device)
-    is_of_one_head = is_of_one_head and len(program.calls) > 0 and not is_recording()
-    problem = _Problem(name, batch_size, queries, keys, device, heads, by_vmap, is_of_one_head)
-    code, operands = program.code, program.operands
-    if padding_mask is not None:
-        code, operands = program.padded_code, [*operands, padding_mask]
-    counts = padding_mask is not None and padding_mask.dtype != torch.bool
-    # Upstream's conjunction with integers is of integers, which an additive mask can't be made of.
-    if counts and (mask_format.dtype is not None or operands[-1].dtype not in mask_rules.ID_DTYPES):
-        raise TypeError(f"{name}: expected attention_mask to be bool, but got {operands[-1].dtype}")
-    by_call = (
-        is_jit_tracing()  # it would fix an operator's sizes
-        or not program.is_boolean
-        or counts
-        or (len(program.calls) > 0 and is_tracing(padding_mask))
-    )
-    for index, line in enumerate((queries, keys)):
-        if line.positions is None and (is_recording() or line.length > 0):
-            program.check_positions(name, index, line.start, line.start + line.length)
-    # While a graph is recorded, it must not come to depend on comparisons of sizes.
-    if not is_recording():
-        by_call = by_call or any(
-            line.positions is None and line.length > 0 and line.start < program.lowest[index]
-            for index, line in enumerate((queries, keys))
-        )
-        operands = fitting(name, operands, program, batch_size, device)
-    of_mask = operands  # bits with a row for each of the mask's, of which queries may be a part
-    if program.bits:
-        operands = list(operands)
-        for index in program.bits:
-            _check_rows_of_bits(operands[index], queries)
-            operands[index] = queries.of_mask(operands[index])
-    if by_call:
-        if program.bits:
-            rule = _with_bits_at(problem, rule)
-        if padding_mask is not None:
-            whole = padded(padding_mask, kv_length + cast(int, kv_offset), 0)
-            rule = mask_rules.intersection(
-                rule, mask_rules.Padding(whole, mask_rules.UPSTREAM_PADDING)
-            )
-        mask = problem.evaluate(rule)
-        if not by_vmap:
-            mask = mask.expand(batch_size, -1, q_length, kv_length)
-        return problem.convert(mask, mask_format)
-    if not program.calls:
-        return problem.write(code, operands, mask_format)
+    is_of_one_head = is_of_one_head and len(program.calls) > 0 and not is_recorded
+    of_calls = heads, by_vmap, is_of_one_head
+    problem = _Problem(name, batch_size, queries, keys, device, *of_calls, ops, is_recorded)
+    if _is_by_call(problem, program, padding_mask, mask_format):
+        return _write_called(problem, rule, program, padding_mask, kv_offset, mask_format)
     is_root = padding_mask is None and isinstance(rule, mask_rules.Function)
+    return _write_program(problem, program, padding_mask, mask_format, 4 if is_root else 0)
 
-    def write_rows(part: _Problem) -> torch.Tensor:
-        filled = list(operands)
-        for index in program.bits:
-            filled[index] = part.queries.of_mask(of_mask[index])
+
+def _write_called(
+    problem: _Problem,
+    rule: MaskFunction,
+    program: Program,
+    padding_mask: torch.Tensor | None,
+    kv_offset: Any,
+    mask_format: MaskFormat,
+) -> torch.Tensor:
+    """The mask of a whole tree that is called, as one broadcast expression."""
+    operands = _operands(problem, program, padding_mask)
+    if program.bits:
+        _bits_of(problem.queries, program, operands)
+        rule = _with_bits_at(problem, rule)
+    batch_size, q_length, kv_length = problem.sizes
+    if padding_mask is not None:
+        whole = padded(padding_mask, kv_length + kv_offset, 0)
+        rule = mask_rules.intersection(rule, mask_rules.Padding(whole, mask_rules.UPSTREAM_PADDING))
+    mask = problem.evaluate(rule)
+    if not problem.by_vmap:
+        mask = mask.expand(batch_size, -1, q_length, kv_length)
+    return mask_format.convert(problem.name, mask, problem.ops, problem.is_recorded)
+
+
+def _write_program(
+    problem: _Problem,
+    program: Program,
+    padding_mask: torch.Tensor | None,
+    mask_format: MaskFormat,
+    least_rank: int,
+) -> torch.Tensor:
+    """The mask of a program, in which results of callables, of some rank at least, are bits."""
+    operands = _operands(problem, program, padding_mask)
+    code = program.code if padding_mask is None else program.padded_code
+
+    def write(part: _Problem) -> torch.Tensor:
+        filled = _bits_of(part.queries, program, operands)
         for operand, function in program.calls:
-            result = part.evaluate(function)
-            filled[operand] = part.as_bits(result, at_least=4 if is_root else 0)
+            filled[operand] = part.as_bits(part.evaluate(function), least_rank)
         return part.write(code, filled, mask_format.of_rows(part.queries))
 
-    return problem.write_in_tiles(write_rows, mask_format.out)
+    return problem.write_in_tiles(write, mask_format.out) if program.calls else write(problem)
 
 
-def _check_rows_of_bits(bits: torch.Tensor, queries: Axis) -> None:
-    """Before a part of them is taken; of a whole mask, the operator sees."""
-    if queries.of is not None and bits.shape[2] != queries.of:
-        raise ValueError(
-            f"bits: expected attends to have {queries.of} rows, one for each query, "
-            f"but got {list(bits.shape)}"
-        )
+def write_at_once(
+    ops: Any,
+    program: Program,
+    sizes: Sizes,
+    q_offset: Offset | Axis,
+    kv_offset: Offset | Axis,
+    padding_mask: torch.Tensor | None,
+    device: torch.device,
+    mask_format: MaskFormat,
+) -> torch.Tensor | None:
+    """The mask in the common case, in which one operator is all that is needed; else None."""
+    if ops is not _C or type(q_offset) is not int or type(kv_offset) is not int:
+        return None
+    batch_size, q_length, kv_length = sizes
+    if not program.is_written(
+        batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
+    ):
+        return None
+    code, operands = program.code, program.operands
+    if padding_mask is not None:
+        if (
+            padding_mask.dtype != torch.bool
+            or padding_mask.dim() != 2
+            or padding_mask.shape[0] != batch_size
+            or padding_mask.device != device
+        ):
+            return None
+        code, operands = program.padded_code, [*operands, padding_mask]
+    where = q_offset, kv_offset, None, None
+    return mask_format.write(ops, code, operands, sizes, where, device)
+
+
+def _is_by_call(
+    problem: _Problem,
+    program: Program,
+    padding_mask: torch.Tensor | None,
+    mask_format: MaskFormat,
+) -> bool:
+    """Whether a whole tree is called, and not only callables in it."""
+    dtype = torch.bool if padding_mask is None else padding_mask.dtype
+    # Upstream's conjunction with integers is of integers, which an additive mask can't be made of.
+    if dtype != torch.bool and (mask_format.dtype is not None or dtype not in mask_rules.ID_DTYPES):
+        raise TypeError(f"{problem.name}: expected attention_mask to be bool, but got {dtype}")
+    is_before_tables = program.check_positions(
+        problem.name, problem.queries, problem.keys, problem.is_recorded
+    )
+    return (
+        dtype != torch.bool
+        or is_before_tables
+        or not program.is_boolean
+        or is_jit_tracing()  # it would fix an operator's sizes
+        or (len(program.calls) > 0 and is_tracing(padding_mask))
+    )
+
+
+def _operands(problem: _Problem, program: Program, padding_mask: torch.Tensor | None) -> list[Any]:
+    """The operands and the padding mask on the device of the mask, with its rows."""
+    operands, batch_size = program.operands, problem.batch_size
+    if not problem.is_recorded:
+        operands = program.fitting(batch_size, problem.device)
+    if padding_mask is None:
+        return operands
+    if not problem.is_recorded:
+        if padding_mask.shape[0] < batch_size:
+            raise ValueError(
+                f"{problem.name}: expected attention_mask to have {batch_size} rows, "
+                f"but got {list(padding_mask.shape)}"
+            )
+        # A mask function leaves rows beyond the batch alone.
+        padding_mask = padding_mask[:batch_size].to(problem.device)
+    return [*operands, padding_mask]
+
+
+def _bits_of(queries: Axis, program: Program, operands: list[Any]) -> list[Any]:
+    """A copy of the operands for a part of the queries: bits have a row for each of the mask."""
+    operands = list(operands)
+    for index in program.bits:
+        # Of a whole mask, the operator checks this.
+        if queries.of is not None and operands[index].shape[2] != queries.of:
+            raise ValueError(
+                f"bits: expected attends to have {queries.of} rows, one for each query, "
+                f"but got {list(operands[index].shape)}"
+            )
+        operands[index] = queries.of_mask(operands[index])
+    return operands
 
 
 def _with_bits_at(problem: _Problem, rule: MaskFunction) -> MaskFunction:
@@ -573,32 +617,6 @@ def _with_bits_at(problem: _Problem, rule: MaskFunction) -> MaskFunction:
                 "mask function that must be called, but got a tensor"
             )
     return mask_rules.with_bits_moved(rule, queries.first - queries.start, keys.first - keys.start)
-
-
-def fitting(
-    name: str, operands: list[Any], program: Program, batch_size: int, device: torch.device
-) -> list[Any]:
-    """The operands (and the padding mask after them) on the device of the mask, with its rows.
-
-    Raises ValueError for operands with other rows.
-    """
-    fitting = operands
-    for index, operand in enumerate(operands):
-        if operand is None or (operand.shape[0] == batch_size and operand.device == device):
-            continue
-        if index < len(program.operands):
-            rows = program.rows(index, batch_size)
-        elif operand.shape[0] < batch_size:
-            raise ValueError(
-                f"{name}: expected attention_mask to have {batch_size} rows, "
-                f"but got {list(operand.shape)}"
-            )
-        else:  # a mask function leaves rows beyond the batch alone
-            rows = operand[:batch_size]
-        if fitting is operands:
-            fitting = list(operands)
-        fitting[index] = rows.to(device)
-    return fitting
 
 
 def check_boolean(name: str, result: torch.Tensor) -> None:

@@ -2,18 +2,17 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch.utils.benchmark import Timer
 
+import attn_mask
 from attn_mask import masking_utils
-from attn_mask._core import library
+from attn_mask.profiling import table
 
 
 class _Case(NamedTuple):
@@ -90,27 +89,24 @@ def bench(quick: bool) -> int:
     theirs, release = _transformers()
     seconds = 0.002 if quick else 1.0
     cases = _cases(quick)
-    title = f"attn_mask {library.VERSION} and {release}: median ms, one thread"
-    table = Table(title=title)
-    for heading in ("mask", "batch x q x kv", "attn_mask", "transformers", "ratio"):
-        table.add_column(heading, justify="left" if heading == "mask" else "right", no_wrap=True)
+    rows = [["mask", "batch x q x kv", "attn_mask", "transformers", "ratio"]]
     differ = []
-    with Progress(console=Console(stderr=True)) as progress:
-        for case in progress.track(cases, description="bench"):
-            ours = case.call(masking_utils)
-            row = [case.name, case.sizes()]
-            if theirs is not None and not torch.equal(ours(), case.call(theirs)()):
-                differ.append(case.name)
-                table.add_row(*row, "differ", "differ", "")
-                continue
+    for number, case in enumerate(cases, 1):
+        ours = case.call(masking_utils)
+        row = [case.name, case.sizes()]
+        if theirs is not None and not torch.equal(ours(), case.call(theirs)()):
+            differ.append(case.name)
+            row += ["differ", "differ", ""]
+        else:
             times = [_milliseconds(ours, seconds)]
             if theirs is not None:
                 times.append(_milliseconds(case.call(theirs), seconds))
             row += [f"{time:.3f}" for time in times]
             row += ["-", "-"] if theirs is None else [f"{times[1] / times[0]:.1f}"]
-            table.add_row(*row)
-    console = Console()
-    console.print(table)
+        rows.append(row)
+        print(f"bench {number * 100 // len(cases):3}% {case.name}", file=sys.stderr)
+    print(f"attn_mask {attn_mask.__version__} and {release}: median ms, one thread")
+    print("\n".join(table(rows)))
     if differ:
-        console.print(f"not as in {release}: {', '.join(differ)}")
+        print(f"not as in {release}: {', '.join(differ)}")
     return 1 if differ else 0

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import rules
-from attn_mask._core.arguments import check_readable, checked_index
+from attn_mask._core.arguments import check_readable, checked_natural
 from attn_mask._core.program import Source
 from attn_mask._core.write import check_boolean
 
@@ -33,17 +33,11 @@ def explain(rule: Callable[..., Any], *, q: int, k: int, b: int = 0, h: int = 0)
     Raises TypeError for what is no rule and no int, IndexError for a position, batch row or head
     that is below 0 or outside a tensor of the rule, ValueError for a rule with tensors on meta.
     """
-    q, k = _not_negative("q", q), _not_negative("k", k)
-    here = _Element(_not_negative("b", b), _not_negative("h", h), q, k, q, k)
+    given = {"q": q, "k": k, "b": b, "h": h}
+    q, k, b, h = (checked_natural("explain", name, value) for name, value in given.items())
+    here = _Element(b, h, q, k, q, k)
     attends, reasons = _decide(rules.rule_of("explain", "rule", rule), here)
     return f"{'attends' if attends else 'does not attend'}: {'; '.join(dict.fromkeys(reasons))}"
-
-
-def _not_negative(argument: str, value: Any) -> int:
-    number = checked_index("explain", argument, value)
-    if number < 0:
-        raise IndexError(f"explain: expected {argument} to be 0 or more, but got {number}")
-    return number
 
 
 def _read(tensor: torch.Tensor, *index: int) -> Any:
@@ -94,7 +88,7 @@ _Decision = tuple[bool, list[str]]
 def _decide(rule: Any, at: _Element) -> _Decision:
     if rule.factory in ("intersection", "union"):
         decisions = []
-        for branch in rule.rules:  # no comprehension, which would be one more frame for each level
+        for branch in rule.parts:  # no comprehension, which would be one more frame for each level
             decisions.append(_decide(branch, at))
         attends = (all if rule.factory == "intersection" else any)(of for of, _ in decisions)
         if not decisions:

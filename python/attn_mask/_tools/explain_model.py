@@ -1,5 +1,6 @@
 """attn_mask.explain_model: what makes the masks of a model's layers."""
 
+import ast
 import contextlib
 import importlib
 import inspect
@@ -14,9 +15,8 @@ import torch
 from attn_mask import modeling_attn_mask_utils
 from attn_mask._transformers import packing, writers
 from attn_mask._transformers.attention_interface import is_eager_only
-from attn_mask._transformers.install import Replacement, replacement
+from attn_mask._transformers.install import Replacement, is_ours, replacement
 from attn_mask._transformers.model_calls import takes_text
-from attn_mask._transformers.source import passes
 
 __all__ = ["LayerMasks", "ModelMasks", "explain_model"]
 
@@ -26,17 +26,6 @@ _MASKING = "transformers.masking_utils"
 _LEGACY = "transformers.modeling_attn_mask_utils"
 # Layers that attend to nothing by a dense mask.
 _RECURRENT = ("conv", "linear_attention", "mamba", "recurrent")
-_CREATES = {
-    "full_attention": ("create_causal_mask",),
-    "sliding_attention": ("create_sliding_window_causal_mask",),
-    "chunked_attention": ("create_chunked_causal_mask",),
-}
-# What describes the mask of a kind of layer in masking_utils.
-_FACTORIES = {
-    "full_attention": "causal_mask_function",
-    "sliding_attention": "sliding_window_causal_mask_function",
-    "chunked_attention": "chunked_causal_mask_function",
-}
 
 
 @dataclass(frozen=True)
@@ -129,8 +118,9 @@ def explain_model(model: torch.nn.Module) -> ModelMasks:
     found = replacement()
     layers = []
     for name, part in _parts(config):
-        files = _files(model, part)
-        is_text = name == "" or _takes_text(model, part)
+        modules = [m for m in model.modules() if type(getattr(m, "config", None)) is type(part)]
+        files = _files(modules)
+        is_text = name == "" or _takes_text(modules)
         for layer_type, number in _layer_types(part):
             made = _maker(files, part, layer_type, found)
             documents = _documents(files, layer_type, made[0], is_text)
@@ -165,23 +155,17 @@ def _layer_types(config: Any) -> list[tuple[str, int | None]]:
     return [("full_attention", number)]
 
 
-def _files(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
-    """The names in the modules that define what a config describes."""
-    names = {
-        type(module).__module__
-        for module in model.modules()
-        if type(getattr(module, "config", None)) is type(config)
-    }
-    return [vars(sys.modules[name]) for name in sorted(names) if name in sys.modules]
+def _files(modules: list[torch.nn.Module]) -> list[dict[str, Any]]:
+    """The names in the files that define the modules of a config."""
+    names = sorted({type(module).__module__ for module in modules})
+    return [vars(sys.modules[name]) for name in names if name in sys.modules]
 
 
-def _takes_text(model: torch.nn.Module, config: Any) -> bool:
-    """Whether the model within the model that a config describes has the row's tokens."""
+def _takes_text(modules: list[torch.nn.Module]) -> bool:
+    """Whether the model within the model, of these modules, has the row's tokens."""
     base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
-    for module in model.modules():
-        if isinstance(module, base) and type(module.config) is type(config):
-            return takes_text(type(module), {})
-    return True
+    models = (type(module) for module in modules if isinstance(module, base))
+    return next((takes_text(model, {}) for model in models), True)
 
 
 def _maker(
@@ -190,12 +174,12 @@ def _maker(
     attention = getattr(config, "_attn_implementation", None) or "eager"
     if layer_type in _RECURRENT:
         return attention, "none", "layers of this type take the padding mask at most"
-    if any(_is_create(value) for names in files for value in names.values()):
+    if _call_creates(files):
         return (attention, *_of_interface(attention, config, layer_type, found))
     legacy = [
         names[name] for names in files for name in modeling_attn_mask_utils.__all__ if name in names
     ]
-    if any(map(_is_ours, legacy)):
+    if any(map(is_ours, legacy)):
         return attention, "attn_mask", f"by {_LEGACY}, which is ours"
     if any(getattr(value, "__module__", None) == _LEGACY for value in legacy):
         return attention, "transformers", f"by {_LEGACY}, {_why_not(_LEGACY, found)}"
@@ -212,9 +196,7 @@ def _documents(files: list[dict[str, Any]], layer_type: str, attention: str, is_
     if layer_type in _RECURRENT:
         return "mixed by the state, which no mask resets"
     registered = importlib.import_module(_MASKING).ALL_MASK_ATTENTION_FUNCTIONS
-    if attention not in registered or not any(
-        _is_create(value) for names in files for value in names.values()
-    ):
+    if attention not in registered or not _call_creates(files):
         return "nothing keeps them apart"
     if "flash" in attention:
         return "by flash attention, where it is given position_ids or cu_seq_lens_q"
@@ -222,24 +204,35 @@ def _documents(files: list[dict[str, Any]], layer_type: str, attention: str, is_
         return f"by {block.source}"
     if option == "cu_seq_lens":
         return "by the cu_seq_lens_q that the model is called with"
-    if _passes_position_ids(files, layer_type):
+    if _passes_position_ids(files):
         return "by the position_ids of its create call"
     return "by the position_ids that the model is called with"
 
 
-def _passes_position_ids(files: list[dict[str, Any]], layer_type: str) -> bool:
-    """Whether the create calls of such layers are given some."""
-    calls: list[tuple[str, bool]] = []
+def _passes_position_ids(files: list[dict[str, Any]]) -> bool:
+    """Whether create calls are given some: by name, or in a dict that has the config as well."""
     for names in files:
         with contextlib.suppress(OSError, TypeError, SyntaxError):
-            calls += passes(inspect.getsource(sys.modules[names["__name__"]]), "position_ids")
-    of_type = [given for name, given in calls if name in _CREATES.get(layer_type, ())]
-    return any(of_type or [given for _, given in calls])
+            text = inspect.getsource(sys.modules[names["__name__"]])
+            for node in ast.walk(ast.parse(text)):
+                given: set[Any] = set()
+                if isinstance(node, ast.Call) and "mask" in ast.unparse(node.func):
+                    given = {"config", *(keyword.arg for keyword in node.keywords)}
+                elif isinstance(node, ast.Dict):
+                    given = {getattr(key, "value", None) for key in node.keys}
+                if {"config", "position_ids"} <= given:
+                    return True
+    return False
 
 
-def _is_create(function: Any) -> bool:
-    name = getattr(function, "__name__", "")
-    return getattr(function, "__module__", None) == _MASKING and name.startswith("create_")
+def _call_creates(files: list[dict[str, Any]]) -> bool:
+    """Whether they hold create functions of transformers."""
+    return any(
+        name.startswith("create_") and getattr(value, "__module__", None) == _MASKING
+        for names in files
+        for value in names.values()
+        if isinstance(name := getattr(value, "__name__", None), str)
+    )
 
 
 def _of_interface(
@@ -252,29 +245,28 @@ def _of_interface(
         return "none", f"no mask function is registered for {attention!r}: masks go on as given"
     function = registered[attention]
     name = getattr(function, "__name__", type(function).__name__)
-    if not _is_ours(function) and getattr(function, "__module__", None) != _MASKING:
+    if not is_ours(function) and getattr(function, "__module__", None) != _MASKING:
         return "another", f"{name} is registered for {attention!r}"
     if name == "flash_attention_mask":
         return "none", "flash attention takes the padding, it needs no mask"
     if name == "flex_attention_mask":
-        if _is_ours(getattr(upstream, "create_block_mask", None)):
+        if is_ours(getattr(upstream, "create_block_mask", None)):
             return "attn_mask", "a BlockMask by create_block_mask"
         return "transformers", f"a BlockMask by torch, {_why_not('create_block_mask', found)}"
-    if not _is_ours(function):
+    if not is_ours(function):
         return "transformers", f"a dense mask by {name}, {_why_not(name, found)}"
     if name == "rule_mask" and is_eager_only(type(config)):
         return "attn_mask", "an additive mask: these models have eager attention alone"
     if name == "rule_mask":
         return "attn_mask", "a rule, by which the layers attend, instead of a mask"
     why = f"a dense mask by {name}, or none where attention needs none"
-    factory = _FACTORIES.get(layer_type, "")
-    if factory and not _is_ours(getattr(upstream, factory, None)):
+    # create_causal_mask calls causal_mask_function.
+    create = getattr(upstream, "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING", {}).get(layer_type)
+    factory = f"{getattr(create, '__name__', '').removeprefix('create_')}_function"
+    describes = getattr(upstream, factory, None)
+    if describes is not None and not is_ours(describes):
         why += f"; it calls {factory}, {_why_not(factory, found)}"
     return "attn_mask", why
-
-
-def _is_ours(function: Any) -> bool:
-    return str(getattr(function, "__module__", None)).startswith("attn_mask.")
 
 
 def _why_not(name: str, found: Replacement | None) -> str:

@@ -133,10 +133,7 @@ def _image(shown: View, of_blocks: tuple[list[int], ...], colormap: Any) -> Any:
         )
         state = states[row][:, column, None]
         colors = torch.tensor([colormap(i)[:3] for i in range(10)])
-        numbers = torch.zeros(width, dtype=torch.int64)
-        if shown.documents is not None:
-            numbers = torch.unique(shown.documents, return_inverse=True)[1] % len(colors)
-        visible = colors[numbers[columns[:-1]]]
+        visible = colors[shown.numbers()[columns[:-1]] % len(colors)]
         masked = torch.where(state == 0, torch.tensor(_EMPTY), torch.tensor(_MASKED))
         share = (counts / sizes)[..., None] * torch.where(state == 2, 1.0, 0.6)
         return (masked + (visible - masked) * share).numpy()

@@ -83,10 +83,7 @@ def show(
         return _Picture("")
     colors = None
     if style == "color":
-        colors = [_VISIBLE[0]] * shown.kv_length
-        if shown.documents is not None:
-            numbers = torch.unique(shown.documents, return_inverse=True)[1].tolist()
-            colors = [_VISIBLE[number % len(_VISIBLE)] for number in numbers]
+        colors = [_VISIBLE[number % len(_VISIBLE)] for number in shown.numbers().tolist()]
     if shown.q_length > 2 * _LINES or shown.kv_length > _COLUMNS:
         return _Picture(_density(shown, colors))
     return _Picture(_elements(shown, labels, colors))
@@ -194,11 +191,12 @@ def html_of(rule: MaskFunction) -> str:
     return f'{name}<pre style="{style}">{html.escape(picture)}</pre>'
 
 
-def _reach(rule: Any) -> int:
+def _reach(rule: MaskFunction) -> int:
     """The size of the largest window or chunk in a tree."""
-    if isinstance(rule, Window):
-        return max(abs(side) + 1 for side in (rule.left, rule.right) if side is not None)
-    if isinstance(rule, Chunked):
-        return rule.size
-    inner = getattr(rule, "rules", None) or [getattr(rule, "rule", None)]
-    return max((_reach(branch) for branch in inner if branch is not None), default=1)
+    found = [1]
+    for part in rule.walk():
+        if isinstance(part, Window):
+            found += [abs(side) + 1 for side in (part.left, part.right) if side is not None]
+        elif isinstance(part, Chunked):
+            found.append(part.size)
+    return max(found)

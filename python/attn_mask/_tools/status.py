@@ -4,11 +4,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from attn_mask._core.counts import counts
+from attn_mask._core.events import counts
 from attn_mask._core.log_once import texts
 from attn_mask._transformers import writers
 from attn_mask._transformers.install import replacement
-from attn_mask._transformers.packed_creates import documents_so_far
 
 __all__ = ["Status", "status"]
 
@@ -92,7 +91,7 @@ def status() -> Status:
         tuple(texts),
         _registered(),
         None if found is None else writers.state.options.packing,
-        documents_so_far(),
+        writers.documents_so_far(),
     )
 
 

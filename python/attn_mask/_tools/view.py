@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attn_mask import rules
-from attn_mask._core.arguments import ADDITIVE_DTYPES, check_readable, checked_index
+from attn_mask._core.arguments import ADDITIVE_DTYPES, check_rank, check_readable, checked_natural
 from attn_mask._core.tracing import default_device
 from attn_mask._core.write import Axis, write_mask
 
@@ -39,6 +39,13 @@ class View(NamedTuple):
             for first in range(start, end, height):
                 yield number, self.rows(first, min(first + height, end))
 
+    def numbers(self) -> torch.Tensor:
+        """The documents of keys, counted from 0 in the order of their ids: int64 [kv]."""
+        if self.documents is None:
+            return torch.zeros(self.kv_length, dtype=torch.int64, device="cpu")
+        numbers: torch.Tensor = torch.unique(self.documents, return_inverse=True)[1]
+        return numbers
+
     def counts(self, rows: list[int], columns: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """For each cell of a grid with these borders, the number of visible keys and of all."""
         # Not the default device, which may be another.
@@ -66,11 +73,11 @@ def view(
 ) -> View:
     """What ``name``'s arguments ask for. Raises what ``attn_mask.show`` does."""
     if q_length is not None:
-        q_length = _not_negative(name, "q_length", q_length, ValueError)
+        q_length = checked_natural(name, "q_length", q_length, ValueError)
     if kv_length is not None:
-        kv_length = _not_negative(name, "kv_length", kv_length, ValueError)
-    batch = _not_negative(name, "batch", batch, IndexError)
-    head = _not_negative(name, "head", head, IndexError)
+        kv_length = checked_natural(name, "kv_length", kv_length, ValueError)
+    batch = checked_natural(name, "batch", batch)
+    head = checked_natural(name, "head", head)
     if isinstance(mask_or_rule, torch.Tensor):
         shown = _of_mask(name, mask_or_rule, batch, head)
     elif hasattr(mask_or_rule, "kv_num_blocks"):
@@ -92,13 +99,6 @@ def view(
     return shown
 
 
-def _not_negative(name: str, argument: str, value: Any, error: type[Exception]) -> int:
-    number = checked_index(name, argument, value)
-    if number < 0:
-        raise error(f"{name}: expected {argument} to be 0 or more, but got {number}")
-    return number
-
-
 def _index(name: str, argument: str, value: int, size: int) -> int:
     """The index into a dimension, which serves all if it is of size 1."""
     if size == 1:
@@ -110,11 +110,8 @@ def _index(name: str, argument: str, value: int, size: int) -> int:
 
 def _of_mask(name: str, mask: torch.Tensor, batch: int, head: int) -> View:
     check_readable(name, "mask_or_rule", mask)
-    if mask.dim() not in (2, 3, 4):
-        raise ValueError(
-            f"{name}: expected mask_or_rule to be a mask [q_length, kv_length], [batch_size, ...] "
-            f"or [batch_size, heads, ...], but got {mask.dim()}-D {list(mask.shape)}"
-        )
+    shape = "a mask [q_length, kv_length], [batch_size, ...] or [batch_size, heads, ...]"
+    check_rank(f"{name}: expected mask_or_rule", mask, (2, 3, 4), shape)
     if mask.is_complex() or (mask.is_floating_point() and mask.dtype not in ADDITIVE_DTYPES):
         raise TypeError(
             f"{name}: expected mask_or_rule to be of bool, integers, float16, bfloat16, float32 or "
@@ -181,7 +178,7 @@ def _of_rule(
     for table in tables:
         check_readable(name, "mask_or_rule", table)
     bits = [program.operands[index] for index in program.bits]
-    q_table, kv_table = program.highest
+    q_table, kv_table = (None if end == rules.FAR else end for end in program.highest)
     if kv_length is None:
         kv_length = bits[0].shape[3] if bits else q_length if q_length is not None else kv_table
     if q_length is None:
@@ -222,7 +219,6 @@ def _documents(rule: Any, batch: int, kv_length: int) -> torch.Tensor | None:
         ids = rule.ids if rule.ids.dim() == 1 else rule.ids[batch if rule.ids.shape[0] > 1 else 0]
         return ids[:kv_length].cpu() if ids.shape[0] >= kv_length else None
     if rule.factory == "intersection":
-        for branch in rule.rules:
-            if (found := _documents(branch, batch, kv_length)) is not None:
-                return found
+        found = (_documents(branch, batch, kv_length) for branch in rule.parts)
+        return next((ids for ids in found if ids is not None), None)
     return None

@@ -95,21 +95,9 @@ def understands_cache_position(mask: Callable[_P, _R]) -> Callable[_P, _R]:
     return understanding
 
 
-def cache_and_positions(args: Any, kwargs: Any) -> tuple[Any, torch.Tensor | None]:
-    """Of a call of a release's create function, or of what prepares the arguments of one."""
-    # (config, inputs_embeds, attention_mask, cache, position_ids): one place later until 5.8.
-    cache = kwargs.get("cache", kwargs.get("past_key_values"))
-    for arg in args[3:5]:
-        cache = arg if hasattr(arg, "get_mask_sizes") else cache
-    positions = kwargs.get("position_ids")
-    for arg in args[4:6]:
-        positions = arg if isinstance(arg, torch.Tensor) else positions
-    return cache, positions if isinstance(positions, torch.Tensor) else None
-
-
 def is_paged(cache: Any) -> bool:
     """Whether it is transformers' PagedAttentionCache, of continuous batching."""
-    return any(kind.__name__ == "PagedAttentionCache" for kind in type(cache).__mro__)
+    return "PagedAttentionCache" in [kind.__name__ for kind in type(cache).__mro__]
 
 
 def ask_cache(

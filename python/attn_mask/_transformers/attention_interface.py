@@ -16,20 +16,19 @@ import torch
 from attn_mask._core import mask_rules, skipping
 from attn_mask._core.arguments import check_no_rule
 from attn_mask._core.attend import scaled_dot_product_attention
-from attn_mask._core.counts import count
 from attn_mask._core.dense import additive
+from attn_mask._core.events import count, timed
 from attn_mask._core.log_once import warn_once
 from attn_mask._core.mask_rules import Coverage, MaskFunction
-from attn_mask._core.timing import timed
+from attn_mask._core.skipping import hides_nothing
 from attn_mask._core.tracing import is_opaque, is_recording
-from attn_mask._core.write import BOOLEAN, write_mask
+from attn_mask._core.write import BOOLEAN, Geometry, write_mask
 from attn_mask._transformers import packing
 from attn_mask._transformers.arguments import understands_cache_position
 from attn_mask._transformers.documents import count_sequences
 from attn_mask._transformers.mask_functions import prepare_padding_mask
 from attn_mask._transformers.rule_mask import RuleMask, RuleTensor, make_rule_mask
-from attn_mask._transformers.skip_rules import is_skipped, shows_all
-from attn_mask._transformers.writers import eager_mask, state
+from attn_mask._transformers.writers import eager_mask, is_skipped, state
 
 NAME = "attn_mask"
 
@@ -42,7 +41,15 @@ _SELECTED = ("indices", "block_indices")
 
 
 # By the code of a mask function that transformers' factories make: our factory.
-factories: dict[CodeType, Any] = {}
+_factories: dict[CodeType, Any] = {}
+
+
+def recognise(factory: FunctionType, ours: Any) -> None:
+    """Makes _rule_of know the mask functions that a factory of transformers makes."""
+    if isinstance(ours, MaskFunction):
+        _factories[factory.__code__] = ours
+    made = factory.__code__.co_consts
+    _factories.update({code: ours for code in made if isinstance(code, CodeType)})
 
 
 def _rule_of(function: Any) -> MaskFunction:
@@ -50,7 +57,7 @@ def _rule_of(function: Any) -> MaskFunction:
     if isinstance(function, MaskFunction):
         return function
     if type(function) is FunctionType and not is_recording():
-        factory = factories.get(function.__code__)
+        factory = _factories.get(function.__code__)
         if isinstance(factory, MaskFunction):
             return factory
         if factory is not None:
@@ -72,32 +79,28 @@ def _by_distance(rule: MaskFunction) -> MaskFunction:
     transformers evaluates the rule of a row at position_ids, and finds documents where these do not
     count on: within a document, two of them are as far apart as their columns.
     """
-    parts: tuple[MaskFunction, ...] = getattr(rule, "rules", ())
-    ids = [part.ids for part in parts if isinstance(part, mask_rules.Documents)]
+    ids = [part.ids for part in rule.parts if isinstance(part, mask_rules.Documents)]
     if rule.factory != "intersection" or not ids or skipping.current().name == "shapes":
         return rule
 
-    def changed(part: Any) -> MaskFunction:
+    def changed(part: MaskFunction) -> MaskFunction:
         if part.factory == "union":
-            return part.over(changed)  # type: ignore[no-any-return]
+            return part.with_parts(changed)
         is_same = (
             isinstance(part, mask_rules.Reindex)
             and _is_distance(part.rule)
             and not is_opaque(part.positions)
             and torch.equal(count_sequences(part.positions), ids[0])
         )
-        return part.rule if is_same else part  # type: ignore[no-any-return]
+        return part.parts[0] if is_same else part
 
-    return mask_rules.intersection(*map(changed, parts))
+    return mask_rules.intersection(*map(changed, rule.parts))
 
 
-def _is_distance(rule: Any) -> bool:
-    parts = getattr(rule, "rules", ())
-    return (
-        isinstance(rule, mask_rules.Window)
-        or rule == _CAUSAL
-        or (len(parts) > 0 and all(map(_is_distance, parts)))
-    )
+def _is_distance(rule: MaskFunction) -> bool:
+    if rule.factory in ("intersection", "union"):
+        return len(rule.parts) > 0 and all(map(_is_distance, rule.parts))
+    return isinstance(rule, mask_rules.Window) or rule == _CAUSAL
 
 
 def _number(offset: Any, reads: bool) -> int | None:
@@ -147,7 +150,7 @@ def rule_mask(
             attention_mask,
             dtype=kwargs.get("dtype", torch.float32),
             allow_is_bidirectional_skip=allow_is_bidirectional_skip,
-            use_vmap=use_vmap,
+            use_vmap=state.release.by_vmap if use_vmap is None else use_vmap,
             device=device,
             local_size=local_size,
         )
@@ -155,15 +158,13 @@ def rule_mask(
     # Of None, a layer can't tell where its queries stand, once a model has sliced them.
     causal = allow_is_causal_skip and (is_decoding or is_recording())
     if (causal or allow_is_bidirectional_skip) and is_skipped(
-        state.release.decisions,
-        causal,
-        allow_is_bidirectional_skip,
+        "rule_mask",
+        state.release,
+        Geometry(batch_size, q_length, q_offset, kv_length, kv_offset),
         attention_mask,
-        q_length,
-        kv_length,
-        q_offset,
-        kv_offset,
         local_size,
+        causal=causal,
+        bidirectional=allow_is_bidirectional_skip,
     ):
         count("masks skipped")
         return None
@@ -178,7 +179,7 @@ def rule_mask(
         padded = rule
         if attention_mask is not None:
             padding = prepare_padding_mask(attention_mask, kv_length, first_key)
-            if not _hides_nothing(padding, kv_length, first_key):
+            if not hides_nothing(padding, kv_length, first_key):
                 padded = rule & mask_rules.Padding(padding, mask_rules.UPSTREAM_PADDING)
         if not is_decoding or first + 1 < end:
             count("rules for attention")
@@ -227,14 +228,6 @@ _OTHERS = "_supports_sdpa", "_supports_flex_attn", "_supports_flash_attn", "_sup
 _eager_only: dict[type, bool] = {}
 
 
-def _hides_nothing(padding: torch.Tensor, kv_length: int, kv_offset: int) -> bool:
-    """Whether padding can be left out of the rule, as far as skip_policy permits to find out."""
-    policy = skipping.current()
-    if policy.name != "upstream":
-        return policy.skips_bidirectional(padding, kv_length, kv_offset, None)
-    return not is_opaque(padding) and shows_all(padding[:, kv_offset : kv_offset + kv_length])
-
-
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -279,9 +272,10 @@ def attention(
     changes += ["output_attentions"] if kwargs.get("output_attentions") else []
     sdpa = _sdpa_attention()
     if changes and not set(changes) <= set(inspect.signature(sdpa).parameters):
-        return _eager(
-            changes, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs
-        )
+        eager = _eager_attention(module, changes)
+        mask = _additive(attention_mask, module, query, key, is_causal)
+        kwargs |= {"dropout": dropout, "scaling": scaling}
+        return eager(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
     if attention_mask is None and is_eager_only(type(getattr(module, "config", None))):
         is_causal = False
     if isinstance(attention_mask, RuleTensor):
@@ -341,7 +335,7 @@ def _name_what_the_mask_lacks(mask: RuleTensor, kwargs: dict[str, Any]) -> None:
 
 
 def _name_lack(mask: RuleTensor, argument: str, matches: Callable[[Any], bool]) -> None:
-    if not _has(mask.rule, matches):
+    if not any(map(matches, mask.rule.walk())):
         warn_once(
             f"lacks {argument}",
             "attn_mask: a layer is given %s, which the mask that its model makes does not have: "
@@ -352,12 +346,6 @@ def _name_lack(mask: RuleTensor, argument: str, matches: Callable[[Any], bool]) 
 
 def _is_window(rule: Any, size: int) -> bool:
     return isinstance(rule, mask_rules.Window) and rule.left is not None and rule.left + 1 == size
-
-
-def _has(rule: Any, matches: Callable[[Any], bool]) -> bool:
-    """Whether a part of the rule is such a one."""
-    parts = (*getattr(rule, "rules", ()), getattr(rule, "rule", None))
-    return matches(rule) or any(_has(part, matches) for part in parts if part is not None)
 
 
 def _fitting(mask: RuleTensor, query: torch.Tensor, key: torch.Tensor) -> RuleTensor:
@@ -375,18 +363,7 @@ def _fitting(mask: RuleTensor, query: torch.Tensor, key: torch.Tensor) -> RuleTe
     return mask
 
 
-def _eager(
-    changes: list[str],
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: Any,
-    dropout: float,
-    scaling: float | None,
-    is_causal: bool | None,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, Any]:
+def _eager_attention(module: torch.nn.Module, changes: list[str]) -> Callable[..., Any]:
     """The attention that the model's own file writes out, which defines what the changes mean."""
     files = (vars(sys.modules.get(kind.__module__, torch)) for kind in type(module).__mro__)
     eager = next((names[_EAGER] for names in files if _EAGER in names), None)
@@ -396,31 +373,31 @@ def _eager(
             f"{_EAGER}, but the file of {type(module).__name__} has none"
         )
     _name_dense("the model's eager attention", changes)
+    return eager  # type: ignore[no-any-return]
+
+
+def _additive(
+    mask: Any,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    is_causal: bool | None,
+) -> Any:
+    """The mask as eager attention takes it."""
     lengths = query.shape[2], key.shape[2]
-    rule: MaskFunction | None = None
-    q_offset = kv_offset = 0
     if isinstance(mask, RuleTensor):
-        mask = _fitting(mask, query, key)
-        rule, q_offset, kv_offset = mask.rule, mask.q_offset, mask.kv_offset
-    elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        return _fitting(mask, query, key).as_additive(query.dtype)
+    if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         rule = mask_rules.bits(mask)
     elif mask is None and lengths[0] > 1:
         # As sdpa reads a mask of None.
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        rule = _CAUSAL if causal else None
-    if rule is not None:
-        mask = additive(
-            rule,
-            query.shape[0],
-            *lengths,
-            q_offset=q_offset,
-            kv_offset=kv_offset,
-            device=query.device,
-            dtype=query.dtype,
-        )
-    return eager(  # type: ignore[no-any-return]
-        module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+        if not causal:
+            return None
+        rule = _CAUSAL
+    else:
+        return mask
+    return additive(rule, query.shape[0], *lengths, device=query.device, dtype=query.dtype)
 
 
 _EAGER = "eager_attention_forward"

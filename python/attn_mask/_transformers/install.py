@@ -11,27 +11,35 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from types import CodeType, FunctionType, ModuleType, TracebackType
+from types import FunctionType, ModuleType, TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 
-from attn_mask import masking_utils
 from attn_mask._core import operators, process
 from attn_mask._core.forking import fork_safe_lock
 from attn_mask._core.log_once import log_detail_once, warn_once
-from attn_mask._core.mask_rules import MaskFunction
-from attn_mask._transformers import mask_functions, model_calls, packed_creates, writers
+from attn_mask._core.skipping import OWN_DECISIONS, Decisions
+from attn_mask._core.write import Geometry
+from attn_mask._transformers import mask_functions, model_calls, writers
 from attn_mask._transformers import packing as _packing
 from attn_mask._transformers.create import Interface
 from attn_mask._transformers.releases import for_transformers, release_numbers
-from attn_mask._transformers.skip_rules import OWN_DECISIONS, Decisions
-from attn_mask._transformers.source import DECISIONS, FACTORIES, SKIPPING, Module, hashes, known
+from attn_mask._transformers.source import (
+    DECISIONS,
+    FACTORIES,
+    SKIPPING,
+    WRITERS,
+    Module,
+    hashes,
+    known,
+)
 from attn_mask._transformers.writers import Options, checked_options
 
 _LEGACY = "modeling_attn_mask_utils"
 _MASKING = "transformers.masking_utils"
 _PREPROCESS = "_preprocess_mask_arguments"
+_SEQUENCES = "find_packed_sequence_indices"
 _LAYER_TYPES = "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING"
 
 _ABSENT: Any = object()
@@ -47,19 +55,20 @@ class _Change(NamedTuple):
     before: Any
     now: Any
 
-    def make(self) -> None:
-        """Unless someone else has replaced it since."""
-        if self.of.get(self.name, _ABSENT) is self.before:
-            self.of[self.name] = self.now
 
-    def undo(self) -> None:
-        """Unless someone else has replaced it since."""
-        if self.of.get(self.name, _ABSENT) is not self.now:
-            return
-        if self.before is _ABSENT:
-            del self.of[self.name]
+def _make(changes: Iterable[_Change]) -> None:
+    """All but those of what someone else has replaced since."""
+    for of, name, before, now in changes:
+        if of.get(name, _ABSENT) is not before:
+            continue
+        if now is _ABSENT:
+            del of[name]
         else:
-            self.of[self.name] = self.before
+            of[name] = now
+
+
+def _undo(changes: Iterable[_Change]) -> None:
+    _make([_Change(of, name, now, before) for of, name, before, now in changes])
 
 
 class _Installation:
@@ -83,16 +92,18 @@ class _Installation:
         self._objects: dict[str, tuple[Any, Any]] = {}
         self._mapping: dict[str, Any] = {}
         self._release = writers.state.release
-        self._legacy: _Change | None = None
         ours = _our_legacy_module(version)
         if release_numbers(version) >= (4, 53):
             self._plan_masking_utils()
         self._plan_legacy(transformers, ours)
         # Files that were imported before hold objects; an import has the same name, a use has not.
-        for namespace in _namespaces(lambda name: not name.startswith("attn_mask.")):
-            for name, (before, now) in self._objects.items():
-                if namespace.get(name, _ABSENT) is before:
-                    self._changes.append(_Change(namespace, name, before, now))
+        self._changes += [
+            _Change(held, name, *self._objects[name])
+            for module, held in _namespaces()
+            if not module.startswith("attn_mask.")
+            for name in held.keys() & self._objects.keys()
+            if held.get(name) is self._objects[name][0]
+        ]
 
     def make(self) -> None:
         for text in self.stays:
@@ -100,30 +111,26 @@ class _Installation:
         for name in self.replaced:
             log_detail_once("attn_mask.install replaces %s", name)
         writers.state.release = self._release
-        for change in self._changes:
-            change.make()
+        _make(self._changes)
 
     def undo(self) -> None:
-        for change in reversed(self._changes):
-            change.undo()
-        if self._legacy is not None:
-            # transformers makes its package anew while it loads models, and keeps what it looked
-            # up.
-            package = _namespace(sys.modules.get("transformers"))
-            if package is not None:
-                before = sys.modules.get(self._legacy.name, _ABSENT)
-                _Change(package, _LEGACY, before, self._legacy.now).undo()
-        for key, function in list(self._mapping.items()):
-            for before, now in self._objects.values():
-                if function is now:
-                    self._mapping[key] = before
-        # Files of transformers' own that were imported since hold ours.
-        for namespace in _namespaces(_is_of_transformers):
-            for name, (before, now) in self._objects.items():
-                _Change(namespace, name, before, now).undo()
+        _undo(reversed(self._changes))
+        _undo(
+            _Change(self._mapping, key, before, now)
+            for before, now in self._objects.values()
+            for key in list(self._mapping)
+        )
+        # Files of transformers' own, and of model repositories, that were imported since hold ours;
+        # so does its package, which it makes anew while it loads models.
+        _undo(
+            _Change(held, name, *self._objects[name])
+            for module, held in _namespaces()
+            if module.split(".")[0] in ("transformers", "transformers_modules")
+            for name in held.keys() & self._objects.keys()
+        )
 
     def _plan_masking_utils(self) -> None:
-        plan = _Plan(_masking_utils(self.version))
+        plan = _MaskingUtils(self.version)
         self._release = plan.release
         self._objects = plan.objects | plan.creates
         self._mapping = plan.mapping
@@ -136,8 +143,8 @@ class _Installation:
             for change in plan.changes
         ]
         self.stays += plan.others(self.version)
-        for name, change in _attention_changes(plan):
-            if change.before is _ABSENT or _is_ours(change.before):
+        for name, change in plan.attention():
+            if change.before is _ABSENT or is_ours(change.before):
                 self._changes.append(change)
             else:
                 self.stays.append(
@@ -149,184 +156,110 @@ class _Installation:
         name = f"transformers.{_LEGACY}"
         before = sys.modules.get(name, _ABSENT)
         # Where it was not imported, nothing of it is held or replaced anywhere.
-        held = _namespace(before) or {}
-        public = [name for name in ours.__all__ if name in held]
-        others = [name for name in public if not _is_legacy(before, name, getattr(ours, name))]
+        held = {} if before is _ABSENT else dict(_namespaces()).get(name, {})
+        public = [of_file for of_file in ours.__all__ if of_file in held]
+        module = Module(before) if public else None
+        others = [of for of in public if module and not _is_legacy(module, of, getattr(ours, of))]
         if others:
             shown = ", ".join(_shown(held[other]) for other in others)
             self.stays.append(f"{name} stays as it is, for it holds {shown}")
             return
-        self._legacy = _Change(sys.modules, name, before, ours)
-        self._changes.append(self._legacy)
         self.replaced.append(name)
         package = vars(transformers)
+        self._changes.append(_Change(sys.modules, name, before, ours))
         self._changes.append(_Change(package, _LEGACY, package.get(_LEGACY, _ABSENT), ours))
-        for name in public:
-            self._objects[name] = held[name], getattr(ours, name)
+        self._objects[_LEGACY] = before, ours
+        for of_file in public:
+            self._objects[of_file] = held[of_file], getattr(ours, of_file)
 
 
-def _masking_utils(version: str) -> ModuleType:
-    try:
-        return importlib.import_module(_MASKING)
-    except ModuleNotFoundError as error:
-        if error.name != _MASKING:
-            raise
-        raise NotImplementedError(
-            f"attn_mask.install: expected transformers {version} to have masking_utils, "
-            "as all releases since 4.53 that are known here, but there is none: this attn_mask "
-            "is too old for the transformers here"
-        ) from error
-
-
-def _attention_changes(plan: "_Plan") -> Iterator[tuple[str, _Change]]:
-    """What registers attention by rule: by name, in transformers and in the mirror here."""
-    from attn_mask._transformers import (
-        attention_interface,  # imports flex attention, as transformers does
-    )
-
-    attention_interface.factories.update(plan.mask_functions())
-    modeling = importlib.import_module("transformers.modeling_utils")
-    for name, interface, function in (
-        ("AttentionInterface", modeling.AttentionInterface, attention_interface.attention),
-        ("AttentionMaskInterface", plan.interface, attention_interface.rule_mask),
-        ("attn_mask's mirror", masking_utils.AttentionMaskInterface, attention_interface.rule_mask),
-    ):
-        mapping = _mapping(interface, name)
-        before = mapping.get(attention_interface.NAME, _ABSENT)
-        yield name, _Change(mapping, attention_interface.NAME, before, function)
-
-
-def _mapping(interface: Any, name: str) -> dict[str, Any]:
-    mapping = getattr(interface, "_global_mapping", None)
-    if not isinstance(mapping, dict):
-        raise _missing(f"{name}._global_mapping")
-    return mapping
-
-
-def _is_ours(function: Any) -> bool:
-    return str(getattr(function, "__module__", None)).startswith("attn_mask.")
-
-
-class _Plan:
+class _MaskingUtils:
     """What transformers.masking_utils holds, and what it is to hold."""
 
-    def __init__(self, upstream: ModuleType):
+    def __init__(self, version: str):
+        upstream = _masking_utils(version)
         self._names = vars(upstream)
-        for name in ("sdpa_mask", "eager_mask", *DECISIONS[:2]):
+        for name in ("sdpa_mask", "eager_mask", *DECISIONS[:2], "ALL_MASK_ATTENTION_FUNCTIONS"):
             if name not in self._names:
-                raise _missing(name)
+                raise _missing(_MASKING, name)
         self._module = Module(upstream)
         # The first release with what is defined here, by name.
-        self._since: dict[str, tuple[int, ...]] = {}
-        if self._module.source is not None:
-            for name, digest in hashes(self._module.source).items():
-                if first := known().get(name, {}).get(digest):
-                    self._since[name] = release_numbers(first)
+        source = self._module.source
+        self._since = {
+            name: release_numbers(first)
+            for name, digest in (hashes(source) if source else {}).items()
+            if (first := known().get(f"{name} {digest}"))
+        }
         self._others: set[str] = set()  # names that hold what others put there
         self._unknown: set[str] = set()  # what no known release has
         self._registered: dict[str, Any] = {}  # by others, for "eager" and "sdpa"
-        arguments = self._arguments()
-        self._takes_positions = "cache_position" in arguments
-        self.interface = self._names.get("AttentionMaskInterface")
-        self.mapping = _mapping(self.interface, "AttentionMaskInterface")
+        # As the release's own functions call it.
+        arguments = self._module.parameters("sdpa_mask", "sdpa_mask_recent_torch")
+        interface = self._names.get("AttentionMaskInterface")
+        self.mapping = _mapping(interface, "AttentionMaskInterface")
         self.release = writers.Release(
-            self._decisions(upstream),
+            self._decisions(),
             "use_vmap" not in arguments,  # until 4.57
             self._names.get("find_packed_sequence_indices", writers.no_sequences),
             self._names.get(_PREPROCESS),
             Interface(
-                self._names.get("ALL_MASK_ATTENTION_FUNCTIONS"),
+                self._names["ALL_MASK_ATTENTION_FUNCTIONS"],
                 self.mapping,
-                self._takes_positions,
+                "cache_position" in arguments,
             ),
         )
         self.objects: dict[str, tuple[Any, Any]] = {}
-        self._plan_objects()
         # The release's create functions go on running, but for packed documents.
         self.creates: dict[str, tuple[Any, Any]] = {}
-        self._plan_creates()
+        self._plan_objects()
         self.changes: list[_Change] = []
         self._plan_registrations()
         self._plan_block_masks()
-        self.of_layers: list[_Change] = []
-        self._plan_layer_types(self._names.get(_LAYER_TYPES, {}))
+        self.of_layers = list(self._of_layers(self._names.get(_LAYER_TYPES, {})))
 
-    def _arguments(self) -> list[str]:
-        """Of sdpa_mask, as the release's own functions call it."""
-        if (source := self._module.source) is not None:
-            for name in ("sdpa_mask", "sdpa_mask_recent_torch"):
-                if (defined := source.parameters(name)) is not None:
-                    return defined
-        return list(inspect.signature(self._names["sdpa_mask"]).parameters)
-
-    def _decisions(self, upstream: ModuleType) -> Decisions:
-        reached = self._reached(DECISIONS, without=())
-        if others := self._module.replaced(reached):
+    def _decisions(self) -> Decisions:
+        if others := self._module.replaced(DECISIONS):
             self._others |= others
         elif "decisions" not in self._since:
             self._unknown.update(SKIPPING)
         elif self._since["decisions"] >= (5, 20):
             return OWN_DECISIONS  # the same, faster
-        return _release_decisions(upstream, self._module)
-
-    def _reached(self, roots: Iterable[str], without: Iterable[str]) -> set[str]:
-        source = self._module.source
-        return set() if source is None else source.reached(roots, without)
+        return _release_decisions(self._module)
 
     def _calls_others(self, defined: str, without: Iterable[str] = ()) -> bool:
         """Whether a function of the module calls what others put into the module."""
-        others = self._module.replaced(self._reached([defined], without) - {defined})
+        others = self._module.replaced([defined], without) - {defined}
         self._others |= others
         return bool(others)
 
     def _plan_objects(self) -> None:
-        for name in FACTORIES:
+        for name in (*FACTORIES, *WRITERS, _SEQUENCES, _PREPROCESS, *writers.NAMES):
             if (before := self._names.get(name)) is None:
                 continue
-            if self._module.own(before) != name:
+            defined = self._module.own(before)
+            if defined is None or (defined != name and name not in WRITERS):
                 self._others.add(name)
-            elif not self._calls_others(name):
-                if name in self._since:
-                    self.objects[name] = before, _factory(name, self._since[name])
-                else:
-                    self._unknown.add(name)
-        for name in ("sdpa_mask", "eager_mask"):
-            before = self._names[name]
-            if (ours := self._writer(before)) is not None:
+            elif name in writers.NAMES:
+                self.creates[name] = before, writers.keeps_documents_apart(name, before)
+            elif (ours := self._ours(name, before)) is not None:
                 self.objects[name] = before, ours
-            elif self._module.own(before) is None:
-                self._others.add(name)
-        name = "find_packed_sequence_indices"
-        if (before := self._names.get(name)) is not None:
-            if self._module.own(before) != name:
-                self._others.add(name)
-            elif not self._calls_others(name):
-                self.objects[name] = before, writers.find_packed_sequence_indices
-        if self._module.own(before := self._names.get(_PREPROCESS)) == _PREPROCESS:
-            self.objects[_PREPROCESS] = before, writers.preprocess_mask_arguments
-        elif before is not None:
-            self._others.add(_PREPROCESS)
 
-    def _plan_creates(self) -> None:
-        for name in packed_creates.NAMES:
-            if (before := self._names.get(name)) is None:
-                continue
-            if self._module.own(before) == name:
-                self.creates[name] = before, packed_creates.keeps_documents_apart(name, before)
-            else:
-                self._others.add(name)
-
-    def mask_functions(self) -> dict[CodeType, Any]:
-        """The code of each function that the release's factories make, with our factory."""
-        found: dict[CodeType, Any] = {}
-        for name in FACTORIES:
-            if name in self.objects:
-                before, ours = self.objects[name]
-                if isinstance(ours, MaskFunction):
-                    found[before.__code__] = ours
-                made = before.__code__.co_consts
-                found |= {code: ours for code in made if isinstance(code, CodeType)}
-        return found
+    def _ours(self, name: str, before: Any) -> Any:
+        """What a function of the release's own becomes; None where it stays."""
+        if name == _PREPROCESS:
+            return writers.preprocess_mask_arguments
+        if name in WRITERS:
+            return self._writer(before)
+        if self._calls_others(name):
+            return None
+        if name == _SEQUENCES:
+            return writers.find_packed_sequence_indices
+        if name not in self._since:
+            self._unknown.add(name)
+            return None
+        # Until 4.55, chunks did not start after left padding.
+        is_old = name.startswith("chunked_") and self._since[name] < (4, 56)
+        return getattr(writers if is_old else mask_functions, name)
 
     def _writer(self, function: Any) -> Any:
         """Ours, for a function of the module's own that writes masks; None for all others.
@@ -334,50 +267,63 @@ class _Plan:
         One that no known release has is replaced, too: it is the release's own.
         """
         defined = self._module.own(function)
-        if defined is None or not defined.startswith(("sdpa_mask", "eager_mask")):
+        if defined is None or not defined.startswith(WRITERS):
             return None
         if self._calls_others(defined, without=SKIPPING):
             return None
         if defined not in self._since:
             self._unknown.add(defined)
-        if defined.startswith("sdpa_mask"):
-            return writers.sdpa_mask_at if self._takes_positions else writers.sdpa_mask
-        return writers.eager_mask_at if self._takes_positions else writers.eager_mask
+        return writers.sdpa_mask if defined.startswith("sdpa_mask") else writers.eager_mask
 
     def _plan_registrations(self) -> None:
         for key, function in self.mapping.items():
             if (ours := self._writer(function)) is not None:
                 self.changes.append(_Change(self.mapping, key, function, ours))
-        if "ALL_MASK_ATTENTION_FUNCTIONS" not in self._names:
-            raise _missing("ALL_MASK_ATTENTION_FUNCTIONS")
         local = getattr(self._names["ALL_MASK_ATTENTION_FUNCTIONS"], "_local_mapping", {})
         for key in ("eager", "sdpa"):
             function = local.get(key, self.mapping.get(key))
             if function is not None and self._module.own(function) is None:
                 self._registered[key] = function
 
-    def _plan_layer_types(self, mapping: dict[str, Any]) -> None:
+    def _of_layers(self, mapping: dict[str, Any]) -> Iterator[_Change]:
         """The create functions by types of layers, which generate() looks up."""
         for layer_type, create in mapping.items():
             if isinstance(create, dict):
-                self._plan_layer_types(create)
+                yield from self._of_layers(create)
             for before, now in self.creates.values():
-                if isinstance(create, functools.partial) and create.func is before:
-                    now = functools.partial(now, *create.args, **create.keywords)
-                elif create is not before:
-                    continue
-                self.of_layers.append(_Change(mapping, layer_type, create, now))
+                if create is before:
+                    yield _Change(mapping, layer_type, create, now)
+                elif isinstance(create, functools.partial) and create.func is before:
+                    made = functools.partial(now, *create.args, **create.keywords)
+                    yield _Change(mapping, layer_type, create, made)
 
     def _plan_block_masks(self) -> None:
-        name = "create_block_mask"
-        if name not in self._names:  # torch's, where it has flex attention
-            return
+        name = "create_block_mask"  # torch's, where it has flex attention
+        held = self._names.get(name)
         torchs = sys.modules.get("torch.nn.attention.flex_attention")
-        if getattr(torchs, name, None) is not self._names[name]:
+        if held is not None and held is getattr(torchs, name, None):
+            self.changes.append(_Change(self._names, name, held, writers.create_block_mask))
+        elif name in self._names:
             self._others.add(name)
-        else:
-            now = writers.create_block_mask
-            self.changes.append(_Change(self._names, name, self._names[name], now))
+
+    def attention_interface(self) -> Iterator[tuple[str, _Change]]:
+        """What registers attention by rule: by name, in transformers and in the mirror here."""
+        from attn_mask._transformers import (
+            attention_interface,  # imports flex attention, as transformers does
+        )
+
+        for name in FACTORIES:
+            if name in self.objects:
+                attention_interface.recognise(*self.objects[name])
+        modeling = importlib.import_module("transformers.modeling_utils")
+        mapping = _mapping(modeling.AttentionInterface, "AttentionInterface")
+        for name, of, function in (
+            ("AttentionInterface", mapping, attention_interface.attention),
+            ("AttentionMaskInterface", self.mapping, attention_interface.rule_mask),
+            ("attn_mask's mirror", writers.of_mirror, attention_interface.rule_mask),
+        ):
+            before = of.get(attention_interface.NAME, _ABSENT)
+            yield name, _Change(of, attention_interface.NAME, before, function)
 
     def others(self, version: str) -> Iterator[str]:
         """What is not the release's own, and what no known release has."""
@@ -403,79 +349,76 @@ class _Plan:
             )
 
 
-def _release_decisions(upstream: ModuleType, module: Module) -> Decisions:
+def _masking_utils(version: str) -> ModuleType:
+    try:
+        return importlib.import_module(_MASKING)
+    except ModuleNotFoundError as error:
+        if error.name != _MASKING:
+            raise
+        raise _missing(f"transformers {version}", "masking_utils") from error
+
+
+def _mapping(interface: Any, name: str) -> dict[str, Any]:
+    mapping = getattr(interface, "_global_mapping", None)
+    if not isinstance(mapping, dict):
+        raise _missing(_MASKING, f"{name}._global_mapping")
+    return mapping
+
+
+def is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", None)).startswith("attn_mask.")
+
+
+# What releases pass to the functions that decide whether a mask is needed.
+_DECIDED_BY = {
+    *("padding_mask", "q_length", "query_length", "kv_length"),
+    *("q_offset", "kv_offset", "local_attention_size"),
+}
+
+
+def _release_decisions(module: Module) -> Decisions:
     """As the release does it, by calling its functions.
 
     Raises NotImplementedError where it calls them in a way that is not supported here.
     """
-    causal: Any = getattr(upstream, "_ignore_causal_mask_sdpa", None)
-    bidirectional: Any = getattr(upstream, "_ignore_bidirectional_mask_sdpa", None)
-    prepare = upstream.prepare_padding_mask
-    of_causal = _parameters(module, "_ignore_causal_mask_sdpa", causal)
-    of_bidirectional = _parameters(module, "_ignore_bidirectional_mask_sdpa", bidirectional)
-    sizes = ["kv_length", "kv_offset", "local_attention_size"]
-    takes_offset = of_causal == ["padding_mask", "q_length", *sizes[:1], "q_offset", *sizes[1:]]
-    if not takes_offset and of_causal not in (
-        ["padding_mask", "q_length", *sizes],
-        ["padding_mask", "query_length", *sizes],
-    ):
-        raise _other_arguments("_ignore_causal_mask_sdpa")
-    takes_size = of_bidirectional == ["padding_mask", "kv_length", "local_attention_size"]
-    if bidirectional is not None and not takes_size and of_bidirectional != ["padding_mask"]:
-        raise _other_arguments("_ignore_bidirectional_mask_sdpa")
+    prepare = module.names["prepare_padding_mask"]
     # Until 4.57 it cuts the mask, too, unless an argument forbids it.
-    of_prepare = _parameters(module, "prepare_padding_mask", prepare)
-    whole = {"_slice": False} if "_slice" in of_prepare else {}
+    whole = {"_slice": False} if "_slice" in module.parameters("prepare_padding_mask") else {}
 
-    def decides_causal(
-        attention_mask: torch.Tensor | None,
-        q_length: int,
-        kv_length: int,
-        q_offset: Any,
-        kv_offset: Any,
-        local_size: int | None,
-    ) -> bool:
-        padding_mask = prepare(attention_mask, kv_length, kv_offset, **whole)
-        offset = (q_offset,) if takes_offset else ()
-        return bool(causal(padding_mask, q_length, kv_length, *offset, kv_offset, local_size))
+    def decision(name: str) -> Callable[..., bool]:
+        function: Any = module.names.get(name)
+        parameters = module.parameters(name)
+        if function is not None and not {"padding_mask"} <= set(parameters) <= _DECIDED_BY:
+            raise _too_old(
+                f"transformers' {name} to take the arguments of a release that is known here",
+                "it takes others",
+            )
+
+        def decides(
+            attention_mask: torch.Tensor | None, geometry: Geometry, local_size: int | None
+        ) -> bool:
+            _, q_length, q_offset, kv_length, kv_offset = geometry
+            given = {
+                "padding_mask": prepare(attention_mask, kv_length, kv_offset, **whole),
+                "q_length": q_length,
+                "query_length": q_length,
+                "kv_length": kv_length,
+                "q_offset": q_offset,
+                "kv_offset": kv_offset,
+                "local_attention_size": local_size,
+            }
+            return bool(function(*[given[parameter] for parameter in parameters]))
+
+        return decides
+
+    causal, bidirectional = map(decision, SKIPPING)
 
     def decides_bidirectional(
-        attention_mask: torch.Tensor | None,
-        kv_length: int,
-        kv_offset: Any,
-        local_size: int | None,
+        attention_mask: torch.Tensor | None, kv_length: int, kv_offset: Any, local_size: int | None
     ) -> bool:
-        padding_mask = prepare(attention_mask, kv_length, kv_offset, **whole)
-        size = (kv_length, local_size) if takes_size else ()
-        return bool(bidirectional(padding_mask, *size))
+        return bidirectional(attention_mask, Geometry(0, 0, 0, kv_length, kv_offset), local_size)
 
-    return Decisions(decides_causal, decides_bidirectional)
-
-
-def _parameters(module: Module, name: str, function: Callable[..., Any] | None) -> list[str]:
-    """How the release calls it: as its source defines it, whatever has replaced it."""
-    if function is None:
-        return []
-    defined = module.source.parameters(name) if module.source else None
-    if defined is not None:
-        return defined
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return []
-
-
-def _other_arguments(name: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"attn_mask.install: expected transformers' {name} to take the arguments of a release that "
-        "is known here, but it takes others: this attn_mask is too old for the transformers here"
-    )
-
-
-def _factory(name: str, since: tuple[int, ...]) -> Any:
-    # Until 4.55, chunks did not start after left padding.
-    is_old = name in ("chunked_overlay", "chunked_causal_mask_function") and since < (4, 56)
-    return getattr(writers if is_old else mask_functions, name)
+    return Decisions(causal, decides_bidirectional)
 
 
 def _our_legacy_module(version: str) -> ModuleType:
@@ -487,63 +430,52 @@ def _our_legacy_module(version: str) -> ModuleType:
         ) from error
 
 
-def _is_legacy(module: Any, name: str, ours: Any) -> bool:
+def _is_legacy(module: Module, name: str, ours: Any) -> bool:
     """Whether the legacy module holds under a name what its file defines there."""
-    found = vars(module)[name]
+    held = module.names[name]
     if not isinstance(ours, type):
-        return _is_defined_in(module, found, name)
-    return (
-        isinstance(found, type)
-        and found.__module__ == module.__name__
-        and found.__qualname__ == name
-        and all(
-            _is_defined_in(module, inspect.getattr_static(found, method), method)
-            for method in vars(ours)
-            if isinstance(inspect.getattr_static(ours, method), FunctionType | staticmethod)
-            and (method == "__init__" or not method.startswith("__"))
-            and hasattr(found, method)
-        )
-    )
+        return module.own(held) == name
+    if not isinstance(held, type) or (held.__module__, held.__qualname__) != (module.name, name):
+        return False
+    for method in vars(ours):
+        is_written = method == "__init__" or not method.startswith("__")
+        of_ours = inspect.getattr_static(ours, method)
+        if (
+            is_written
+            and isinstance(of_ours, FunctionType | staticmethod)
+            and hasattr(held, method)
+        ):
+            function = inspect.getattr_static(held, method)
+            function = getattr(function, "__func__", function)
+            if module.own(function) != f"{name}.{method}":
+                return False
+    return True
 
 
-def _is_defined_in(module: ModuleType, function: Any, name: str) -> bool:
-    if isinstance(function, staticmethod):
-        function = function.__func__
-    return (
-        isinstance(function, FunctionType)
-        and function.__globals__ is vars(module)
-        and function.__name__ == function.__code__.co_name == name
-    )
-
-
-def _is_of_transformers(name: str) -> bool:
-    """Its own modules, and those that it loads from model repositories."""
-    return name.startswith(("transformers.", "transformers_modules."))
-
-
-def _namespace(module: Any) -> dict[str, Any] | None:
-    """The names in a module; None where they can't be read."""
-    try:
-        if not issubclass(type(module), ModuleType):
-            return None
-        # Looked up in this way, a module that is loaded lazily stays as it is.
-        found = object.__getattribute__(module, "__dict__")
-    except Exception:
-        return None
-    return found if type(found) is dict else None
-
-
-def _namespaces(wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+def _namespaces() -> list[tuple[str, dict[str, Any]]]:
+    """The names in each module, where they can be read."""
+    found = []
     for name, module in list(sys.modules.items()):
-        if isinstance(name, str) and wanted(name) and (found := _namespace(module)) is not None:
-            yield found
+        try:
+            # Looked up in this way, a module that is loaded lazily stays as it is.
+            is_module = issubclass(type(module), ModuleType)
+            held = object.__getattribute__(module, "__dict__") if is_module else None
+        except Exception:
+            continue
+        if isinstance(name, str) and type(held) is dict:
+            found.append((name, held))
+    return found
 
 
-def _missing(name: str) -> NotImplementedError:
+def _too_old(expected: str, found: str = "there is none") -> NotImplementedError:
     return NotImplementedError(
-        f"attn_mask.install: expected {_MASKING} to have {name}, as all releases since 4.53 that "
-        "are known here, but there is none: this attn_mask is too old for the transformers here"
+        f"attn_mask.install: expected {expected}, but {found}: this attn_mask is too old for the "
+        "transformers here"
     )
+
+
+def _missing(of: str, name: str) -> NotImplementedError:
+    return _too_old(f"{of} to have {name}, as all releases since 4.53 that are known here")
 
 
 def _shown(function: Any) -> str:
@@ -556,13 +488,6 @@ def _shown(function: Any) -> str:
     return f"{module}.{name}" if isinstance(module, str) else name
 
 
-class _Block(NamedTuple):
-    """One entry of installed()."""
-
-    key: object
-    options: Options
-
-
 class _State:
     """What install(), uninstall() and installed() change, under the lock only."""
 
@@ -570,7 +495,7 @@ class _State:
         self.lock = fork_safe_lock("install", 30.0, lambda: _finish())
         self.installation: _Installation | None = None
         self.kept: Options | None = None  # by install()
-        self.blocks: tuple[_Block, ...] = ()
+        self.blocks: tuple[Options, ...] = ()  # one object for each entry of installed()
         self.watches_models = False
         self.keeps_attention = False  # registered by register_attention()
 
@@ -590,7 +515,7 @@ def _transformers(name: str = "install") -> ModuleType:
         ) from error
 
 
-def _set(kept: Options | None, blocks: tuple[_Block, ...]) -> None:
+def _set(kept: Options | None, blocks: tuple[Options, ...]) -> None:
     """Replaces or puts back what that takes. All of it even where it is interrupted, or nothing."""
     before = _state.kept, _state.blocks
     try:
@@ -604,7 +529,7 @@ def _set(kept: Options | None, blocks: tuple[_Block, ...]) -> None:
 
 
 def _update() -> None:
-    options = _state.blocks[-1].options if _state.blocks else _state.kept
+    options = _state.blocks[-1] if _state.blocks else _state.kept
     writers.state.options = options or Options()
     _watch_models(options is not None and options.packing != "upstream")
     operators.set_everywhere(options is not None and options.aten_only)
@@ -633,9 +558,9 @@ def _watch_models(is_wanted: bool) -> None:
     if is_wanted and not _state.watches_models:
         _transformers()
         importlib.import_module("transformers.modeling_utils")
-        model_calls.watch()
+        model_calls.watched.__enter__()
     elif _state.watches_models and not is_wanted:
-        model_calls.unwatch()
+        model_calls.watched.__exit__()
     _state.watches_models = is_wanted
 
 
@@ -748,8 +673,7 @@ def register_attention() -> None:
 
 
 def _register(version: str) -> None:
-    for _, change in _attention_changes(_Plan(_masking_utils(version))):
-        change.make()
+    _make(change for _, change in _MaskingUtils(version).attention())
 
 
 def is_installed() -> bool:
@@ -810,10 +734,10 @@ class installed:
         self._options = checked_options(
             "installed", masked_value, unmask_unattended, aten_only, packing
         )
-        self._blocks: list[_Block] = []
+        self._blocks: list[Options] = []
 
     def __enter__(self) -> None:
-        block = _Block(object(), self._options)
+        block = Options(*self._options)
         with _state.lock:
             _set(_state.kept, (*_state.blocks, block))
             self._blocks.append(block)
@@ -874,19 +798,10 @@ def _renew() -> None:
     """
     with _state.lock:
         former = _state.installation
-        if former is None or type(former) is _Installation:
-            return
-        former.undo()
-        now = former
-        try:
-            now = _state.installation = _Installation(_transformers())
-            now.make()
+        if former is not None and type(former) is not _Installation:
+            former.undo()
+            _state.installation = None
             _update()
-        except BaseException:
-            now.undo()
-            _state.installation = former
-            former.make()
-            raise
 
 
 _renew()

@@ -3,18 +3,24 @@
 Tables are taken as upstream's closures take them.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from attn_mask._core import mask_rules
+from attn_mask._core import mask_rules, skipping
 from attn_mask._core.arguments import check_no_rule, check_strided
+from attn_mask._core.log_once import warn_once, was_warned
 from attn_mask._core.mask_rules import MaskFunction
 from attn_mask._core.program import Source
-from attn_mask._core.tracing import is_recording
+from attn_mask._core.tracing import is_opaque, is_recording
 from attn_mask._core.write import Offset, padded
-from attn_mask._transformers.documents import left_padding_of, name_blocks_at_positions
+from attn_mask._transformers.documents import count_sequences, left_padding_of
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _CHUNKS = Source("chunked_overlay", "left_padding", is_upstream=True)
 _BLOCKS = Source("blockwise_overlay", "block_sequence_ids", is_upstream=True)
@@ -24,6 +30,21 @@ _REMAPPED = Source("remap_positions_for_packed_sequence", "position_ids", is_ups
 
 causal_mask_function = mask_rules.causal()
 bidirectional_mask_function = mask_rules.Bidirectional(is_upstream=True)
+
+
+def _kept_by_size(make: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, whose results are kept: a model asks for the same few sizes in every step, and
+    each rule keeps its program."""
+    kept = functools.lru_cache(64)(make)
+
+    @functools.wraps(make)
+    def of_size(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        # Checked first: else a graph would depend on sizes that are known.
+        if len(args) == 1 and type(args[0]) is int and not kwargs and not is_recording():
+            return kept(args[0])
+        return make(*args, **kwargs)
+
+    return of_size
 
 
 def and_masks(*mask_functions: Callable[..., Any]) -> MaskFunction:
@@ -39,29 +60,20 @@ def or_masks(*mask_functions: Callable[..., Any]) -> MaskFunction:
 
 
 def _check_callable(mask_functions: tuple[Any, ...]) -> None:
-    if not all(callable(mask_function) for mask_function in mask_functions):
+    if not all(map(callable, mask_functions)):
         raise RuntimeError(f"All inputs should be callable mask_functions: {mask_functions}")
 
 
+@_kept_by_size
 def sliding_window_overlay(sliding_window: int) -> MaskFunction:
     """Attends to no key ``sliding_window`` or more before the query."""
     return mask_rules.sized_window("sliding_window_overlay", "sliding_window", sliding_window)
 
 
+@_kept_by_size
 def sliding_window_causal_mask_function(sliding_window: int) -> MaskFunction:
     """Attends to the query's own position and the ``sliding_window - 1`` before it."""
-    # Checked first: else a graph would depend on sizes that are known.
-    is_kept = not is_recording() and type(sliding_window) is int
-    if is_kept and sliding_window in _sliding_windows:
-        return _sliding_windows[sliding_window]
-    rule = and_masks(sliding_window_overlay(sliding_window), mask_rules.causal())
-    if is_kept and len(_sliding_windows) < 64:
-        _sliding_windows[sliding_window] = rule
-    return rule
-
-
-# A model makes the same few in every step; each keeps its program.
-_sliding_windows: dict[int, MaskFunction] = {}
+    return and_masks(sliding_window_overlay(sliding_window), mask_rules.causal())
 
 
 def sliding_window_bidirectional_overlay(sliding_window: int) -> MaskFunction:
@@ -116,7 +128,7 @@ def remap_positions_for_packed_sequence(
     """The mask function, evaluated at the positions in position_ids [b, n]."""
     check_strided(_REMAPPED.function, _REMAPPED.argument, position_ids)
     if isinstance(mask_function, MaskFunction):
-        name_blocks_at_positions(mask_function, position_ids)
+        _warn_of_blocks_at_positions(mask_function, position_ids)
     return mask_rules.reindexed(_REMAPPED.function, mask_function, position_ids, _REMAPPED)
 
 
@@ -175,6 +187,96 @@ def maybe_pad_block_sequence_ids(
     return padded(block_sequence_ids, length, -1)
 
 
+def fast_all(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all of a boolean tensor is True, as a 0-d boolean tensor."""
+    return tensor.sum() == tensor.numel()
+
+
+# Documents that are packed, where the mask that is made does not keep them apart
+
+
+def warn_of_lost_documents(
+    attention_mask: Any, position_ids: torch.Tensor | None, q_length: int
+) -> None:
+    """Logs once that a padding mask with other numbers than 0 and 1 separates no documents, and
+    once that positions which start again do not: ``position_ids`` that are not looked at.
+
+    Reads values on the CPU alone, and not in steps of decoding.
+    """
+    mask: torch.Tensor | None = None
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        mask = attention_mask if attention_mask.device.type == "cpu" else None
+    numbers = mask if mask is not None and mask.dtype != torch.bool and q_length > 1 else None
+    if position_ids is not None and (
+        position_ids.dim() != 2 or position_ids.shape[1] <= 1 or position_ids.device.type != "cpu"
+    ):
+        position_ids = None
+    if numbers is None and position_ids is None:
+        return
+    # A mode (make_fx, fake tensors) may be recording, too.
+    if is_opaque(mask, position_ids) or _get_current_dispatch_mode() is not None:
+        return
+    if numbers is not None and bool((numbers.to(torch.bool) != numbers).any()):
+        warn_once(
+            "numbers in a padding mask",
+            "attn_mask: a 2-D attention_mask holds numbers other than 0 and 1. As in transformers, "
+            "any but 0 is a token that all others may attend to: documents packed into one row see "
+            "each other. To keep them apart, run the model within "
+            "attn_mask.packed(document_ids=...) under attn_mask.install(), or give it the mask of "
+            "attn_mask.rules.documents(ids)",
+        )
+    if position_ids is None:
+        return
+    starts = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    if not bool(starts.any()):
+        return
+    if attention_mask is not None:
+        if mask is None or mask.shape[1] < position_ids.shape[1]:
+            return
+        # Positions of padding are anything.
+        shown = mask[:, -position_ids.shape[1] :] != 0
+        if not bool((starts & shown[:, 1:] & shown[:, :-1]).any()):
+            return
+    warn_once(
+        "positions that start again",
+        "attn_mask: position_ids start again within a row, beside a cache or an attention_mask. As "
+        "in transformers, they are then not looked at: documents packed into one row see each "
+        "other. To keep them apart, run the model within attn_mask.packed(...), or call "
+        "attn_mask.install(packing='position_ids'); or give it use_cache=False and no "
+        "attention_mask",
+    )
+
+
+def _warn_of_blocks_at_positions(rule: mask_rules.MaskFunction, position_ids: torch.Tensor) -> None:
+    """Logs once that block ids are looked up at positions that start again within a row.
+
+    Reads values on the CPU alone.
+    """
+    kind = "blocks at positions"
+    blocks = [part.ids for part in rule.walk() if isinstance(part, mask_rules.Blockwise)]
+    if (
+        not blocks
+        or was_warned(kind)
+        or is_opaque(position_ids)
+        or skipping.current().name == "shapes"
+        or not _may_hold(position_ids, lambda ids: count_sequences(ids) > 0)
+        or not any(_may_hold(ids, lambda ids: ids >= 0) for ids in blocks)
+    ):
+        return
+    warn_once(
+        kind,
+        "attn_mask: position_ids start again within a row, and a layer looks up which tokens are "
+        "of one image at these positions. As in transformers, images of a row's first document "
+        "stand in each later one. To look them up where they are, run the model within "
+        "attn_mask.packed(document_ids=...) under attn_mask.install()",
+    )
+
+
+def _may_hold(tensor: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether it holds for a value; True where reading them would wait for a device."""
+    return tensor.device.type != "cpu" or is_opaque(tensor) or bool(of(tensor).any())
+
+
 class Pattern(NamedTuple):
     """What a kind of layers attends to."""
 
@@ -218,14 +320,10 @@ def chunked_pattern(config: Any, attention_mask: torch.Tensor | None, kv_end: An
     if attention_mask is not None:
         overlay = chunked_overlay(size, left_padding_of(attention_mask))
         return Pattern(and_masks(overlay, mask_rules.causal()), overlay, size, by_position=True)
-    is_kept = not is_recording() and type(size) is int
-    if is_kept and size in _chunks:
-        return _chunks[size]
+    return _chunked_pattern(size)
+
+
+@_kept_by_size
+def _chunked_pattern(size: int) -> Pattern:
     overlay = mask_rules.chunked(size)
-    pattern = Pattern(and_masks(overlay, mask_rules.causal()), overlay, size, by_position=True)
-    if is_kept and len(_chunks) < 64:
-        _chunks[size] = pattern
-    return pattern
-
-
-_chunks: dict[int, Pattern] = {}
+    return Pattern(and_masks(overlay, mask_rules.causal()), overlay, size, by_position=True)

@@ -7,48 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from attn_mask._core.forking import fork_safe_lock
+from attn_mask._core.scopes import Replacements
 from attn_mask._core.tracing import constant_in_graphs
 from attn_mask._transformers import packing, writers
 from attn_mask._transformers.packing import Block, Documents
 
 _GIVEN: Literal["cu_seq_lens_q"] = "cu_seq_lens_q"
-
-_lock = fork_safe_lock("model_calls")
-_watches = 0
-_replaced: tuple[Any, Any, Any] | None = None
-_ABSENT: Any = object()
-
-
-def watch() -> None:
-    """Replaces PreTrainedModel.__call__, until unwatch() was called as often."""
-    global _watches, _replaced
-    with _lock:
-        _watches += 1
-        modeling = sys.modules.get("transformers.modeling_utils")
-        if modeling is None or _replaced is not None:
-            return
-        owner = modeling.PreTrainedModel
-        before = vars(owner).get("__call__", _ABSENT)
-        now = _watched(owner.__call__)
-        owner.__call__ = now
-        _replaced = owner, before, now
-
-
-def unwatch() -> None:
-    global _watches, _replaced
-    with _lock:
-        _watches -= 1
-        if _watches or _replaced is None:
-            return
-        owner, before, now = _replaced
-        _replaced = None
-        if vars(owner).get("__call__") is not now:
-            return  # someone else has replaced it since
-        if before is _ABSENT:
-            del owner.__call__
-        else:
-            owner.__call__ = before
 
 
 def _watched(call: Any) -> Any:
@@ -61,6 +25,15 @@ def _watched(call: Any) -> Any:
             return call(self, *args, **kwargs)
 
     return __call__
+
+
+def _attributes() -> list[tuple[Any, str, Any]]:
+    modeling = sys.modules.get("transformers.modeling_utils")
+    return [] if modeling is None else [(modeling.PreTrainedModel, "__call__", _watched)]
+
+
+watched = Replacements(_attributes)
+"""Replaces PreTrainedModel.__call__ while it is entered."""
 
 
 def _block_of(

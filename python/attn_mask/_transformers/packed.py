@@ -1,17 +1,17 @@
 """attn_mask.packed: documents that the create functions keep apart in a block."""
 
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from attn_mask._core.scopes import Blocks
 from attn_mask._transformers import model_calls, packing
 from attn_mask._transformers.install import is_installed
 
 __all__ = ["packed"]
 
 
-class packed:
+class packed(Blocks[packing.Block]):
     """``with attn_mask.packed(document_ids=ids):`` keeps documents apart that are packed into rows.
 
     ::
@@ -87,15 +87,15 @@ class packed:
                 f"{' and '.join(given) or 'none'}"
             )
         ((kind, tensor),) = given.items()
-        self._documents = packing.Documents("packed", kind, tensor, is_whole=False)
+        documents = packing.Documents("packed", kind, tensor)
         if tensor.is_meta:
             raise ValueError(
                 f"packed: expected {kind} to hold values, but got a tensor on the meta device: a "
                 "model there takes them from a CPU"
             )
-        self._entered: list[packing.Block] = []
+        super().__init__(packing.scope, packing.Block(documents))
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if torch.compiler.is_compiling():
             raise NotImplementedError(
                 "packed: expected to be entered outside compiled code, which takes the documents "
@@ -106,16 +106,9 @@ class packed:
                 "packed: expected attn_mask.install() before the block, since the create functions "
                 "of transformers keep no documents apart without it"
             )
-        model_calls.watch()
-        self._entered.append(packing.enter(packing.Block(self._documents)))
+        model_calls.watched.__enter__()
+        return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._entered:
-            raise RuntimeError("packed: expected __enter__ before __exit__, but got __exit__ alone")
-        packing.leave(self._entered)
-        model_calls.unwatch()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        model_calls.watched.__exit__()

@@ -1,25 +1,24 @@
 """Documents that are packed into rows: where they are given, and for which code they hold."""
 
-import contextvars
 import copy
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from attn_mask._core import mask_rules
 from attn_mask._core.arguments import check_strided
-from attn_mask._core.forking import fork_safe_lock
 from attn_mask._core.mask_rules import MaskFunction
+from attn_mask._core.scopes import Entry, Scope
 from attn_mask._core.tracing import is_opaque, is_recording
-from attn_mask._transformers.documents import count_sequences, parts_of, positions_in_runs
+from attn_mask._transformers.documents import count_sequences, positions_in_runs
 from attn_mask._transformers.mask_functions import (
     and_masks,
     packed_sequence_mask_function,
@@ -27,6 +26,8 @@ from attn_mask._transformers.mask_functions import (
 )
 
 Kind = Literal["document_ids", "position_ids", "cu_seqlens", "cu_seq_lens_q"]
+# Those with an entry for each token; the others hold where documents begin.
+_OF_TOKENS = "document_ids", "position_ids"
 
 # No token has this id: slots of a cache that are not filled, and tokens of other documents there.
 _NO_DOCUMENT = torch.iinfo(torch.int64).min
@@ -46,24 +47,17 @@ class Documents:
     """Documents, in one of the ways in which they can be given.
 
     ``function``: which one they were given to, for errors. ``is_of_call``: they are those of the
-    tokens of one call of a model, not of the cache's. ``is_whole``: there are no more of them than
-    tokens; else those of tokens that are still to come may be among them.
+    tokens of one call of a model, not of the cache's.
     """
 
-    def __init__(
-        self,
-        function: str,
-        kind: Kind,
-        tensor: Any,
-        *,
-        is_of_call: bool = False,
-        is_whole: bool = True,
-    ):
+    def __init__(self, function: str, kind: Kind, tensor: Any, *, is_of_call: bool = False):
         self.function = function
         self.kind: Kind = kind
         self.tensor = tensor
         self.is_of_call = is_of_call
-        self.is_whole = is_whole or is_of_call
+        self.is_whole = function != "packed"
+        """Whether there are no more of them than tokens. In a block, those of tokens that are still
+        to come may be among them."""
         self.is_passed_on = False
         """Whether the model that is being called has their cu_seqlens."""
         self.source = f"{function}({kind})"
@@ -75,23 +69,18 @@ class Documents:
     def _check(self) -> None:
         name, kind, tensor = self.function, self.kind, self.tensor
         check_strided(name, kind, tensor)
-        if tensor.dtype not in mask_rules.ID_DTYPES or (
-            kind == "position_ids" and tensor.dtype == torch.uint8
-        ):
-            unsigned = "" if kind == "position_ids" else " or uint8"
+        has_sign = kind == "position_ids"
+        if tensor.dtype not in mask_rules.ID_DTYPES or (has_sign and tensor.dtype == torch.uint8):
+            unsigned = "" if has_sign else " or uint8"
             raise TypeError(
                 f"{name}: expected {kind} to hold signed integers{unsigned}, but got {tensor.dtype}"
             )
-        if kind in ("document_ids", "position_ids"):
-            if tensor.dim() != 2:
-                raise ValueError(
-                    f"{name}: expected {kind} to be 2-D [batch_size, length], "
-                    f"but got {list(tensor.shape)}"
-                )
-        elif tensor.dim() != 1 or tensor.shape[0] == 0:
-            raise ValueError(
-                f"{name}: expected {kind} to be 1-D [documents + 1], but got {list(tensor.shape)}"
-            )
+        if kind in _OF_TOKENS:
+            fits, shape = tensor.dim() == 2, "2-D [batch_size, length]"
+        else:
+            fits, shape = tensor.dim() == 1 and tensor.shape[0] > 0, "1-D [documents + 1]"
+        if not fits:
+            raise ValueError(f"{name}: expected {kind} to be {shape}, but got {list(tensor.shape)}")
 
     def ids(
         self,
@@ -132,9 +121,11 @@ class Documents:
         self._check_length(batch_size, q_length, q_offset, tokens, kv_end is not None)
         # Steps of decoding take what is the same for all of them.
         is_kept = is_kept and not is_opaque(self.tensor)
-        given = self._as_it_is() if is_kept else 0
+        # On a CPU they are compared with a copy: versions count no write through NumPy or
+        # ``.data``, and tensors of inference mode have none.
+        of = self.tensor.clone() if is_kept and self._is_on_cpu else self.tensor
+        given = of if self._is_on_cpu or not is_kept else of._version
         end = kv_end if tokens is None else tokens
-        of = given if isinstance(given, torch.Tensor) else self.tensor
         table = self._table(of, batch_size, q_length, end, device)
         length = table.shape[1]
         if kv_end is not None and kv_end > length:
@@ -145,16 +136,8 @@ class Documents:
             self._kept = _Kept(length, key, given, ids)
         return ids
 
-    def _as_it_is(self) -> torch.Tensor | int:
-        """What tells later whether the tensor was written since.
-
-        On a CPU a copy: versions count no write through NumPy or ``.data``, and tensors of
-        inference mode have none.
-        """
-        tensor: torch.Tensor = self.tensor
-        return tensor.clone() if self._is_on_cpu else tensor._version
-
     def _is_still(self, given: torch.Tensor | int) -> bool:
+        """Whether the tensor was not written since."""
         tensor: torch.Tensor = self.tensor
         if isinstance(given, torch.Tensor):
             return torch.equal(tensor, given)
@@ -178,8 +161,7 @@ class Documents:
             return rule
 
         def make() -> MaskFunction:
-            made: MaskFunction = _remapped(rule, positions_in_runs(ids, attention_mask))
-            return made
+            return _remapped(rule, positions_in_runs(ids, attention_mask))
 
         return make() if attention_mask is not None else self._once(rule, ids, make, "at")
 
@@ -200,10 +182,8 @@ class Documents:
         self, of: torch.Tensor, batch_size: int, q_length: Any, length: Any, device: Any
     ) -> torch.Tensor:
         given = of.to(device)
-        if self.kind == "document_ids":
-            return given
-        if self.kind == "position_ids":
-            return count_sequences(given)
+        if self.kind in _OF_TOKENS:
+            return count_sequences(given) if self.kind == "position_ids" else given
         borders = given.long()[1:]
         if self.kind == "cu_seq_lens_q":
             index = torch.arange(batch_size * q_length, device=device).view(batch_size, q_length)
@@ -218,18 +198,18 @@ class Documents:
     ) -> None:
         name, kind, given = self.function, self.kind, self.tensor
         may_be_longer = has_cache and not self.is_whole
-        if kind in ("document_ids", "position_ids"):
+        least = "at least " if may_be_longer else ""
+
+        def fits(length: Any) -> bool:
+            return bool(length == tokens or (may_be_longer and length > tokens))
+
+        if kind in _OF_TOKENS:
             if given.shape[0] not in (1, batch_size):
                 raise ValueError(
                     f"{name}: expected {kind} to be [{batch_size}, length], "
                     f"but got {list(given.shape)}"
                 )
-            if (
-                tokens is not None
-                and not is_recording()
-                and (given.shape[1] < tokens or (given.shape[1] != tokens and not may_be_longer))
-            ):
-                least = "at least " if may_be_longer else ""
+            if tokens is not None and not is_recording() and not fits(given.shape[1]):
                 raise ValueError(
                     f"{name}: expected {kind} to be of length {least}{tokens}, for all tokens up "
                     f"to the last query, but got {list(given.shape)}"
@@ -246,13 +226,7 @@ class Documents:
         if given.device.type != "cpu" or tokens is None or is_opaque(given):
             return
         borders = given.tolist()
-        if (
-            borders[0] != 0
-            or borders != sorted(borders)
-            or borders[-1] < tokens
-            or (borders[-1] != tokens and not may_be_longer)
-        ):
-            least = "at least " if may_be_longer else ""
+        if borders[0] != 0 or borders != sorted(borders) or not fits(borders[-1]):
             raise ValueError(
                 f"{name}: expected {kind} to rise from 0 to {least}the number of tokens {tokens}, "
                 f"but got {borders}"
@@ -292,9 +266,7 @@ class Documents:
 
 def _counts_positions(rule: MaskFunction) -> bool:
     """Whether it depends on more of positions than which tokens they are and how far apart."""
-    return any(
-        isinstance(part, (mask_rules.Chunked, mask_rules.Function)) for part in parts_of(rule)
-    )
+    return any(isinstance(part, (mask_rules.Chunked, mask_rules.Function)) for part in rule.walk())
 
 
 def _has_table_of_tokens(part: Any) -> bool:
@@ -304,65 +276,49 @@ def _has_table_of_tokens(part: Any) -> bool:
     )
 
 
-def _remapped(rule: Any, positions: torch.Tensor) -> Any:
+def _remapped(rule: MaskFunction, positions: torch.Tensor) -> MaskFunction:
     if not _counts_positions(rule):
         return rule
     if rule.factory in ("intersection", "union"):
-        return rule.over(lambda part: _remapped(part, positions))
-    if any(map(_has_table_of_tokens, parts_of(rule))):
+        return rule.with_parts(lambda part: _remapped(part, positions))
+    if any(map(_has_table_of_tokens, rule.walk())):
         return rule
     return remap_positions_for_packed_sequence(rule, positions)
 
 
-class Block:
-    """One entry of a block: over also where it is left in another thread or task.
+class Block(NamedTuple):
+    """What holds in a block. A call of a model is a block, too.
 
-    A call of a model is a block, too. ``position_ids``: those that it was given. ``is_other``: it
-    is a model within a model and takes no text, as one of images: its tokens are others.
+    ``position_ids``: those that it was given. ``is_other``: it is a model within a model and takes
+    no text, as one of images: its tokens are others.
     """
 
-    def __init__(
-        self,
-        documents: Documents | None,
-        *,
-        is_call: bool = False,
-        position_ids: torch.Tensor | None = None,
-        is_other: bool = False,
-    ):
-        self.documents = documents
-        self.is_call = is_call
-        self.position_ids = position_ids
-        self.is_other = is_other
-        self.is_over = False
+    documents: Documents | None
+    is_call: bool = False
+    position_ids: torch.Tensor | None = None
+    is_other: bool = False
 
 
-# The blocks around this thread's or task's code, the innermost last.
-_of_context: contextvars.ContextVar[tuple[Block, ...]] = contextvars.ContextVar(
-    "attn_mask.packed", default=()
-)
-# Those that are being run in any thread, for threads of autograd, and for a dynamo that does not
-# read context variables. Those that are entered by code that is being compiled.
-_blocks: tuple[Block, ...] = ()
-_traced: tuple[Block, ...] = ()
-_lock = fork_safe_lock("packing")
+_NONE = Block(None)
 
-_READS_CONTEXT = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 15)
+scope = Scope("packed", _NONE)
+within = scope.within
+
+_READS_CONTEXT = Version(torch.__version__).release >= (2, 15)
 
 
 def current() -> Documents | None:
     """The documents of the innermost block around this code."""
-    if torch.compiler.is_compiling():
-        if _traced:
-            return _traced[-1].documents
-        if not _READS_CONTEXT:
-            return _blocks[-1].documents if _blocks else None
-    elif not _blocks:
+    if torch.compiler.is_dynamo_compiling():
+        if scope.traced or not _READS_CONTEXT:
+            return scope.current().documents
+    elif not scope.open:
         return None
-    elif not _of_context.get() and _is_of_autograd():
+    elif not scope.here.get() and _is_of_autograd():
         return _of_backward()
-    for block in reversed(_of_context.get()):
-        if not block.is_over:
-            return block.documents
+    for entry in reversed(scope.here.get()):
+        if not entry.is_over:
+            return entry.value.documents
     return None
 
 
@@ -375,8 +331,8 @@ def _is_of_autograd() -> bool:
 
 def _of_backward() -> Documents | None:
     """In a thread of autograd, which runs activations again that are checkpointed."""
-    documents = _blocks[-1].documents
-    if any(block.documents is not documents for block in _blocks):
+    documents = scope.open[-1].value.documents
+    if any(entry.value.documents is not documents for entry in scope.open):
         raise RuntimeError(
             "packed: expected one block at a time while checkpointed activations are computed "
             "again in a thread of autograd, which does not know whose they are, but other "
@@ -417,63 +373,15 @@ def _caller() -> str:
 
 def is_within() -> bool:
     """Whether this code is in a block."""
-    return any(not block.is_over for block in _of_context.get())
+    return bool(scope.values())
 
 
 def calls() -> list[Block]:
     """The calls of models around this code, the outermost first."""
-    blocks = _traced if torch.compiler.is_compiling() else _of_context.get()
-    return [block for block in blocks if block.is_call and not block.is_over]
+    return [block for block in scope.values() if block.is_call]
 
 
-def enter(block: Block) -> Block:
-    global _blocks
-    with _lock:
-        _blocks = (*_blocks, block)
-    _of_context.set((*(other for other in _of_context.get() if not other.is_over), block))
-    return block
-
-
-def leave(entered: list[Block]) -> None:
-    """Leaves the last of the blocks, of those around this code if there are any."""
-    global _blocks
-    here = _of_context.get()
-    with _lock:
-        block = ([block for block in entered if block in here] or entered)[-1]
-        entered.remove(block)
-        _blocks = tuple(other for other in _blocks if other is not block)
-        block.is_over = True
-    _of_context.set(tuple(other for other in _of_context.get() if not other.is_over))
-
-
-@contextmanager
-def _eager(block: Block) -> Iterator[None]:
-    enter(block)
-    try:
-        yield
-    finally:
-        leave([block])
-
-
-class _Traced:
-    def __init__(self, block: Block):
-        self._block = block
-
-    def __enter__(self) -> None:
-        global _traced
-        _traced = (*_traced, self._block)
-
-    def __exit__(self, *error: object) -> None:
-        global _traced
-        _traced = _traced[:-1]
-
-
-def within(block: Block) -> Any:
-    """A context manager, also for code that is being compiled."""
-    return _Traced(block) if torch.compiler.is_compiling() else _eager(block)
-
-
-_NONE = (Block(None),)
+_WITHOUT = (Entry(_NONE),)
 
 
 class _Without:
@@ -482,12 +390,12 @@ class _Without:
     __slots__ = ("_token",)
 
     def __enter__(self) -> None:
-        self._token = _of_context.set(_NONE)
+        self._token = scope.here.set(_WITHOUT)
 
     def __exit__(self, *error: object) -> None:
-        _of_context.reset(self._token)
+        scope.here.reset(self._token)
 
 
 def without() -> Any:
     """A context manager in which no documents hold, since what is called keeps them apart."""
-    return _Traced(_NONE[0]) if torch.compiler.is_compiling() else _Without()
+    return within(_NONE) if torch.compiler.is_dynamo_compiling() else _Without()

@@ -181,14 +181,13 @@ def make_rule_mask(
 
     The dense mask under torch.jit.trace, which would fix its sizes.
     """
-    at: Any = {"q_offset": q_offset, "kv_offset": kv_offset, "device": device}
-    if is_jit_tracing():
-        return boolean(rule, *sizes, **at)
     mask: Any
-    if torch.compiler.is_dynamo_compiling():
-        dense = boolean(rule, *sizes, **at)
+    dense = None
+    if is_jit_tracing() or torch.compiler.is_dynamo_compiling():
+        dense = boolean(rule, *sizes, q_offset=q_offset, kv_offset=kv_offset, device=device)
+        if is_jit_tracing():
+            return dense
         mask = dense.as_subclass(RuleTensor)
-        mask._dense = dense
     else:
         program = rule.program
         heads = [program.operands[index].shape[1] for index in program.bits]
@@ -200,7 +199,7 @@ def make_rule_mask(
         torch._C._set_throw_on_mutable_data_ptr(mask)
         mask._shape = shape
         mask._on = device
-        mask._dense = None
+    mask._dense = dense
     mask.rule = rule
     mask.q_offset = q_offset
     mask.kv_offset = kv_offset
@@ -390,27 +389,11 @@ def _is_in_place(name: str) -> bool:
     return name.endswith("_") and name != "share_memory_"  # which writes no element
 
 
-_IN_PLACE = frozenset(
-    f"__{name}__"
-    for name in (
-        "setitem",
-        "set",
-        "delete",
-        "iadd",
-        "iand",
-        "idiv",
-        "ifloordiv",
-        "ilshift",
-        "imod",
-        "imul",
-        "ior",
-        "ipow",
-        "irshift",
-        "isub",
-        "itruediv",
-        "ixor",
-    )
-)
+_IN_PLACE = {
+    *("__setitem__", "__set__", "__delete__", "__iadd__", "__iand__", "__idiv__", "__ifloordiv__"),
+    *("__ilshift__", "__imod__", "__imul__", "__ior__", "__ipow__", "__irshift__", "__isub__"),
+    *("__itruediv__", "__ixor__"),
+}
 
 
 def _write(name: str) -> RuntimeError:

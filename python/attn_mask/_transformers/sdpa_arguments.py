@@ -5,20 +5,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attn_mask._core import mask_rules, skipping
-from attn_mask._core.arguments import (
-    check_flag,
-    check_strided,
-    checked_int,
-    checked_ints,
-    checked_masked_value,
-)
-from attn_mask._core.timing import timed
-from attn_mask._core.tracing import is_exporting, is_jit_tracing, is_opaque, is_recording
-from attn_mask._core.write import MaskFormat, check_padding, write_mask
-from attn_mask._transformers.documents import name_numbers
-from attn_mask._transformers.skip_rules import shows_all
+from attn_mask._core import mask_rules
+from attn_mask._core.arguments import check_flag, check_states, checked_int, checked_masked_value
+from attn_mask._core.events import timed
+from attn_mask._core.skipping import hides_nothing
+from attn_mask._core.tracing import is_recording
+from attn_mask._core.write import BOOLEAN, MaskFormat, check_padding, checked_offsets, write_mask
+from attn_mask._transformers.mask_functions import warn_of_lost_documents
 
+_NAME = "sdpa_arguments"
 _CAUSAL = mask_rules.causal()
 
 
@@ -81,106 +76,69 @@ def sdpa_arguments(
     >>> attn_mask.sdpa_arguments(query, query)
     SdpaArguments(attn_mask=None, is_causal=True)
     """
-    for name, tensor in (("query", query), ("key", key)):
-        check_strided("sdpa_arguments", name, tensor)
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"sdpa_arguments: expected {name} to be 4-D [batch_size, heads, length, head size],"
-                f" but got {tensor.dim()}-D {list(tensor.shape)}"
-            )
-    if q_offset is not None:
-        (q_offset,) = checked_ints("sdpa_arguments", q_offset=q_offset)
-    (kv_offset,) = checked_ints("sdpa_arguments", kv_offset=kv_offset)
-    for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
-        if offset is not None and not isinstance(offset, torch.Tensor) and offset < 0:
-            raise ValueError(
-                f"sdpa_arguments: expected {name} not to be negative, but got {offset}"
-            )
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"sdpa_arguments: expected dtype to be a torch.dtype, but got {dtype!r}")
-    check_flag("sdpa_arguments", "unmask_unattended", unmask_unattended)
-    masked_value = checked_masked_value("sdpa_arguments", masked_value)
-    if attention_mask is not None:
-        check_padding("sdpa_arguments", attention_mask)
-    batch_size, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
+    check_states(_NAME, query=query, key=key)
+    mask_format = _checked_format(dtype, unmask_unattended, masked_value)
+    batch_size, q_heads, q_length = query.shape[:3]
+    kv_length = key.shape[2]
     if key.shape[0] not in (1, batch_size):
         raise ValueError(
-            f"sdpa_arguments: expected key to have the batch size of query, which is {batch_size}, "
+            f"{_NAME}: expected key to have the batch size of query, which is {batch_size}, "
             f"but got {list(key.shape)}"
         )
-    if attention_mask is not None and attention_mask.shape[0] != batch_size:
-        raise ValueError(
-            f"sdpa_arguments: expected attention_mask to have {batch_size} rows, as query has, "
-            f"but got {list(attention_mask.shape)}"
-        )
-    if dtype is None and masked_value is not None:
-        raise ValueError(
-            "sdpa_arguments: expected a dtype beside masked_value, which a boolean mask (dtype "
-            f"None) does not hold, but got {masked_value!r} alone"
-        )
-    if q_offset is None:
-        is_tensor = isinstance(kv_offset, torch.Tensor)
-        q_offset = (mask_rules.wide(kv_offset) if is_tensor else kv_offset) + kv_length - q_length
-    if not isinstance(q_offset, torch.Tensor) and q_offset < 0:
-        raise ValueError(
-            "sdpa_arguments: expected q_offset where there are more queries than keys, "
-            f"but got {q_length} queries, {kv_length} keys and no q_offset"
-        )
+    first, first_key = checked_offsets(_NAME, q_length, kv_length, q_offset, kv_offset)
     if attention_mask is not None:
-        name_numbers(attention_mask, q_length)
-        attention_mask = attention_mask.to(device=query.device, dtype=torch.bool)
-    q_heads = query.shape[1]
+        attention_mask = _checked_padding(attention_mask, query)
     if heads is None:
         heads = q_heads
-    elif checked_int("sdpa_arguments", "heads", heads) not in (1, q_heads):
+    elif checked_int(_NAME, "heads", heads) not in (1, q_heads):
         raise ValueError(
-            f"sdpa_arguments: expected heads to be 1 or {q_heads}, as query has, but got {heads}"
+            f"{_NAME}: expected heads to be 1 or {q_heads}, as query has, but got {heads}"
         )
     rule = mask_function
     if not isinstance(rule, mask_rules.MaskFunction):
-        rule = mask_rules.rule_of("sdpa_arguments", "mask_function", mask_function)
+        rule = mask_rules.rule_of(_NAME, "mask_function", mask_function)
     if not is_recording():
         program = rule.known_program
         for index, operand in enumerate(program.operands):
             if operand is not None:
                 program.rows(index, batch_size)  # also where no mask is made
-    if (
-        not isinstance(q_offset, torch.Tensor)
-        and not isinstance(kv_offset, torch.Tensor)
-        and q_length > 0
-        and kv_length > 0
-    ):
-        shown = rule.coverage(q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length)
-        is_needed = shown is mask_rules.Coverage.OTHER or (
-            shown is mask_rules.Coverage.CAUSAL and q_offset != kv_offset
-        )
-        if not is_needed and _hides_nothing(attention_mask, kv_length, kv_offset):
-            return SdpaArguments(None, shown is mask_rules.Coverage.CAUSAL)
-    mask = write_mask(
-        "sdpa_arguments",
-        rule,
-        (batch_size, q_length, kv_length),
-        q_offset,
-        kv_offset,
-        attention_mask,
-        query.device,
-        MaskFormat(dtype, None, unmask_unattended, masked_value),
-        heads=heads,
-        is_of_one_head=heads != q_heads,
+    are_tensors = isinstance(first, torch.Tensor) or isinstance(first_key, torch.Tensor)
+    if not are_tensors and q_length > 0 and kv_length > 0:
+        shown = rule.coverage(first, first + q_length, first_key, first_key + kv_length)
+        is_causal = shown is mask_rules.Coverage.CAUSAL
+        if (shown is mask_rules.Coverage.ALL or (is_causal and first == first_key)) and (
+            hides_nothing(attention_mask, kv_length, first_key)
+        ):
+            return SdpaArguments(None, is_causal)
+    sizes, is_one = (batch_size, q_length, kv_length), heads != q_heads
+    where = first, first_key, attention_mask, query.device
+    return SdpaArguments(
+        write_mask(_NAME, rule, sizes, *where, mask_format, heads=heads, is_of_one_head=is_one),
+        False,
     )
-    return SdpaArguments(mask, False)
 
 
-def _hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offset: int) -> bool:
-    """Whether each key is visible, as far as skip_policy permits to find out."""
-    policy = skipping.current()
-    if policy.name != "upstream":
-        return policy.skips_bidirectional(attention_mask, kv_length, kv_offset, None)
-    # In a graph that is kept, sizes may change, and with them what is_causal means.
-    if is_exporting() or is_jit_tracing():
-        return False
-    if attention_mask is None:
-        return True
-    if is_opaque(attention_mask) or attention_mask.shape[-1] < kv_offset + kv_length:
-        return False
-    return shows_all(attention_mask[:, kv_offset : kv_offset + kv_length])
+def _checked_format(dtype: Any, unmask_unattended: Any, masked_value: Any) -> MaskFormat:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{_NAME}: expected dtype to be a torch.dtype, but got {dtype!r}")
+    if dtype is masked_value is None and unmask_unattended is False:
+        return BOOLEAN
+    check_flag(_NAME, "unmask_unattended", unmask_unattended)
+    masked_value = checked_masked_value(_NAME, masked_value)
+    if dtype is None and masked_value is not None:
+        raise ValueError(
+            f"{_NAME}: expected a dtype beside masked_value, which a boolean mask (dtype "
+            f"None) does not hold, but got {masked_value!r} alone"
+        )
+    return MaskFormat(dtype, None, unmask_unattended, masked_value)
+
+
+def _checked_padding(attention_mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    check_padding(_NAME, attention_mask)
+    if attention_mask.shape[0] != query.shape[0]:
+        raise ValueError(
+            f"{_NAME}: expected attention_mask to have {query.shape[0]} rows, as query has, "
+            f"but got {list(attention_mask.shape)}"
+        )
+    warn_of_lost_documents(attention_mask, None, query.shape[2])
+    return attention_mask.to(device=query.device, dtype=torch.bool)

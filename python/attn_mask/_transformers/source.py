@@ -9,9 +9,11 @@ import ast
 import functools
 import hashlib
 import importlib.resources
+import importlib.util
+import inspect
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -39,6 +41,9 @@ FACTORIES = (
 # What decides that no mask is needed. The functions that write masks call it.
 SKIPPING = ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
 DECISIONS = ("prepare_padding_mask", *SKIPPING)
+
+# How the names of functions that write masks begin.
+WRITERS = ("sdpa_mask", "eager_mask")
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -80,82 +85,48 @@ def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield part.id
 
 
-def passes(text: str, argument: str) -> list[tuple[str, bool]]:
-    """Of each call of a create function in a model's file: its name, and whether it passes this.
-
-    Arguments that are passed as ``**kwargs`` are those that the function around names as strings.
-    A local name stands for each create function that it may be.
-    """
-    found = []
-    for function in ast.walk(ast.parse(text)):
-        if not isinstance(function, _Function):
-            continue
-        parts = list(ast.walk(function))
-        named = any(isinstance(part, ast.Constant) and part.value == argument for part in parts)
-        local = {
-            target.id: [name for name in _names([part.value]) if _is_create(name)]
-            for part in parts
-            if isinstance(part, ast.Assign)
-            for target in part.targets
-            if isinstance(target, ast.Name)
-        }
-        for call in parts:
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
-                name = call.func.id
-                is_given = any(
-                    keyword.arg == argument or (keyword.arg is None and named)
-                    for keyword in call.keywords
-                )
-                creates = [name] if _is_create(name) else local.get(name, [])
-                found += [(create, is_given) for create in creates]
-    return found
-
-
-def _is_create(name: str) -> bool:
-    return name.startswith("create_") and "mask" in name
-
-
 class Source:
     """The functions, other assignments and imports at the top of a module's source."""
 
-    def __init__(self, text: str):
-        self.functions: dict[str, list[_Function]] = {}
-        self.assignments: dict[str, list[ast.Assign | ast.AnnAssign]] = {}
-        self.imports: dict[str, tuple[str, str, int]] = {}
-        """By name: the module, the name there, and how many levels up that module's name starts."""
-        self._uses: dict[str, set[str]] = {}
+    def __init__(self, text: str, file: str | None = None):
+        self.defined: dict[str, list[_Function | ast.Assign | ast.AnnAssign]] = {}
+        self.uses: dict[str, set[str]] = {}
+        """The names that a function reads when it is called, or an assignment when it is made."""
+        self.imports: dict[str, tuple[str, str]] = {}
+        """By name: the module, as it is written, and the name there."""
         self._texts: dict[str, bytes] = {}
         tree = ast.parse(text)
         self._collect(tree.body)
-        compiled = compile(tree, "<source>", "exec", dont_inherit=True)
-        self.codes = [code for code in compiled.co_consts if isinstance(code, CodeType)]
-        """What the functions (and classes) are compiled to."""
+        compiled = compile(tree, file or "<source>", "exec", dont_inherit=True)
+        self.codes = {_identity(code) for code in _codes(compiled)}
+        """What is compiled of it."""
 
     def _collect(self, body: list[ast.stmt]) -> None:
         for node in body:
             if isinstance(node, _Function):
-                self.functions.setdefault(node.name, []).append(node)
+                self._add(node.name, node, node.body)
             elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                for target in targets:
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                     if isinstance(target, ast.Name):
-                        self.assignments.setdefault(target.id, []).append(node)
+                        self._add(target.id, node, [node.value] if node.value else [])
             elif isinstance(node, ast.ImportFrom):
+                origin = "." * node.level + (node.module or "")
                 for alias in node.names:
-                    origin = node.module or "", alias.name, node.level
-                    self.imports[alias.asname or alias.name] = origin
+                    self.imports[alias.asname or alias.name] = origin, alias.name
             elif isinstance(node, ast.If):
                 self._collect(node.body + node.orelse)
 
-    def uses(self, name: str) -> set[str]:
-        """The names that a function reads when it is called, or an assignment when it is made."""
-        if name not in self._uses:
-            nodes: list[ast.AST] = []
-            for function in self.functions.get(name, ()):
-                nodes += function.body
-            nodes += [node.value for node in self.assignments.get(name, ()) if node.value]
-            self._uses[name] = set(_names(nodes))
-        return self._uses[name]
+    def _add(
+        self,
+        name: str,
+        node: _Function | ast.Assign | ast.AnnAssign,
+        read: Sequence[ast.AST],
+    ) -> None:
+        self.defined.setdefault(name, []).append(node)
+        self.uses.setdefault(name, set()).update(_names(read))
+
+    def functions(self, name: str) -> list[_Function]:
+        return [node for node in self.defined.get(name, ()) if isinstance(node, _Function)]
 
     def reached(self, roots: Iterable[str], without: Iterable[str] = ()) -> set[str]:
         """All the names that the roots read, directly or through functions of the module.
@@ -167,7 +138,7 @@ class Source:
             name = queue.pop()
             if name not in found:
                 found.add(name)
-                queue += self.uses(name)
+                queue += self.uses.get(name, ())
         return found.difference(without)
 
     def hash(self, roots: Iterable[str], without: Iterable[str] = ()) -> str:
@@ -179,48 +150,38 @@ class Source:
 
     def _text(self, name: str) -> bytes:
         if name not in self._texts:
-            nodes = (*self.functions.get(name, ()), *self.assignments.get(name, ()))
-            lines = (f"{name}:{_normalised(node)}\n" for node in nodes)
+            lines = (f"{name}:{_normalised(node)}\n" for node in self.defined.get(name, ()))
             self._texts[name] = "".join(lines).encode()
         return self._texts[name]
-
-    def parameters(self, name: str) -> list[str] | None:
-        """Those of a function of the module, or None where there is none."""
-        for node in self.functions.get(name, ()):
-            arguments = node.args
-            return [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-        return None
 
 
 @functools.cache
 def hashes(source: Source) -> dict[str, str]:
     """By name: the functions of masking_utils that install() replaces, and "decisions"."""
-    writers = (name for name in source.functions if name.startswith(("sdpa_mask", "eager_mask")))
+    writers = (name for name in source.defined if name.startswith(WRITERS))
     return {
-        **{name: source.hash([name]) for name in FACTORIES if name in source.functions},
-        **{name: source.hash([name], SKIPPING) for name in writers},
+        **{name: source.hash([name]) for name in FACTORIES if source.functions(name)},
+        **{name: source.hash([name], SKIPPING) for name in writers if source.functions(name)},
         "decisions": source.hash(DECISIONS),
     }
 
 
 @functools.cache
-def known() -> dict[str, dict[str, str]]:
-    """The first release with a function of some name (see hashes) and hash."""
+def known() -> dict[str, str]:
+    """The first release with a function, by "name hash", see hashes."""
     table = importlib.resources.files("attn_mask._transformers").joinpath("known.json").read_text()
-    found: dict[str, dict[str, str]] = json.loads(table)
+    found: dict[str, str] = json.loads(table)
     return found
 
 
-@functools.lru_cache(4)
-def _parsed(text: str) -> Source:
-    return Source(text)
+_parsed = functools.lru_cache(4)(Source)
 
 
 def _source(module: ModuleType) -> Source | None:
     loader = getattr(getattr(module, "__spec__", None), "loader", None)
     try:
         text = loader.get_source(module.__name__)  # type: ignore[union-attr]
-        return None if text is None else _parsed(text)
+        return None if text is None else _parsed(text, getattr(module, "__file__", None))
     except (AttributeError, ImportError, OSError, SyntaxError, ValueError):
         return None
 
@@ -233,33 +194,31 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _is_same(code: CodeType, other: CodeType) -> bool:
-    """Whether two functions stand at the same line and do the same."""
+def _identity(code: CodeType) -> tuple[object, ...]:
+    """Equal for functions that stand at the same line of a file and do the same.
 
-    def parts(code: CodeType) -> tuple[object, ...]:
-        names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
-        return code.co_name, code.co_firstlineno, code.co_flags, code.co_code, *names
-
-    return (
-        parts(code) == parts(other)
-        and len(code.co_consts) == len(other.co_consts)
-        and all(
-            _is_same(a, b)
-            if isinstance(a, CodeType) and isinstance(b, CodeType)
-            else (type(a), a) == (type(b), b)
-            for a, b in zip(code.co_consts, other.co_consts, strict=True)
-        )
-    )
+    The code of functions that have run is not: Python 3.11 compares what it has specialised.
+    """
+    parts = [_identity(x) if isinstance(x, CodeType) else (type(x), x) for x in code.co_consts]
+    names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    place = code.co_filename, code.co_firstlineno, code.co_qualname
+    return *place, code.co_flags, code.co_code, *names, *parts
 
 
 class Module:
     """A module of transformers, with the source that it was executed from."""
 
     def __init__(self, module: ModuleType):
-        self._names = vars(module)
-        self._name = module.__name__
-        self._file = getattr(module, "__file__", None)
+        self.names = vars(module)
+        self.name = module.__name__
         self.source = _source(module)
+        if self.source is None:  # any function of somewhere else may be one
+            replaced = {name for name, held in list(self.names.items()) if _is_of_users(held)}
+        else:
+            names = (*self.source.defined, *self.source.imports)
+            replaced = {name for name in names if self._is_replaced(name, self.source)}
+        self._replaced = replaced
+        """The names that hold something else than what the source put there."""
 
     def own(self, function: Any) -> str | None:
         """The name under which the module's source defines a function; None if it does not.
@@ -269,80 +228,61 @@ class Module:
         """
         if not isinstance(function, FunctionType):
             return None
-        if name := self._defined(function):
-            return name
-        for cell in function.__closure__ or ():
-            if (
-                isinstance(inner := _contents(cell), FunctionType)
-                and (name := self._defined(inner))
-                and self._is_decorated(function, name)
-            ):
-                return name
-        return None
+        if not function.__closure__:
+            return self._defined(function)
+        within = vars(function).get("__wrapped__")
+        name = self._defined(within) if isinstance(within, FunctionType) else None
+        return name if name and self._is_decorated(function, name) else None
 
     def _defined(self, function: FunctionType) -> str | None:
         code = function.__code__
-        name = code.co_name
-        if function.__globals__ is not self._names or function.__closure__:
+        if function.__globals__ is not self.names or function.__closure__:
             return None
-        if self.source is None:
-            return name
         # What is executed at the same place of the file may be another version of it.
-        is_here = code.co_filename == self._file and any(
-            _is_same(code, defined) for defined in self.source.codes
-        )
-        return name if is_here else None
+        if self.source is not None and _identity(code) not in self.source.codes:
+            return None
+        return code.co_qualname
 
     def _is_decorated(self, wrapper: FunctionType, name: str) -> bool:
         """Whether a wrapper of a function is what its decorators made."""
         if self.source is None:
             return not _is_of_users(wrapper)
-        return any(wrapper.__code__ is code for code in self._decorated(name, self.source))
+        decorators = [by for node in self.source.functions(name) for by in node.decorator_list]
+        makers = (self.names.get(maker) for maker in _names(decorators))
+        return any(
+            wrapper.__code__ in _codes(maker.__code__)
+            for maker in makers
+            if isinstance(maker, FunctionType)
+        )
 
-    def _decorated(self, name: str, source: Source) -> Iterator[CodeType]:
-        """The codes of what the decorators of a function make."""
-        for node in source.functions.get(name, ()):
-            for decorator in node.decorator_list:
-                called = decorator.func if isinstance(decorator, ast.Call) else decorator
-                if not isinstance(called, ast.Name) or self._is_replaced(called.id):
-                    continue
-                made_by = self._names.get(called.id)
-                if isinstance(made_by, FunctionType):
-                    yield from _codes(made_by.__code__)
-
-    def _is_replaced(self, name: str) -> bool:
-        """Whether a name of the module holds something else than what its source put there."""
-        assert self.source is not None
-        held = self._names.get(name)
-        if name in self.source.functions:
+    def _is_replaced(self, name: str, source: Source) -> bool:
+        held = self.names.get(name)
+        if source.functions(name):
             return self.own(held) != name
-        if name in self.source.assignments:
+        if name in source.defined:
             return isinstance(held, FunctionType) and self.own(held) is None
-        if name in self.source.imports:
-            origin, original, level = self.source.imports[name]
-            if level:
-                package = self._name.split(".")[:-level]
-                origin = ".".join([*package, origin] if origin else package)
-            there = vars(sys.modules[origin]) if origin in sys.modules else {}
-            return there.get(original, held) is not held
-        return False
+        origin, original = source.imports[name]
+        there = sys.modules.get(importlib.util.resolve_name(origin, self.name.rpartition(".")[0]))
+        return there is not None and vars(there).get(original, held) is not held
 
-    def replaced(self, names: Iterable[str]) -> set[str]:
-        """Those of the names that hold something else than what the source put there."""
-        if self.source is not None:
-            return {name for name in names if self._is_replaced(name)}
-        # Without it, any function of somewhere else may be one.
-        return {name for name, held in list(self._names.items()) if _is_of_users(held)}
+    def replaced(self, roots: Iterable[str], without: Iterable[str] = ()) -> set[str]:
+        """What the roots read, see Source.reached, that is something else than the source's."""
+        if self.source is None:
+            return self._replaced
+        return self._replaced & self.source.reached(roots, without)
+
+    def parameters(self, *names: str) -> list[str]:
+        """Of the first function that the source defines, whatever has replaced it."""
+        for node in (node for name in names if self.source for node in self.source.functions(name)):
+            of = node.args
+            return [argument.arg for argument in (*of.posonlyargs, *of.args, *of.kwonlyargs)]
+        try:
+            return list(inspect.signature(self.names[names[0]]).parameters)
+        except (KeyError, TypeError, ValueError):
+            return []
 
 
 def _is_of_users(held: Any) -> bool:
     if not isinstance(held, FunctionType):
         return False
     return str(held.__globals__.get("__name__")).split(".")[0] not in ("torch", "transformers")
-
-
-def _contents(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return None
