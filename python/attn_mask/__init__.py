@@ -15,6 +15,7 @@ from attn_mask._core import library as _library
 from attn_mask._core.operators import aten_only as aten_only
 from attn_mask._core.skipping import skip_policy as skip_policy
 from attn_mask._graph import batching as _batching  # noqa: F401 - registers its rules
+from attn_mask._graph import flops as _flops
 from attn_mask._graph import registrations as _registrations  # noqa: F401 - as well
 from attn_mask._graph.aten import decompositions as decompositions
 from attn_mask._transformers.install import install as install

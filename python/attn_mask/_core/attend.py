@@ -15,7 +15,7 @@ from attn_mask._core.arguments import check_flag, check_states, checked_device, 
 from attn_mask._core.library import _C
 from attn_mask._core.log_once import warn_once
 from attn_mask._core.mask_rules import MaskFunction
-from attn_mask._core.operators import operators_by_place
+from attn_mask._core.operators import IN_ATEN, operators_by_place
 from attn_mask._core.program import Program
 from attn_mask._core.tracing import (
     default_device,
@@ -26,12 +26,13 @@ from attn_mask._core.tracing import (
     versions,
 )
 from attn_mask._core.write import Axis, axis, checked_offsets, tile_height, write_mask
-from attn_mask._graph import aten
-from attn_mask._graph.flops import COUNTER, tell_counters
 
 __all__ = ["AttentionPlan", "Segment", "attention_plan", "scaled_dot_product_attention"]
 
 _NAME = "scaled_dot_product_attention"
+
+# What tells torch's flop counter of attention, once it is loaded: _flops fills it.
+TELL_COUNTERS: list[Callable[[], None]] = []
 
 
 def scaled_dot_product_attention(
@@ -164,8 +165,9 @@ def _operators(*tensors: torch.Tensor) -> tuple[Any, bool]:
     ops = operators_by_place()
     if ops is not _C:
         return ops, is_recording()
-    if COUNTER in sys.modules:
-        tell_counters()
+    if "torch.utils.flop_counter" in sys.modules:
+        for tell in TELL_COUNTERS:
+            tell()
     whole = is_transformed()
     if is_differentiated_by_transforms(*tensors):
         warn_once(
@@ -173,7 +175,7 @@ def _operators(*tensors: torch.Tensor) -> tuple[Any, bool]:
             "%s: torch.func or a tangent differentiates it: it holds a tensor of all scores",
             _NAME,
         )
-        return aten, True
+        return IN_ATEN, True
     return ops, whole
 
 

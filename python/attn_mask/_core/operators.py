@@ -1,6 +1,7 @@
 """Whether graphs are to hold ATen operators alone, since they leave PyTorch."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ import torch
 from attn_mask._core.library import _C
 from attn_mask._core.scopes import Blocks, Scope
 from attn_mask._core.tracing import constant_in_graphs, is_jit_tracing
-from attn_mask._graph import aten
+
+# The operators in ATen's, by name: _decompositions fills it.
+IN_ATEN = SimpleNamespace()
 
 _scope = Scope("aten_only", False)
 
@@ -41,7 +44,7 @@ def set_everywhere(is_on: bool) -> None:
 
 def is_aten_only() -> bool:
     """Whether no operator of ours may be called."""
-    return operators_by_place() is aten
+    return operators_by_place() is IN_ATEN
 
 
 def operators_by_place() -> Any:
@@ -51,12 +54,12 @@ def operators_by_place() -> Any:
     decompositions of operators.
     """
     if _scope.default or ((_scope.open or _scope.traced) and _scope.current()):
-        return aten
+        return IN_ATEN
     # What is_recording asks, since each mask asks this.
     if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
         return _C
     leaves_torch = is_jit_tracing() or torch.onnx.is_in_onnx_export()
-    return aten if leaves_torch else _in_graphs
+    return IN_ATEN if leaves_torch else _in_graphs
 
 
 def operators() -> Any:
@@ -69,7 +72,7 @@ def operators() -> Any:
 
 def writing_to(out: torch.Tensor, ops: Any) -> Any:
     """The operators as ``operators_by_place`` found them, but writing to ``out``."""
-    return _ByPlace(ops if ops is aten else torch.ops.attn_mask, out)
+    return _ByPlace(ops if ops is IN_ATEN else torch.ops.attn_mask, out)
 
 
 class _ByPlace:

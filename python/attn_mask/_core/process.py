@@ -38,3 +38,11 @@ def register_once(
     _latest[name] = function
     if is_first:
         register(lambda *args, **kwargs: _latest[name](*args, **kwargs))
+
+
+def implement(operator: str, kernel: Callable[..., Any], key: str, **options: Any) -> None:
+    """Registers a kernel of an operator, whose registration goes with the library it is kept in."""
+    library = kept("kernels", lambda: torch.library.Library("attn_mask", "IMPL"))
+    register_once(
+        f"{operator} {key}", kernel, lambda latest: library.impl(operator, latest, key, **options)
+    )

@@ -5,17 +5,21 @@ Each function here has the name, the arguments and the result of an operator. A 
 is the definition of each leaf in ATen operators. The other operators are rules from the start.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
+from torch.utils._pytree import tree_map_only
 
 from attn_mask._core import mask_rules, process
 from attn_mask._core.library import _C, operators_that
 from attn_mask._core.mask_rules import MaskFunction
+from attn_mask._core.operators import IN_ATEN
 from attn_mask._core.program import Source
 from attn_mask._core.sdpa_decision import is_causal_enough, is_result, is_unmasked
 from attn_mask._core.tracing import is_jit_tracing, is_known
@@ -80,7 +84,7 @@ class _Within(MaskFunction):
 
 
 class _Decoder:
-    """Reads a program; csrc/ops/core/rule_program.cpp checks it.
+    """Reads a program; csrc/ops/rule_program.cpp checks it.
 
     Attributes:
         depends_on_batch: whether rows of the batch may differ.
@@ -112,12 +116,10 @@ class _Decoder:
             if type(size) is int:
                 size = min(size, mask_rules.OPEN)
             return mask_rules.Chunked(size, self._positions(optional=True), _TABLE_OF_ROWS)
-        if opcode == mask_rules.BLOCKS:
+        if opcode in (mask_rules.BLOCKS, mask_rules.DOCUMENTS):
+            of_ids = mask_rules.Blockwise if opcode == mask_rules.BLOCKS else mask_rules.Documents
             ids = self._operand()
-            return _within(mask_rules.Blockwise(ids, _TABLE_OF_ROWS), ids, queries, keys)
-        if opcode == mask_rules.DOCUMENTS:
-            ids = self._operand()
-            return _within(mask_rules.Documents(ids, _TABLE_OF_ROWS), ids, queries, keys)
+            return _within(of_ids(ids, _TABLE_OF_ROWS), ids, queries, keys)
         if opcode == mask_rules.PADDING:
             mask = self._operand().to(torch.bool)
             return _within(mask_rules.Padding(mask, _TABLE_OF_ROWS), mask, keys)
@@ -192,40 +194,18 @@ def _far(numbers: torch.Tensor) -> torch.Tensor:
 # Evaluating a rule
 
 
-class _Line(NamedTuple):
-    """The positions of the queries (or the keys) of a mask."""
-
-    positions: torch.Tensor  # [1 or b, length]
-    span: _Span | None
-    depends_on_batch: bool
-
-
-def _line(length: Any, offset: Any, given: torch.Tensor | None, device: torch.device) -> _Line:
+def _line(
+    length: Any, offset: Any, given: torch.Tensor | None, device: torch.device
+) -> tuple[torch.Tensor, _Span | None]:
+    """The positions [1 or b, length] of the queries (or the keys) of a mask, and their range."""
     index = torch.arange(length, device=device)
     if given is None:
         positions = index if _is(0, offset) else index + offset
-        return _Line(positions[None], _Span(offset, offset + length), False)
-    by_row = given.dim() == 2 and not _is(1, given.shape[0])
-    is_listed = given.dim() == 1 or (given.dim() == 2 and not _is(1, given.shape[1]))
+        return positions[None], _Span(offset, offset + length)
     positions = _far(given) + offset
-    if not is_listed:
+    if given.dim() == 0 or (given.dim() == 2 and _is(1, given.shape[1])):
         positions = positions + index
-    return _Line(positions if positions.dim() == 2 else positions[None], None, by_row)
-
-
-def _evaluate(
-    rule: MaskFunction, batch_size: Any, heads: Any, queries: _Line, keys: _Line
-) -> torch.Tensor:
-    """Which keys each query attends to, [batch_size, heads, q, kv]."""
-    q_idx, kv_idx = queries.positions, keys.positions
-    device = q_idx.device
-    attends: torch.Tensor = rule(
-        torch.arange(batch_size, device=device)[:, None, None, None],
-        torch.arange(heads, device=device)[None, :, None, None],
-        q_idx[:, None, :, None],
-        kv_idx[:, None, None, :],
-    )
-    return attends.expand(batch_size, heads, q_idx.shape[1], kv_idx.shape[1])
+    return positions if positions.dim() == 2 else positions[None], None
 
 
 def _attends(
@@ -247,22 +227,22 @@ def _attends(
             device = tensor.device
             break
     device = torch.device("cpu") if device is None else device
-    queries = _line(q_length, q_offset, q_positions, device)
-    keys = _line(kv_length, kv_offset, kv_positions, device)
+    q_idx, queries = _line(q_length, q_offset, q_positions, device)
+    kv_idx, keys = _line(kv_length, kv_offset, kv_positions, device)
     decoder = _Decoder(rule, operands, batch_size)
-    decoded = decoder.decode(queries.span, keys.span)
-    depends = decoder.depends_on_batch or queries.depends_on_batch or keys.depends_on_batch
-    rows = batch_size if depends else 1
-    if any(_is(0, size) for size in (rows, decoder.heads, q_length, kv_length)):
+    decoded = decoder.decode(queries, keys)
+    depends = decoder.depends_on_batch or not all(_is(1, idx.shape[0]) for idx in (q_idx, kv_idx))
+    rows, heads = batch_size if depends else 1, decoder.heads
+    if any(_is(0, size) for size in (rows, heads, q_length, kv_length)):
         # Nothing can be looked up in tables of no rows, not even for no element.
-        shape = (rows, decoder.heads, q_length, kv_length)
-        return torch.zeros(shape, dtype=torch.bool, device=device)
-    return _evaluate(decoded, rows, decoder.heads, queries, keys)
-
-
-def _unmasked(attends: torch.Tensor) -> torch.Tensor:
-    """The same with all keys for queries that have none."""
-    return attends | ~attends.any(-1, keepdim=True)
+        return torch.zeros((rows, heads, q_length, kv_length), dtype=torch.bool, device=device)
+    attends: torch.Tensor = decoded(
+        torch.arange(rows, device=device)[:, None, None, None],
+        torch.arange(heads, device=device)[None, :, None, None],
+        q_idx[:, None, :, None],
+        kv_idx[:, None, None, :],
+    )
+    return attends.expand(rows, heads, q_idx.shape[1], kv_idx.shape[1])
 
 
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -291,7 +271,9 @@ def _added(
 
 
 def _padded(mask: torch.Tensor, stride_multiple: Any) -> torch.Tensor:
-    """The mask as a part of one whose rows are a multiple of so many elements long."""
+    """The mask, dense or part of one whose rows are a multiple of so many elements long."""
+    if not is_jit_tracing():  # which would record a copy that is none
+        mask = mask.contiguous()
     if _is(1, stride_multiple) or mask.dim() == 0:
         return mask
     length = mask.shape[-1]
@@ -299,14 +281,13 @@ def _padded(mask: torch.Tensor, stride_multiple: Any) -> torch.Tensor:
     return F.pad(mask, (0, missing))[..., :length]
 
 
-def _dense(mask: torch.Tensor) -> torch.Tensor:
-    # torch.jit.trace and its exporter would record a copy that is none.
-    return mask if is_jit_tracing() else mask.contiguous()
-
-
 # The table
 
 TABLE: dict[Any, Callable[..., Any]] = {}
+# The same by name, without the `.out` forms.
+_FORMS = SimpleNamespace()
+# Operators as others of ours write them, which always give a mask (see _composite).
+COMPOSITES: dict[Any, Callable[..., Any]] = {}
 
 
 def _operator(decomposition: Callable[..., Any]) -> Callable[..., Any]:
@@ -318,6 +299,7 @@ def _operator(decomposition: Callable[..., Any]) -> Callable[..., Any]:
     name = decomposition.__name__
     packet = getattr(_ops, name)
     called = _enter(packet.default, decomposition)
+    setattr(_FORMS, name, TABLE[packet.default])
     if name in operators_that(writes_mask=True):
         may_give_none = name in operators_that(may_give_none=True)
 
@@ -332,6 +314,22 @@ def _operator(decomposition: Callable[..., Any]) -> Callable[..., Any]:
 
         called.out = _enter(packet.out, write)  # type: ignore[attr-defined]
     return called
+
+
+def _composite(written: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for an operator that is written by others, its first argument.
+
+    They are those in ATen's, or, to be exported, ours that always give a mask. What may give None
+    is exported with ``is_needed``.
+    """
+    func = getattr(_ops, written.__name__).default
+    COMPOSITES[func] = _by_name(func, functools.partial(written, _ops))
+
+    def form(**given: Any) -> Any:
+        return written(_FORMS, **given)
+
+    form.__name__ = written.__name__
+    return _operator(form)
 
 
 def _enter(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
@@ -350,11 +348,7 @@ def _by_name(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]
     """It takes arguments, and leaves them out, as the operator does."""
     arguments = func._schema.arguments
     names = [argument.name for argument in arguments]
-    defaults = {
-        argument.name: argument.default_value
-        for argument in arguments
-        if argument.has_default_value()
-    }
+    defaults = {of.name: of.default_value for of in arguments if of.has_default_value()}
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return decomposition(**{**defaults, **dict(zip(names, args, strict=False)), **kwargs})
@@ -378,8 +372,9 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             elif argument.name == "allow_skip":
                 given["allow_skip"] = False  # it would read values
             elif argument.name in given:
-                value = given[argument.name]
-                given[argument.name] = _for_check(str(argument.type), value)
+                convert = _meta if "Tensor" in str(argument.type) else int
+                converted = tree_map_only(torch.Tensor, convert, given[argument.name])
+                given[argument.name] = converted
         func(**given)
     finally:
         torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
@@ -398,18 +393,6 @@ def _meta(tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _for_check(type_of_argument: str, value: Any) -> Any:
-    if "Tensor" in type_of_argument:
-        if isinstance(value, torch.Tensor):
-            return _meta(value)
-        return value if value is None else [_meta(tensor) for tensor in value]
-    if isinstance(value, torch.Tensor):
-        return int(value)
-    if isinstance(value, list | tuple):
-        return [int(number) for number in value]
-    return value
-
-
 # The operators
 
 
@@ -418,8 +401,9 @@ def boolean(
     *, batch_size: Any, unmask_unattended: bool, stride_multiple: Any, **where: Any
 ) -> torch.Tensor:
     attends = _attends(batch_size=batch_size, **where)
-    mask = _dense(_unmasked(attends) if unmask_unattended else attends)
-    return _padded(mask, stride_multiple).expand(batch_size, -1, -1, -1)
+    if unmask_unattended:
+        attends = attends | ~attends.any(-1, keepdim=True)
+    return _padded(attends, stride_multiple).expand(batch_size, -1, -1, -1)
 
 
 @_operator
@@ -432,95 +416,51 @@ def additive(
     unmask_unattended: bool,
     masked_value: Any,
     stride_multiple: Any,
+    minus_zero: bool = False,
     **where: Any,
 ) -> torch.Tensor:
+    """With ``minus_zero``, which only forms of other operators give, unmasked rows hold -0.0."""
     if device is None and bias is not None:
         device = bias.device
     attends = _attends(batch_size=batch_size, device=device, **where)
-    if unmask_unattended:
-        attends = _unmasked(attends)
+    has_key = attends.any(-1, keepdim=True) if unmask_unattended else None
+    if has_key is not None and not minus_zero:
+        attends = attends | ~has_key
     attends = attends.expand(batch_size, -1, -1, -1)
-    return _padded(_dense(_added(attends, dtype, masked_value, bias)), stride_multiple)
+    mask = _added(attends, dtype, masked_value, bias)
+    if has_key is not None and minus_zero:
+        mask = torch.where(has_key, mask, _minus_zero(has_key, dtype))
+    return _padded(mask, stride_multiple)
 
 
-def _causal_mask(
-    batch_size: Any,
-    q_length: Any,
-    kv_length: Any,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | None,
-    sliding_window: Any,
-    stride_multiple: Any,
-    is_needed: bool = False,
-) -> torch.Tensor | None:
-    if not is_needed and sliding_window is None and q_length <= 1:
-        return None
-    device = torch.device("cpu") if device is None else torch.device(device)
-    queries = _line(q_length, kv_length - q_length, None, device)
-    keys = _line(kv_length, 0, None, device)
-    attends = _evaluate(_causal_rule(sliding_window), 1, 1, queries, keys)
-    mask = _padded(_added(attends, dtype), stride_multiple)
-    return mask.expand(batch_size, 1, q_length, kv_length)
+# Those of upstream's functions
 
 
-def _causal_rule(sliding_window: Any) -> MaskFunction:
+def _causal_code(sliding_window: Any) -> list[Any]:
     if sliding_window is None:
-        return mask_rules.causal()
-    return mask_rules.causal() & mask_rules.Window(sliding_window, None)
-
-
-@_operator
-def to_causal_4d(
-    *, batch_size: Any, query_length: Any, key_value_length: Any, **given: Any
-) -> torch.Tensor | None:
-    return _causal_mask(batch_size, query_length, key_value_length, **given)
+        return [mask_rules.CAUSAL]
+    return [mask_rules.AND, 2, mask_rules.CAUSAL, mask_rules.WINDOW, sliding_window, _C.ABSENT]
 
 
 @_operator
 def _make_causal_mask(
-    *, input_ids_shape: Sequence[Any], past_key_values_length: Any, **given: Any
-) -> torch.Tensor | None:
+    *,
+    input_ids_shape: Sequence[Any],
+    past_key_values_length: Any,
+    sliding_window: Any,
+    **given: Any,
+) -> torch.Tensor:
     batch_size, q_length = input_ids_shape
-    kv_length = q_length + past_key_values_length
-    return _causal_mask(batch_size, q_length, kv_length, is_needed=True, **given)
-
-
-@_operator
-def _create_4d_causal_attention_mask(
-    *, input_shape: Sequence[Any], past_key_values_length: Any, **given: Any
-) -> torch.Tensor | None:
-    batch_size, q_length = input_shape
-    return _causal_mask(batch_size, q_length, q_length + past_key_values_length, **given)
+    past = past_key_values_length
+    sizes = 1, q_length, q_length + past
+    code = _causal_code(sliding_window)
+    mask: torch.Tensor = _FORMS.additive(code, [], *sizes, q_offset=past, **given)
+    return mask.expand(batch_size, -1, -1, -1)
 
 
 def _is_one_in(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Where a mask of ones and zeros is 1, as a number of the dtype."""
     return mask if mask.dtype == torch.bool else mask.to(dtype) == 1
-
-
-def _padding_mask(
-    mask: torch.Tensor,
-    q_length: Any,
-    *,
-    dtype: torch.dtype,
-    stride_multiple: Any,
-    is_causal: bool = False,
-    sliding_window: Any = None,
-    unmask_unattended: bool = False,
-) -> torch.Tensor:
-    batch_size, kv_length = mask.shape
-    rule: MaskFunction = mask_rules.Padding(_is_one_in(mask, dtype), _TABLE_OF_ROWS)
-    if is_causal:
-        rule = _causal_rule(sliding_window) & rule
-    queries = _line(q_length, kv_length - q_length, None, mask.device)
-    keys = _line(kv_length, 0, None, mask.device)
-    attends = _evaluate(rule, batch_size, 1, queries, keys)
-    result = _added(attends, dtype)
-    if unmask_unattended:
-        has_key = attends.any(-1, keepdim=True)
-        result = torch.where(has_key, result, _minus_zero(has_key, dtype))
-    return _padded(result, stride_multiple)
 
 
 @_operator
@@ -530,36 +470,47 @@ def to_4d(
     query_length: Any,
     key_value_length: Any,
     is_causal: bool,
+    sliding_window: Any,
+    dtype: torch.dtype,
     **given: Any,
 ) -> torch.Tensor:
+    batch_size, kv_length = attention_mask_2d.shape
     if is_causal and key_value_length is not None and torch.compiler.is_compiling():
-        torch._check(attention_mask_2d.shape[1] == key_value_length)
-    # One query attends to all keys that the mask has, as causality gives for the
-    # last one.
-    return _padding_mask(attention_mask_2d, query_length, is_causal=is_causal, **given)
+        torch._check(kv_length == key_value_length)
+    # One query attends to all keys that the mask has, as causality gives for the last one.
+    causal = _causal_code(sliding_window) if is_causal else [mask_rules.ALL]
+    mask: torch.Tensor = _FORMS.additive(
+        [mask_rules.AND, 2, *causal, mask_rules.PADDING, 0],
+        [_is_one_in(attention_mask_2d, dtype)],
+        batch_size,
+        query_length,
+        kv_length,
+        dtype=dtype,
+        q_offset=kv_length - query_length,
+        minus_zero=True,
+        **given,
+    )
+    return mask
 
 
-def _expanded(*, mask: torch.Tensor, tgt_len: Any, **given: Any) -> torch.Tensor:
-    return _padding_mask(mask, mask.shape[1] if tgt_len is None else tgt_len, **given)
+@_composite
+def _expand_mask(ops: Any, *, mask: torch.Tensor, tgt_len: Any, **given: Any) -> Any:
+    q_length = mask.shape[1] if tgt_len is None else tgt_len
+    return ops.to_4d(mask, q_length, is_causal=False, **given)
 
 
-@_operator
-def _expand_mask(**given: Any) -> torch.Tensor:
-    return _expanded(**given)
+@_composite
+def _prepare_4d_attention_mask(ops: Any, **given: Any) -> Any:
+    return ops._expand_mask(**given)
 
 
-@_operator
-def _prepare_4d_attention_mask(**given: Any) -> torch.Tensor:
-    return _expanded(**given)
-
-
-@_operator
+@_composite
 def _prepare_4d_attention_mask_for_sdpa(
-    *, mask: torch.Tensor, allow_skip: bool, is_needed: bool = False, **given: Any
-) -> torch.Tensor | None:
+    ops: Any, *, mask: torch.Tensor, allow_skip: bool, is_needed: bool = False, **given: Any
+) -> Any:
     if allow_skip and not is_needed and _is_all_ones(mask):
         return None
-    return _expanded(mask=mask, **given)
+    return ops._prepare_4d_attention_mask(mask, **given)
 
 
 def _is_all_ones(mask: torch.Tensor) -> bool:
@@ -568,117 +519,110 @@ def _is_all_ones(mask: torch.Tensor) -> bool:
         return bool((mask if mask.dtype == torch.bool else mask == 1).all())
 
 
-def _unmask(mask: torch.Tensor, min_dtype: Any, stride_multiple: Any) -> torch.Tensor:
-    if min_dtype == 0:
-        # Zeros that are unmasked stay as they are, with their sign.
-        return _padded(mask.clone(memory_format=torch.contiguous_format), stride_multiple)
-    is_masked = (mask == min_dtype).all(-1, keepdim=True)
-    if min_dtype < 0 and mask.is_floating_point():
-        zero = _minus_zero(~is_masked, mask.dtype)
-    else:
-        zero = _number(0, mask.dtype, mask.device)
-    return _padded(_dense(torch.where(is_masked, zero, mask)), stride_multiple)
+def _causal(
+    ops: Any, shape: Sequence[Any], past: Any, *, is_needed: bool = False, **given: Any
+) -> Any:
+    if not is_needed and given["sliding_window"] is None and shape[1] <= 1:
+        return None
+    return ops._make_causal_mask(shape, past, **given)
+
+
+@_composite
+def _create_4d_causal_attention_mask(
+    ops: Any, *, input_shape: Sequence[Any], past_key_values_length: Any, **given: Any
+) -> Any:
+    return _causal(ops, input_shape, past_key_values_length, **given)
+
+
+@_composite
+def to_causal_4d(
+    ops: Any, *, batch_size: Any, query_length: Any, key_value_length: Any, **given: Any
+) -> Any:
+    past = key_value_length - query_length
+    return _causal(ops, (batch_size, query_length), past, **given)
 
 
 @_operator
 def _unmask_unattended(
     *, expanded_mask: torch.Tensor, min_dtype: Any, stride_multiple: Any
 ) -> torch.Tensor:
-    return _unmask(expanded_mask, min_dtype, stride_multiple)
+    mask = expanded_mask
+    if min_dtype == 0:
+        return _copied(mask, stride_multiple)  # zeros that are unmasked keep their sign
+    is_masked = (mask == min_dtype).all(-1, keepdim=True)
+    if min_dtype < 0 and mask.is_floating_point():
+        zero = _minus_zero(~is_masked, mask.dtype)
+    else:
+        zero = _number(0, mask.dtype, mask.device)
+    return _padded(torch.where(is_masked, zero, mask), stride_multiple)
 
 
-def _inverted(mask: torch.Tensor, embeds_dtype: torch.dtype, stride_multiple: Any) -> torch.Tensor:
-    """A 4D mask of ones and zeros as an additive one."""
-    dtype = mask.dtype if mask.is_floating_point() else torch.float32
-    if mask.dtype == torch.bool:
-        dtype = embeds_dtype
-    attends = _is_one_in(mask, dtype)
-    added = _added(attends, dtype, torch.finfo(embeds_dtype).min)
-    return _padded(_dense(added), stride_multiple)
+def _copied(mask: torch.Tensor, stride_multiple: Any) -> torch.Tensor:
+    return _padded(mask.clone(memory_format=torch.contiguous_format), stride_multiple)
 
 
-@_operator
-def _prepare_4d_causal_attention_mask(
-    *,
+def _prepared(
+    ops: Any,
     attention_mask: torch.Tensor | None,
+    *,
     input_shape: Sequence[Any],
     inputs_embeds: torch.Tensor,
     past_key_values_length: Any,
+    unmask_unattended: bool = False,
     is_needed: bool = False,
     **given: Any,
-) -> torch.Tensor | None:
-    dtype = inputs_embeds.dtype
+) -> Any:
+    """A causal mask, with the padding of a 2D mask."""
+    given["dtype"] = inputs_embeds.dtype
     if attention_mask is None:
-        return _without_padding(
-            input_shape, inputs_embeds, past_key_values_length, is_needed, **given
-        )
-    if attention_mask.dim() == 4:
-        return _inverted(attention_mask, dtype, given["stride_multiple"])
-    return _padding_mask(attention_mask, input_shape[1], dtype=dtype, is_causal=True, **given)
+        given |= {"device": inputs_embeds.device, "is_needed": is_needed}
+        return _causal(ops, input_shape, past_key_values_length, **given)
+    return ops.to_4d(
+        attention_mask,
+        input_shape[1],
+        key_value_length=attention_mask.shape[1],
+        unmask_unattended=unmask_unattended,
+        **given,
+    )
 
 
-@_operator
+@_composite
+def _prepare_4d_causal_attention_mask(
+    ops: Any, *, attention_mask: torch.Tensor | None, **given: Any
+) -> Any:
+    if attention_mask is None or attention_mask.dim() != 4:
+        return _prepared(ops, attention_mask, **given)
+    # A 4D mask of ones and zeros becomes an additive one.
+    dtype = attention_mask.dtype if attention_mask.is_floating_point() else torch.float32
+    of_embeds = given["inputs_embeds"].dtype
+    if attention_mask.dtype == torch.bool:
+        dtype = of_embeds
+    attends = _is_one_in(attention_mask, dtype)
+    mask = _added(attends, dtype, torch.finfo(of_embeds).min)
+    return _padded(mask, given["stride_multiple"])
+
+
+@_composite
 def _prepare_4d_causal_attention_mask_for_sdpa(
+    ops: Any,
     *,
     attention_mask: torch.Tensor | None,
-    input_shape: Sequence[Any],
-    inputs_embeds: torch.Tensor,
-    past_key_values_length: Any,
     allow_skip: bool,
     unmask_unattended: bool | None,
     is_needed: bool = False,
     **given: Any,
-) -> torch.Tensor | None:
-    dtype = inputs_embeds.dtype
-    is_skipped = (
-        allow_skip
-        and not is_needed
-        and is_causal_enough(
-            attention_mask,
-            inputs_embeds,
-            past_key_values_length,
-            given["sliding_window"],
-            _is_all_ones,
-        )
-    )
-    if is_skipped:
+) -> Any:
+    mask, embeds = attention_mask, given["inputs_embeds"]
+    past, window = given["past_key_values_length"], given["sliding_window"]
+    if allow_skip and not is_needed and _ignore_causal_mask_sdpa(mask, embeds, past, window):
         return None
-    if attention_mask is None:
-        return _without_padding(
-            input_shape, inputs_embeds, past_key_values_length, is_needed, **given
-        )
-    if is_result(attention_mask, unmask_unattended):
-        copied = attention_mask.clone(memory_format=torch.contiguous_format)
-        return _padded(copied, given["stride_multiple"])
-    if attention_mask.dim() == 4:
-        return _unmask(attention_mask, torch.finfo(dtype).min, given["stride_multiple"])
-    return _padding_mask(
-        attention_mask,
-        input_shape[1],
-        dtype=dtype,
-        is_causal=True,
-        unmask_unattended=is_unmasked(attention_mask, unmask_unattended),
-        **given,
-    )
-
-
-def _without_padding(
-    input_shape: Sequence[Any],
-    inputs_embeds: torch.Tensor,
-    past_key_values_length: Any,
-    is_needed: bool,
-    **given: Any,
-) -> torch.Tensor | None:
-    batch_size, q_length = input_shape
-    return _causal_mask(
-        batch_size,
-        q_length,
-        q_length + past_key_values_length,
-        dtype=inputs_embeds.dtype,
-        device=inputs_embeds.device,
-        is_needed=is_needed,
-        **given,
-    )
+    if mask is not None and is_result(mask, unmask_unattended):
+        return _copied(mask, given["stride_multiple"])
+    if mask is not None and mask.dim() == 4:
+        lowest = torch.finfo(embeds.dtype).min
+        return ops._unmask_unattended(mask, lowest, stride_multiple=given["stride_multiple"])
+    unmask = mask is not None and is_unmasked(mask, unmask_unattended)
+    return _prepared(ops, mask, unmask_unattended=unmask, is_needed=is_needed, **given)
 
 
 def _ignore_causal_mask_sdpa(
@@ -738,8 +682,7 @@ def block_mask(
     q_width: Any,
     **where: Any,
 ) -> list[torch.Tensor]:
-    of_states = TABLE[_ops._block_states.default]
-    states = of_states(batch_size=batch_size, heads=heads, **where)
+    states = _FORMS._block_states(batch_size=batch_size, heads=heads, **where)
     states = states.expand(batch_size, heads, -1, -1)
     kinds = [states == _PARTIAL, states == _FULL] if separate_full_blocks else [states != _EMPTY]
     lists: list[torch.Tensor] = []
@@ -763,7 +706,7 @@ def _lists_of_blocks(blocks: torch.Tensor, width: Any) -> tuple[torch.Tensor, to
 
 
 def _block_mask_widths(*args: Any, **kwargs: Any) -> list[int]:
-    lists = TABLE[_ops.block_mask.default](*args, **kwargs)
+    lists = _FORMS.block_mask(*args, **kwargs)
     half = len(lists) // 2
     counts = lists[:half:2], lists[half::2]
     with _disable_current_modes():
@@ -776,7 +719,15 @@ def _block_mask_widths(*args: Any, **kwargs: Any) -> list[int]:
 # Attention
 
 
-def _visible(query: torch.Tensor, key: torch.Tensor, **where: Any) -> torch.Tensor:
+def _visible(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *,
+    enable_gqa: bool,
+    max_documents: Any,
+    max_length: Any,
+    **where: Any,
+) -> torch.Tensor:
     sizes: dict[str, Any] = {"q_length": query.shape[2], "kv_length": key.shape[2]}
     return _attends(device=query.device, batch_size=query.shape[0], **sizes, **where)
 
@@ -788,9 +739,6 @@ def scaled_dot_product_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     scale: float | None,
-    enable_gqa: bool,
-    max_documents: Any,
-    max_length: Any,
     **where: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return dense_attention.forward(query, key, value, _visible(query, key, **where), scale)
@@ -806,9 +754,6 @@ def scaled_dot_product_attention_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float | None,
-    enable_gqa: bool,
-    max_documents: Any,
-    max_length: Any,
     grad_lse: torch.Tensor | None,
     **where: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -823,6 +768,9 @@ def _document_limits(*args: Any, **kwargs: Any) -> list[int]:
 
 def _attention_plan(*args: Any, **kwargs: Any) -> list[int]:
     raise NotImplementedError("attention_plan: expected device to be cpu or cuda")
+
+
+vars(IN_ATEN).update({_name: globals()[_name] for _name in operators_that()})
 
 
 # Other devices
@@ -862,30 +810,9 @@ def _kernel(name: str, decomposition: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _checked_kernel(func: Any, decomposition: Callable[..., Any]) -> Callable[..., Any]:
-    kernel = _kernel(func._schema.name.partition("::")[2], decomposition)
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        _check(func, args, kwargs)
-        return kernel(*args, **kwargs)
-
-    return checked
-
-
-# Registrations go with the library.
-_library_of_devices = process.kept("devices", lambda: torch.library.Library("attn_mask", "IMPL"))
-
-
-def _register(operator: Any, kernel: Callable[..., Any], device: str) -> None:
-    process.register_once(
-        f"{operator} {device}",
-        kernel,
-        lambda latest: _library_of_devices.impl(operator, latest, device),
-    )
-
-
-for _device in _OTHER_DEVICES:
-    for _func, _written in TABLE.items():
-        _register(_func, _checked_kernel(_func, _written), _device)
-    for _name in operators_that(is_host_decision=True):
-        _register(_name, _kernel(_name, globals()[_name]), _device)
+for _name in operators_that():
+    _form = getattr(IN_ATEN, _name)
+    for _device in _OTHER_DEVICES:
+        process.implement(_name, _kernel(_name, _form), _device)
+        if hasattr(_form, "out"):
+            process.implement(f"{_name}.out", _kernel(_name, _form.out), _device)

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-COUNTER = "torch.utils.flop_counter"
+from attn_mask._core.attend import TELL_COUNTERS
 
 _ops = torch.ops.attn_mask
 
@@ -17,7 +17,7 @@ _TILE = 2**26
 
 def tell_counters() -> None:
     """Registers the formulas once that module is loaded, which takes longer than this package."""
-    module = sys.modules.get(COUNTER)
+    module = sys.modules.get("torch.utils.flop_counter")
     if module is None or _ops.scaled_dot_product_attention in module.flop_registry:
         return
     formulas = {
@@ -95,3 +95,6 @@ def _pairs(
         )
         pairs += int(mask.count_nonzero()) * (heads // max(1, mask.shape[1]))
     return pairs
+
+
+TELL_COUNTERS[:] = [tell_counters]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode
@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from attn_mask._core import process
 from attn_mask._core.library import operators_that
 from attn_mask._core.operators import is_aten_only
-from attn_mask._core.sdpa_decision import is_unmasked
-from attn_mask._graph.aten import TABLE
+from attn_mask._graph.aten import COMPOSITES, TABLE
 
 _ops = torch.ops.attn_mask
 
@@ -33,62 +32,7 @@ def _fake_factory(
         return mode.__torch_dispatch__(func, types, args, kwargs)
     result = func(*args, **{**kwargs, "device": torch.device("meta")})
     device = kwargs.get("device") or torch.device("cpu")
-    with mode:
-        return tree_map_only(
-            torch.Tensor,
-            lambda meta: torch.empty_strided(
-                meta.shape, meta.stride(), dtype=meta.dtype, device=device
-            ),
-            result,
-        )
-
-
-def _certain(
-    mode: ProxyTorchDispatchMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
-) -> Any:
-    """Exports an operator that may return None as one that can't.
-
-    Whether there is a mask has been decided by then, and AOTInductor can't serialize an optional
-    result. The operator runs first, so that errors name it.
-    """
-    if not torch.compiler.is_exporting():
-        return mode.__torch_dispatch__(func, types, args, kwargs)
-    result = func(*args, **kwargs)
-    if result is None:
-        return None
-    names = [argument.name for argument in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    dtype, (batch_size, _, q_length, kv_length) = result.dtype, result.shape
-    options = {"dtype": dtype, "stride_multiple": given.get("stride_multiple", 1)}
-    window = given.get("sliding_window")
-    with mode:
-        if "mask" in given:
-            return _ops._prepare_4d_attention_mask(given["mask"], given.get("tgt_len"), **options)
-        mask = given.get("attention_mask")
-        if mask is None:
-            return _ops._make_causal_mask(
-                (batch_size, q_length),
-                kv_length - q_length,
-                window,
-                device=result.device,
-                **options,
-            )
-        unmask = False
-        if func is _ops._prepare_4d_causal_attention_mask_for_sdpa.default:
-            unmask = is_unmasked(mask, given.get("unmask_unattended"))
-        if mask.dim() == 2:
-            return _ops.to_4d(
-                mask,
-                q_length,
-                key_value_length=kv_length,
-                sliding_window=window,
-                unmask_unattended=unmask,
-                **options,
-            )
-        if unmask:
-            lowest = torch.finfo(given["inputs_embeds"].dtype).min
-            return _ops._unmask_unattended(mask, lowest, stride_multiple=options["stride_multiple"])
-        return TABLE[func](**given, is_needed=True)
+    return tree_map_only(torch.Tensor, lambda meta: FakeTensor(mode, meta, device), result)
 
 
 def _with_operand(
@@ -118,43 +62,33 @@ def _is_decomposed(func: Any, recording: ProxyTorchDispatchMode | None) -> bool:
     return func in table and table[func] is TABLE[func]
 
 
-def _in_aten(
-    record: Callable[..., Any],
-    mode: ProxyTorchDispatchMode,
-    func: Any,
-    types: Any,
-    args: Any,
-    kwargs: dict[str, Any],
-) -> Any:
-    """Records an operator as ATen's where a graph is to hold nothing else."""
-    if not _is_decomposed(func, mode):
-        return record(mode, func, types, args, kwargs)
-    if record is _certain:
-        if func(*args, **kwargs) is None:
-            return None
-        kwargs = {**kwargs, "is_needed": True}
-    with mode:
-        return TABLE[func](*args, **kwargs)
+def _recorded(mode: Any, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Records an operator, as ATen's where a graph is to hold nothing else.
 
-
-def _without_effect(
-    mode: FunctionalTensorMode, func: Any, types: Any, args: Any, kwargs: dict[str, Any]
-) -> Any:
-    """Functionalizes an `.out` form.
-
-    What torch makes of it takes the operator as an argument, which no table of decompositions gets
-    to see: where there is one for it, that is used here.
+    What may give None is exported as what it writes: whether there is a mask has been decided by
+    then, and AOTInductor can't serialize an optional result. An `.out` form meets it when it is
+    functionalized: what torch makes of it takes the operator as an argument, which no table of
+    decompositions gets to see.
     """
-    if not _is_decomposed(func, get_proxy_mode()):
-        return mode.__torch_dispatch__(func, types, args, kwargs)
-    with mode:
-        return TABLE[func](*args, **kwargs)
+    is_proxy = isinstance(mode, ProxyTorchDispatchMode)
+    is_decomposed = _is_decomposed(func, mode if is_proxy else get_proxy_mode())
+    if func in _OPTIONAL and (is_decomposed or torch.compiler.is_exporting()):
+        if func(*args, **kwargs) is None:  # it runs first, so that errors name it
+            return None
+        with mode:
+            return COMPOSITES[func](*args, **kwargs, is_needed=True)
+    if is_decomposed:
+        with mode:
+            return TABLE[func](*args, **kwargs)
+    if func in _OF_RULES:
+        return _with_operand(mode, func, types, args, kwargs)
+    return mode.__torch_dispatch__(func, types, args, kwargs)
 
 
-_RECORDED = {
-    **dict.fromkeys(operators_that(may_give_none=True), _certain),
-    **dict.fromkeys(operators_that(takes_rule=True), _with_operand),
-}
+_OPTIONAL, _OF_RULES = (
+    {getattr(_ops, name).default for name in operators_that(**{trait: True})}
+    for trait in ("may_give_none", "takes_rule")
+)
 
 
 def _register(func: Any, mode: type, rule: Callable[..., Any]) -> None:
@@ -168,9 +102,6 @@ def _register(func: Any, mode: type, rule: Callable[..., Any]) -> None:
 for _name in operators_that(is_factory=True, is_host_decision=False):
     _register(f"attn_mask::{_name}", FakeTensorMode, _fake_factory)
 for _func in TABLE:
-    _name = _func._schema.name.partition("::")[2]
-    _record = _RECORDED.get(_name, ProxyTorchDispatchMode.__torch_dispatch__)
+    _register(_func, ProxyTorchDispatchMode, _recorded)
     if _func._overloadname == "out":
-        _record = ProxyTorchDispatchMode.__torch_dispatch__
-        _register(_func, FunctionalTensorMode, _without_effect)
-    _register(_func, ProxyTorchDispatchMode, functools.partial(_in_aten, _record))
+        _register(_func, FunctionalTensorMode, _recorded)
