@@ -12,8 +12,11 @@ from attn_mask._core.mask_rules import Coverage as Coverage
 from attn_mask._core.mask_rules import Documents as Documents
 from attn_mask._core.mask_rules import Function as Function
 from attn_mask._core.mask_rules import Padding as Padding
+from attn_mask._core.mask_rules import Reindex as Reindex
+from attn_mask._core.mask_rules import Shift as Shift
 from attn_mask._core.mask_rules import Window as Window
 from attn_mask._core.mask_rules import __all__ as __all__
+from attn_mask._core.mask_rules import rule_of as rule_of
 
 # A pickled rule names the module of its class: this one, wherever the class is defined.
 for _value in list(vars(mask_rules).values()):

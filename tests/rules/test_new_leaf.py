@@ -228,7 +228,8 @@ STEPS = {
     "python/attn_mask/_graph/aten.py": [
         (
             "        if opcode == mask_rules.NOTHING:\n",
-            "        if opcode == mask_rules.EVEN_KEYS:\n            return mask_rules.even_keys()\n"
+            "        if opcode == mask_rules.EVEN_KEYS:\n"
+            "            return mask_rules.even_keys()\n"
             "        if opcode == mask_rules.NOTHING:\n",
         ),
     ],
