@@ -502,7 +502,7 @@ def test_lengths_without_end(rule, q_length, kv_length):
 
 def test_bits_beside_a_mask_function_in_several_tiles(monkeypatch):
     """Each tile has its own rows of the bits."""
-    monkeypatch.setattr(attn_mask.attention, "_TILE", 7 * 30 * 2)
+    monkeypatch.setattr(attn_mask._core.attend, "_TILE", 7 * 30 * 2)
     attends = torch.rand(1, 2, 30, 30, generator=torch.Generator().manual_seed(3)) < 0.4
     rule = bits(attends) | function(lambda b, h, q, k: (q + k) % 3 == 0)
     queries, keys = torch.arange(30)[:, None], torch.arange(30)
