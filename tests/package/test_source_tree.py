@@ -153,7 +153,7 @@ def test_walk_to_an_operator():
     mentions = files_that_mention(
         r"\bBlockStates\b|\b_block_states\b", "csrc/", "python/", "tests/support/"
     )
-    caller = "python/attn_mask/block_mask.py"
+    caller = "python/attn_mask/_core/blocks.py"
     assert mentions - {caller} == walk(title) - {"CMakeLists.txt"}
     sources = [name for name in walk(title) if name.endswith(".cpp")]
     text = (ROOT / "CMakeLists.txt").read_text()

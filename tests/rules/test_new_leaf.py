@@ -203,7 +203,11 @@ STEPS = {
             "      case Opcode::kNothing:\n",
         ),
     ],
-    "python/attn_mask/rules.py": [
+    "python/attn_mask/_core/mask_rules.py": [
+        (
+            '    "documents",\n    "function",\n',
+            '    "documents",\n    "even_keys",\n    "function",\n',
+        ),
         (
             'NOTHING = _C.OPCODES["NOTHING"]\n',
             'NOTHING = _C.OPCODES["NOTHING"]\nEVEN_KEYS = _C.OPCODES["EVEN_KEYS"]\n',
@@ -223,9 +227,10 @@ STEPS = {
     ],
     "python/attn_mask/_graph/aten.py": [
         (
-            "        if opcode == rules.NOTHING:\n",
-            "        if opcode == rules.EVEN_KEYS:\n            return rules.even_keys()\n"
-            "        if opcode == rules.NOTHING:\n",
+            "        if opcode == mask_rules.NOTHING:\n",
+            "        if opcode == mask_rules.EVEN_KEYS:\n"
+            "            return mask_rules.even_keys()\n"
+            "        if opcode == mask_rules.NOTHING:\n",
         ),
     ],
     "csrc/attn_mask/rules.h": [
