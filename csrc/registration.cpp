@@ -216,7 +216,7 @@ TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
   register_on_tensors(m, &boxed<&without_gradient>, /*differentiable_too=*/false);
   ops::Operators::for_each([&]<typename Operator>() {
     if constexpr (Differentiable<Operator>) {
-      m.impl(Operator::kName, &Operator::autograd);
+      m.impl(Operator::kName, &ops::Forms<Operator>::autograd);
     }
   });
 }
@@ -244,11 +244,9 @@ TORCH_LIBRARY_IMPL(attn_mask, NestedTensorCUDA, m) { register_unsupported(m); }
 
 void ops::register_all(torch::Library& m) {
   Operators::for_each([&]<typename Operator>() {
+    m.impl(Operator::kName, &Forms<Operator>::run);
     if constexpr (Operator::kWritesMask) {
-      m.impl(Operator::kName, &Forms<Operator>::fresh);
-      m.impl((std::string(Operator::kName) + ".out").c_str(), &Forms<Operator>::out);
-    } else {
-      m.impl(Operator::kName, &Operator::run);
+      m.impl((std::string(Operator::kName) + ".out").c_str(), &OutForm<Operator>::run);
     }
   });
 }

@@ -11,14 +11,9 @@
 
 namespace attn_mask::ops {
 
-std::vector<int64_t> FindDocumentLimits::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                                             c10::SymInt batch_size, c10::SymInt q_length,
-                                             c10::SymInt kv_length, c10::SymInt q_offset,
-                                             c10::SymInt kv_offset,
-                                             std::optional<at::Device> device) {
-  const std::optional<at::Tensor> none;
-  const RuleArguments arguments{
-      {rule, operands, batch_size, q_length, kv_length}, q_offset, kv_offset, none, none, device};
+std::vector<int64_t> FindDocumentLimits::run(const Given& given) {
+  const RuleArguments arguments(given);
+  const auto& [rule, operands, batch_size, q_length, kv_length] = arguments.program;
   Problem problem{};
   const at::Device of_rule = device_of(kName, arguments);
   const Decoded decoded = decode_problem(kName, arguments, of_rule, problem);

@@ -47,22 +47,8 @@ std::optional<LongestLines> declared(const BlockMaskParams& params) {
 
 namespace ops {
 
-std::vector<int64_t> BlockMaskWidths::run(
-    c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt heads,
-    c10::SymInt q_length, c10::SymInt kv_length, c10::SymInt q_block_size,
-    c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
-    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
-    std::optional<at::Device> device, bool separate_full_blocks) {
-  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
-                                  q_offset,
-                                  kv_offset,
-                                  q_positions,
-                                  kv_positions,
-                                  device},
-                                 heads,
-                                 q_block_size,
-                                 kv_block_size,
-                                 separate_full_blocks};
+std::vector<int64_t> BlockMaskWidths::run(const Given& given) {
+  const BlockArguments arguments(given);
   BlockMaskParams params{};
   const CheckedBlocks checked = check_blocks(kName, arguments, params);
   TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kName,
@@ -74,7 +60,7 @@ std::vector<int64_t> BlockMaskWidths::run(
   if (const auto bound = declared(params)) {
     return {bound->kv, bound->q};
   }
-  const int64_t kinds = separate_full_blocks ? 2 : 1;
+  const int64_t kinds = arguments.kinds();
   const auto counts = [&](int64_t lines) {
     return at::empty({kinds, params.planes() * lines},
                      at::TensorOptions().dtype(at::kInt).device(checked.device));

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <utility>
 
 #include "ops/core/checks.h"
 #include "ops/core/device_kernels.h"
@@ -112,6 +111,23 @@ ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
   return result;
 }
 
+/// The lists of an index would be larger than any device.
+void check_index_bytes(const BlockArguments& arguments, const CheckedBlocks& checked,
+                       const c10::SymInt& kv_width, const c10::SymInt& q_width) {
+  const c10::SymInt& batch_size = arguments.program.batch_size;
+  const c10::SymInt& heads = arguments.heads;
+  const int64_t kinds = arguments.kinds();
+  const auto of_kv = product({batch_size, heads, checked.q_blocks, kv_width, 4 * kinds});
+  const auto of_q = product({batch_size, heads, checked.kv_blocks, q_width, 4 * kinds});
+  TORCH_CHECK_VALUE(!of_kv || !of_q || std::max(*of_kv, *of_q) <= kMostIndexBytes / 2,
+                    ops::BlockMask::kName, ": expected indices of at most 2^35 bytes, but ",
+                    2 * kinds, " of [", batch_size, ", ", heads, ", ", checked.q_blocks, ", ",
+                    checked.kv_blocks, "] int32 (or, stored with kv_width and q_width, ", kv_width,
+                    " in each row and ", q_width,
+                    " in each column) take more; create_block_mask(compact=True) ",
+                    "stores only as many as the longest row and column have");
+}
+
 /// The states of a problem's blocks, [batches, heads, q_blocks, kv_blocks].
 at::Tensor find_states(const char* op, const BlockArguments& arguments,
                        const CheckedBlocks& checked, BlockMaskParams& params) {
@@ -206,72 +222,40 @@ std::optional<LongestLines> write_block_mask(const char* op, const BlockArgument
 
 namespace ops {
 
-std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                                       c10::SymInt batch_size, c10::SymInt heads,
-                                       c10::SymInt q_length, c10::SymInt kv_length,
-                                       c10::SymInt q_block_size, c10::SymInt kv_block_size,
-                                       c10::SymInt q_offset, c10::SymInt kv_offset,
-                                       const std::optional<at::Tensor>& q_positions,
-                                       const std::optional<at::Tensor>& kv_positions,
-                                       std::optional<at::Device> device, bool separate_full_blocks,
-                                       OptionalSymInt kv_width, OptionalSymInt q_width) {
-  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
-                                  q_offset,
-                                  kv_offset,
-                                  q_positions,
-                                  kv_positions,
-                                  device},
-                                 heads,
-                                 q_block_size,
-                                 kv_block_size,
-                                 separate_full_blocks};
+std::vector<at::Tensor> BlockMask::run(const Given& given) {
+  const BlockArguments arguments(given);
+  const OptionalSymInt& kv_width = given.get<"kv_width">();
+  const OptionalSymInt& q_width = given.get<"q_width">();
   BlockMaskParams params{};
   const CheckedBlocks checked = check_blocks(kName, arguments, params);
-  const c10::SymInt& q_blocks = checked.q_blocks;
-  const c10::SymInt& kv_blocks = checked.kv_blocks;
-  const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
-  const c10::SymInt of_q = stored_width("q_width", q_width, q_blocks);
-  const int64_t kinds = separate_full_blocks ? 2 : 1;
-  const auto of_kv_bytes = product({batch_size, heads, q_blocks, of_kv, 4 * kinds});
-  const auto of_q_bytes = product({batch_size, heads, kv_blocks, of_q, 4 * kinds});
-  TORCH_CHECK_VALUE(
-      !of_kv_bytes || !of_q_bytes || std::max(*of_kv_bytes, *of_q_bytes) <= kMostIndexBytes / 2,
-      kName, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
-      heads, ", ", q_blocks, ", ", kv_blocks, "] int32 (or, stored with kv_width and q_width, ",
-      of_kv, " in each row and ", of_q,
-      " in each column) take more; create_block_mask(compact=True) ",
-      "stores only as many as the longest row and column have");
-  std::array<ListsOfBlocks, 2> kv;
-  std::array<ListsOfBlocks, 2> q;
+  const c10::SymInt of_kv = stored_width("kv_width", kv_width, checked.kv_blocks);
+  const c10::SymInt of_q = stored_width("q_width", q_width, checked.q_blocks);
+  check_index_bytes(arguments, checked, of_kv, of_q);
+  // Of keys, one for each kind of block, then of queries.
+  std::vector<ListsOfBlocks> all;
   std::vector<at::Tensor> result;
-  for (auto* lists : {&kv, &q}) {
-    const bool is_kv = lists == &kv;
-    for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-      ListsOfBlocks& made = (*lists)[kind];
-      made = is_kv ? make_lists(arguments, checked.device, q_blocks, kv_blocks, of_kv,
-                                kv_width.has_value())
-                   : make_lists(arguments, checked.device, kv_blocks, q_blocks, of_q,
-                                q_width.has_value());
-      result.push_back(made.num_blocks);
-      result.push_back(made.indices);
-    }
+  const auto kinds = static_cast<size_t>(arguments.kinds());
+  for (size_t i = 0; i < 2 * kinds; ++i) {
+    all.push_back(i < kinds ? make_lists(arguments, checked.device, checked.q_blocks,
+                                         checked.kv_blocks, of_kv, kv_width.has_value())
+                            : make_lists(arguments, checked.device, checked.kv_blocks,
+                                         checked.q_blocks, of_q, q_width.has_value()));
+    result.insert(result.end(), {all.back().num_blocks, all.back().indices});
   }
   if (checked.device.is_meta()) {
     return result;
   }
-  if (params.empty() || batch_size == 0 || heads == 0) {
-    for (const ListsOfBlocks& lists : {kv[0], kv[1], q[0], q[1]}) {
-      if (lists.num_blocks.defined()) {
-        lists.complete_empty();
-      }
+  if (params.empty() || arguments.program.batch_size == 0 || arguments.heads == 0) {
+    for (const ListsOfBlocks& lists : all) {
+      lists.complete_empty();
     }
     return result;
   }
   params.kv_width = of_kv.expect_int();
   params.q_width = of_q.expect_int();
-  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    params.kv[kind] = kv[kind].lists();
-    params.q[kind] = q[kind].lists();
+  for (size_t kind = 0; kind < kinds; ++kind) {
+    params.kv[kind] = all[kind].lists();
+    params.q[kind] = all[kinds + kind].lists();
   }
   const std::optional<LongestLines> longest = write_block_mask(kName, arguments, checked, params);
   TORCH_CHECK_VALUE(!longest || longest->kv <= params.kv_width, kName,
@@ -280,34 +264,19 @@ std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList 
   TORCH_CHECK_VALUE(!longest || longest->q <= params.q_width, kName, ": expected q_width to be at ",
                     "least ", longest->q,
                     ", the most blocks of queries that a column has, but got ", params.q_width);
-  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    kv[kind].complete(params.batch_size, params.heads);
-    q[kind].complete(params.batch_size, params.heads);
+  for (const ListsOfBlocks& lists : all) {
+    lists.complete(params.batch_size, params.heads);
   }
   return result;
 }
 
-at::Tensor BlockStates::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                            c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
-                            c10::SymInt kv_length, c10::SymInt q_block_size,
-                            c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
-                            const std::optional<at::Tensor>& q_positions,
-                            const std::optional<at::Tensor>& kv_positions,
-                            std::optional<at::Device> device) {
-  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
-                                  q_offset,
-                                  kv_offset,
-                                  q_positions,
-                                  kv_positions,
-                                  device},
-                                 heads,
-                                 q_block_size,
-                                 kv_block_size,
-                                 /*separate_full_blocks=*/true};
+at::Tensor BlockStates::run(const Given& given) {
+  const BlockArguments arguments(given);
   BlockMaskParams params{};
   const CheckedBlocks checked = check_blocks(kName, arguments, params);
   if (checked.device.is_meta()) {
-    const c10::SymInt rows = checked.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
+    const c10::SymInt rows =
+        checked.decoded.depends_on_batch ? arguments.program.batch_size : c10::SymInt(1);
     return at::empty_symint({rows, checked.decoded.heads, checked.q_blocks, checked.kv_blocks},
                             at::TensorOptions().dtype(at::kByte).device(at::kMeta));
   }

@@ -10,9 +10,20 @@ namespace attn_mask {
 
 /// The arguments of the operators that summarize a mask in blocks.
 struct BlockArguments : RuleArguments {
-  const c10::SymInt& heads;
-  const c10::SymInt& q_block_size;
-  const c10::SymInt& kv_block_size;
+  template <typename Given>
+  explicit BlockArguments(const Given& given)
+      : RuleArguments(given),
+        heads(given.template get<"heads">()),
+        q_block_size(given.template get<"q_block_size">()),
+        kv_block_size(given.template get<"kv_block_size">()),
+        separate_full_blocks(given.template get_or<"separate_full_blocks">(true)) {}
+
+  /// Lists of partial and of full blocks, or of both in one.
+  int64_t kinds() const { return separate_full_blocks ? 2 : 1; }
+
+  c10::SymInt heads;
+  c10::SymInt q_block_size;
+  c10::SymInt kv_block_size;
   bool separate_full_blocks;
 };
 

@@ -3,8 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
-#include <utility>
-
 #include "ops/core/checks.h"
 #include "ops/core/device_kernels.h"
 #include "ops/core/dtypes.h"
@@ -26,11 +24,9 @@ Padding padding_of(const at::Tensor& mask, at::ScalarType cast_to) {
 }  // namespace
 
 at::Tensor padding_mask_4d(const Output& output, const char* argument, const at::Tensor& mask,
-                           const c10::SymInt& q_length, at::ScalarType dtype,
-                           const std::optional<c10::SymInt>& kv_length, bool is_causal,
-                           const std::optional<c10::SymInt>& sliding_window,
-                           bool unmask_unattended) {
+                           const OfQueries& queries, at::ScalarType dtype, bool unmask_unattended) {
   const char* const op = output.op();
+  const auto& [q_length, kv_length, is_causal, sliding_window] = queries;
   check_sliding_window(sliding_window);
   check_additive_dtype(op, "dtype", dtype);
   check_rank(op, argument, mask, 2, "[batch_size, kv_length]");
@@ -74,47 +70,45 @@ at::Tensor padding_mask_4d(const Output& output, const char* argument, const at:
 namespace ops {
 namespace {
 
-at::Tensor expand(const Output& output, const at::Tensor& mask, const OptionalSymInt& tgt_len,
-                  at::ScalarType dtype) {
+template <typename Given>
+at::Tensor expand(const Output& output, const Given& given) {
+  const at::Tensor& mask = given.template get<"mask">();
+  const OptionalSymInt& tgt_len = given.template get<"tgt_len">();
   check_rank(output.op(), "mask", mask, 2, "[batch_size, kv_length]");
   if (tgt_len) {
     check_size(output.op(), "tgt_len", *tgt_len);
   }
-  return padding_mask_4d(output, "mask", mask, tgt_len.value_or(mask.sym_size(1)), dtype,
-                         std::nullopt, /*is_causal=*/false, std::nullopt,
-                         /*unmask_unattended=*/false);
+  return padding_mask_4d(
+      output, "mask", mask,
+      {tgt_len.value_or(mask.sym_size(1)), std::nullopt, /*is_causal=*/false, std::nullopt},
+      given.template get<"dtype">(), /*unmask_unattended=*/false);
 }
 
 }  // namespace
 
-at::Tensor To4d::run(const Output& output, const at::Tensor& attention_mask_2d,
-                     c10::SymInt query_length, at::ScalarType dtype,
-                     OptionalSymInt key_value_length, bool is_causal, OptionalSymInt sliding_window,
-                     bool unmask_unattended) {
-  return padding_mask_4d(output, "attention_mask_2d", attention_mask_2d, query_length, dtype,
-                         key_value_length, is_causal, sliding_window, unmask_unattended);
+at::Tensor To4d::run(const Output& output, const Given& given) {
+  return padding_mask_4d(output, "attention_mask_2d", given.get<"attention_mask_2d">(),
+                         {given.get<"query_length">(), given.get<"key_value_length">(),
+                          given.get<"is_causal">(), given.get<"sliding_window">()},
+                         given.get<"dtype">(), given.get<"unmask_unattended">());
 }
 
-at::Tensor ExpandMask::run(const Output& output, const at::Tensor& mask, OptionalSymInt tgt_len,
-                           at::ScalarType dtype) {
-  return expand(output, mask, tgt_len, dtype);
+at::Tensor ExpandMask::run(const Output& output, const Given& given) {
+  return expand(output, given);
 }
 
-at::Tensor Prepare4dAttentionMask::run(const Output& output, const at::Tensor& mask,
-                                       OptionalSymInt tgt_len, at::ScalarType dtype) {
-  return expand(output, mask, tgt_len, dtype);
+at::Tensor Prepare4dAttentionMask::run(const Output& output, const Given& given) {
+  return expand(output, given);
 }
 
 std::optional<at::Tensor> Prepare4dAttentionMaskForSdpa::run(const Output& output,
-                                                             const at::Tensor& mask,
-                                                             OptionalSymInt tgt_len,
-                                                             at::ScalarType dtype,
-                                                             bool allow_skip) {
+                                                             const Given& given) {
+  const at::Tensor& mask = given.get<"mask">();
   check_rank(output.op(), "mask", mask, 2, "[batch_size, kv_length]");
-  if (!output.is_given() && allow_skip && is_all_ones(output.op(), "mask", mask)) {
+  if (!output.is_given() && given.get<"allow_skip">() && is_all_ones(output.op(), "mask", mask)) {
     return std::nullopt;
   }
-  return expand(output, mask, tgt_len, dtype);
+  return expand(output, given);
 }
 
 }  // namespace ops

@@ -9,13 +9,18 @@
 
 namespace attn_mask {
 
-/// The additive mask of a 2D padding mask, and of causality where `is_causal`: what to_4d and its
-/// relatives share. `argument` names the caller's in errors. With `unmask_unattended`, rows in
-/// which no key is visible become -0.0, as _unmask_unattended leaves them.
+/// What else than padding masks: causality with a window, where `is_causal`.
+struct OfQueries {
+  c10::SymInt q_length;
+  std::optional<c10::SymInt> kv_length;
+  bool is_causal;
+  std::optional<c10::SymInt> sliding_window;
+};
+
+/// The additive mask of a 2D padding mask, and of causality: what to_4d and its relatives share.
+/// `argument` names the caller's in errors. With `unmask_unattended`, rows in which no key is
+/// visible become -0.0, as _unmask_unattended leaves them.
 at::Tensor padding_mask_4d(const Output& output, const char* argument, const at::Tensor& mask,
-                           const c10::SymInt& q_length, at::ScalarType dtype,
-                           const std::optional<c10::SymInt>& kv_length, bool is_causal,
-                           const std::optional<c10::SymInt>& sliding_window,
-                           bool unmask_unattended);
+                           const OfQueries& queries, at::ScalarType dtype, bool unmask_unattended);
 
 }  // namespace attn_mask

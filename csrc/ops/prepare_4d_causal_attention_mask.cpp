@@ -1,5 +1,5 @@
-#include <utility>
-#include <vector>
+#include <array>
+#include <optional>
 
 #include "ops/causal_mask.h"
 #include "ops/core/checks.h"
@@ -14,35 +14,62 @@
 namespace attn_mask::ops {
 namespace {
 
-/// What both functions check before they do anything; gives the key length.
-c10::SymInt check_arguments(const char* op, const std::optional<at::Tensor>& attention_mask,
-                            const InputShape& shape, const at::Tensor& inputs_embeds,
-                            const c10::SymInt& past_key_values_length,
-                            const OptionalSymInt& sliding_window) {
-  check_sliding_window(sliding_window);
-  check_additive_dtype(op, "the dtype of inputs_embeds", inputs_embeds.scalar_type());
-  if (attention_mask) {
-    check_same_device(op, "attention_mask", *attention_mask, "inputs_embeds", inputs_embeds);
-    TORCH_CHECK_VALUE(attention_mask->dim() == 2 || attention_mask->dim() == 4, op,
+/// What both operators are given, checked.
+struct Checked {
+  InputShape shape;
+  c10::SymInt kv_length;
+  at::ScalarType dtype;
+};
+
+template <typename Given>
+Checked check_arguments(const char* op, const Given& given) {
+  const InputShape shape =
+      check_input_shape(op, "input_shape", given.template get<"input_shape">());
+  const at::Tensor& embeds = given.template get<"inputs_embeds">();
+  const std::optional<at::Tensor>& mask = given.template get<"attention_mask">();
+  check_sliding_window(given.template get<"sliding_window">());
+  check_additive_dtype(op, "the dtype of inputs_embeds", embeds.scalar_type());
+  if (mask) {
+    check_same_device(op, "attention_mask", *mask, "inputs_embeds", embeds);
+    TORCH_CHECK_VALUE(mask->dim() == 2 || mask->dim() == 4, op,
                       ": expected attention_mask to be 2-D [batch_size, kv_length] or 4-D "
                       "[batch_size, 1, q_length, kv_length], but got ",
-                      describe_sizes(*attention_mask));
-    check_mask_dtype(op, "attention_mask", *attention_mask);
-    if (attention_mask->dim() == 2) {
-      ATTN_MASK_CHECK_SYM_VALUE(attention_mask->sym_size(0).sym_eq(shape.batch_size), op,
+                      describe_sizes(*mask));
+    check_mask_dtype(op, "attention_mask", *mask);
+    if (mask->dim() == 2) {
+      ATTN_MASK_CHECK_SYM_VALUE(mask->sym_size(0).sym_eq(shape.batch_size), op,
                                 ": expected attention_mask to have batch_size ", shape.batch_size,
-                                ", but got ", describe_sizes(*attention_mask));
+                                ", but got ", describe_sizes(*mask));
     }
   }
   // A 4-D mask is used as it is, so that there is no causality to need as many keys.
-  const bool fewer_keys = attention_mask && attention_mask->dim() == 4;
-  return check_kv_length(op, shape.q_length, past_key_values_length, fewer_keys);
+  const bool fewer_keys = mask && mask->dim() == 4;
+  return {shape,
+          check_kv_length(op, shape.q_length, given.template get<"past_key_values_length">(),
+                          fewer_keys),
+          embeds.scalar_type()};
+}
+
+/// The mask where none, or padding alone, is given.
+template <typename Given>
+std::optional<at::Tensor> causal_mask_of(const Output& output, const Given& given,
+                                         const Checked& checked, bool unmask_unattended) {
+  const auto& [shape, kv_length, dtype] = checked;
+  const std::optional<at::Tensor>& mask = given.template get<"attention_mask">();
+  const OptionalSymInt& sliding_window = given.template get<"sliding_window">();
+  if (!mask) {
+    return causal_mask_if_needed(output, shape.batch_size, shape.q_length, kv_length, dtype,
+                                 given.template get<"inputs_embeds">().device(), sliding_window);
+  }
+  return padding_mask_4d(output, "attention_mask", *mask,
+                         {shape.q_length, kv_length, /*is_causal=*/true, sliding_window}, dtype,
+                         unmask_unattended);
 }
 
 /// A 4D mask of ones and zeros (booleans: true attends) becomes additive. It keeps a floating dtype
 /// of its own and takes its minimum from the embeddings, as upstream.
-at::Tensor invert_4d(const Output& output, const at::Tensor& mask, const InputShape& shape,
-                     const c10::SymInt& kv_length, at::ScalarType embeds_dtype) {
+at::Tensor invert_4d(const Output& output, const at::Tensor& mask, const Checked& checked) {
+  const auto& [shape, kv_length, embeds_dtype] = checked;
   const char* const op = output.op();
   const std::array<c10::SymInt, 4> expected{shape.batch_size, 1, shape.q_length, kv_length};
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -87,55 +114,35 @@ at::Tensor invert_4d(const Output& output, const at::Tensor& mask, const InputSh
 
 }  // namespace
 
-std::optional<at::Tensor> Prepare4dCausalAttentionMask::run(
-    const Output& output, const std::optional<at::Tensor>& attention_mask,
-    c10::SymIntArrayRef input_shape, const at::Tensor& inputs_embeds,
-    c10::SymInt past_key_values_length, OptionalSymInt sliding_window) {
-  const InputShape shape = check_input_shape(output.op(), "input_shape", input_shape);
-  const c10::SymInt kv_length = check_arguments(output.op(), attention_mask, shape, inputs_embeds,
-                                                past_key_values_length, sliding_window);
-  const at::ScalarType dtype = inputs_embeds.scalar_type();
-  if (!attention_mask) {
-    return causal_mask_if_needed(output, shape.batch_size, shape.q_length, kv_length, dtype,
-                                 inputs_embeds.device(), sliding_window);
+std::optional<at::Tensor> Prepare4dCausalAttentionMask::run(const Output& output,
+                                                            const Given& given) {
+  const Checked checked = check_arguments(output.op(), given);
+  const std::optional<at::Tensor>& mask = given.get<"attention_mask">();
+  if (mask && mask->dim() == 4) {
+    return invert_4d(output, *mask, checked);
   }
-  if (attention_mask->dim() == 4) {
-    return invert_4d(output, *attention_mask, shape, kv_length, dtype);
-  }
-  return padding_mask_4d(output, "attention_mask", *attention_mask, shape.q_length, dtype,
-                         kv_length, /*is_causal=*/true, sliding_window,
-                         /*unmask_unattended=*/false);
+  return causal_mask_of(output, given, checked, /*unmask_unattended=*/false);
 }
 
-std::optional<at::Tensor> Prepare4dCausalAttentionMaskForSdpa::run(
-    const Output& output, const std::optional<at::Tensor>& attention_mask,
-    c10::SymIntArrayRef input_shape, const at::Tensor& inputs_embeds,
-    c10::SymInt past_key_values_length, OptionalSymInt sliding_window, bool allow_skip,
-    std::optional<bool> unmask_unattended) {
-  const InputShape shape = check_input_shape(output.op(), "input_shape", input_shape);
-  const c10::SymInt kv_length = check_arguments(output.op(), attention_mask, shape, inputs_embeds,
-                                                past_key_values_length, sliding_window);
-  if (!output.is_given() && allow_skip &&
-      is_causal_enough(output.op(), attention_mask, inputs_embeds, past_key_values_length,
-                       sliding_window)) {
+std::optional<at::Tensor> Prepare4dCausalAttentionMaskForSdpa::run(const Output& output,
+                                                                   const Given& given) {
+  const Checked checked = check_arguments(output.op(), given);
+  const std::optional<at::Tensor>& mask = given.get<"attention_mask">();
+  const std::optional<bool> unmask_unattended = given.get<"unmask_unattended">();
+  if (!output.is_given() && given.get<"allow_skip">() &&
+      is_causal_enough(output.op(), mask, given.get<"inputs_embeds">(),
+                       given.get<"past_key_values_length">(), given.get<"sliding_window">())) {
     return std::nullopt;
   }
-  const at::ScalarType dtype = inputs_embeds.scalar_type();
-  if (!attention_mask) {
-    return causal_mask_if_needed(output, shape.batch_size, shape.q_length, kv_length, dtype,
-                                 inputs_embeds.device(), sliding_window);
-  }
-  if (is_result(attention_mask, unmask_unattended)) {
-    at::Tensor copy = output.like(*attention_mask);
-    copy.copy_(attention_mask->detach());
+  if (is_result(mask, unmask_unattended)) {
+    at::Tensor copy = output.like(*mask);
+    copy.copy_(mask->detach());
     return copy;
   }
-  if (attention_mask->dim() == 4) {
-    return unmask(output, *attention_mask, lowest(dtype));
+  if (mask && mask->dim() == 4) {
+    return unmask(output, *mask, lowest(checked.dtype));
   }
-  return padding_mask_4d(
-      output, "attention_mask", *attention_mask, shape.q_length, dtype, kv_length,
-      /*is_causal=*/true, sliding_window, is_unmasked(*attention_mask, unmask_unattended));
+  return causal_mask_of(output, given, checked, mask && is_unmasked(*mask, unmask_unattended));
 }
 
 }  // namespace attn_mask::ops

@@ -67,27 +67,28 @@ at::Tensor unmask(const Output& output, const at::Tensor& expanded_mask,
   return out;
 }
 
-at::Tensor UnmaskUnattended::run(const Output& output, const at::Tensor& expanded_mask,
-                                 const c10::Scalar& min_dtype) {
-  output.check_no_gradient("expanded_mask", expanded_mask);
-  return unmask(output, expanded_mask, min_dtype);
+at::Tensor UnmaskUnattended::run(const Output& output, const Given& given) {
+  output.check_no_gradient("expanded_mask", given.get<"expanded_mask">());
+  return unmask(output, given.get<"expanded_mask">(), given.get<"min_dtype">());
 }
 
-at::Tensor UnmaskUnattended::autograd(const at::Tensor& expanded_mask, const c10::Scalar& min_dtype,
-                                      c10::SymInt stride_multiple) {
+at::Tensor UnmaskUnattended::autograd(const Given& given) {
+  const at::Tensor& expanded_mask = given.get<"expanded_mask">();
   check_strided(kName, "expanded_mask", expanded_mask);
   const bool differentiable = c10::GradMode::is_enabled() && expanded_mask.requires_grad();
   at::Tensor unmasked;
   {
     const at::AutoDispatchBelowAutograd below;
-    unmasked = call<UnmaskUnattended>(expanded_mask, min_dtype, stride_multiple);
+    unmasked = call_with<UnmaskUnattended>(given);
   }
   if (!differentiable) {
     return unmasked;
   }
   // A bias that is being learned: rows that stay pass their gradient on, unmasked ones have none.
-  const at::Tensor fully_masked = expanded_mask.detach().eq(min_dtype).all(-1, /*keepdim=*/true);
-  return with_stride_multiple(at::where(fully_masked, unmasked, expanded_mask), stride_multiple);
+  const at::Tensor fully_masked =
+      expanded_mask.detach().eq(given.get<"min_dtype">()).all(-1, /*keepdim=*/true);
+  return with_stride_multiple(at::where(fully_masked, unmasked, expanded_mask),
+                              given.get<"stride_multiple">());
 }
 
 }  // namespace attn_mask::ops

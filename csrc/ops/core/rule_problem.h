@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <optional>
+#include <utility>
 
 #include "ops/core/rule_program.h"
 #include "rule/problem.h"
@@ -14,12 +15,30 @@ namespace attn_mask {
 
 /// What operators on any rule are given: the program, and the positions of queries and keys. These
 /// are an offset ([] or [batch_size, 1]) or a position for each ([length] or [batch_size, length]).
+/// The arguments of a call (ops/core/schema.h) have them by these names.
 struct RuleArguments {
+  template <typename Given>
+  explicit RuleArguments(const Given& given)
+      : RuleArguments(given, given.template get<"batch_size">(), given.template get<"q_length">(),
+                      given.template get<"kv_length">()) {}
+
+  /// Of operators that have sizes from elsewhere.
+  template <typename Given>
+  RuleArguments(const Given& given, c10::SymInt batch_size, c10::SymInt q_length,
+                c10::SymInt kv_length)
+      : program{given.template get<"rule">(), given.template get<"operands">(),
+                std::move(batch_size), std::move(q_length), std::move(kv_length)},
+        q_offset(given.template get<"q_offset">()),
+        kv_offset(given.template get<"kv_offset">()),
+        q_positions(given.template get_or<"q_positions">(std::optional<at::Tensor>())),
+        kv_positions(given.template get_or<"kv_positions">(std::optional<at::Tensor>())),
+        device(given.template get_or<"device">(std::optional<at::Device>())) {}
+
   RuleProgram program;
-  const c10::SymInt& q_offset;
-  const c10::SymInt& kv_offset;
-  const std::optional<at::Tensor>& q_positions;
-  const std::optional<at::Tensor>& kv_positions;
+  c10::SymInt q_offset;
+  c10::SymInt kv_offset;
+  std::optional<at::Tensor> q_positions;
+  std::optional<at::Tensor> kv_positions;
   std::optional<at::Device> device;
 };
 

@@ -14,9 +14,9 @@ namespace attn_mask {
 struct RuleProgram {
   c10::SymIntArrayRef code;
   at::TensorList operands;
-  const c10::SymInt& batch_size;
-  const c10::SymInt& q_length;
-  const c10::SymInt& kv_length;
+  c10::SymInt batch_size;
+  c10::SymInt q_length;
+  c10::SymInt kv_length;
 };
 
 /// What a program holds beside its rule.
