@@ -54,18 +54,9 @@ std::optional<at::Tensor> optional_of(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
-std::optional<c10::SymInt> optional_int_of(const c10::IValue& value) {
-  return value.isNone() ? std::nullopt : std::optional(value.toSymInt());
-}
-
 /// What autograd keeps of a tensor that needs no gradient. It keeps none of inference mode.
 at::Tensor savable(const std::optional<at::Tensor>& tensor) {
   return !tensor ? at::Tensor() : tensor->is_inference() ? tensor->clone() : *tensor;
-}
-
-template <typename T>
-c10::IValue value_of(const std::optional<T>& number) {
-  return number ? c10::IValue(*number) : c10::IValue();
 }
 
 using Given = ScaledDotProductAttention::Given;
@@ -91,33 +82,31 @@ class Attend : public torch::autograd::Function<Attend> {
     }
     context->set_materialize_grads(false);
     auto& data = context->saved_data;
-    data["rule"] = c10::IValue(given.get<"rule">());
+    data["rule"] = given.get<"rule">();
     data["q_offset"] = given.get<"q_offset">();
     data["kv_offset"] = given.get<"kv_offset">();
-    data["scale"] = value_of(given.get<"scale">());
+    data["scale"] = given.get<"scale">();
     data["enable_gqa"] = given.get<"enable_gqa">();
-    data["max_documents"] = value_of(given.get<"max_documents">());
-    data["max_length"] = value_of(given.get<"max_length">());
+    data["max_documents"] = given.get<"max_documents">();
+    data["max_length"] = given.get<"max_length">();
     return {out, lse};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
-    auto& data = context->saved_data;
-    const std::vector<c10::SymInt> rule = data["rule"].toSymIntVector();
     const std::vector<at::Tensor> operands(saved.begin() + kOperands, saved.end());
-    const c10::IValue& scale = data["scale"];
+    auto& data = context->saved_data;
     variable_list result(4);  // `given` counts as an argument
     if (!grads[0].defined() && !grads[1].defined()) {
       return result;
     }
     const at::Tensor of_out = grads[0].defined() ? grads[0] : at::zeros_like(saved[3]);
     std::tie(result[0], result[1], result[2]) = call<ScaledDotProductAttentionBackward>(
-        rule, operands, of_out, saved[0], saved[1], saved[2], saved[3], saved[4],
-        data["q_offset"].toSymInt(), data["kv_offset"].toSymInt(), optional_of(saved[5]),
-        optional_of(saved[6]), scale.isNone() ? std::nullopt : std::optional(scale.toDouble()),
-        data["enable_gqa"].toBool(), optional_int_of(data["max_documents"]),
-        optional_int_of(data["max_length"]), optional_of(grads[1]));
+        data["rule"].toSymIntVector(), operands, of_out, saved[0], saved[1], saved[2], saved[3],
+        saved[4], data["q_offset"].toSymInt(), data["kv_offset"].toSymInt(), optional_of(saved[5]),
+        optional_of(saved[6]), data["scale"].toOptional<double>(), data["enable_gqa"].toBool(),
+        data["max_documents"].toOptional<c10::SymInt>(),
+        data["max_length"].toOptional<c10::SymInt>(), optional_of(grads[1]));
     return result;
   }
 

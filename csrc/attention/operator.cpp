@@ -1,4 +1,4 @@
-// Attention by a rule: what is checked, and which kernels run. Tiles are run by attention_tiles.h.
+// Attention by a rule: what is checked, and which kernels run. Tiles are run by attention/tiles.h.
 
 #include <ATen/Functions.h>
 #include <c10/core/DeviceGuard.h>

@@ -65,20 +65,14 @@ struct Direct<Operator, Result(Arguments...)> {
   }
 
  private:
-  /// The index of a name: most come in the order of the schema, and all from code, which interns
-  /// them.
+  /// The index of a name, `kSize` for none; most come in the order of the schema.
   static size_t index_of(PyObject* name, size_t guess) {
-    for (size_t i = 0; i < kSize; ++i) {
-      const size_t index = (guess + i) % kSize;
-      if (names[index] == name) {
-        return index;
+    for (size_t i = 0; i < kSize; ++i, ++guess) {
+      if (PyUnicode_Compare(names[guess % kSize], name) == 0) {
+        return guess % kSize;
       }
     }
-    size_t index = 0;
-    while (index < kSize && PyUnicode_Compare(names[index], name) != 0) {
-      ++index;
-    }
-    return index;
+    return kSize;
   }
 
   static PyObject* function(PyObject*, PyObject* const* given, Py_ssize_t by_place,

@@ -2,7 +2,9 @@
 
 // What is registered of an operator: its functions, called with what the dispatcher passes.
 
-#include <tuple>
+#include <algorithm>
+#include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,19 +18,19 @@ template <typename Argument>
 using BesideOut = std::conditional_t<std::is_same_v<Argument, at::ScalarType>,
                                      std::optional<at::ScalarType>, Argument>;
 
-inline void add_tensors(std::vector<at::Tensor>& to, const at::Tensor& tensor) {
-  to.push_back(tensor);
-}
-inline void add_tensors(std::vector<at::Tensor>& to, const std::optional<at::Tensor>& tensor) {
-  if (tensor) {
-    to.push_back(*tensor);
+/// Calls `visit` with each tensor that an argument holds.
+template <typename Argument, typename Visit>
+void for_each_tensor_of(const Argument& argument, Visit visit) {
+  if constexpr (std::is_same_v<Argument, at::Tensor>) {
+    visit(argument);
+  } else if constexpr (std::is_same_v<Argument, std::optional<at::Tensor>>) {
+    if (argument) {
+      visit(*argument);
+    }
+  } else if constexpr (std::is_same_v<Argument, at::TensorList>) {
+    std::for_each(argument.begin(), argument.end(), visit);
   }
 }
-inline void add_tensors(std::vector<at::Tensor>& to, at::TensorList tensors) {
-  to.insert(to.end(), tensors.begin(), tensors.end());
-}
-template <typename Other>
-void add_tensors(std::vector<at::Tensor>&, const Other&) {}
 
 inline at::ScalarType of_output(const Output& output, std::optional<at::ScalarType> wanted) {
   return output.dtype(wanted);
@@ -73,7 +75,8 @@ struct OutForm<Operator, std::index_sequence<Index...>> {
 
   static void run(Argument<Index>... arguments, const at::Tensor& out) {
     std::vector<at::Tensor> inputs;
-    (add_tensors(inputs, arguments), ...);
+    const auto add = [&](const at::Tensor& tensor) { inputs.push_back(tensor); };
+    (for_each_tensor_of(arguments, add), ...);
     const Output output(Operator::kName, out, inputs, Operator::kMayWriteInPlace);
     // In braces, so that the dtype is checked before the device.
     const typename Operator::Given given{

@@ -26,8 +26,11 @@ struct Decoded {
   bool has_parts;     // the tree was too large: the results of its parts replace them
 };
 
-/// A boolean tensor [b or 1, h or 1, rows, kv_length], from one of its rows on, as a leaf.
-Padding bits_leaf(const at::Tensor& bits, int64_t first_row);
+/// A tensor [b or 1, h or 1, rows, kv_length], from one of its rows on, as a leaf.
+Padding bits_leaf(const at::Tensor& bits, int64_t first_row, KeyTest visible);
+
+/// A tensor [b or 1, length] as a leaf.
+Padding padding_leaf(const at::Tensor& mask, KeyTest visible);
 
 /// The results of a part of a rule, for each row and column of the mask.
 using BitsOfPart = std::function<Padding(const Rule& part)>;

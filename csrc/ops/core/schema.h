@@ -71,7 +71,7 @@ struct Schema {
 
   /// An argument, without a type after the last. `*`, after which arguments are given by name, is
   /// none.
-  consteval Argument argument(size_t index) const {
+  constexpr Argument argument(size_t index) const {
     for (std::string_view rest = arguments; !rest.empty();) {
       const std::string_view text = rest.substr(0, position_of(rest, ", "));
       rest.remove_prefix(std::min(rest.size(), text.size() + 2));
@@ -85,7 +85,7 @@ struct Schema {
     return {};
   }
 
-  consteval size_t size() const {
+  constexpr size_t size() const {
     size_t count = 0;
     while (!argument(count).type.empty()) {
       ++count;
@@ -94,7 +94,7 @@ struct Schema {
   }
 
   /// Where the argument of this name is; `size()`: nowhere.
-  consteval size_t index_of(std::string_view of_name) const {
+  constexpr size_t index_of(std::string_view of_name) const {
     size_t index = 0;
     while (!argument(index).type.empty() && argument(index).name != of_name) {
       ++index;
@@ -112,74 +112,55 @@ struct Schema {
   bool writes_mask;  // into a new tensor; in the other form the last argument becomes `out`
 };
 
-/// How torch passes an argument of a type.
-template <Text Type>
-struct Passed;
-template <>
-struct Passed<"Tensor"> : std::type_identity<const at::Tensor&> {};
-template <>
-struct Passed<"Tensor?"> : std::type_identity<const std::optional<at::Tensor>&> {};
-template <>
-struct Passed<"Tensor[]"> : std::type_identity<at::TensorList> {};
-template <>
-struct Passed<"SymInt"> : std::type_identity<c10::SymInt> {};
-template <>
-struct Passed<"SymInt?"> : std::type_identity<OptionalSymInt> {};
-template <>
-struct Passed<"SymInt[]"> : std::type_identity<c10::SymIntArrayRef> {};
-template <>
-struct Passed<"Scalar"> : std::type_identity<const c10::Scalar&> {};
-template <>
-struct Passed<"Scalar?"> : std::type_identity<const std::optional<c10::Scalar>&> {};
-template <>
-struct Passed<"float?"> : std::type_identity<std::optional<double>> {};
-template <>
-struct Passed<"ScalarType"> : std::type_identity<at::ScalarType> {};
-template <>
-struct Passed<"Device?"> : std::type_identity<std::optional<at::Device>> {};
-template <>
-struct Passed<"bool"> : std::type_identity<bool> {};
-template <>
-struct Passed<"bool?"> : std::type_identity<std::optional<bool>> {};
+/// A type of schemas, and what it is in C++.
+template <typename T>
+struct Type {
+  using type = T;
+  std::string_view name;
+};
 
-template <Text Type>
-struct Returned;
-template <>
-struct Returned<"Tensor"> : std::type_identity<at::Tensor> {};
-template <>
-struct Returned<"Tensor?"> : std::type_identity<std::optional<at::Tensor>> {};
-template <>
-struct Returned<"Tensor[]"> : std::type_identity<std::vector<at::Tensor>> {};
-template <>
-struct Returned<"(Tensor, Tensor)"> : std::type_identity<std::tuple<at::Tensor, at::Tensor>> {};
-template <>
-struct Returned<"(Tensor, Tensor, Tensor)">
-    : std::type_identity<std::tuple<at::Tensor, at::Tensor, at::Tensor>> {};
-template <>
-struct Returned<"bool"> : std::type_identity<bool> {};
-template <>
-struct Returned<"int[]"> : std::type_identity<std::vector<int64_t>> {};
+/// How torch passes arguments.
+inline constexpr std::tuple kPassed{
+    Type<const at::Tensor&>{"Tensor"},
+    Type<const std::optional<at::Tensor>&>{"Tensor?"},
+    Type<at::TensorList>{"Tensor[]"},
+    Type<c10::SymInt>{"SymInt"},
+    Type<OptionalSymInt>{"SymInt?"},
+    Type<c10::SymIntArrayRef>{"SymInt[]"},
+    Type<const c10::Scalar&>{"Scalar"},
+    Type<const std::optional<c10::Scalar>&>{"Scalar?"},
+    Type<std::optional<double>>{"float?"},
+    Type<at::ScalarType>{"ScalarType"},
+    Type<std::optional<at::Device>>{"Device?"},
+    Type<bool>{"bool"},
+    Type<std::optional<bool>>{"bool?"},
+};
+
+inline constexpr std::tuple kReturned{
+    Type<at::Tensor>{"Tensor"},
+    Type<std::optional<at::Tensor>>{"Tensor?"},
+    Type<std::vector<at::Tensor>>{"Tensor[]"},
+    Type<std::tuple<at::Tensor, at::Tensor>>{"(Tensor, Tensor)"},
+    Type<std::tuple<at::Tensor, at::Tensor, at::Tensor>>{"(Tensor, Tensor, Tensor)"},
+    Type<bool>{"bool"},
+    Type<std::vector<int64_t>>{"int[]"},
+};
+
+/// Where the type of this name is in one of the two lists; beyond it where there is none.
+template <typename... T>
+consteval size_t place_of(const std::tuple<Type<T>...>& types, std::string_view name) {
+  size_t place = 0;
+  std::apply(
+      [&](const auto&... type) { static_cast<void>(((type.name != name && ++place) && ...)); },
+      types);
+  return place;
+}
+
+template <const auto& Types, size_t Place>
+using TypeAt = typename std::tuple_element_t<Place, std::remove_cvref_t<decltype(Types)>>::type;
 
 template <Text Literal>
 inline constexpr Schema kSchema{Literal.view()};
-
-template <Text Literal, size_t Index>
-consteval auto type_of_argument() {
-  constexpr std::string_view type = kSchema<Literal>.argument(Index).type;
-  return Text<type.size() + 1>(type);
-}
-
-template <Text Literal, size_t Index>
-consteval auto name_of_argument() {
-  constexpr std::string_view name = kSchema<Literal>.argument(Index).name;
-  return Text<name.size() + 1>(name);
-}
-
-template <Text Literal>
-consteval auto type_of_result() {
-  constexpr std::string_view type = kSchema<Literal>.result;
-  return Text<type.size() + 1>(type);
-}
 
 template <Text Literal, typename Arguments = std::make_index_sequence<kSchema<Literal>.size()>>
 struct OperatorOf;
@@ -206,8 +187,8 @@ struct OperatorOf<Literal, std::index_sequence<Index...>> {
   static constexpr bool kMayWriteInPlace = false;
 
   template <size_t I>
-  using Argument = typename Passed<type_of_argument<Literal, I>()>::type;
-  using Result = typename Returned<type_of_result<Literal>()>::type;
+  using Argument = TypeAt<kPassed, place_of(kPassed, kArguments[I].type)>;
+  using Result = TypeAt<kReturned, place_of(kReturned, kSchema<Literal>.result)>;
 
   /// What is called through the dispatcher.
   using Call = Result(Argument<Index>...);
@@ -220,22 +201,28 @@ struct OperatorOf<Literal, std::index_sequence<Index...>> {
     /// Those that a call of another operator has under the same names.
     template <typename Other>
     static Given of(const Other& other) {
-      return Given(other.template get<name_of_argument<Literal, Index>()>()...);
+      return Given(other.template at<Other::index_of(kArguments[Index].name)>()...);
+    }
+
+    static constexpr size_t index_of(std::string_view name) {
+      return kSchema<Literal>.index_of(name);
+    }
+
+    template <size_t I>
+    const auto& at() const {
+      static_assert(I < sizeof...(Index), "the schema has no argument of this name");
+      return std::get<I>(values_);
     }
 
     template <Text Name>
-    static constexpr bool kHas = kSchema<Literal>.index_of(Name.view()) < sizeof...(Index);
-
-    template <Text Name>
     const auto& get() const {
-      static_assert(kHas<Name>, "the schema has no argument of this name");
-      return std::get<kSchema<Literal>.index_of(Name.view())>(values_);
+      return at<index_of(Name.view())>();
     }
 
     /// `otherwise` where the schema has no such argument.
     template <Text Name, typename T>
     T get_or(T otherwise) const {
-      if constexpr (kHas<Name>) {
+      if constexpr (index_of(Name.view()) < sizeof...(Index)) {
         return get<Name>();
       } else {
         return otherwise;
