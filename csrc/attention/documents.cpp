@@ -20,10 +20,6 @@ std::vector<int64_t> FindDocumentLimits::run(const Given& given) {
   if (of_rule.is_meta() || decoded.has_parts || batch_size == 0 || q_length == 0) {
     return {};
   }
-  problem.batch_size = batch_size.expect_int();
-  problem.heads = 1;
-  problem.q_length = q_length.expect_int();
-  problem.kv_length = kv_length.expect_int();
   const std::optional<FlashRule> of_flash = flash_rule(problem, operands);
   if (!of_flash || !of_flash->ids) {
     return {};

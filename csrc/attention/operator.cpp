@@ -134,18 +134,7 @@ struct Planned {
       : arguments(std::move(given)),
         device(*arguments.device),
         decoded(decode_problem(op, arguments, device_of(op, arguments), problem)) {
-    if (decoded.heads.maybe_as_int() != 1) {
-      ATTN_MASK_CHECK_SYM_VALUE(decoded.heads.sym_eq(heads), op,
-                                ": expected bits operands to have 1 or ", heads, " heads, but got ",
-                                decoded.heads);
-    }
-    if (device.is_meta()) {
-      return;
-    }
-    problem.batch_size = arguments.program.batch_size.expect_int();
-    problem.heads = decoded.heads.expect_int();
-    problem.q_length = arguments.program.q_length.expect_int();
-    problem.kv_length = arguments.program.kv_length.expect_int();
+    check_heads(op, decoded, heads);
   }
 
   /// Plans the queries, all at once or, where the rule is too large for that, some at a time.

@@ -213,12 +213,7 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
   CheckedBlocks checked{device, decode_problem(op, arguments, device, params),
                         blocks_of(arguments.program.q_length, arguments.q_block_size),
                         blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
-  const c10::SymInt& of_bits = checked.decoded.heads;
-  if (of_bits.maybe_as_int() != 1) {
-    ATTN_MASK_CHECK_SYM_VALUE(of_bits.sym_eq(arguments.heads), op,
-                              ": expected bits operands to have 1 or ", arguments.heads,
-                              " heads, but got ", of_bits);
-  }
+  check_heads(op, checked.decoded, arguments.heads);
   for (const c10::SymInt* blocks : {&checked.q_blocks, &checked.kv_blocks}) {
     const auto known = blocks->maybe_as_int();
     TORCH_CHECK_VALUE(!known || *known <= std::numeric_limits<int32_t>::max(), op,
@@ -227,11 +222,7 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
                       checked.q_blocks, ", ", checked.kv_blocks, "]");
   }
   if (!device.is_meta()) {
-    params.batch_size =
-        checked.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
-    params.heads = checked.decoded.heads.expect_int();
-    params.q_length = arguments.program.q_length.expect_int();
-    params.kv_length = arguments.program.kv_length.expect_int();
+    params.batch_size = checked.decoded.depends_on_batch ? params.batch_size : 1;
     params.q_block = arguments.q_block_size.expect_int();
     params.kv_block = arguments.kv_block_size.expect_int();
     params.separate_full = arguments.separate_full_blocks;

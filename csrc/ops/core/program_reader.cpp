@@ -29,15 +29,11 @@ Padding bits_leaf(const at::Tensor& bits, int64_t first_row, KeyTest visible) {
 }
 
 Padding padding_leaf(const at::Tensor& mask, KeyTest visible) {
-  return {mask.const_data_ptr(),
-          batch_stride(mask),
+  return {mask.const_data_ptr(), batch_stride(mask),
           /*head_stride=*/0,
-          /*q_stride=*/0,
-          mask.stride(1),
-          mask.size(1),
-          static_cast<int32_t>(mask.element_size()),
-          /*by_column=*/false,
-          visible};
+          /*q_stride=*/0,        mask.stride(1),
+          mask.size(1),          static_cast<int32_t>(mask.element_size()),
+          /*by_column=*/false,   visible};
 }
 
 const c10::SymInt& ProgramReader::symbolic() {

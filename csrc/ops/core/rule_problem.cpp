@@ -108,7 +108,21 @@ Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Devic
       op,
       {"kv_offset", arguments.kv_offset, "kv_positions", arguments.kv_positions, program.kv_length},
       program.batch_size, device, decoded.depends_on_batch);
+  if (!device.is_meta()) {
+    problem.batch_size = program.batch_size.expect_int();
+    problem.heads = decoded.heads.expect_int();
+    problem.q_length = program.q_length.expect_int();
+    problem.kv_length = program.kv_length.expect_int();
+  }
   return decoded;
+}
+
+void check_heads(const char* op, const Decoded& decoded, const c10::SymInt& heads) {
+  if (decoded.heads.maybe_as_int() != 1) {
+    ATTN_MASK_CHECK_SYM_VALUE(decoded.heads.sym_eq(heads), op,
+                              ": expected bits operands to have 1 or ", heads, " heads, but got ",
+                              decoded.heads);
+  }
 }
 
 void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,

@@ -47,11 +47,13 @@ struct RuleArguments {
 at::Device device_of(const char* op, const RuleArguments& arguments,
                      const std::optional<at::Tensor>& another = std::nullopt);
 
-/// Checks the arguments and decodes them into a kernel's own `problem`: its rule and positions,
-/// without a batch size, heads and lengths; under Meta it points nowhere. A result that has parts
-/// is for evaluate_in_parts.
+/// Checks the arguments and decodes them into a kernel's own `problem`; under Meta it points
+/// nowhere and has no sizes. A result that has parts is for evaluate_in_parts.
 Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Device device,
                        Problem& problem);
+
+/// Bits operands must have one head, or `heads`.
+void check_heads(const char* op, const Decoded& decoded, const c10::SymInt& heads);
 
 /// Solves a problem whose rule is too large for kernels, `height` rows at a time: `solve` gets
 /// the first row and a problem of some rows, whose rule has the results of its parts in it.
