@@ -132,8 +132,10 @@ struct Planned {
   /// `given` has the device.
   Planned(const char* op, RuleArguments given, const c10::SymInt& heads)
       : arguments(std::move(given)),
-        device(*arguments.device),
-        decoded(decode_problem(op, arguments, device_of(op, arguments), problem)) {
+        device(device_of(op, arguments)),
+        decoded(decode_problem(op, arguments, device, problem)) {
+    TORCH_CHECK_VALUE(is_same_device(*arguments.device, device), op,
+                      ": expected the operands to be on ", *arguments.device, ", but got ", device);
     check_heads(op, decoded, heads);
   }
 
