@@ -58,6 +58,8 @@ def cpp_functions(path: Path) -> list[tuple[str, int, int]]:
             or re.match(r"(if|for|while|switch|else)\b|}", text)
         ):
             continue
+        if re.search(r"\b(struct|class)\b|\[[&=]?\]", text):
+            continue  # types, and what is a part of a function
         closing = re.match(" *", lines[head])[0] + "}"  # type: ignore[index]
         end = next((i for i in range(start, len(lines)) if lines[i].startswith(closing)), start)
         depth, commas = 1, 0

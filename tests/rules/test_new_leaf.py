@@ -209,8 +209,8 @@ STEPS = {
             '    "documents",\n    "even_keys",\n    "function",\n',
         ),
         (
-            'NOTHING = _C.OPCODES["NOTHING"]\n',
-            'NOTHING = _C.OPCODES["NOTHING"]\nEVEN_KEYS = _C.OPCODES["EVEN_KEYS"]\n',
+            'SHIFT = _C.OPCODES["SHIFT"]\n',
+            'SHIFT = _C.OPCODES["SHIFT"]\nEVEN_KEYS = _C.OPCODES["EVEN_KEYS"]\n',
         ),
         (
             "def nothing() -> MaskFunction:\n",
