@@ -25,7 +25,16 @@ from attn_mask._core.tracing import (
     is_transformed,
     versions,
 )
-from attn_mask._core.write import Axis, axis, checked_offsets, tile_height, write_mask
+from attn_mask._core.write import (
+    BOOLEAN,
+    Axis,
+    Calls,
+    Geometry,
+    axis,
+    checked_offsets,
+    tile_height,
+    write_mask,
+)
 from attn_mask._graph import aten
 from attn_mask._graph.flops import COUNTER, tell_counters
 
@@ -250,7 +259,8 @@ class _Attention(NamedTuple):
             )
         heads = query.shape[1]
         if self.whole:
-            mask = write_mask(_NAME, rule, sizes, queries, keys, None, query.device, heads=heads)
+            geometry = Geometry(sizes[0], sizes[1], queries, sizes[2], keys)
+            mask = write_mask(_NAME, rule, geometry, None, query.device, BOOLEAN, Calls(heads))
             code = [mask_rules.BITS, 0]
             return self._call(code, [mask], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
         if 0 in sizes or heads == 0:
@@ -282,10 +292,8 @@ class _Attention(NamedTuple):
         """(the rows of a tile, its mask as a program's operand), for all rows."""
         batch_size, heads = query.shape[:2]
         for rows in self.queries.tiles(batch_size * heads * self.keys.length):
-            sizes = batch_size, rows.length, self.keys.length
-            mask = write_mask(
-                _NAME, self.rule, sizes, rows, self.keys, None, query.device, heads=heads
-            )
+            geometry = Geometry(batch_size, rows.length, rows, self.keys.length, self.keys)
+            mask = write_mask(_NAME, self.rule, geometry, None, query.device, BOOLEAN, Calls(heads))
             yield slice(rows.first, rows.first + rows.length), mask
 
     def of_tile(self, mask: torch.Tensor, *tensors: torch.Tensor, **of_backward: Any) -> Any:

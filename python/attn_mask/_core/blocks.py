@@ -17,7 +17,16 @@ from attn_mask._core.events import count, timed
 from attn_mask._core.library import _C
 from attn_mask._core.operators import operators_by_place
 from attn_mask._core.tracing import is_jit_tracing, is_recording, is_tracing
-from attn_mask._core.write import Axis, Offset, axis, check_boolean, write_mask
+from attn_mask._core.write import (
+    BOOLEAN,
+    Axis,
+    Calls,
+    Geometry,
+    Offset,
+    axis,
+    check_boolean,
+    write_mask,
+)
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -351,10 +360,9 @@ def _write(
         return _by_torch(_shifted(rule, q_offset, kv_offset), blocks, device)
 
     def mask_of(rows: Axis) -> torch.Tensor:
-        sizes, where = (blocks.batch_size, rows.length, blocks.kv_length), (rows, kv_offset)
-        return write_mask(
-            _NAME, rule, sizes, *where, None, device, by_vmap=True, heads=blocks.heads
-        )
+        geometry = Geometry(blocks.batch_size, rows.length, rows, blocks.kv_length, kv_offset)
+        calls = Calls(blocks.heads, by_vmap=True)
+        return write_mask(_NAME, rule, geometry, None, device, BOOLEAN, calls)
 
     if is_tracing():
         return lists.of([mask_rules.BITS, 0], [mask_of(queries)], blocks)

@@ -237,10 +237,6 @@ def shows_all(mask: torch.Tensor) -> bool:
     """Whether all of a mask is True, or all of its numbers are 1."""
     if mask.dtype != torch.bool:
         return bool(mask.sum() == mask.numel())
-    return is_all_visible(mask)
-
-
-def is_all_visible(mask: torch.Tensor) -> bool:
     return bool(operators_by_place()._is_all_visible(mask))
 
 
@@ -298,7 +294,7 @@ def _bidirectional(
         return False
     if local_size is not None and kv_length >= local_size:
         return False
-    return mask is None or is_all_visible(mask)
+    return mask is None or bool(operators_by_place()._is_all_visible(mask))
 
 
 OWN_DECISIONS = Decisions(_causal, _bidirectional)
