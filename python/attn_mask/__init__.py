@@ -108,13 +108,13 @@ _LOADED_WHEN_USED = {
     "checked": "checking",
     "checking": "checking",
     "data": "data",
-    "explain": "_explain",
-    "explain_model": "_explain_model",
-    "plot": "_plot",
+    "explain": "_tools.explain",
+    "explain_model": "_transformers.explain_model",
+    "plot": "_tools.plot",
     "profile": "profiling",
     "profiling": "profiling",
-    "show": "_show",
-    "status": "_status",
+    "show": "_tools.show",
+    "status": "_transformers.status",
     "testing": "testing",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
@@ -127,10 +127,10 @@ if TYPE_CHECKING:
     from attn_mask import profiling as profiling
     from attn_mask import testing as testing
     from attn_mask._tools.explain import explain as explain
-    from attn_mask._tools.explain_model import explain_model as explain_model
     from attn_mask._tools.plot import plot as plot
     from attn_mask._tools.show import show as show
-    from attn_mask._tools.status import status as status
+    from attn_mask._transformers.explain_model import explain_model as explain_model
+    from attn_mask._transformers.status import status as status
     from attn_mask.checking import Finding as Finding
     from attn_mask.checking import checked as checked
     from attn_mask.checking import validate_mask as validate_mask
