@@ -538,7 +538,8 @@ def write_at_once(
     code, operands = program.code, program.operands
     if padding_mask is not None:
         if (
-            padding_mask.dtype != torch.bool
+            not isinstance(padding_mask, torch.Tensor)
+            or padding_mask.dtype != torch.bool
             or padding_mask.dim() != 2
             or padding_mask.shape[0] != batch_size
             or padding_mask.device != device
