@@ -1,9 +1,10 @@
 # `make demo` and `make test` set up everything that they need; the second call is quick.
 
-TORCH_VERSION ?= 2.15.0
+TESTED_TORCH := $(shell sed -n 's/^tested-torch = "\([^"]*\)".*/\1/p' pyproject.toml 2>/dev/null)
+TORCH_VERSION ?= $(TESTED_TORCH)
 PYTHON ?= python3
 # Another torch gets an environment of its own.
-VENV ?= .venv$(if $(filter-out 2.15.0,$(TORCH_VERSION)),-torch$(TORCH_VERSION))
+VENV ?= .venv$(if $(filter-out $(TESTED_TORCH),$(TORCH_VERSION)),-torch$(TORCH_VERSION))
 BIN := $(VENV)/bin
 # The tools of the environment (cmake, ninja), not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +22,14 @@ from typing import Any, NoReturn
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+try:
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+except ImportError:
+    sys.exit("attn_mask: no packaging for this Python: run pip install packaging")
+
 ROOT = Path(__file__).parent.resolve()
 PACKAGE = ROOT / "python" / "attn_mask"
-TORCH = "torch>=2.11,<2.16"
 
 
 def stop(text: str) -> NoReturn:
@@ -34,6 +40,15 @@ def tool(name: str) -> str | None:
     """The environment's own program first, also where the environment is not activated."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return shutil.which(name, path=path)
+
+
+def required_torch() -> str:
+    """What pyproject.toml says of torch."""
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    return next(one for one in requires if Requirement(one).name == "torch")
+
+
+TORCH = required_torch()
 
 
 def run(*command: str) -> None:
@@ -48,8 +63,7 @@ def torch_version() -> str:
         found = version("torch")
     except PackageNotFoundError:
         stop(f"no torch for {sys.executable}: first run pip install '{TORCH}'")
-    numbers = tuple(map(int, re.findall(r"\d+", found)[:2]))
-    if not (2, 11) <= numbers < (2, 16):
+    if not Requirement(TORCH).specifier.contains(Version(found).base_version):
         stop(f"torch {found} is installed, but this needs another: pip install '{TORCH}'")
     return found
 

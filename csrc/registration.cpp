@@ -8,6 +8,7 @@
 
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "ops/core/call.h"
@@ -72,19 +73,6 @@ void for_each_tensor(const c10::OperatorHandle& op, const torch::jit::Stack& sta
   }
 }
 
-bool holds_tensor(const std::optional<at::Tensor>& tensor) { return tensor.has_value(); }
-bool holds_tensor(at::TensorList tensors) { return !tensors.empty(); }
-template <typename T>
-bool holds_tensor(const T&) {
-  return false;
-}
-
-void take_device(std::optional<at::Device>& device, std::optional<at::Device>*& taken) {
-  taken = &device;
-}
-template <typename T>
-void take_device(T&, std::optional<at::Device>*&) {}
-
 /// Operators that may be called without a tensor come here first: the key is then that of the
 /// device argument. (Typed, since boxing the arguments would cost as much as a small mask.)
 template <typename Operator, typename Call = typename Operator::Call>
@@ -94,27 +82,29 @@ template <typename Operator, typename Result, typename... Args>
 struct BySelectedDevice<Operator, Result(Args...)> {
   static Result call(c10::DispatchKeySet keys, Args... args) {
     static const auto op = ops::find<Operator>();
-    if ((holds_tensor(args) || ...)) {
+    bool has_tensor = false;
+    (ops::for_each_tensor_of(args, [&](const at::Tensor&) { has_tensor = true; }), ...);
+    if (has_tensor) {
       return op.redispatch(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
                                                       c10::DispatchKey::BackendSelect),
                            std::forward<Args>(args)...);
     }
-    std::optional<at::Device>* device = nullptr;
-    (take_device(args, device), ...);
+    constexpr size_t kDevice = Operator::Given::index_of("device");
+    std::optional<at::Device>& device = std::get<kDevice>(std::tie(args...));
     c10::DispatchKey key = c10::DispatchKey::CPU;
     if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Meta)) {
       // Fake tensors run Meta kernels on behalf of any device, which they put on the result
       // themselves.
       key = c10::DispatchKey::Meta;
-      *device = at::Device(at::kMeta);
-    } else if (*device) {
-      key = c10::computeDispatchKey(std::nullopt, std::nullopt, **device);
+      device = at::Device(at::kMeta);
+    } else if (device) {
+      key = c10::computeDispatchKey(std::nullopt, std::nullopt, *device);
     }
     // Devices other than those named have the kernels that the Python package registers.
     if (!op.hasKernelForDispatchKey(key)) {
       TORCH_CHECK_NOT_IMPLEMENTED(key == c10::DispatchKey::CUDA, Operator::kName,
-                                  ": expected device to be cpu, cuda or meta, but got ", **device);
-      TORCH_CHECK_NOT_IMPLEMENTED(false, Operator::kName, kNoCudaKernels, **device);
+                                  ": expected device to be cpu, cuda or meta, but got ", *device);
+      TORCH_CHECK_NOT_IMPLEMENTED(false, Operator::kName, kNoCudaKernels, *device);
     }
     return op.redispatch(c10::DispatchKeySet(key), std::forward<Args>(args)...);
   }
@@ -216,7 +206,7 @@ TORCH_LIBRARY_IMPL(attn_mask, Autograd, m) {
   register_on_tensors(m, &boxed<&without_gradient>, /*differentiable_too=*/false);
   ops::Operators::for_each([&]<typename Operator>() {
     if constexpr (Differentiable<Operator>) {
-      m.impl(Operator::kName, &Operator::autograd);
+      m.impl(Operator::kName, &ops::Forms<Operator>::autograd);
     }
   });
 }
@@ -244,11 +234,9 @@ TORCH_LIBRARY_IMPL(attn_mask, NestedTensorCUDA, m) { register_unsupported(m); }
 
 void ops::register_all(torch::Library& m) {
   Operators::for_each([&]<typename Operator>() {
+    m.impl(Operator::kName, &Forms<Operator>::run);
     if constexpr (Operator::kWritesMask) {
-      m.impl(Operator::kName, &Forms<Operator>::fresh);
-      m.impl((std::string(Operator::kName) + ".out").c_str(), &Forms<Operator>::out);
-    } else {
-      m.impl(Operator::kName, &Operator::run);
+      m.impl((std::string(Operator::kName) + ".out").c_str(), &OutForm<Operator>::run);
     }
   });
 }

@@ -21,7 +21,7 @@ from find_releases import released  # noqa: E402
 from oracle_loader import fetch  # noqa: E402
 
 FIRST = Version("4.53.0")
-TABLE = ROOT / "python" / "attn_mask" / "_upstream" / "known.json"
+TABLE = ROOT / "python" / "attn_mask" / "_transformers" / "known.json"
 
 
 def main() -> None:

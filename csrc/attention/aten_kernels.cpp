@@ -39,17 +39,16 @@ std::optional<at::Tensor> expanded(const std::optional<at::Tensor>& mask, const 
 /// share: [b, key heads, group, rows, ...].
 class Products {
  public:
-  Products(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool is_causal,
-           const std::optional<at::Tensor>& mask, std::optional<double> scale)
-      : dtype_(query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
-        key_heads_(key.size(1)),
-        is_causal_(is_causal),
-        query_(grouped(query)),
-        key_(key.to(dtype_).unsqueeze(2)),
-        value_(value.to(dtype_).unsqueeze(2)),
-        mask_(mask),
-        scale_(scale.value_or(
-            1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(query.size(3), 1))))) {}
+  explicit Products(const AttentionTile& tile)
+      : dtype_(tile.query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
+        key_heads_(tile.key.size(1)),
+        is_causal_(tile.is_causal),
+        query_(grouped(tile.query)),
+        key_(tile.key.to(dtype_).unsqueeze(2)),
+        value_(tile.value.to(dtype_).unsqueeze(2)),
+        mask_(tile.mask),
+        scale_(tile.scale.value_or(
+            1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(tile.query.size(3), 1))))) {}
 
   at::Tensor grouped(const at::Tensor& tensor) const {
     return tensor.unflatten(1, {key_heads_, tensor.size(1) / key_heads_});
@@ -98,10 +97,8 @@ class Products {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& query, const at::Tensor& key,
-                                          const at::Tensor& value, bool is_causal,
-                                          const std::optional<at::Tensor>& mask,
-                                          std::optional<double> scale) {
+std::tuple<at::Tensor, at::Tensor> attend(const AttentionTile& tile) {
+  const auto& [query, key, value, is_causal, mask, scale] = tile;
   if (takes_flash(query, value)) {
     return at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, mask,
                                                            scale);
@@ -112,7 +109,7 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& query, const at::Ten
         /*compute_log_sumexp=*/true, 0.0, is_causal, scale);
     return {out, lse.narrow(2, 0, query.size(2))};
   }
-  const Products products(query, key, value, is_causal, mask, scale);
+  const Products products(tile);
   const at::Tensor out =
       at::empty({query.size(0), query.size(2), query.size(1), value.size(3)}, query.options())
           .transpose(1, 2);
@@ -131,10 +128,11 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& query, const at::Ten
   return {out, lse};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
-    const at::Tensor& grad_out, const at::Tensor& query, const at::Tensor& key,
-    const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse, bool is_causal,
-    const std::optional<at::Tensor>& mask, std::optional<double> scale) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const AttentionTile& tile,
+                                                               const at::Tensor& out,
+                                                               const at::Tensor& lse,
+                                                               const at::Tensor& grad_out) {
+  const auto& [query, key, value, is_causal, mask, scale] = tile;
   if (takes_flash(query, value)) {
     return at::_scaled_dot_product_flash_attention_for_cpu_backward(
         grad_out, query, key, value, out, lse, 0.0, is_causal, mask, scale);
@@ -151,15 +149,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(
             grad_out, query, repeated(key, query), repeated(value, query),
             expanded(mask, query).value_or(at::Tensor()), by_length, padded, state, state, 0.0,
             {true, true, true, false}, is_causal, scale);
-    const int64_t times = query.size(1) / key.size(1);
-    const auto summed = [&](const at::Tensor& of_heads) {
+    const auto summed = [&, heads = key.size(1),
+                         times = query.size(1) / key.size(1)](const at::Tensor& of_heads) {
       return times == 1 ? of_heads
-                        : of_heads.unflatten(1, {key.size(1), times})
+                        : of_heads.unflatten(1, {heads, times})
                               .sum(2, /*keepdim=*/false, lse.scalar_type());
     };
     return {of_query, summed(of_key), summed(of_value)};
   }
-  const Products products(query, key, value, is_causal, mask, scale);
+  const Products products(tile);
   const at::Tensor of_query = at::empty(query.sizes(), query.options());
   at::Tensor of_key = at::zeros_like(products.key());
   at::Tensor of_value = at::zeros_like(products.value());

@@ -11,24 +11,15 @@
 
 namespace attn_mask::ops {
 
-std::vector<int64_t> FindDocumentLimits::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                                             c10::SymInt batch_size, c10::SymInt q_length,
-                                             c10::SymInt kv_length, c10::SymInt q_offset,
-                                             c10::SymInt kv_offset,
-                                             std::optional<at::Device> device) {
-  const std::optional<at::Tensor> none;
-  const RuleArguments arguments{
-      {rule, operands, batch_size, q_length, kv_length}, q_offset, kv_offset, none, none, device};
+std::vector<int64_t> FindDocumentLimits::run(const Given& given) {
+  const RuleArguments arguments(given);
+  const auto& [rule, operands, batch_size, q_length, kv_length] = arguments.program;
   Problem problem{};
   const at::Device of_rule = device_of(kName, arguments);
   const Decoded decoded = decode_problem(kName, arguments, of_rule, problem);
   if (of_rule.is_meta() || decoded.has_parts || batch_size == 0 || q_length == 0) {
     return {};
   }
-  problem.batch_size = batch_size.expect_int();
-  problem.heads = 1;
-  problem.q_length = q_length.expect_int();
-  problem.kv_length = kv_length.expect_int();
   const std::optional<FlashRule> of_flash = flash_rule(problem, operands);
   if (!of_flash || !of_flash->ids) {
     return {};

@@ -1,4 +1,4 @@
-// Attention by a rule: what is checked, and which kernels run. Tiles are run by attention_tiles.h.
+// Attention by a rule: what is checked, and which kernels run. Tiles are run by attention/tiles.h.
 
 #include <ATen/Functions.h>
 #include <c10/core/DeviceGuard.h>
@@ -25,16 +25,6 @@ constexpr int64_t kMostLength = int64_t{1} << 31;
 
 constexpr auto kQueryShape = "[batch_size, heads, q_length, head size]";
 constexpr auto kKeyShape = "[batch_size, heads, kv_length, head size]";
-
-/// What both operators are given beside the tensors that they differentiate.
-struct Where {
-  c10::SymIntArrayRef rule;
-  at::TensorList operands;
-  const c10::SymInt& q_offset;
-  const c10::SymInt& kv_offset;
-  const std::optional<at::Tensor>& q_positions;
-  const std::optional<at::Tensor>& kv_positions;
-};
 
 void check_like_query(const char* op, const char* argument, const at::Tensor& tensor,
                       const at::Tensor& query, const char* shape) {
@@ -92,6 +82,18 @@ void check_inputs(const char* op, const at::Tensor& query, const at::Tensor& key
       ", but got ", describe_sizes(key));
 }
 
+/// The result, or its gradient.
+void check_like_out(const char* op, const char* argument, const at::Tensor& tensor,
+                    const at::Tensor& query, const at::Tensor& value) {
+  check_like_query(op, argument, tensor, query, "[batch_size, heads, q_length, value size]");
+  for (const int64_t dim : {1, 2, 3}) {
+    ATTN_MASK_CHECK_SYM_VALUE(
+        tensor.sym_size(dim).sym_eq(dim == 3 ? value.sym_size(3) : query.sym_size(dim)), op,
+        ": expected ", argument, " to be [", query.sym_size(0), ", ", query.sym_size(1), ", ",
+        query.sym_size(2), ", ", value.sym_size(3), "], but got ", describe_sizes(tensor));
+  }
+}
+
 /// The log-sum-exp, or its gradient.
 void check_lse(const char* op, const char* argument, const at::Tensor& lse,
                const at::Tensor& query) {
@@ -107,15 +109,14 @@ void check_lse(const char* op, const char* argument, const at::Tensor& lse,
   }
 }
 
-RuleArguments rule_arguments(const Where& where, const c10::SymInt& batch_size,
-                             const c10::SymInt& q_length, const c10::SymInt& kv_length,
-                             at::Device device) {
-  return {{where.rule, where.operands, batch_size, q_length, kv_length},
-          where.q_offset,
-          where.kv_offset,
-          where.q_positions,
-          where.kv_positions,
-          device};
+/// The rule of an attention, and how long its tensors are.
+template <typename Given>
+RuleArguments rule_arguments(const Given& given) {
+  const at::Tensor& query = given.template get<"query">();
+  RuleArguments arguments(given, query.sym_size(0), query.sym_size(2),
+                          given.template get<"key">().sym_size(2));
+  arguments.device = query.device();
+  return arguments;
 }
 
 // Of attention, beside writing an element of a mask: some 64 channels of some heads.
@@ -123,36 +124,19 @@ constexpr int64_t kWorkOfElement = 128;
 
 /// The problem of an attention, checked; its sizes are set where there is data.
 struct Planned {
-  c10::SymInt batch_size;  // which the arguments refer to
-  c10::SymInt q_length;
-  c10::SymInt kv_length;
-  at::Device device;
   RuleArguments arguments;
+  at::Device device;
   Problem problem{};
   Decoded decoded;
 
-  Planned(const Planned&) = delete;
-  Planned& operator=(const Planned&) = delete;
-  Planned(const char* op, const Where& where, c10::SymInt of_batch, const c10::SymInt& heads,
-          c10::SymInt queries, c10::SymInt keys, at::Device of_query)
-      : batch_size(std::move(of_batch)),
-        q_length(std::move(queries)),
-        kv_length(std::move(keys)),
-        device(of_query),
-        arguments(rule_arguments(where, batch_size, q_length, kv_length, device)),
-        decoded(decode_problem(op, arguments, device_of(op, arguments), problem)) {
-    if (decoded.heads.maybe_as_int() != 1) {
-      ATTN_MASK_CHECK_SYM_VALUE(decoded.heads.sym_eq(heads), op,
-                                ": expected bits operands to have 1 or ", heads, " heads, but got ",
-                                decoded.heads);
-    }
-    if (device.is_meta()) {
-      return;
-    }
-    problem.batch_size = batch_size.expect_int();
-    problem.heads = decoded.heads.expect_int();
-    problem.q_length = q_length.expect_int();
-    problem.kv_length = kv_length.expect_int();
+  /// `given` has the device.
+  Planned(const char* op, RuleArguments given, const c10::SymInt& heads)
+      : arguments(std::move(given)),
+        device(device_of(op, arguments)),
+        decoded(decode_problem(op, arguments, device, problem)) {
+    TORCH_CHECK_VALUE(is_same_device(*arguments.device, device), op,
+                      ": expected the operands to be on ", *arguments.device, ", but got ", device);
+    check_heads(op, decoded, heads);
   }
 
   /// Plans the queries, all at once or, where the rule is too large for that, some at a time.
@@ -189,17 +173,19 @@ struct Planned {
 
 /// The call of a flash kernel that stands for all tiles, on devices that have one.
 std::optional<FlashRule> flash_call(const AttentionInputs& inputs, const Planned& planned,
-                                    at::TensorList operands,
                                     const std::optional<DocumentLimits>& limits) {
   if (!inputs.query.is_cuda() || planned.decoded.has_parts || !has_flash(inputs)) {
     return std::nullopt;
   }
-  const std::optional<FlashRule> rule = flash_rule(planned.problem, operands);
+  const std::optional<FlashRule> rule =
+      flash_rule(planned.problem, planned.arguments.program.operands);
   return rule && rule->ids && !limits ? std::nullopt : rule;
 }
 
-std::optional<DocumentLimits> limits_of(const char* op, const OptionalSymInt& max_documents,
-                                        const OptionalSymInt& max_length) {
+template <typename Given>
+std::optional<DocumentLimits> limits_of(const char* op, const Given& given) {
+  const OptionalSymInt& max_documents = given.template get<"max_documents">();
+  const OptionalSymInt& max_length = given.template get<"max_length">();
   for (const auto& [argument, number] :
        {std::pair("max_documents", &max_documents), {"max_length", &max_length}}) {
     TORCH_CHECK_VALUE(!*number || !(*number)->maybe_as_int() || **number > 0, op, ": expected ",
@@ -269,17 +255,13 @@ bool has_no_scores(const at::Tensor& query, const at::Tensor& key) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
-    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& query,
-    const at::Tensor& key, const at::Tensor& value, c10::SymInt q_offset, c10::SymInt kv_offset,
-    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
-    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
-    OptionalSymInt max_length) {
-  check_inputs(kName, query, key, value, enable_gqa);
-  Planned planned(kName, {rule, operands, q_offset, kv_offset, q_positions, kv_positions},
-                  query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
-                  query.device());
-  const std::optional<DocumentLimits> limits = limits_of(kName, max_documents, max_length);
+std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(const Given& given) {
+  const at::Tensor& query = given.get<"query">();
+  const at::Tensor& key = given.get<"key">();
+  const at::Tensor& value = given.get<"value">();
+  check_inputs(kName, query, key, value, given.get<"enable_gqa">());
+  Planned planned(kName, rule_arguments(given), query.sym_size(1));
+  const std::optional<DocumentLimits> limits = limits_of(kName, given);
   const auto empty_result = [&] {
     return std::tuple(
         empty_out(query, value),
@@ -293,10 +275,10 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
     return {out.zero_(), lse.fill_(-std::numeric_limits<double>::infinity())};
   }
   const c10::OptionalDeviceGuard guard(query.device());
-  const Scaled by_scale = scaled(query, scale);
+  const Scaled by_scale = scaled(query, given.get<"scale">());
   const AttentionInputs inputs{without_gaps(by_scale.query), without_gaps(key), without_gaps(value),
                                by_scale.scale};
-  if (const auto of_flash = flash_call(inputs, planned, operands, limits)) {
+  if (const auto of_flash = flash_call(inputs, planned, limits)) {
     const Attended attended = attend_by_flash(inputs, *of_flash, limits);
     return {empty_out(query, value).copy_(attended.out), attended.lse};
   }
@@ -309,30 +291,22 @@ std::tuple<at::Tensor, at::Tensor> ScaledDotProductAttention::run(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward::run(
-    c10::SymIntArrayRef rule, at::TensorList operands, const at::Tensor& grad_out,
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
-    const at::Tensor& lse, c10::SymInt q_offset, c10::SymInt kv_offset,
-    const std::optional<at::Tensor>& q_positions, const std::optional<at::Tensor>& kv_positions,
-    std::optional<double> scale, bool enable_gqa, OptionalSymInt max_documents,
-    OptionalSymInt max_length, const std::optional<at::Tensor>& grad_lse) {
-  check_inputs(kName, query, key, value, enable_gqa);
-  for (const auto& [argument, tensor] : {std::pair("grad_out", &grad_out), {"out", &out}}) {
-    check_like_query(kName, argument, *tensor, query, "[batch_size, heads, q_length, value size]");
-    for (const int64_t dim : {1, 2, 3}) {
-      ATTN_MASK_CHECK_SYM_VALUE(
-          tensor->sym_size(dim).sym_eq(dim == 3 ? value.sym_size(3) : query.sym_size(dim)), kName,
-          ": expected ", argument, " to be [", query.sym_size(0), ", ", query.sym_size(1), ", ",
-          query.sym_size(2), ", ", value.sym_size(3), "], but got ", describe_sizes(*tensor));
-    }
+    const Given& given) {
+  const at::Tensor& query = given.get<"query">();
+  const at::Tensor& key = given.get<"key">();
+  const at::Tensor& value = given.get<"value">();
+  check_inputs(kName, query, key, value, given.get<"enable_gqa">());
+  Attended attended{given.get<"out">(), given.get<"lse">()};
+  at::Tensor of_out = given.get<"grad_out">();
+  const std::optional<at::Tensor>& of_lse = given.get<"grad_lse">();
+  check_like_out(kName, "grad_out", of_out, query, value);
+  check_like_out(kName, "out", attended.out, query, value);
+  check_lse(kName, "lse", attended.lse, query);
+  if (of_lse) {
+    check_lse(kName, "grad_lse", *of_lse, query);
   }
-  check_lse(kName, "lse", lse, query);
-  if (grad_lse) {
-    check_lse(kName, "grad_lse", *grad_lse, query);
-  }
-  Planned planned(kName, {rule, operands, q_offset, kv_offset, q_positions, kv_positions},
-                  query.sym_size(0), query.sym_size(1), query.sym_size(2), key.sym_size(2),
-                  query.device());
-  const std::optional<DocumentLimits> limits = limits_of(kName, max_documents, max_length);
+  Planned planned(kName, rule_arguments(given), query.sym_size(1));
+  const std::optional<DocumentLimits> limits = limits_of(kName, given);
   if (query.is_meta() || has_no_scores(query, key)) {
     const auto zeros = [](const at::Tensor& like) {
       const at::Tensor empty = empty_by_length(like, like.sym_size(2), like.sym_size(3));
@@ -341,18 +315,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
     return {zeros(query), zeros(key), zeros(value)};
   }
   const c10::OptionalDeviceGuard guard(query.device());
-  const Scaled by_scale = scaled(query, scale);
+  const Scaled by_scale = scaled(query, given.get<"scale">());
   AttentionInputs inputs{by_scale.query, key, value, by_scale.scale};
-  Attended attended{out, lse};
-  at::Tensor of_out = grad_out;
-  if (grad_lse) {
-    widen(inputs, attended, of_out, *grad_lse);
+  if (of_lse) {
+    widen(inputs, attended, of_out, *of_lse);
   }
   for (at::Tensor* const tensor :
        {&inputs.query, &inputs.key, &inputs.value, &attended.out, &of_out}) {
     *tensor = without_gaps(*tensor);
   }
-  const auto of_flash = flash_call(inputs, planned, operands, limits);
+  const auto of_flash = flash_call(inputs, planned, limits);
   AttentionGradients gradients =
       of_flash ? attend_by_flash_backward(inputs, *of_flash, limits, attended, of_out)
                : attend_in_tiles_backward(inputs, attended, of_out, [&](const auto& f) {
@@ -368,20 +340,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ScaledDotProductAttentionBackward
           result(gradients.value, value)};
 }
 
-std::vector<int64_t> AttentionPlan::run(
-    c10::SymIntArrayRef rule, at::TensorList operands, c10::SymInt batch_size, c10::SymInt heads,
-    c10::SymInt q_length, c10::SymInt kv_length, at::ScalarType dtype, c10::SymInt q_offset,
-    c10::SymInt kv_offset, const std::optional<at::Tensor>& q_positions,
-    const std::optional<at::Tensor>& kv_positions, std::optional<at::Device> device) {
+std::vector<int64_t> AttentionPlan::run(const Given& given) {
   constexpr auto kPublicName = "attention_plan";
+  const c10::SymInt& heads = given.get<"heads">();
+  const at::ScalarType dtype = given.get<"dtype">();
   check_size(kPublicName, "heads", heads);
-  check_lengths(kPublicName, q_length, kv_length);
+  check_lengths(kPublicName, given.get<"q_length">(), given.get<"kv_length">());
   TORCH_CHECK_TYPE(is_additive_dtype(dtype), kPublicName,
                    ": expected dtype to be float16, bfloat16, float32 or float64, but got ", dtype);
-  const Where where{rule, operands, q_offset, kv_offset, q_positions, kv_positions};
-  Planned planned(kPublicName, where, batch_size, heads, q_length, kv_length,
-                  device_of(kPublicName, rule_arguments(where, batch_size, q_length, kv_length,
-                                                        device.value_or(at::kCPU))));
+  RuleArguments arguments(given);
+  arguments.device = arguments.device.value_or(at::kCPU);
+  arguments.device = device_of(kPublicName, arguments);
+  Planned planned(kPublicName, std::move(arguments), heads);
   std::vector<int64_t> numbers;
   if (planned.problem.empty()) {
     return numbers;

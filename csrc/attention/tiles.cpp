@@ -237,9 +237,9 @@ Attended attend_in_tiles(const AttentionInputs& inputs, const ForEachPart& for_e
         view(result.lse, call, call.rows).fill_(-infinity);
         return;
       }
-      auto [out, lse] = attend(view(query, call, call.rows), view(inputs.key, call, call.keys),
-                               view(inputs.value, call, call.keys),
-                               segment.visible == Visible::kTriangle, mask, inputs.scale);
+      auto [out, lse] = attend({view(query, call, call.rows), view(inputs.key, call, call.keys),
+                                view(inputs.value, call, call.keys),
+                                segment.visible == Visible::kTriangle, mask, inputs.scale});
       if (without_key.defined()) {
         if (!out.is_cpu()) {  // kernels of other devices may give NaN
           out = out.masked_fill(without_key.unsqueeze(3), 0);
@@ -287,10 +287,11 @@ AttentionGradients attend_in_tiles_backward(const AttentionInputs& inputs, const
         return;
       }
       auto [of_query, of_key, of_value] = attend_backward(
-          view(grad_out, call, call.rows), view(query, call, call.rows),
-          view(inputs.key, call, call.keys), view(inputs.value, call, call.keys),
+          {view(query, call, call.rows), view(inputs.key, call, call.keys),
+           view(inputs.value, call, call.keys), segment.visible == Visible::kTriangle, mask,
+           inputs.scale},
           view(attended.out, call, call.rows), view(finite, call, call.rows).squeeze(3),
-          segment.visible == Visible::kTriangle, mask, inputs.scale);
+          view(grad_out, call, call.rows));
       if (is_all && size_of(call.keys) == inputs.key.size(2)) {
         result = {of_query, of_key, of_value};
         return;

@@ -2,7 +2,7 @@
 
 /// Attention masks for LibTorch model code: rules, from which any mask can be composed (rules.h),
 /// and the functions of transformers' `modeling_attn_mask_utils` with their argument order and, but
-/// for the differences that the README lists, their results (releases 4.45 to 5.23).
+/// for the differences that docs/upstream.md lists, their results (releases 4.45 to 5.23).
 ///
 /// Additive masks hold 0 where a query attends to a key and the lowest finite number of their dtype
 /// elsewhere; dtypes are kHalf, kBFloat16, kFloat and kDouble. Sizes: b batch_size, q query_length,

@@ -1,5 +1,3 @@
-#include "cpu/block_mask.h"
-
 #include <atomic>
 #include <deque>
 #include <mutex>

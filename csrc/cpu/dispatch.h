@@ -1,8 +1,11 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 
 #include "cpu/kernels.h"
+#include "format/block_mask.h"
+#include "format/document_params.h"
 #include "format/mask_params.h"
 #include "format/strided_rows.h"
 
@@ -31,6 +34,17 @@ void find_masked_rows_cpu(const Problem& problem, uint8_t* rows);
 /// Copies all rows in host memory and unmasks those that are masked throughout, with torch's
 /// intra-op threads.
 void unmask_cpu(const UnmaskParams& params);
+
+/// Finds the documents of ids in host memory.
+void find_documents_cpu(const DocumentParams& params);
+
+/// Writes the states of all blocks to host memory, with torch's intra-op threads.
+void find_block_states_cpu(const BlockMaskParams& params);
+
+/// Writes the lists of a block mask to host memory, with torch's intra-op threads: by its states
+/// where there are any, else straight from the rule, in O(rows + blocks) where rows have spans.
+/// What it returns may be more than fits into the widths given.
+std::optional<LongestLines> write_block_mask_cpu(const BlockMaskParams& params);
 
 /// Whether `test` holds for every element; stops soon after the first for which it does not.
 bool all_cpu(const StridedRows& rows, const KeyTest& test);

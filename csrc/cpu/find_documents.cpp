@@ -1,6 +1,6 @@
-#include "cpu/find_documents.h"
-
 #include <algorithm>
+
+#include "cpu/dispatch.h"
 
 namespace attn_mask {
 

@@ -102,103 +102,131 @@ struct TileRow {
   }
 };
 
+/// Writes tiles one after the other.
 template <typename Out>
-void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, int64_t end) {
-  const Out attend = static_cast<Out>(params.format.attend);
-  const Out masked = static_cast<Out>(params.format.masked);
-  const Out unmasked = static_cast<Out>(params.unmasking.value);
-  const RowSpanFinder find_spans(params);
-  PaddingTile<Out> cache;
-  RowValues values;
-  // Where keys are not neighbours in memory, a tile's row is written beside it and then stored.
-  const bool scattered = params.out_strides[3] != 1;
-  alignas(64) Out scratch[kTileBytes / sizeof(Out)];
-  const bool is_simple = !scattered && params.q_length > 1 && find_spans.is_simple() &&
-                         params.bias.data == nullptr &&
-                         (find_spans.padding() == nullptr || find_spans.padding()->q_stride == 0);
-  for (int64_t tile = begin; tile < end;) {
-    // Divisions take longer than short rows do: none for each row.
-    const int64_t column = tile / params.q_length;
-    const int64_t plane = column / tiling.per_row;  // of a batch row and a head
-    const int64_t first = column % tiling.per_row * tiling.keys;
-    const int64_t last =
-        first + tiling.keys < params.kv_length ? first + tiling.keys : params.kv_length;
-    Query query = params.query(plane, tile % params.q_length);
-    if (is_simple) {
-      // The most frequent rules: nothing to find out for each row but where its hull ends.
-      const TileRow<Out> any_row{params,  query,  column, {first, last},
-                                 nullptr, attend, masked, values};
-      const Interval known = find_spans.known(query.batch, {first, last});
-      const int32_t padding = find_spans.padding_node();
-      const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache);
-      Out* out = static_cast<Out*>(params.out) + params.out_offset(query);
-      for (; query.row < params.q_length && tile < end;
-           ++query.row, ++tile, out += params.out_strides[2]) {
-        query.position = params.q_positions.at(query.batch, query.row);
-        if (params.unmasks(plane * params.q_length + query.row)) {
-          fill(out + first, last - first, unmasked);
-          continue;
+class TileWriter {
+ public:
+  explicit TileWriter(const MaskParams& params)
+      : params_(params),
+        attend_(static_cast<Out>(params.format.attend)),
+        masked_(static_cast<Out>(params.format.masked)),
+        unmasked_(static_cast<Out>(params.unmasking.value)),
+        find_spans_(params),
+        scattered_(params.out_strides[3] != 1),
+        is_simple_(!scattered_ && params.q_length > 1 && find_spans_.is_simple() &&
+                   params.bias.data == nullptr &&
+                   (find_spans_.padding() == nullptr || find_spans_.padding()->q_stride == 0)) {}
+
+  void write(const Tiling& tiling, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end;) {
+      // Divisions take longer than short rows do: none for each row.
+      const int64_t column = tile / params_.q_length;
+      const int64_t plane = column / tiling.per_row;  // of a batch row and a head
+      const int64_t first = column % tiling.per_row * tiling.keys;
+      const int64_t last =
+          first + tiling.keys < params_.kv_length ? first + tiling.keys : params_.kv_length;
+      const Query query = params_.query(plane, tile % params_.q_length);
+      const int64_t left = params_.q_length - query.row;
+      const int64_t rows = left < end - tile ? left : end - tile;
+      if (is_simple_) {
+        write_simple(column, plane, {first, last}, query, rows);
+      } else {
+        for (int64_t i = 0; i < rows; ++i) {
+          write_row(column, plane, {first, last}, query, i);
         }
-        Interval keys = find_spans.hull(query, known);
-        keys = keys.empty() ? Interval{last, last} : keys;
-        fill(out + first, keys.begin - first, masked);
-        if (shown == nullptr) {
-          fill(out + keys.begin, keys.end - keys.begin, attend);
-        } else {
-          copy(shown + (keys.begin - first), keys.end - keys.begin, out + keys.begin);
-        }
-        fill(out + keys.end, last - keys.end, masked);
       }
-      continue;
+      tile += rows;
     }
-    for (; query.row < params.q_length && tile < end; ++query.row, ++tile) {
-      query.position = params.q_positions.at(query.batch, query.row);
-      const RowSpans spans = find_spans(query);
-      Out* const stored = static_cast<Out*>(params.out) + params.out_offset(query);
-      Out* const out = scattered ? scratch - first : stored;
-      const TileRow<Out> tile_row{params, query,  column, {first, last},
-                                  out,    attend, masked, values};
-      // From left to right: the other order takes twice as long, since hardware prefetches
-      // forwards.
-      int64_t written = first;
-      if (params.unmasks(plane * params.q_length + query.row)) {
-        fill(out + first, last - first, unmasked);
-        if (params.bias.data != nullptr) {
-          tile_row.add_bias({first, last});
-        }
-        written = last;
+  }
+
+ private:
+  /// The most frequent rules: nothing to find out for each row but where its hull ends.
+  void write_simple(int64_t column, int64_t plane, Interval tile, Query query, int64_t rows) {
+    const auto [first, last] = tile;
+    const TileRow<Out> any_row{params_, query, column, tile, nullptr, attend_, masked_, values_};
+    const Interval known = find_spans_.known(query.batch, tile);
+    const int32_t padding = find_spans_.padding_node();
+    const Out* const shown = padding < 0 ? nullptr : any_row.values_of(padding, cache_);
+    Out* out = static_cast<Out*>(params_.out) + params_.out_offset(query);
+    for (const int64_t end = query.row + rows; query.row < end;
+         ++query.row, out += params_.out_strides[2]) {
+      query.position = params_.q_positions.at(query.batch, query.row);
+      if (params_.unmasks(plane * params_.q_length + query.row)) {
+        fill(out + first, last - first, unmasked_);
+        continue;
       }
-      for (int32_t i = 0; written < last && i < spans.spans.size; ++i) {
-        const Interval columns = intersect(spans.spans.at[i], {first, last});
-        if (columns.empty()) {
-          continue;
-        }
-        fill(out + written, columns.begin - written, masked);
-        if (spans.unresolved == 0) {
-          fill(out + columns.begin, columns.end - columns.begin, attend);
-        } else {
-          tile_row.write_unresolved(spans.unresolved, columns, cache);
-        }
-        if (params.bias.data != nullptr) {
-          tile_row.add_bias(columns);
-        }
-        written = columns.end;
+      Interval keys = find_spans_.hull(query, known);
+      keys = keys.empty() ? Interval{last, last} : keys;
+      fill(out + first, keys.begin - first, masked_);
+      if (shown == nullptr) {
+        fill(out + keys.begin, keys.end - keys.begin, attend_);
+      } else {
+        copy(shown + (keys.begin - first), keys.end - keys.begin, out + keys.begin);
       }
-      fill(out + written, last - written, masked);
-      if (scattered) {
-        for (int64_t k = first; k < last; ++k) {
-          stored[k * params.out_strides[3]] = out[k];
-        }
+      fill(out + keys.end, last - keys.end, masked_);
+    }
+  }
+
+  /// The row `further` down from `query`'s.
+  void write_row(int64_t column, int64_t plane, Interval tile, Query query, int64_t further) {
+    const auto [first, last] = tile;
+    query.row += further;
+    query.position = params_.q_positions.at(query.batch, query.row);
+    const RowSpans spans = find_spans_(query);
+    Out* const stored = static_cast<Out*>(params_.out) + params_.out_offset(query);
+    Out* const out = scattered_ ? scratch_ - first : stored;
+    const TileRow<Out> tile_row{params_, query, column, tile, out, attend_, masked_, values_};
+    // From left to right: the other order takes twice as long, since hardware prefetches forwards.
+    int64_t written = first;
+    if (params_.unmasks(plane * params_.q_length + query.row)) {
+      fill(out + first, last - first, unmasked_);
+      if (params_.bias.data != nullptr) {
+        tile_row.add_bias(tile);
+      }
+      written = last;
+    }
+    for (int32_t i = 0; written < last && i < spans.spans.size; ++i) {
+      const Interval columns = intersect(spans.spans.at[i], tile);
+      if (columns.empty()) {
+        continue;
+      }
+      fill(out + written, columns.begin - written, masked_);
+      if (spans.unresolved == 0) {
+        fill(out + columns.begin, columns.end - columns.begin, attend_);
+      } else {
+        tile_row.write_unresolved(spans.unresolved, columns, cache_);
+      }
+      if (params_.bias.data != nullptr) {
+        tile_row.add_bias(columns);
+      }
+      written = columns.end;
+    }
+    fill(out + written, last - written, masked_);
+    if (scattered_) {
+      for (int64_t k = first; k < last; ++k) {
+        stored[k * params_.out_strides[3]] = out[k];
       }
     }
   }
-}
+
+  const MaskParams& params_;
+  const Out attend_;
+  const Out masked_;
+  const Out unmasked_;
+  const RowSpanFinder find_spans_;
+  // Where keys are not neighbours in memory, a tile's row is written beside it and then stored.
+  const bool scattered_;
+  const bool is_simple_;
+  PaddingTile<Out> cache_;
+  RowValues values_;
+  alignas(64) Out scratch_[kTileBytes / sizeof(Out)];
+};
 
 }  // namespace
 
 void write_tiles(const MaskParams& params, const Tiling& tiling, int64_t begin, int64_t end) {
   with_bits(params.format.element_size,
-            [&](auto bits) { write_tiles<decltype(bits)>(params, tiling, begin, end); });
+            [&](auto bits) { TileWriter<decltype(bits)>(params).write(tiling, begin, end); });
 }
 
 }  // namespace attn_mask::ATTN_MASK_ISA

@@ -11,47 +11,31 @@
 namespace attn_mask {
 namespace {
 
-void write_mask_cuda(const MaskParams& params) {
-  launch_write_mask(params, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-void prepare_cuda(const DeviceTables& tables) {
-  launch_prepare(tables, c10::cuda::getCurrentCUDAStream());
+/// A launch as operators call it: on the current stream.
+template <auto Launch, typename Params>
+void on_stream(const Params& params) {
+  Launch(params, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 void unmask_cuda(const UnmaskParams& params) {
-  if (params.in.rows() == 0 || params.in.length == 0) {
-    return;
+  if (params.in.rows() != 0 && params.in.length != 0) {
+    on_stream<&launch_unmask>(params);
   }
-  launch_unmask(params, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-void find_block_states_cuda(const BlockMaskParams& params) {
-  launch_find_block_states(params, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 std::optional<LongestLines> write_block_mask_cuda(const BlockMaskParams& params) {
-  launch_write_block_mask(params, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  on_stream<&launch_write_block_mask>(params);
   return std::nullopt;
 }
 
-void find_documents_cuda(const DocumentParams& params) {
-  launch_find_documents(params, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
 constexpr DeviceKernels kKernels = {
-    .write_mask = &write_mask_cuda,
-    .prepare = &prepare_cuda,
+    .write_mask = &on_stream<&launch_write_mask>,
+    .prepare = &on_stream<&launch_prepare>,
     .find_masked_rows = nullptr,
     .unmask = &unmask_cuda,
-    .find_documents = &find_documents_cuda,
-    .find_block_states = &find_block_states_cuda,
+    .find_documents = &on_stream<&launch_find_documents>,
+    .find_block_states = &on_stream<&launch_find_block_states>,
     .write_block_mask = &write_block_mask_cuda,
     .needs_block_states = true,
 };

@@ -1,21 +1,54 @@
-#include "ops/block_lists.h"
+// The operators that summarize a mask in blocks.
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/max.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <utility>
+#include <optional>
+#include <vector>
 
+#include "format/block_mask.h"
 #include "ops/core/checks.h"
 #include "ops/core/device_kernels.h"
 #include "ops/core/operators.h"
+#include "ops/core/rule_problem.h"
 #include "ops/core/write_mask.h"
+#include "rule/levels/hull.h"
 #include "rule/levels/runs.h"
 
 namespace attn_mask {
 namespace {
+
+/// The arguments of the operators that summarize a mask in blocks.
+struct BlockArguments : RuleArguments {
+  template <typename Given>
+  explicit BlockArguments(const Given& given)
+      : RuleArguments(given),
+        heads(given.template get<"heads">()),
+        q_block_size(given.template get<"q_block_size">()),
+        kv_block_size(given.template get<"kv_block_size">()),
+        separate_full_blocks(given.template get_or<"separate_full_blocks">(true)) {}
+
+  /// Lists of partial and of full blocks, or of both in one.
+  int64_t kinds() const { return separate_full_blocks ? 2 : 1; }
+
+  c10::SymInt heads;
+  c10::SymInt q_block_size;
+  c10::SymInt kv_block_size;
+  bool separate_full_blocks;
+};
+
+/// What is known once the arguments have been checked.
+struct CheckedBlocks {
+  at::Device device;
+  Decoded decoded;
+  c10::SymInt q_blocks;
+  c10::SymInt kv_blocks;
+};
 
 // More than any device can spare for indices of blocks: an error that names the alternative.
 constexpr int64_t kMostIndexBytes = int64_t{32} << 30;
@@ -112,6 +145,23 @@ ListsOfBlocks make_lists(const BlockArguments& arguments, at::Device device,
   return result;
 }
 
+/// The lists of an index would be larger than any device.
+void check_index_bytes(const BlockArguments& arguments, const CheckedBlocks& checked,
+                       const c10::SymInt& kv_width, const c10::SymInt& q_width) {
+  const c10::SymInt& batch_size = arguments.program.batch_size;
+  const c10::SymInt& heads = arguments.heads;
+  const int64_t kinds = arguments.kinds();
+  const auto of_kv = product({batch_size, heads, checked.q_blocks, kv_width, 4 * kinds});
+  const auto of_q = product({batch_size, heads, checked.kv_blocks, q_width, 4 * kinds});
+  TORCH_CHECK_VALUE(!of_kv || !of_q || std::max(*of_kv, *of_q) <= kMostIndexBytes / 2,
+                    ops::BlockMask::kName, ": expected indices of at most 2^35 bytes, but ",
+                    2 * kinds, " of [", batch_size, ", ", heads, ", ", checked.q_blocks, ", ",
+                    checked.kv_blocks, "] int32 (or, stored with kv_width and q_width, ", kv_width,
+                    " in each row and ", q_width,
+                    " in each column) take more; create_block_mask(compact=True) ",
+                    "stores only as many as the longest row and column have");
+}
+
 /// The states of a problem's blocks, [batches, heads, q_blocks, kv_blocks].
 at::Tensor find_states(const char* op, const BlockArguments& arguments,
                        const CheckedBlocks& checked, BlockMaskParams& params) {
@@ -147,8 +197,8 @@ at::Tensor find_states(const char* op, const BlockArguments& arguments,
   return states;
 }
 
-}  // namespace
-
+/// Checks the arguments and sets all of `params` (but under Meta) except where to write; of planes
+/// that are alike it has one.
 CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
                            BlockMaskParams& params) {
   check_size(op, "heads", arguments.heads);
@@ -163,12 +213,7 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
   CheckedBlocks checked{device, decode_problem(op, arguments, device, params),
                         blocks_of(arguments.program.q_length, arguments.q_block_size),
                         blocks_of(arguments.program.kv_length, arguments.kv_block_size)};
-  const c10::SymInt& of_bits = checked.decoded.heads;
-  if (of_bits.maybe_as_int() != 1) {
-    ATTN_MASK_CHECK_SYM_VALUE(of_bits.sym_eq(arguments.heads), op,
-                              ": expected bits operands to have 1 or ", arguments.heads,
-                              " heads, but got ", of_bits);
-  }
+  check_heads(op, checked.decoded, arguments.heads);
   for (const c10::SymInt* blocks : {&checked.q_blocks, &checked.kv_blocks}) {
     const auto known = blocks->maybe_as_int();
     TORCH_CHECK_VALUE(!known || *known <= std::numeric_limits<int32_t>::max(), op,
@@ -177,11 +222,7 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
                       checked.q_blocks, ", ", checked.kv_blocks, "]");
   }
   if (!device.is_meta()) {
-    params.batch_size =
-        checked.decoded.depends_on_batch ? arguments.program.batch_size.expect_int() : 1;
-    params.heads = checked.decoded.heads.expect_int();
-    params.q_length = arguments.program.q_length.expect_int();
-    params.kv_length = arguments.program.kv_length.expect_int();
+    params.batch_size = checked.decoded.depends_on_batch ? params.batch_size : 1;
     params.q_block = arguments.q_block_size.expect_int();
     params.kv_block = arguments.kv_block_size.expect_int();
     params.separate_full = arguments.separate_full_blocks;
@@ -190,6 +231,7 @@ CheckedBlocks check_blocks(const char* op, const BlockArguments& arguments,
   return checked;
 }
 
+/// Runs the params on the device; it points nowhere afterwards.
 std::optional<LongestLines> write_block_mask(const char* op, const BlockArguments& arguments,
                                              const CheckedBlocks& checked,
                                              BlockMaskParams& params) {
@@ -204,74 +246,73 @@ std::optional<LongestLines> write_block_mask(const char* op, const BlockArgument
   return kernels.write_block_mask(params);
 }
 
+/// The blocks of `size` that so many neighbours can touch.
+int64_t touched(int64_t neighbours, int64_t size) { return (neighbours + size - 2) / size + 1; }
+
+/// What windows and chunks that hold for the whole rule decide without reading data; leaves of
+/// other kinds can but make lines shorter.
+std::optional<LongestLines> declared(const BlockMaskParams& params) {
+  if (params.q_positions.listed || params.kv_positions.listed) {
+    return std::nullopt;
+  }
+  const Hull hull(params.rule);
+  const int64_t chunk = hull.chunk < 0 ? kOpen : params.rule.nodes[hull.chunk].chunk.size;
+  int64_t kv = kOpen;  // the furthest apart that keys of a block of queries are, and one
+  int64_t q = kOpen;
+  if (hull.before < kFar && hull.after < kFar) {
+    kv = hull.before + hull.after + params.q_block;
+    q = hull.before + hull.after + params.kv_block;
+  }
+  if (chunk < kFar) {
+    // Neighbours lie in chunks that touch.
+    kv = std::min(kv, 2 * chunk + params.q_block);
+    q = std::min(q, 2 * chunk + params.kv_block);
+  }
+  if (kv == kOpen) {
+    return std::nullopt;
+  }
+  return LongestLines{std::min(touched(kv, params.kv_block), params.kv_blocks()),
+                      std::min(touched(q, params.q_block), params.q_blocks())};
+}
+
+}  // namespace
+
 namespace ops {
 
-std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                                       c10::SymInt batch_size, c10::SymInt heads,
-                                       c10::SymInt q_length, c10::SymInt kv_length,
-                                       c10::SymInt q_block_size, c10::SymInt kv_block_size,
-                                       c10::SymInt q_offset, c10::SymInt kv_offset,
-                                       const std::optional<at::Tensor>& q_positions,
-                                       const std::optional<at::Tensor>& kv_positions,
-                                       std::optional<at::Device> device, bool separate_full_blocks,
-                                       OptionalSymInt kv_width, OptionalSymInt q_width) {
-  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
-                                  q_offset,
-                                  kv_offset,
-                                  q_positions,
-                                  kv_positions,
-                                  device},
-                                 heads,
-                                 q_block_size,
-                                 kv_block_size,
-                                 separate_full_blocks};
+std::vector<at::Tensor> BlockMask::run(const Given& given) {
+  const BlockArguments arguments(given);
+  const OptionalSymInt& kv_width = given.get<"kv_width">();
+  const OptionalSymInt& q_width = given.get<"q_width">();
   BlockMaskParams params{};
   const CheckedBlocks checked = check_blocks(kName, arguments, params);
-  const c10::SymInt& q_blocks = checked.q_blocks;
-  const c10::SymInt& kv_blocks = checked.kv_blocks;
-  const c10::SymInt of_kv = stored_width("kv_width", kv_width, kv_blocks);
-  const c10::SymInt of_q = stored_width("q_width", q_width, q_blocks);
-  const int64_t kinds = separate_full_blocks ? 2 : 1;
-  const auto of_kv_bytes = product({batch_size, heads, q_blocks, of_kv, 4 * kinds});
-  const auto of_q_bytes = product({batch_size, heads, kv_blocks, of_q, 4 * kinds});
-  TORCH_CHECK_VALUE(
-      !of_kv_bytes || !of_q_bytes || std::max(*of_kv_bytes, *of_q_bytes) <= kMostIndexBytes / 2,
-      kName, ": expected indices of at most 2^35 bytes, but ", 2 * kinds, " of [", batch_size, ", ",
-      heads, ", ", q_blocks, ", ", kv_blocks, "] int32 (or, stored with kv_width and q_width, ",
-      of_kv, " in each row and ", of_q,
-      " in each column) take more; create_block_mask(compact=True) ",
-      "stores only as many as the longest row and column have");
-  std::array<ListsOfBlocks, 2> kv;
-  std::array<ListsOfBlocks, 2> q;
+  const c10::SymInt of_kv = stored_width("kv_width", kv_width, checked.kv_blocks);
+  const c10::SymInt of_q = stored_width("q_width", q_width, checked.q_blocks);
+  check_index_bytes(arguments, checked, of_kv, of_q);
+  // Of keys, one for each kind of block, then of queries.
+  std::vector<ListsOfBlocks> all;
   std::vector<at::Tensor> result;
-  for (auto* lists : {&kv, &q}) {
-    const bool is_kv = lists == &kv;
-    for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-      ListsOfBlocks& made = (*lists)[kind];
-      made = is_kv ? make_lists(arguments, checked.device, q_blocks, kv_blocks, of_kv,
-                                kv_width.has_value())
-                   : make_lists(arguments, checked.device, kv_blocks, q_blocks, of_q,
-                                q_width.has_value());
-      result.push_back(made.num_blocks);
-      result.push_back(made.indices);
-    }
+  const auto kinds = static_cast<size_t>(arguments.kinds());
+  for (size_t i = 0; i < 2 * kinds; ++i) {
+    all.push_back(i < kinds ? make_lists(arguments, checked.device, checked.q_blocks,
+                                         checked.kv_blocks, of_kv, kv_width.has_value())
+                            : make_lists(arguments, checked.device, checked.kv_blocks,
+                                         checked.q_blocks, of_q, q_width.has_value()));
+    result.insert(result.end(), {all.back().num_blocks, all.back().indices});
   }
   if (checked.device.is_meta()) {
     return result;
   }
-  if (params.empty() || batch_size == 0 || heads == 0) {
-    for (const ListsOfBlocks& lists : {kv[0], kv[1], q[0], q[1]}) {
-      if (lists.num_blocks.defined()) {
-        lists.complete_empty();
-      }
+  if (params.empty() || arguments.program.batch_size == 0 || arguments.heads == 0) {
+    for (const ListsOfBlocks& lists : all) {
+      lists.complete_empty();
     }
     return result;
   }
   params.kv_width = of_kv.expect_int();
   params.q_width = of_q.expect_int();
-  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    params.kv[kind] = kv[kind].lists();
-    params.q[kind] = q[kind].lists();
+  for (size_t kind = 0; kind < kinds; ++kind) {
+    params.kv[kind] = all[kind].lists();
+    params.q[kind] = all[kinds + kind].lists();
   }
   const std::optional<LongestLines> longest = write_block_mask(kName, arguments, checked, params);
   TORCH_CHECK_VALUE(!longest || longest->kv <= params.kv_width, kName,
@@ -280,38 +321,61 @@ std::vector<at::Tensor> BlockMask::run(c10::SymIntArrayRef rule, at::TensorList 
   TORCH_CHECK_VALUE(!longest || longest->q <= params.q_width, kName, ": expected q_width to be at ",
                     "least ", longest->q,
                     ", the most blocks of queries that a column has, but got ", params.q_width);
-  for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
-    kv[kind].complete(params.batch_size, params.heads);
-    q[kind].complete(params.batch_size, params.heads);
+  for (const ListsOfBlocks& lists : all) {
+    lists.complete(params.batch_size, params.heads);
   }
   return result;
 }
 
-at::Tensor BlockStates::run(c10::SymIntArrayRef rule, at::TensorList operands,
-                            c10::SymInt batch_size, c10::SymInt heads, c10::SymInt q_length,
-                            c10::SymInt kv_length, c10::SymInt q_block_size,
-                            c10::SymInt kv_block_size, c10::SymInt q_offset, c10::SymInt kv_offset,
-                            const std::optional<at::Tensor>& q_positions,
-                            const std::optional<at::Tensor>& kv_positions,
-                            std::optional<at::Device> device) {
-  const BlockArguments arguments{{{rule, operands, batch_size, q_length, kv_length},
-                                  q_offset,
-                                  kv_offset,
-                                  q_positions,
-                                  kv_positions,
-                                  device},
-                                 heads,
-                                 q_block_size,
-                                 kv_block_size,
-                                 /*separate_full_blocks=*/true};
+at::Tensor BlockStates::run(const Given& given) {
+  const BlockArguments arguments(given);
   BlockMaskParams params{};
   const CheckedBlocks checked = check_blocks(kName, arguments, params);
   if (checked.device.is_meta()) {
-    const c10::SymInt rows = checked.decoded.depends_on_batch ? batch_size : c10::SymInt(1);
+    const c10::SymInt rows =
+        checked.decoded.depends_on_batch ? arguments.program.batch_size : c10::SymInt(1);
     return at::empty_symint({rows, checked.decoded.heads, checked.q_blocks, checked.kv_blocks},
                             at::TensorOptions().dtype(at::kByte).device(at::kMeta));
   }
   return find_states(kName, arguments, checked, params);
+}
+
+/// A host decision: it may wait for the device.
+std::vector<int64_t> BlockMaskWidths::run(const Given& given) {
+  const BlockArguments arguments(given);
+  BlockMaskParams params{};
+  const CheckedBlocks checked = check_blocks(kName, arguments, params);
+  TORCH_CHECK_NOT_IMPLEMENTED(!checked.device.is_meta(), kName,
+                              ": expected tensors with values, but got device meta");
+  if (params.empty()) {
+    return {0, 0};
+  }
+  params.stored_heads = params.heads;
+  if (const auto bound = declared(params)) {
+    return {bound->kv, bound->q};
+  }
+  const int64_t kinds = arguments.kinds();
+  const auto counts = [&](int64_t lines) {
+    return at::empty({kinds, params.planes() * lines},
+                     at::TensorOptions().dtype(at::kInt).device(checked.device));
+  };
+  params.kv_width = params.kv_blocks();
+  params.q_width = params.q_blocks();
+  const at::Tensor of_kv = counts(params.q_blocks());
+  const at::Tensor of_q = counts(params.kv_blocks());
+  for (int64_t kind = 0; kind < kinds; ++kind) {
+    params.kv[kind] = {of_kv.mutable_data_ptr<int32_t>() + kind * of_kv.size(1), nullptr};
+    params.q[kind] = {of_q.mutable_data_ptr<int32_t>() + kind * of_q.size(1), nullptr};
+  }
+  if (const auto longest = write_block_mask(kName, arguments, checked, params)) {
+    return {longest->kv, longest->q};
+  }
+  if (of_kv.numel() == 0 || of_q.numel() == 0) {
+    return {0, 0};
+  }
+  const at::Tensor both = at::cat({at::max(of_kv).view({1}), at::max(of_q).view({1})}).cpu();
+  const auto* const longest = both.const_data_ptr<int32_t>();
+  return {longest[0], longest[1]};
 }
 
 }  // namespace ops

@@ -61,15 +61,14 @@ bool is_causal_enough(const char* op, const std::optional<at::Tensor>& attention
 
 namespace ops {
 
-bool IgnoreCausalMaskSdpa::run(const std::optional<at::Tensor>& attention_mask,
-                               const at::Tensor& inputs_embeds, c10::SymInt past_key_values_length,
-                               OptionalSymInt sliding_window,
-                               bool /*is_training: matters to upstream while tracing alone*/) {
-  return is_causal_enough(kName, attention_mask, inputs_embeds, past_key_values_length,
-                          sliding_window);
+bool IgnoreCausalMaskSdpa::run(const Given& given) {
+  // `is_training` matters to upstream while tracing alone.
+  return is_causal_enough(kName, given.get<"attention_mask">(), given.get<"inputs_embeds">(),
+                          given.get<"past_key_values_length">(), given.get<"sliding_window">());
 }
 
-bool IsAllVisible::run(const at::Tensor& mask) {
+bool IsAllVisible::run(const Given& given) {
+  const at::Tensor& mask = given.get<"mask">();
   check_mask_dtype(kName, "mask", mask);
   return is_all(kName, "mask", mask, is_nonzero(mask.scalar_type()),
                 [](const at::Tensor& on_device) { return on_device.all(); });

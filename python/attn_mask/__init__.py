@@ -7,6 +7,7 @@ loaded when they are first used.
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from attn_mask import _graph as _graph
 from attn_mask import masking_utils as masking_utils
 from attn_mask import modeling_attn_mask_utils as modeling_attn_mask_utils
 from attn_mask import rules as rules
@@ -14,9 +15,6 @@ from attn_mask import utils as utils
 from attn_mask._core import library as _library
 from attn_mask._core.operators import aten_only as aten_only
 from attn_mask._core.skipping import skip_policy as skip_policy
-from attn_mask._graph import batching as _batching  # noqa: F401 - registers its rules
-from attn_mask._graph import flops as _flops
-from attn_mask._graph import registrations as _registrations  # noqa: F401 - as well
 from attn_mask._graph.aten import decompositions as decompositions
 from attn_mask._transformers.install import install as install
 from attn_mask._transformers.install import installed as installed
@@ -44,11 +42,24 @@ from attn_mask.rules import padding as padding
 from attn_mask.rules import sliding_window as sliding_window
 from attn_mask.rules import window as window
 
-__all__ = [
+# The tiers of docs/api.md: first what most programs need.
+__all__ = [  # noqa: RUF022
+    "rules",
+    "causal",
+    "sliding_window",
+    "documents",
+    "padding",
+    "boolean",
+    "additive",
+    "create_block_mask",
+    "scaled_dot_product_attention",
+    "sdpa_arguments",
+    "install",
+    "packed",
+    "show",
     "Finding",
     "SdpaArguments",
     "__version__",
-    "additive",
     "aten_only",
     "attention_plan",
     "bidirectional",
@@ -56,37 +67,25 @@ __all__ = [
     "block_mask_to",
     "block_sparse",
     "blockwise",
-    "boolean",
     "build_info",
-    "causal",
     "checked",
     "checking",
     "chunked",
-    "create_block_mask",
     "data",
     "decompositions",
-    "documents",
     "explain",
     "explain_model",
     "for_transformers",
-    "install",
     "installed",
     "is_installed",
     "masking_utils",
     "modeling_attn_mask_utils",
     "nothing",
-    "packed",
-    "padding",
     "plot",
     "profile",
     "profiling",
     "register_attention",
-    "rules",
-    "scaled_dot_product_attention",
-    "sdpa_arguments",
-    "show",
     "skip_policy",
-    "sliding_window",
     "status",
     "testing",
     "uninstall",
@@ -108,13 +107,13 @@ _LOADED_WHEN_USED = {
     "checked": "checking",
     "checking": "checking",
     "data": "data",
-    "explain": "_explain",
-    "explain_model": "_explain_model",
-    "plot": "_plot",
+    "explain": "_tools.explain",
+    "explain_model": "_transformers.explain_model",
+    "plot": "_tools.plot",
     "profile": "profiling",
     "profiling": "profiling",
-    "show": "_show",
-    "status": "_status",
+    "show": "_tools.show",
+    "status": "_transformers.status",
     "testing": "testing",
     "validate_mask": "checking",
     "validate_mask_properties": "checking",
@@ -127,10 +126,10 @@ if TYPE_CHECKING:
     from attn_mask import profiling as profiling
     from attn_mask import testing as testing
     from attn_mask._tools.explain import explain as explain
-    from attn_mask._tools.explain_model import explain_model as explain_model
     from attn_mask._tools.plot import plot as plot
     from attn_mask._tools.show import show as show
-    from attn_mask._tools.status import status as status
+    from attn_mask._transformers.explain_model import explain_model as explain_model
+    from attn_mask._transformers.status import status as status
     from attn_mask.checking import Finding as Finding
     from attn_mask.checking import checked as checked
     from attn_mask.checking import validate_mask as validate_mask

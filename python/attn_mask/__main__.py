@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 
 def _doctor(as_json: bool) -> int:
-    from attn_mask._tools.doctor import diagnose, written
+    from attn_mask._transformers.doctor import diagnose, written
 
     # Whatever else is said while transformers is imported goes to stderr.
     with contextlib.redirect_stdout(sys.stderr):

@@ -30,7 +30,7 @@ from attn_mask._core.arguments import (
 from attn_mask._core.observing import AttentionCall, observed
 from attn_mask._core.program import Source
 from attn_mask._core.tracing import is_opaque
-from attn_mask._core.write import write_mask
+from attn_mask._core.write import Calls, Geometry, write_mask
 
 __all__ = ["Finding", "checked", "validate_mask", "validate_mask_properties"]
 
@@ -151,8 +151,8 @@ def validate_mask_properties(
     shown = None
     if attention_mask is not None:
         shown = attention_mask.to(mask.device, torch.bool).expand(batch_size, -1)
-    sizes = (batch_size, q_length, kv_length)
-    expected = write_mask(name, rule, sizes, q_offset, 0, shown, mask.device, heads=heads)
+    geometry = Geometry(batch_size, q_length, q_offset, kv_length, 0)
+    expected = write_mask(name, rule, geometry, shown, mask.device, calls=Calls(heads))
     if 1 != expected.shape[1] != heads:
         raise ValueError(
             f"{name}: expected mask to have {expected.shape[1]} heads, as kind has, "

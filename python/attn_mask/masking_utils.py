@@ -1,8 +1,8 @@
 """Drop-in for ``transformers.masking_utils``, on native rules.
 
 Names, signatures, defaults, results and errors are those of the release of transformers that
-``attn_mask._transformers.UPSTREAM`` names; transformers itself is not needed: configs and caches need
-the attributes that upstream's have. Mask functions are objects that carry their rule
+``attn_mask._transformers.UPSTREAM`` names; transformers itself is not needed: configs and caches
+need the attributes that upstream's have. Mask functions are objects that carry their rule
 (``attn_mask.rules``), so that a mask is written at once by ``torch.ops.attn_mask.boolean`` or
 ``.additive``. Only callables of the user's are called, for some rows at a time.
 

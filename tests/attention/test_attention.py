@@ -512,3 +512,11 @@ def test_bits_beside_a_mask_function_in_several_tiles(monkeypatch):
     monkeypatch.setattr(attn_mask._tools.view, "_ROWS", 7)
     density = attn_mask._tools.view.view("show", rule, 30, 30, 0, 1).counts([0, 30], [0, 30])[0]
     assert int(density) == int(visible[0, 1].sum()) and picture == attn_mask.show(visible[0, 1])
+
+
+def test_a_table_without_values_is_refused():
+    query, key, value = (tensor.detach() for tensor in inputs(1, 1, 1, 4, 4))
+    code = [attn_mask._C.OPCODES["PADDING"], 0]
+    for attend in (ops.scaled_dot_product_attention, attn_mask._C.scaled_dot_product_attention):
+        with pytest.raises(ValueError, match="expected the operands to be on cpu, but got meta"):
+            attend(code, [torch.ones(1, 4, device="meta")], query, key, value)

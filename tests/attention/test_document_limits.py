@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import attn_mask
 import pytest
 import torch
-from attn_mask import attention, causal, documents
+from attn_mask import causal, documents
+from attn_mask._core import attend as attention
 from hypothesis import given
 from hypothesis import strategies as st
 

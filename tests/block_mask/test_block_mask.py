@@ -265,7 +265,7 @@ def test_dq_write_order_of_an_older_torch(monkeypatch):
 
 
 def test_a_function_of_the_users_is_called_for_some_rows_at_a_time(monkeypatch):
-    monkeypatch.setattr(attn_mask.block_mask, "_HELD", 128 * 1500)
+    monkeypatch.setattr(attn_mask._core.blocks, "_HELD", 128 * 1500)
     monkeypatch.setattr(write, "_TILE", 64 * 1500)
     calls_seen = []
 

@@ -8,8 +8,7 @@
 #include <random>
 
 #include "bits.h"
-#include "cpu/block_mask.h"
-#include "cpu/find_documents.h"
+#include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "emulated_grid.h"
 #include "format/additive.h"

@@ -7,7 +7,7 @@
 #include <random>
 #include <string>
 
-#include "cpu/block_mask.h"
+#include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "emulated_grid.h"
 #include "format/boolean.h"

@@ -23,7 +23,7 @@
 
 #include "attn_mask/attention.h"
 #include "attn_mask/rules.h"
-#include "cpu/block_mask.h"
+#include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "format/additive.h"
 #include "format/boolean.h"

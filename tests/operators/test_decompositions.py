@@ -6,9 +6,9 @@ import threading
 import attn_mask
 import pytest
 import torch
-from attn_mask import block_mask, for_transformers, masking_utils, rules
+from attn_mask import for_transformers, masking_utils, rules
 from attn_mask import modeling_attn_mask_utils as ours
-from attn_mask._core import operators
+from attn_mask._core import blocks, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masks import MASK_DTYPES, OUT_DTYPES, assert_same_mask, lowest
@@ -271,7 +271,7 @@ def block_tensors(mask, queries):
         BLOCK_SIZE=4,
         q_offset=mask.shape[1] - queries.shape[1],
     )
-    return torch.cat([getattr(made, name).flatten() for name in block_mask._TENSORS])
+    return torch.cat([getattr(made, name).flatten() for name in blocks._TENSORS])
 
 
 # f(mask [b, kv], queries [b, q, d]), each of which makes a mask in some way.

@@ -97,6 +97,36 @@ def test_out_form_takes_the_same(name):
             assert (other.has_default_value() and other.default_value) == default
 
 
+@every_call
+def test_direct_call_takes_the_same(name, args, kwargs):
+    """Names and defaults are those of the schema, at any place."""
+    want = operator(name)(*args, **kwargs)
+    direct = getattr(attn_mask._C, name)
+    names = [argument.name for argument in operator(name).default._schema.arguments]
+    by_name = dict(zip(names, args, strict=False)) | kwargs
+    for got in (
+        direct(*args, **kwargs),
+        direct(**by_name),
+        direct(**dict(reversed(by_name.items()))),
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True, check_stride=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        ((), {}, r"_is_all_visible\(\) missing required argument: 'mask'"),
+        ((1,), {}, r"_is_all_visible\(\): argument 'mask' must be Tensor, not int"),
+        ((1, 2), {}, r"_is_all_visible\(\) takes 1 arguments but 2 were given"),
+        ((1,), {"mask": 1}, r"_is_all_visible\(\) got multiple values for argument 'mask'"),
+        ((), {"masks": 1}, r"_is_all_visible\(\) got an unexpected keyword argument 'masks'"),
+    ],
+)
+def test_direct_call_refuses_what_python_would(args, kwargs, expected):
+    with pytest.raises(TypeError, match=f"^{expected}$"):
+        attn_mask._C._is_all_visible(*args, **kwargs)
+
+
 @every_mask
 def test_opcheck(name, args, kwargs):
     torch.library.opcheck(operator(name).default, args, kwargs)

@@ -183,6 +183,19 @@ def test_the_reference_has_every_public_name():
         assert re.search(rf"^::: attn_mask\.{name}\b|`attn_mask\.{name}`", reference, re.M), name
 
 
+def test_the_reference_begins_with_the_names_that_come_first():
+    """Rules, then what most programs need, in both lists; new leaves are names of `rules` alone."""
+    reference = (ROOT / "docs" / "api.md").read_text()
+    (first,) = re.findall(r"^## First\n(.*?)^## ", reference, re.M | re.S)
+    names = re.findall(r"`attn_mask\.(rules)`|^::: attn_mask\.(\w+)$", first, re.M)
+    assert attn_mask.__all__[:13] == [module or name for module, name in names]
+    leaves = {name for name in attn_mask.rules.__all__ if name in attn_mask.__all__}
+    assert leaves == {
+        *("bidirectional", "bits", "blockwise", "causal", "chunked", "documents"),
+        *("nothing", "padding", "sliding_window", "window"),
+    }
+
+
 def results(name):
     return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
 

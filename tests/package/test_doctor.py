@@ -9,7 +9,7 @@ import attn_mask
 import pytest
 import torch
 from attn_mask.__main__ import main
-from attn_mask._tools import doctor
+from attn_mask._transformers import doctor
 
 WITHOUT = "import sys\nfor name in {names}: sys.modules[name] = None\n"
 MAIN = "import sys\nfrom attn_mask.__main__ import main\nsys.exit(main({arguments}))\n"
@@ -41,7 +41,7 @@ def test_doctor_is_well():
 def test_json(without):
     # What others print goes elsewhere.
     before = (
-        "import attn_mask._tools.doctor as d\nmake = d.diagnose\n"
+        "import attn_mask._transformers.doctor as d\nmake = d.diagnose\n"
         "def diagnose():\n    print('noise')\n    return make()\n"
         "d.diagnose = diagnose\n"
     )

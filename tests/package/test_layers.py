@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import attn_mask
+import pytest
 import torch
 
 PACKAGE = Path(attn_mask.__file__).parent
@@ -125,6 +126,47 @@ def test_no_import_is_a_circle():
     assert sum(map(len, graph.values())) > 50
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert set(MODULES) <= set(order)
+
+
+DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
+
+
+def layers():
+    """What each layer may import, by the table of the design page."""
+    text = DESIGN.read_text().split("\n## Layers\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    return {
+        row[0].strip("` "): {name.strip("` ") for name in row[1].split(",")} - {""}
+        for row in rows
+        if len(row) == 3 and row[0] != " layer "
+    }
+
+
+def layer_of(module):
+    folder = module.removeprefix("attn_mask").removeprefix(".").split(".")[0]
+    if folder in ("_core", "_graph", "_transformers", "_tools"):
+        return folder
+    # What is built stands at the top, where Python and CMake put it.
+    built = {"_C": "_core", "_built_for": "_core", "__main__": "package"}
+    return built.get(folder, "public" if folder else "package")
+
+
+@pytest.mark.skipif(not DESIGN.exists(), reason="the pages are not here")
+def test_layers_are_those_of_the_design_page():
+    """What a module imports, at whatever depth; the package and its command may import all."""
+    allowed = layers()
+    assert list(allowed) == ["_tools", "public", "_transformers", "_graph", "_core"]
+    assert {layer_of(name) for name in MODULES} == {*allowed, "package"}
+    found = {
+        f"{name} imports {module}"
+        for name in MODULES
+        for module, _ in imports(name)
+        if layer_of(name) != "package"
+        and layer_of(module).replace("package", "public")
+        not in {layer_of(name), *allowed[layer_of(name)]}
+        and module.removeprefix("attn_mask.") not in allowed[layer_of(name)]
+    }
+    assert found == set()
 
 
 def test_no_private_name_of_another_module_is_imported():

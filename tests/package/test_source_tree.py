@@ -13,7 +13,7 @@ from attn_mask._transformers import UPSTREAM
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "scripts"))
 
-from count_house import tracked, walks  # noqa: E402
+from count_house import CODE, functions, tracked, walks  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
 
@@ -90,6 +90,33 @@ def test_clean(tmp_path, target, left):
     assert files == {"Makefile", *left}
 
 
+# Their arguments are those of transformers' and torch's functions.
+SIGNATURES_OF_OTHERS = {
+    ("python/attn_mask/_core/blocks.py", "create_block_mask"),
+    ("python/attn_mask/_transformers/attention_interface.py", "rule_mask"),
+    ("python/attn_mask/_transformers/create.py", "create"),
+    ("python/attn_mask/_transformers/writers.py", "__call__"),
+    ("python/attn_mask/_transformers/writers.py", "write_eager_mask"),
+    ("python/attn_mask/_transformers/writers.py", "write_sdpa_mask"),
+}
+
+
+def test_functions_are_short():
+    found = functions()
+    assert {str(path).split("/")[0] for path, *_ in found} == set(CODE) and len(found) > 1200
+    long = [(str(path), name, lines) for path, name, lines, _ in found if lines > 80]
+    assert long == []
+    wide = {(str(path), name) for path, name, _, arguments in found if arguments > 8}
+    assert wide == SIGNATURES_OF_OTHERS
+
+
+def test_files_are_short():
+    longest = {".py": 900, ".cpp": 450, ".h": 450, ".cu": 450}
+    for path in tracked(*CODE):
+        lines = len(path.read_text().splitlines())
+        assert lines <= longest.get(path.suffix, lines), path
+
+
 def links(title):
     """Every file that the walk links to, in its steps or beside them."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
@@ -104,7 +131,7 @@ def walk(title):
 
 
 def test_walks_count_their_files():
-    assert len(walks()) == 4
+    assert len(walks()) == 5
     for title, files in walks().items():
         assert f": {len(files)} files" in title
         assert len(set(files)) == len(files), title
@@ -153,18 +180,43 @@ def test_walk_to_an_operator():
     mentions = files_that_mention(
         r"\bBlockStates\b|\b_block_states\b", "csrc/", "python/", "tests/support/"
     )
-    caller = "python/attn_mask/block_mask.py"
+    caller = "python/attn_mask/_core/blocks.py"
     assert mentions - {caller} == walk(title) - {"CMakeLists.txt"}
     sources = [name for name in walk(title) if name.endswith(".cpp")]
     text = (ROOT / "CMakeLists.txt").read_text()
     assert all(name in text for name in sources)
 
 
+def test_walks_to_a_release_have_all_that_knows_of_one():
+    """A file of the package that names a release of transformers is in a walk, or of the legacy."""
+    named = files_that_mention(r"(?<![\d.])(4\.(3[5-9]|[45]\d)|5\.\d{1,2})(?![\d])", "python/")
+    walked = walk("Taking up a release of transformers:") | walk(
+        "Taking up a release of transformers that"
+    )
+    legacy = {
+        f"python/attn_mask/{name}.py"
+        for name in (
+            "modeling_attn_mask_utils",
+            *(f"_transformers/{name}" for name in ("legacy", "releases", "transformers_4")),
+        )
+    }
+    fixed = {"_transformers/visual.py", "_tools/bench.py"}  # a picture of 5.8; what 5.3 was
+    assert named - walked <= legacy | {f"python/attn_mask/{name}" for name in fixed}
+    tests = {"CHANGELOG.md", "requirements/dev.txt", "tests/support/releases.json"}
+    assert walked <= named | tests | {
+        *("docs/upstream.md", "python/attn_mask/_transformers/source.py"),
+    }
+
+
 def test_walk_to_a_release():
     minor = UPSTREAM.rpartition(".")[0]
-    assert files_that_mention(rf"\b{re.escape(minor)}\b", "") <= walk("Taking up a release")
+    assert files_that_mention(rf"\b{re.escape(minor)}\b", "") <= walk(
+        "Taking up a release of transformers:"
+    )
     for name in ("requirements/dev.txt", "tests/support/releases.json"):
         assert UPSTREAM in (ROOT / name).read_text()
     for script in ("find_releases.py", "hash_upstream.py"):
         written = re.findall(r'"(\w+\.json)"', (ROOT / "scripts" / script).read_text())
-        assert any(name.endswith(tuple(written)) for name in walk("Taking up a release"))
+        assert any(
+            name.endswith(tuple(written)) for name in walk("Taking up a release of transformers:")
+        )

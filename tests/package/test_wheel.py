@@ -149,6 +149,9 @@ elif lacks[0].startswith("torch=="):
     importlib.metadata.version = lambda name: lacks[0][7:] if name == "torch" else version(name)
 shutil.which = lambda name, **kw: None if name in lacks else which(name, **kw)
 importlib.util.find_spec = lambda name, *rest: None if name in lacks else spec(name, *rest)
+if lacks == ["packaging"]:
+    import setuptools.command.build_ext  # which may have one of its own
+    sys.modules["packaging.version"] = None
 if lacks == ["Python.h"]:
     sysconfig.get_path = lambda name: "/nowhere"
 sys.argv = ["setup.py", "bdist_wheel"]
@@ -159,9 +162,11 @@ runpy.run_path("setup.py", run_name="__main__")
 @pytest.mark.parametrize(
     ("lacks", "says"),
     [
-        ("torch", "attn_mask: no torch for .*: first run pip install 'torch>=2.11,<2.16'"),
-        ("torch==2.10.1", "attn_mask: torch 2.10.1 is installed, .*: pip install 'torch>=2.11,<"),
+        ("torch", "attn_mask: no torch for .*: first run pip install 'torch"),
+        ("torch==2.10.1", "attn_mask: torch 2.10.1 is installed, .*: pip install 'torch"),
         ("torch==2.16.0+cpu", r"attn_mask: torch 2.16.0\+cpu is installed, but this needs"),
+        ("torch==2.16.0.dev20270101", "attn_mask: torch 2.16.0.dev20270101 is installed, but"),
+        ("packaging", "attn_mask: no packaging for this Python: run pip install packaging"),
         ("cmake", "attn_mask: no cmake found: run pip install cmake ninja"),
         ("Python.h", "attn_mask: no Python.h for .*: run apt-get install python3-dev"),
         ("c++ g++ clang++", r"attn_mask: no C\+\+ compiler found .*: run apt-get install g\+\+"),

@@ -1,15 +1,14 @@
 """A new leaf is a struct and its lines in the list of leaves; then all levels agree about it."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from scratch_copy import ScratchCopy, listed, replace
 
 ROOT = Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent / "include"
@@ -92,12 +91,6 @@ int main() {
               plan[0].segments[0].keys.end == window.kv_length);
 }
 """
-
-
-def replace(path, old, new):
-    text = path.read_text()
-    assert text.count(old) == 1, (path, old)
-    path.write_text(text.replace(old, new))
 
 
 def flags():
@@ -203,10 +196,14 @@ STEPS = {
             "      case Opcode::kNothing:\n",
         ),
     ],
-    "python/attn_mask/rules.py": [
+    "python/attn_mask/_core/mask_rules.py": [
         (
-            'NOTHING = _C.OPCODES["NOTHING"]\n',
-            'NOTHING = _C.OPCODES["NOTHING"]\nEVEN_KEYS = _C.OPCODES["EVEN_KEYS"]\n',
+            '    "documents",\n    "function",\n',
+            '    "documents",\n    "even_keys",\n    "function",\n',
+        ),
+        (
+            'SHIFT = _C.OPCODES["SHIFT"]\n',
+            'SHIFT = _C.OPCODES["SHIFT"]\nEVEN_KEYS = _C.OPCODES["EVEN_KEYS"]\n',
         ),
         (
             "def nothing() -> MaskFunction:\n",
@@ -223,9 +220,10 @@ STEPS = {
     ],
     "python/attn_mask/_graph/aten.py": [
         (
-            "        if opcode == rules.NOTHING:\n",
-            "        if opcode == rules.EVEN_KEYS:\n            return rules.even_keys()\n"
-            "        if opcode == rules.NOTHING:\n",
+            "        if opcode == mask_rules.NOTHING:\n",
+            "        if opcode == mask_rules.EVEN_KEYS:\n"
+            "            return mask_rules.even_keys()\n"
+            "        if opcode == mask_rules.NOTHING:\n",
         ),
     ],
     "csrc/attn_mask/rules.h": [
@@ -305,47 +303,19 @@ int main() {
 @pytest.mark.slow
 def test_the_walk_is_all_that_a_leaf_needs(tmp_path):
     """The library of a copy to which the walk's files were changed, and no other."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    (section,) = (part for part in text.split("\n## ") if part.startswith("Adding a leaf"))
-    listed = re.findall(r"^\d+\. \[[^]]+\]\(([^)]+)\)", section, re.MULTILINE)
     leaf = "csrc/rule/leaf/even_keys.h"
-    assert {*STEPS, leaf} == {*listed} - {"csrc/rule/leaf/same_id.h"} | {leaf}
-    ignored = shutil.ignore_patterns(".git", "build", ".venv*", "*.so", "lib", "__pycache__")
-    shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored, symlinks=True)
-    top = tmp_path / "copy"
+    walk = listed("Adding a leaf")
+    assert {*STEPS, leaf} == walk - {"csrc/rule/leaf/same_id.h"} | {leaf}
     struct = STRUCT.replace("IS_BAND", "false").replace("HAS_TABLE", "false")
-    (top / leaf).write_text(LEAF.replace("STRUCT", struct))
-    for name, steps in STEPS.items():
-        for old, new in steps:
-            replace(top / name, old, new)
-    cmake = [Path(sys.executable).with_name("cmake"), "-S", top, "-B", top / "build"]
-    options = ("PYTHON=ON", "USE_CUDA=OFF")
-    configure = [*cmake, "-G", "Ninja", *(f"-DATTN_MASK_{option}" for option in options)]
-    configure += [f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_INSTALL_LIBDIR=lib"]
-    ninja = Path(sys.executable).with_name("ninja")
-    for command in (
-        [
-            *configure,
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            "-DCMAKE_BUILD_TYPE=",
-            "-DCMAKE_CXX_FLAGS=-O1",
-        ],
-        [cmake[0], "--build", top / "build", "--parallel", "2"],
-        [cmake[0], "--install", top / "build", "--prefix", top / "python" / "attn_mask"],
-    ):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    environment = {**os.environ, "PYTHONPATH": str(top / "python")}
-    run = subprocess.run(
-        [sys.executable, "-c", IN_PYTHON], env=environment, capture_output=True, text=True
-    )
-    assert run.stdout.strip() == "ok", run.stderr[-3000:]
+    copy = ScratchCopy(tmp_path, STEPS, {leaf: LEAF.replace("STRUCT", struct)})
+    copy.build()
+    assert copy.run("-c", IN_PYTHON).strip() == "ok"
     program = tmp_path / "main.cpp"
     program.write_text(IN_CPP)
     libraries = TORCH.parent / "lib"
     links = [f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}"]
-    of_ours = top / "python" / "attn_mask" / "lib"
+    of_ours = copy.top / "python" / "attn_mask" / "lib"
     links += [f"-L{of_ours}", "-lattn_mask", f"-Wl,-rpath,{of_ours}", "-Wl,--no-as-needed"]
-    done = compile_with("g++", top / "csrc", program, *links, "-o", tmp_path / "program")
+    done = compile_with("g++", copy.top / "csrc", program, *links, "-o", tmp_path / "program")
     assert done.returncode == 0, done.stderr[-3000:]
     assert subprocess.check_output([tmp_path / "program"], text=True) == "100010001010"

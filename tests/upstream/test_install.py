@@ -957,7 +957,8 @@ def test_state_outlasts_modules(again):
         import attn_mask
         print(attn_mask.is_installed())
         attn_mask.install()
-        print(attn_mask._transformers.writers.state.options, attn_mask._core.operators.is_aten_only())
+        from attn_mask._core.operators import is_aten_only
+        print(attn_mask._transformers.writers.state.options, is_aten_only())
         print(masking_utils.sdpa_mask is sys.modules["attn_mask._transformers.writers"].sdpa_mask)
         with attn_mask.skip_policy("never"):
             print(masking_utils.sdpa_mask(1, 3, 3) is None)

@@ -28,6 +28,12 @@ typename Operator::Result call(Arguments&&... arguments) {
   return op.call(std::forward<Arguments>(arguments)...);
 }
 
+/// The same with the arguments of a call that is being made.
+template <typename Operator>
+typename Operator::Result call_with(const typename Operator::Given& given) {
+  return given.apply([](const auto&... arguments) { return call<Operator>(arguments...); });
+}
+
 /// The last argument of operators that write a mask: rows may begin anywhere.
 inline constexpr int64_t kAnyStride = 1;
 

@@ -4,9 +4,7 @@
 
 #include <array>
 
-#include "cpu/block_mask.h"
 #include "cpu/dispatch.h"
-#include "cpu/find_documents.h"
 
 namespace attn_mask {
 namespace {

@@ -5,50 +5,44 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
-
-#include "format/additive.h"
+#include <type_traits>
 
 namespace attn_mask {
 namespace {
 
-template <typename Bits, typename T>
-uint64_t bits_of(T value) {
-  static_assert(sizeof(Bits) == sizeof(T));
-  Bits bits = 0;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-/// The bits of `value` in a floating dtype.
-uint64_t bits_in(at::ScalarType dtype, double value) {
+/// Calls `f` with a number of an additive dtype.
+template <typename F>
+auto visit(at::ScalarType dtype, F f) {
   switch (dtype) {
     case at::kHalf:
-      return c10::Half(static_cast<float>(value)).x;
+      return f(c10::Half());
     case at::kBFloat16:
-      return c10::BFloat16(static_cast<float>(value)).x;
+      return f(c10::BFloat16());
     case at::kFloat:
-      return bits_of<uint32_t>(static_cast<float>(value));
+      return f(float());
     case at::kDouble:
-      return bits_of<uint64_t>(value);
+      return f(double());
     default:
       TORCH_INTERNAL_ASSERT(false, "no additive mask of ", dtype);
   }
 }
 
+/// The bits of `value` in a floating dtype.
+uint64_t bits_in(at::ScalarType dtype, double value) {
+  return visit(dtype, [&](auto number) -> uint64_t {
+    using Bits = std::conditional_t<sizeof(number) == 2, uint16_t,
+                                    std::conditional_t<sizeof(number) == 4, uint32_t, uint64_t>>;
+    number = static_cast<decltype(number)>(value);
+    return std::bit_cast<Bits>(number);
+  });
+}
+
 int32_t mantissa_bits(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kHalf:
-      return 10;
-    case at::kBFloat16:
-      return 7;
-    case at::kFloat:
-      return 23;
-    default:
-      return 52;
-  }
+  return visit(dtype,
+               [](auto of) -> int32_t { return std::numeric_limits<decltype(of)>::digits - 1; });
 }
 
 /// The least integer that, rounded to float32, is at least `bound`.
@@ -128,36 +122,15 @@ bool is_mask_dtype(at::ScalarType dtype) {
   }
 }
 
-DenseFormat additive_format(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kHalf:
-      return kAdditiveFloat16;
-    case at::kBFloat16:
-      return kAdditiveBFloat16;
-    case at::kFloat:
-      return kAdditiveFloat32;
-    default:
-      return kAdditiveFloat64;
-  }
-}
+DenseFormat additive_format(at::ScalarType dtype) { return additive_format(dtype, lowest(dtype)); }
 
 DenseFormat additive_format(at::ScalarType dtype, double masked) {
-  DenseFormat format = additive_format(dtype);
-  format.masked = bits_in(dtype, masked);
-  return format;
+  return {static_cast<int32_t>(c10::elementSize(dtype)), /*attend=*/0, bits_in(dtype, masked)};
 }
 
 double lowest(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kHalf:
-      return std::numeric_limits<c10::Half>::lowest();
-    case at::kBFloat16:
-      return std::numeric_limits<c10::BFloat16>::lowest();
-    case at::kFloat:
-      return std::numeric_limits<float>::lowest();
-    default:
-      return std::numeric_limits<double>::lowest();
-  }
+  return visit(dtype,
+               [](auto of) -> double { return std::numeric_limits<decltype(of)>::lowest(); });
 }
 
 KeyTest is_one(at::ScalarType dtype, at::ScalarType cast_to) {

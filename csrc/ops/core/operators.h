@@ -5,7 +5,8 @@
 // Everything else is derived from this page: registration (registration.cpp), typed calls (call.h),
 // the functions of attn_mask._C, rules for fake tensors, graphs and vmap, and what the tests call.
 //
-// To add one: a struct here, its name in `Operators` below, and `run` in a file of its own.
+// To add one: a struct here, its name in `Operators` below, and `run` in a file of its own. A
+// schema is written in parts where operators share some of it.
 //
 // Those that end with `stride_multiple` write a mask into a new tensor, whose rows begin a multiple
 // of so many elements apart, and have a second form, into a tensor of the caller's:
@@ -15,6 +16,15 @@
 #include "ops/core/schema.h"
 
 namespace attn_mask::ops {
+
+/// Any rule (rule/program.h documents its encoding `rule`), and where its queries and keys are.
+inline constexpr Text kRule{"SymInt[] rule, Tensor[] operands, "};
+inline constexpr Text kSizes{"SymInt batch_size, SymInt q_length, SymInt kv_length, "};
+inline constexpr Text kBlocks{
+    "SymInt batch_size, SymInt heads, SymInt q_length, SymInt kv_length, SymInt q_block_size, "
+    "SymInt kv_block_size, "};
+inline constexpr Text kOffsets{"SymInt q_offset=0, SymInt kv_offset=0, "};
+inline constexpr Text kPositions{"Tensor? q_positions=None, Tensor? kv_positions=None, "};
 
 struct ToCausal4d
     : Operator<
@@ -53,7 +63,7 @@ struct UnmaskUnattended : Operator<
                               "SymInt stride_multiple=1) -> Tensor"> {
   static constexpr bool kMayWriteInPlace = true;  // a row is read before it is written
   static Run run;
-  static Call autograd;
+  static Autograd autograd;
 };
 
 struct Prepare4dCausalAttentionMask
@@ -96,122 +106,99 @@ struct Create4dCausalAttentionMask
   static Run run;
 };
 
-/// Any rule (rule/program.h documents its encoding `rule`) as a boolean mask. With
-/// `unmask_unattended`, rows in which no key is visible become true throughout.
-struct Boolean : Operator<
-                     "boolean(SymInt[] rule, Tensor[] operands, SymInt batch_size, "
-                     "SymInt q_length, SymInt kv_length, *, SymInt q_offset=0, "
-                     "SymInt kv_offset=0, Tensor? q_positions=None, "
-                     "Tensor? kv_positions=None, Device? device=None, "
-                     "bool unmask_unattended=False, SymInt stride_multiple=1) -> Tensor"> {
+/// A rule as a boolean mask. With `unmask_unattended`, rows in which no key is visible become true
+/// throughout.
+struct Boolean : Operator<"boolean(", kRule, kSizes, "*, ", kOffsets, kPositions,
+                          "Device? device=None, bool unmask_unattended=False, "
+                          "SymInt stride_multiple=1) -> Tensor"> {
   static Run run;
 };
 
-/// Any rule as an additive mask, on top of a bias where one is given, for which it is
-/// differentiable. Masked elements hold `masked_value`: a number up to 0 that the dtype holds, or
-/// -inf; else its lowest finite number. With `unmask_unattended`, rows in which no key is visible
-/// become +0.0, or the bias, throughout.
-struct Additive : Operator<
-                      "additive(SymInt[] rule, Tensor[] operands, SymInt batch_size, "
-                      "SymInt q_length, SymInt kv_length, *, ScalarType dtype, "
-                      "SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
-                      "Tensor? kv_positions=None, Tensor? bias=None, Device? device=None, "
-                      "bool unmask_unattended=False, Scalar? masked_value=None, "
-                      "SymInt stride_multiple=1) -> Tensor"> {
+/// A rule as an additive mask, on top of a bias where one is given, for which it is differentiable.
+/// Masked elements hold `masked_value`: a number up to 0 that the dtype holds, or -inf; else its
+/// lowest finite number. With `unmask_unattended`, rows in which no key is visible become +0.0, or
+/// the bias, throughout.
+struct Additive
+    : Operator<"additive(", kRule, kSizes, "*, ScalarType dtype, ", kOffsets, kPositions,
+               "Tensor? bias=None, Device? device=None, bool unmask_unattended=False, "
+               "Scalar? masked_value=None, SymInt stride_multiple=1) -> Tensor"> {
   static Run run;
-  static Call autograd;
+  static Autograd autograd;
 };
 
-/// Any rule as flex attention's BlockMask: kv_num_blocks, kv_indices, full_kv_num_blocks,
+/// A rule as flex attention's BlockMask: kv_num_blocks, kv_indices, full_kv_num_blocks,
 /// full_kv_indices, q_num_blocks, q_indices, full_q_num_blocks, full_q_indices, all int32; without
 /// `separate_full_blocks` not those of full blocks. num_blocks are [batch_size, heads, lines],
 /// indices [batch_size, heads, lines, total]. With a width an index is compact storage, 1-D: the
 /// first `width` numbers of each line, and as many zeros after the last as make it a whole one, so
 /// that lines that overlap are a view of it. A width must be enough for the longest line; on CUDA
 /// the kernel stops where it is not.
-struct BlockMask
-    : Operator<
-          "block_mask(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt heads, "
-          "SymInt q_length, SymInt kv_length, SymInt q_block_size, SymInt kv_block_size, *, "
-          "SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
-          "Tensor? kv_positions=None, Device? device=None, bool separate_full_blocks=True, "
-          "SymInt? kv_width=None, SymInt? q_width=None) -> Tensor[]"> {
+struct BlockMask : Operator<"block_mask(", kRule, kBlocks, "*, ", kOffsets, kPositions,
+                            "Device? device=None, bool separate_full_blocks=True, "
+                            "SymInt? kv_width=None, SymInt? q_width=None) -> Tensor[]"> {
   static Run run;
 };
 
 /// What each block holds (BlockState), uint8 [batch_size or 1, heads or 1, q_blocks, kv_blocks]:
 /// for masks that are put together from parts.
-struct BlockStates
-    : Operator<
-          "_block_states(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt heads, "
-          "SymInt q_length, SymInt kv_length, SymInt q_block_size, SymInt kv_block_size, *, "
-          "SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
-          "Tensor? kv_positions=None, Device? device=None) -> Tensor"> {
+struct BlockStates : Operator<"_block_states(", kRule, kBlocks, "*, ", kOffsets, kPositions,
+                              "Device? device=None) -> Tensor"> {
   static Run run;
 };
 
 /// Widths for compact storage (kv, q): what windows and chunks declare, else as many as the longest
 /// lines need, for which the host waits for the device.
 struct BlockMaskWidths
-    : Operator<
-          "_block_mask_widths(SymInt[] rule, Tensor[] operands, SymInt batch_size, "
-          "SymInt heads, SymInt q_length, SymInt kv_length, SymInt q_block_size, "
-          "SymInt kv_block_size, *, SymInt q_offset=0, SymInt kv_offset=0, "
-          "Tensor? q_positions=None, Tensor? kv_positions=None, Device? device=None, "
-          "bool separate_full_blocks=True) -> int[]"> {
+    : Operator<"_block_mask_widths(", kRule, kBlocks, "*, ", kOffsets, kPositions,
+               "Device? device=None, bool separate_full_blocks=True) -> int[]"> {
   static Run run;
 };
 
-/// Attention by any rule: (out, log-sum-exp of the scores), [b, h, q, value width] and [b, h, q],
+/// How attention is calculated, and upper bounds on the number (over the batch) and the length of
+/// documents. With both, no host sync is needed.
+inline constexpr Text kAttention{
+    "float? scale=None, bool enable_gqa=False, SymInt? max_documents=None, "
+    "SymInt? max_length=None"};
+
+/// Attention by a rule: (out, log-sum-exp of the scores), [b, h, q, value width] and [b, h, q],
 /// float32 or, of float64, float64; nothing of size q x kv is made. The first has the strides of
 /// the query where their widths agree; else, and in the second, queries lie outside of heads in
 /// memory, as in gradients. Rows without a key are 0 and -inf. Both can be differentiated once.
-/// `max_documents` and `max_length`: upper bounds on the number (over the batch) and the length of
-/// documents. With both, no host sync is needed.
-struct ScaledDotProductAttention
-    : Operator<
-          "scaled_dot_product_attention(SymInt[] rule, Tensor[] operands, Tensor query, "
-          "Tensor key, Tensor value, *, SymInt q_offset=0, SymInt kv_offset=0, "
-          "Tensor? q_positions=None, Tensor? kv_positions=None, float? scale=None, "
-          "bool enable_gqa=False, SymInt? max_documents=None, SymInt? max_length=None) -> "
-          "(Tensor, Tensor)"> {
+struct ScaledDotProductAttention : Operator<"scaled_dot_product_attention(", kRule,
+                                            "Tensor query, Tensor key, Tensor value, *, ", kOffsets,
+                                            kPositions, kAttention, ") -> (Tensor, Tensor)"> {
   static Run run;
-  static Call autograd;
+  static Autograd autograd;
 };
 
 /// The gradients of query, key and value; not differentiable itself. `grad_lse`: the gradient of
 /// the log-sum-exp, like `lse`; absent for 0.
 struct ScaledDotProductAttentionBackward
-    : Operator<
-          "scaled_dot_product_attention_backward(SymInt[] rule, Tensor[] operands, "
-          "Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, *, "
-          "SymInt q_offset=0, SymInt kv_offset=0, Tensor? q_positions=None, "
-          "Tensor? kv_positions=None, float? scale=None, bool enable_gqa=False, "
-          "SymInt? max_documents=None, SymInt? max_length=None, Tensor? grad_lse=None) -> "
-          "(Tensor, Tensor, Tensor)"> {
+    : Operator<"scaled_dot_product_attention_backward(", kRule,
+               "Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+               "*, ",
+               kOffsets, kPositions, kAttention,
+               ", Tensor? grad_lse=None) -> (Tensor, Tensor, Tensor)"> {
   static Run run;
-  static Call autograd;
+  static Autograd autograd;
 };
 
 /// What a GPU's flash kernel must know of documents: how many there are in all batch rows, and how
 /// long the longest is; nothing for rules that it does not take. The host waits for the device.
-struct FindDocumentLimits
-    : Operator<
-          "_document_limits(SymInt[] rule, Tensor[] operands, SymInt batch_size, "
-          "SymInt q_length, SymInt kv_length, *, SymInt q_offset=0, SymInt kv_offset=0, "
-          "Device? device=None) -> int[]"> {
+struct FindDocumentLimits : Operator<"_document_limits(", kRule, kSizes, "*, ", kOffsets,
+                                     "Device? device=None) -> int[]"> {
   static Run run;
 };
 
-/// How attention by a rule is cut into tiles (attention/plan.h), as numbers: for each segment the
-/// path, what is visible, the batch rows [begin, end), the queries and the keys of the first tile,
-/// how many tiles there are, by how much each lies further on, and whether they grow.
+/// How attention by a rule is cut into tiles (attention/plan.h), as numbers: for each segment what
+/// is visible, whether that is by data, the batch rows [begin, end), the queries and the keys of
+/// the first tile, how many tiles there are, by how much each lies further on, and whether they
+/// grow.
 struct AttentionPlan
-    : Operator<
-          "_attention_plan(SymInt[] rule, Tensor[] operands, SymInt batch_size, SymInt heads, "
-          "SymInt q_length, SymInt kv_length, *, ScalarType dtype, SymInt q_offset=0, "
-          "SymInt kv_offset=0, Tensor? q_positions=None, Tensor? kv_positions=None, "
-          "Device? device=None) -> int[]"> {
+    : Operator<"_attention_plan(", kRule,
+               "SymInt batch_size, SymInt heads, SymInt q_length, SymInt kv_length, *, "
+               "ScalarType dtype, ",
+               kOffsets, kPositions, "Device? device=None) -> int[]"> {
   static Run run;
 };
 

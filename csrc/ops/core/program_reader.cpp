@@ -8,18 +8,32 @@ namespace {
 
 constexpr int64_t kNowhere = 0;
 
+/// In elements; 0 where one row serves the whole batch.
+int64_t batch_stride(const at::Tensor& tensor) {
+  return tensor.size(0) == 1 ? 0 : tensor.stride(0);
+}
+
 }  // namespace
 
-Padding bits_leaf(const at::Tensor& bits, int64_t first_row) {
-  return {static_cast<const bool*>(bits.const_data_ptr()) + first_row * bits.stride(2),
-          bits.size(0) == 1 ? 0 : bits.stride(0),
+Padding bits_leaf(const at::Tensor& bits, int64_t first_row, KeyTest visible) {
+  const auto size = static_cast<int32_t>(bits.element_size());
+  return {static_cast<const char*>(bits.const_data_ptr()) + first_row * bits.stride(2) * size,
+          batch_stride(bits),
           bits.size(1) == 1 ? 0 : bits.stride(1),
           bits.stride(2),
           bits.stride(3),
           bits.size(3),
-          /*element_size=*/1,
+          size,
           /*by_column=*/true,
-          is_nonzero(at::kBool)};
+          visible};
+}
+
+Padding padding_leaf(const at::Tensor& mask, KeyTest visible) {
+  return {mask.const_data_ptr(), batch_stride(mask),
+          /*head_stride=*/0,
+          /*q_stride=*/0,        mask.stride(1),
+          mask.size(1),          static_cast<int32_t>(mask.element_size()),
+          /*by_column=*/false,   visible};
 }
 
 const c10::SymInt& ProgramReader::symbolic() {
@@ -75,10 +89,6 @@ void ProgramReader::check_batch(const char* what, const at::Tensor& tensor) {
   depends_on_batch_ = true;
 }
 
-int64_t ProgramReader::batch_stride(const at::Tensor& tensor) {
-  return tensor.size(0) == 1 ? 0 : tensor.stride(0);
-}
-
 Table ProgramReader::table(const char* what, const at::Tensor& tensor) {
   check_integer(op_, what, tensor);
   check_rank(op_, what, tensor, 2, "[batch_size, length]");
@@ -103,11 +113,7 @@ Padding ProgramReader::padding(const at::Tensor& tensor) {
   check_batch("a padding operand", tensor);
   Padding result{};
   if (with_data_) {
-    result = {tensor.const_data_ptr(), batch_stride(tensor),
-              /*head_stride=*/0,
-              /*q_stride=*/0,          tensor.stride(1),
-              tensor.size(1),          static_cast<int32_t>(tensor.element_size()),
-              /*by_column=*/false,     is_nonzero(tensor.scalar_type())};
+    result = padding_leaf(tensor, is_nonzero(tensor.scalar_type()));
   }
   return result;
 }
@@ -133,7 +139,7 @@ Padding ProgramReader::bits(const at::Tensor& tensor) {
   }
   Padding result{};
   if (with_data_) {
-    result = bits_leaf(tensor, first_row_);
+    result = bits_leaf(tensor, first_row_, is_nonzero(at::kBool));
   }
   return result;
 }

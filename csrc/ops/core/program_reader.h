@@ -46,7 +46,6 @@ class ProgramReader {
  private:
   const c10::SymInt& symbolic();
   void check_batch(const char* what, const at::Tensor& tensor);
-  static int64_t batch_stride(const at::Tensor& tensor);
 
   at::TensorList operands_;
   const c10::SymInt& batch_size_;

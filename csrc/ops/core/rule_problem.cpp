@@ -14,11 +14,20 @@
 namespace attn_mask {
 namespace {
 
+/// The arguments that say where queries or keys are.
+struct Line {
+  const char* offset_argument;
+  const c10::SymInt& offset;
+  const char* argument;
+  const std::optional<at::Tensor>& tensor;
+  const c10::SymInt& length;
+};
+
 /// Positions of rows or columns, and whether they differ within the batch.
-Positions positions_of(const char* op, const char* argument, const char* offset_argument,
-                       const c10::SymInt& offset, const std::optional<at::Tensor>& tensor,
-                       const c10::SymInt& length, const c10::SymInt& batch_size, at::Device device,
-                       bool with_data, bool& depends_on_batch) {
+Positions positions_of(const char* op, const Line& line, const c10::SymInt& batch_size,
+                       at::Device device, bool& depends_on_batch) {
+  const auto& [offset_argument, offset, argument, tensor, length] = line;
+  const bool with_data = !device.is_meta();
   if (const auto known = offset.maybe_as_int()) {
     check_within_far(op, *known, offset_argument);
   }
@@ -91,15 +100,29 @@ Decoded decode_problem(const char* op, const RuleArguments& arguments, at::Devic
   check_size(op, "batch_size", program.batch_size);
   check_size(op, "q_length", program.q_length);
   check_size(op, "kv_length", program.kv_length);
-  const bool with_data = !device.is_meta();
-  Decoded decoded = decode_rule(op, program, device, with_data, problem.rule);
-  problem.q_positions = positions_of(op, "q_positions", "q_offset", arguments.q_offset,
-                                     arguments.q_positions, program.q_length, program.batch_size,
-                                     device, with_data, decoded.depends_on_batch);
-  problem.kv_positions = positions_of(op, "kv_positions", "kv_offset", arguments.kv_offset,
-                                      arguments.kv_positions, program.kv_length, program.batch_size,
-                                      device, with_data, decoded.depends_on_batch);
+  Decoded decoded = decode_rule(op, program, device, !device.is_meta(), problem.rule);
+  problem.q_positions = positions_of(
+      op, {"q_offset", arguments.q_offset, "q_positions", arguments.q_positions, program.q_length},
+      program.batch_size, device, decoded.depends_on_batch);
+  problem.kv_positions = positions_of(
+      op,
+      {"kv_offset", arguments.kv_offset, "kv_positions", arguments.kv_positions, program.kv_length},
+      program.batch_size, device, decoded.depends_on_batch);
+  if (!device.is_meta()) {
+    problem.batch_size = program.batch_size.expect_int();
+    problem.heads = decoded.heads.expect_int();
+    problem.q_length = program.q_length.expect_int();
+    problem.kv_length = program.kv_length.expect_int();
+  }
   return decoded;
+}
+
+void check_heads(const char* op, const Decoded& decoded, const c10::SymInt& heads) {
+  if (decoded.heads.maybe_as_int() != 1) {
+    ATTN_MASK_CHECK_SYM_VALUE(decoded.heads.sym_eq(heads), op,
+                              ": expected bits operands to have 1 or ", heads, " heads, but got ",
+                              decoded.heads);
+  }
 }
 
 void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem& problem,
@@ -125,7 +148,7 @@ void evaluate_in_parts(const char* op, const RuleProgram& program, const Problem
         });
       });
       results.push_back(bits);
-      return bits_leaf(bits, /*first_row=*/0);
+      return bits_leaf(bits, /*first_row=*/0, is_nonzero(at::kBool));
     };
     decode_rule(op, program, device, /*with_data=*/true, rows.rule, begin, bits_of_part);
     solve(begin, rows);

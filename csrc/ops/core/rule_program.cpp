@@ -157,6 +157,34 @@ class Decoder : ProgramReader {
     return node;
   }
 
+  void window(bool conjunct, size_t at) {
+    const int64_t left = parameter("the left side of a window", 0);
+    const int64_t right = parameter("the right side of a window", 0);
+    TORCH_CHECK_VALUE(left >= kAbsent && right >= kAbsent, op_,
+                      ": expected the sides of a window at rule[", at,
+                      "] to be at least 0, or -1 for none, but got ", left, " and ", right);
+    emit_leaf(Rule::Kind::kSlidingWindow, conjunct).sliding_window = {
+        left < 0 ? kOpen : std::min(left, kOpen), right < 0 ? kOpen : std::min(right, kOpen)};
+  }
+
+  void chunk(bool conjunct, size_t at) {
+    const int64_t size = parameter("the size of a chunk", 1);
+    TORCH_CHECK_VALUE(size > 0, op_, ": expected the size of a chunk at rule[", at,
+                      "] to be positive, but got ", size);
+    const int64_t kept = std::min(size, kOpen);
+    Chunk chunk{kept, Divisor(kept), {}, 0};
+    if (program_.size() > next_ && program_[next_].maybe_as_int() == kAbsent) {
+      ++next_;
+    } else {
+      const at::Tensor& before = operand("the padding before chunks");
+      check_rank(op_, "the padding before chunks", before, 1, "[batch_size]");
+      const Table padding = table("the padding before chunks", before.unsqueeze(1));
+      chunk.padding = padding.numbers;
+      chunk.batch_stride = padding.batch_stride;
+    }
+    emit_leaf(Rule::Kind::kChunk, conjunct).chunk = chunk;
+  }
+
   void with_step(const Rule::Step& step, bool conjunct, int32_t depth) {
     chain_.push_back(step);
     subtree(conjunct, depth + 1);
@@ -231,34 +259,12 @@ class Decoder : ProgramReader {
       case Opcode::kCausal:
         emit_leaf(Rule::Kind::kCausal, conjunct);
         return;
-      case Opcode::kWindow: {
-        const int64_t left = parameter("the left side of a window", 0);
-        const int64_t right = parameter("the right side of a window", 0);
-        TORCH_CHECK_VALUE(left >= kAbsent && right >= kAbsent, op_,
-                          ": expected the sides of a window at rule[", at,
-                          "] to be at least 0, or -1 for none, but got ", left, " and ", right);
-        emit_leaf(Rule::Kind::kSlidingWindow, conjunct).sliding_window = {
-            left < 0 ? kOpen : std::min(left, kOpen), right < 0 ? kOpen : std::min(right, kOpen)};
+      case Opcode::kWindow:
+        window(conjunct, at);
         return;
-      }
-      case Opcode::kChunk: {
-        const int64_t size = parameter("the size of a chunk", 1);
-        TORCH_CHECK_VALUE(size > 0, op_, ": expected the size of a chunk at rule[", at,
-                          "] to be positive, but got ", size);
-        const int64_t kept = std::min(size, kOpen);
-        Chunk chunk{kept, Divisor(kept), {}, 0};
-        if (program_.size() > next_ && program_[next_].maybe_as_int() == kAbsent) {
-          ++next_;
-        } else {
-          const at::Tensor& before = operand("the padding before chunks");
-          check_rank(op_, "the padding before chunks", before, 1, "[batch_size]");
-          const Table padding = table("the padding before chunks", before.unsqueeze(1));
-          chunk.padding = padding.numbers;
-          chunk.batch_stride = padding.batch_stride;
-        }
-        emit_leaf(Rule::Kind::kChunk, conjunct).chunk = chunk;
+      case Opcode::kChunk:
+        chunk(conjunct, at);
         return;
-      }
       case Opcode::kBlocks: {
         const Table ids = table("the ids of blocks", operand("the ids of blocks"));
         emit_leaf(Rule::Kind::kSameId, conjunct).same_id = {ids, /*negative_is_none=*/true};

@@ -14,9 +14,9 @@ namespace attn_mask {
 struct RuleProgram {
   c10::SymIntArrayRef code;
   at::TensorList operands;
-  const c10::SymInt& batch_size;
-  const c10::SymInt& q_length;
-  const c10::SymInt& kv_length;
+  c10::SymInt batch_size;
+  c10::SymInt q_length;
+  c10::SymInt kv_length;
 };
 
 /// What a program holds beside its rule.
@@ -26,8 +26,11 @@ struct Decoded {
   bool has_parts;     // the tree was too large: the results of its parts replace them
 };
 
-/// A boolean tensor [b or 1, h or 1, rows, kv_length], from one of its rows on, as a leaf.
-Padding bits_leaf(const at::Tensor& bits, int64_t first_row);
+/// A tensor [b or 1, h or 1, rows, kv_length], from one of its rows on, as a leaf.
+Padding bits_leaf(const at::Tensor& bits, int64_t first_row, KeyTest visible);
+
+/// A tensor [b or 1, length] as a leaf.
+Padding padding_leaf(const at::Tensor& mask, KeyTest visible);
 
 /// The results of a part of a rule, for each row and column of the mask.
 using BitsOfPart = std::function<Padding(const Rule& part)>;

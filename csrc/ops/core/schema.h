@@ -9,6 +9,7 @@
 #include <c10/core/SymInt.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -45,40 +46,60 @@ struct Text {
   constexpr std::string_view view() const { return {text, N - 1}; }
 };
 
-/// The parts of `name(arguments) -> result`. The last argument of operators that write a mask is
-/// counted apart: it becomes `out` in their other form.
+/// One text of several: fragments that operators share are constants.
+template <Text... Parts>
+consteval auto joined() {
+  Text<(Parts.view().size() + ... + 1)> result{std::string_view()};
+  char* end = result.text;
+  ((end = std::ranges::copy(Parts.view(), end).out), ...);
+  return result;
+}
+
+/// The parts of `name(arguments) -> result`.
 struct Schema {
-  static constexpr std::string_view kStrideMultiple = ", SymInt stride_multiple=1";
+  struct Argument {
+    std::string_view type;
+    std::string_view name;
+    std::string_view otherwise;  // what it is where it is not given; empty: it must be
+  };
 
   consteval explicit Schema(std::string_view text)
       : name(text.substr(0, position_of(text, "("))),
         arguments(text.substr(name.size() + 1, position_of(text, ") -> ") - name.size() - 1)),
         result(text.substr(position_of(text, ") -> ") + 5)),
-        writes_mask(arguments.ends_with(kStrideMultiple)) {
-    if (writes_mask) {
-      arguments.remove_suffix(kStrideMultiple.size());
-    }
-  }
+        writes_mask(arguments.ends_with(", SymInt stride_multiple=1")) {}
 
-  /// The type of an argument, empty after the last. `*`, after which arguments are given by name,
-  /// is none.
-  consteval std::string_view type(size_t index) const {
+  /// An argument, without a type after the last. `*`, after which arguments are given by name, is
+  /// none.
+  constexpr Argument argument(size_t index) const {
     for (std::string_view rest = arguments; !rest.empty();) {
-      const std::string_view argument = rest.substr(0, position_of(rest, ", "));
-      rest.remove_prefix(std::min(rest.size(), argument.size() + 2));
-      if (argument != "*" && index-- == 0) {
-        return argument.substr(0, position_of(argument, " "));
+      const std::string_view text = rest.substr(0, position_of(rest, ", "));
+      rest.remove_prefix(std::min(rest.size(), text.size() + 2));
+      if (text != "*" && index-- == 0) {
+        const size_t space = position_of(text, " ");
+        const size_t equals = std::min(position_of(text, "="), text.size());
+        return {text.substr(0, space), text.substr(space + 1, equals - space - 1),
+                text.substr(std::min(equals + 1, text.size()))};
       }
     }
     return {};
   }
 
-  consteval size_t size() const {
+  constexpr size_t size() const {
     size_t count = 0;
-    while (!type(count).empty()) {
+    while (!argument(count).type.empty()) {
       ++count;
     }
     return count;
+  }
+
+  /// Where the argument of this name is; `size()`: nowhere.
+  constexpr size_t index_of(std::string_view of_name) const {
+    size_t index = 0;
+    while (!argument(index).type.empty() && argument(index).name != of_name) {
+      ++index;
+    }
+    return index;
   }
 
   constexpr bool takes(std::string_view part) const {
@@ -88,81 +109,69 @@ struct Schema {
   std::string_view name;
   std::string_view arguments;
   std::string_view result;
-  bool writes_mask;
+  bool writes_mask;  // into a new tensor; in the other form the last argument becomes `out`
 };
 
-/// How torch passes an argument of a type.
-template <Text Type>
-struct Passed;
-template <>
-struct Passed<"Tensor"> : std::type_identity<const at::Tensor&> {};
-template <>
-struct Passed<"Tensor?"> : std::type_identity<const std::optional<at::Tensor>&> {};
-template <>
-struct Passed<"Tensor[]"> : std::type_identity<at::TensorList> {};
-template <>
-struct Passed<"SymInt"> : std::type_identity<c10::SymInt> {};
-template <>
-struct Passed<"SymInt?"> : std::type_identity<OptionalSymInt> {};
-template <>
-struct Passed<"SymInt[]"> : std::type_identity<c10::SymIntArrayRef> {};
-template <>
-struct Passed<"Scalar"> : std::type_identity<const c10::Scalar&> {};
-template <>
-struct Passed<"Scalar?"> : std::type_identity<const std::optional<c10::Scalar>&> {};
-template <>
-struct Passed<"float?"> : std::type_identity<std::optional<double>> {};
-template <>
-struct Passed<"ScalarType"> : std::type_identity<at::ScalarType> {};
-template <>
-struct Passed<"Device?"> : std::type_identity<std::optional<at::Device>> {};
-template <>
-struct Passed<"bool"> : std::type_identity<bool> {};
-template <>
-struct Passed<"bool?"> : std::type_identity<std::optional<bool>> {};
+/// A type of schemas, and what it is in C++.
+template <typename T>
+struct Type {
+  using type = T;
+  std::string_view name;
+};
 
-template <Text Type>
-struct Returned;
-template <>
-struct Returned<"Tensor"> : std::type_identity<at::Tensor> {};
-template <>
-struct Returned<"Tensor?"> : std::type_identity<std::optional<at::Tensor>> {};
-template <>
-struct Returned<"Tensor[]"> : std::type_identity<std::vector<at::Tensor>> {};
-template <>
-struct Returned<"(Tensor, Tensor)"> : std::type_identity<std::tuple<at::Tensor, at::Tensor>> {};
-template <>
-struct Returned<"(Tensor, Tensor, Tensor)">
-    : std::type_identity<std::tuple<at::Tensor, at::Tensor, at::Tensor>> {};
-template <>
-struct Returned<"bool"> : std::type_identity<bool> {};
-template <>
-struct Returned<"int[]"> : std::type_identity<std::vector<int64_t>> {};
+/// How torch passes arguments.
+inline constexpr std::tuple kPassed{
+    Type<const at::Tensor&>{"Tensor"},
+    Type<const std::optional<at::Tensor>&>{"Tensor?"},
+    Type<at::TensorList>{"Tensor[]"},
+    Type<c10::SymInt>{"SymInt"},
+    Type<OptionalSymInt>{"SymInt?"},
+    Type<c10::SymIntArrayRef>{"SymInt[]"},
+    Type<const c10::Scalar&>{"Scalar"},
+    Type<const std::optional<c10::Scalar>&>{"Scalar?"},
+    Type<std::optional<double>>{"float?"},
+    Type<at::ScalarType>{"ScalarType"},
+    Type<std::optional<at::Device>>{"Device?"},
+    Type<bool>{"bool"},
+    Type<std::optional<bool>>{"bool?"},
+};
+
+inline constexpr std::tuple kReturned{
+    Type<at::Tensor>{"Tensor"},
+    Type<std::optional<at::Tensor>>{"Tensor?"},
+    Type<std::vector<at::Tensor>>{"Tensor[]"},
+    Type<std::tuple<at::Tensor, at::Tensor>>{"(Tensor, Tensor)"},
+    Type<std::tuple<at::Tensor, at::Tensor, at::Tensor>>{"(Tensor, Tensor, Tensor)"},
+    Type<bool>{"bool"},
+    Type<std::vector<int64_t>>{"int[]"},
+};
+
+/// Where the type of this name is in one of the two lists; beyond it where there is none.
+template <typename... T>
+consteval size_t place_of(const std::tuple<Type<T>...>& types, std::string_view name) {
+  size_t place = 0;
+  std::apply(
+      [&](const auto&... type) { static_cast<void>(((type.name != name && ++place) && ...)); },
+      types);
+  return place;
+}
+
+template <const auto& Types, size_t Place>
+using TypeAt = typename std::tuple_element_t<Place, std::remove_cvref_t<decltype(Types)>>::type;
 
 template <Text Literal>
 inline constexpr Schema kSchema{Literal.view()};
 
-template <Text Literal, size_t Index>
-consteval auto type_of_argument() {
-  constexpr std::string_view type = kSchema<Literal>.type(Index);
-  return Text<type.size() + 1>(type);
-}
-
-template <Text Literal>
-consteval auto type_of_result() {
-  constexpr std::string_view type = kSchema<Literal>.result;
-  return Text<type.size() + 1>(type);
-}
-
-/// An operator's row of the table (table.h) is a struct with this as its base.
 template <Text Literal, typename Arguments = std::make_index_sequence<kSchema<Literal>.size()>>
-struct Operator;
+struct OperatorOf;
 
 template <Text Literal, size_t... Index>
-struct Operator<Literal, std::index_sequence<Index...>> {
+struct OperatorOf<Literal, std::index_sequence<Index...>> {
   static constexpr const char* kText = Literal.text;
   static constexpr Text<kSchema<Literal>.name.size() + 1> kNameText{kSchema<Literal>.name};
   static constexpr const char* kName = kNameText.text;
+  static constexpr std::array<Schema::Argument, sizeof...(Index)> kArguments{
+      kSchema<Literal>.argument(Index)...};
 
   /// Besides the form that makes a new tensor there is `.out`, into one of the caller's.
   static constexpr bool kWritesMask = kSchema<Literal>.writes_mask;
@@ -178,17 +187,68 @@ struct Operator<Literal, std::index_sequence<Index...>> {
   static constexpr bool kMayWriteInPlace = false;
 
   template <size_t I>
-  using Argument = typename Passed<type_of_argument<Literal, I>()>::type;
-  using Result = typename Returned<type_of_result<Literal>()>::type;
+  using Argument = TypeAt<kPassed, place_of(kPassed, kArguments[I].type)>;
+  using Result = TypeAt<kReturned, place_of(kReturned, kSchema<Literal>.result)>;
 
   /// What is called through the dispatcher.
-  using Call = std::conditional_t<kWritesMask, Result(Argument<Index>..., c10::SymInt),
-                                  Result(Argument<Index>...)>;
+  using Call = Result(Argument<Index>...);
+
+  /// The arguments of a call, by their names in the schema. Tensors are the caller's.
+  class Given {
+   public:
+    explicit Given(Argument<Index>... values) : values_(std::forward<Argument<Index>>(values)...) {}
+
+    /// Those that a call of another operator has under the same names.
+    template <typename Other>
+    static Given of(const Other& other) {
+      return Given(other.template at<Other::index_of(kArguments[Index].name)>()...);
+    }
+
+    static constexpr size_t index_of(std::string_view name) {
+      return kSchema<Literal>.index_of(name);
+    }
+
+    template <size_t I>
+    const auto& at() const {
+      static_assert(I < sizeof...(Index), "the schema has no argument of this name");
+      return std::get<I>(values_);
+    }
+
+    template <Text Name>
+    const auto& get() const {
+      return at<index_of(Name.view())>();
+    }
+
+    /// `otherwise` where the schema has no such argument.
+    template <Text Name, typename T>
+    T get_or(T otherwise) const {
+      if constexpr (index_of(Name.view()) < sizeof...(Index)) {
+        return get<Name>();
+      } else {
+        return otherwise;
+      }
+    }
+
+    /// Calls `f` with all of them, in the order of the schema.
+    template <typename F>
+    Result apply(F f) const {
+      return std::apply(f, values_);
+    }
+
+   private:
+    std::tuple<Argument<Index>...> values_;
+  };
 
   /// What is written for an operator: once, for the new tensor and for the caller's.
-  using Run = std::conditional_t<kWritesMask, Result(const Output&, Argument<Index>...),
-                                 Result(Argument<Index>...)>;
+  using Run =
+      std::conditional_t<kWritesMask, Result(const Output&, const Given&), Result(const Given&)>;
+  /// What runs in its place where autograd records, if it is differentiable.
+  using Autograd = Result(const Given&);
 };
+
+/// An operator's row of the table (operators.h) is a struct with this as its base.
+template <Text... Parts>
+using Operator = OperatorOf<joined<Parts...>()>;
 
 }  // namespace ops
 }  // namespace attn_mask

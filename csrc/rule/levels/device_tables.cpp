@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <limits>
+#include <variant>
 
 #include "rule/levels/runs.h"
 
@@ -11,30 +13,64 @@ namespace {
 
 int64_t words_of(int64_t length) { return (length + 63) / 64; }
 
-/// Memory of one job: offsets from the common memory's begin.
-struct Place {
-  size_t bits;
-  size_t begin;
-  size_t end;
-  size_t repeats;
-  size_t edges;
+/// Hands out memory from `base` on: once from 0, to learn how much it is, and then for good.
+struct Memory {
+  uintptr_t base;
+  size_t bytes = 0;
+
+  template <typename T>
+  void take(T*& place, int64_t elements) {
+    place = reinterpret_cast<T*>(base + bytes);
+    bytes += (static_cast<size_t>(elements) * sizeof(T) + 7) / 8 * 8;
+  }
 };
+
+/// Says where the jobs write. Returns how much of that memory, at its begin, is to be 0 before.
+size_t lay_out(TableJob* jobs, int32_t size, Memory& memory) {
+  for (TableJob* job = jobs; job < jobs + size; ++job) {
+    if (job->kind != TableJob::Kind::kVisible) {
+      memory.take(job->repeats, job->rows);
+      memory.take(job->edges, job->rows * job->parts());
+    }
+  }
+  const size_t zeroed = memory.bytes;
+  for (TableJob* job = jobs; job < jobs + size; ++job) {
+    if (job->kind == TableJob::Kind::kVisible) {
+      memory.take(job->bits, job->rows * words_of(job->length));
+    } else {
+      memory.take(job->begin, job->rows * job->length);
+      memory.take(job->end, job->rows * job->length);
+    }
+  }
+  return zeroed;
+}
+
+/// Has a rule point to what its jobs write.
+void point_to(const TableJob& job, Padding& padding) {
+  padding.mask = job.bits;
+  padding.batch_stride = job.rows == 1 ? 0 : words_of(job.length);
+  padding.length = job.length;
+  padding.element_size = Padding::kBits;
+}
+
+void point_to(const TableJob& job, Table& table) {
+  table.bounds = {job.begin, job.end};
+  table.runs.repeats = job.repeats;
+}
 
 }  // namespace
 
 DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t bytes)>& allocate)
     : size(0), zeroed(nullptr), zeroed_bytes(0) {
   Rule& rule = problem.rule;
-  std::array<Padding*, kMaxJobs> paddings{};
-  std::array<Table*, kMaxJobs> tables{};
-  const auto add = [&](TableJob job, int64_t batch_stride) {
-    job.rows = batch_stride == 0 ? 1 : problem.batch_size;
-    const bool pays = size < kMaxJobs && job.length <= std::numeric_limits<int32_t>::max() &&
-                      is_worth_preparing(problem, job.rows, job.length);
-    if (pays) {
-      jobs[size] = job;
+  std::array<std::variant<Padding*, Table*>, kMaxJobs> sources;
+  const auto add = [&](TableJob job, auto* source) {
+    job.rows = source->batch_stride == 0 ? 1 : problem.batch_size;
+    if (size < kMaxJobs && job.length <= std::numeric_limits<int32_t>::max() &&
+        is_worth_preparing(problem, job.rows, job.length)) {
+      sources[static_cast<size_t>(size)] = source;
+      jobs[size++] = job;
     }
-    return pays;
   };
   const auto add_table = [&](TableJob::Kind kind, Table& table, bool negative_is_none) {
     TableJob job{};
@@ -42,27 +78,25 @@ DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t by
     job.negative_is_none = negative_is_none;
     job.table = table;
     job.length = table.length;
-    if (add(job, table.batch_stride)) {
-      tables[static_cast<size_t>(size++)] = &table;
-    }
+    add(job, &table);
   };
   for (int32_t i = 0; i < rule.size; ++i) {
     Rule::Node& node = rule.nodes[i];
-    const auto end = [&] { return positions_read(problem, node.step_begin, node.step_end).end; };
+    const auto read_of = [&](int64_t length) {
+      const Interval read = positions_read(problem, node.step_begin, node.step_end);
+      return std::min(length, std::max<int64_t>(0, read.end));
+    };
     if (node.kind == Rule::Kind::kSameId) {
       Table& ids = node.same_id.ids;
-      ids.length = std::min(ids.length, std::max<int64_t>(0, end()));
+      ids.length = read_of(ids.length);
       add_table(TableJob::Kind::kSame, ids, node.same_id.negative_is_none);
     } else if (node.kind == Rule::Kind::kPadding && !node.padding.by_column &&
                node.padding.head_stride == 0 && node.padding.q_stride == 0) {
-      Padding& padding = node.padding;
       TableJob job{};
       job.kind = TableJob::Kind::kVisible;
-      job.length = std::min(padding.length, std::max<int64_t>(0, end()));
-      job.padding = padding;
-      if (add(job, padding.batch_stride)) {
-        paddings[static_cast<size_t>(size++)] = &padding;
-      }
+      job.length = read_of(node.padding.length);
+      job.padding = node.padding;
+      add(job, &node.padding);
     }
   }
   for (int32_t i = 0; i < rule.steps_size; ++i) {
@@ -73,51 +107,13 @@ DeviceTables::DeviceTables(Problem& problem, const std::function<void*(size_t by
   if (size == 0) {
     return;
   }
-  size_t bytes = 0;
-  const auto reserve = [&](int64_t elements, size_t element_size) {
-    const size_t offset = bytes;
-    bytes += (static_cast<size_t>(elements) * element_size + 7) / 8 * 8;
-    return offset;
-  };
-  std::array<Place, kMaxJobs> places{};
+  Memory needed{0};
+  zeroed_bytes = lay_out(jobs, size, needed);
+  zeroed = allocate(std::max<size_t>(1, needed.bytes));
+  Memory memory{reinterpret_cast<uintptr_t>(zeroed)};
+  lay_out(jobs, size, memory);
   for (int32_t i = 0; i < size; ++i) {
-    const TableJob& job = jobs[i];
-    Place& place = places[static_cast<size_t>(i)];
-    if (job.kind != TableJob::Kind::kVisible) {
-      place.repeats = reserve(job.rows, sizeof(int32_t));
-      place.edges = reserve(job.rows * job.parts(), sizeof(uint64_t));
-    }
-  }
-  zeroed_bytes = bytes;
-  for (int32_t i = 0; i < size; ++i) {
-    const TableJob& job = jobs[i];
-    Place& place = places[static_cast<size_t>(i)];
-    if (job.kind == TableJob::Kind::kVisible) {
-      place.bits = reserve(job.rows * words_of(job.length), sizeof(uint64_t));
-    } else {
-      place.begin = reserve(job.rows * job.length, sizeof(int32_t));
-      place.end = reserve(job.rows * job.length, sizeof(int32_t));
-    }
-  }
-  auto* const memory = static_cast<char*>(allocate(std::max<size_t>(1, bytes)));
-  zeroed = memory;
-  for (int32_t i = 0; i < size; ++i) {
-    TableJob& job = jobs[i];
-    const Place& place = places[static_cast<size_t>(i)];
-    if (Padding* const padding = paddings[static_cast<size_t>(i)]) {
-      job.bits = reinterpret_cast<uint64_t*>(memory + place.bits);
-      padding->mask = job.bits;
-      padding->batch_stride = job.rows == 1 ? 0 : words_of(job.length);
-      padding->length = job.length;
-      padding->element_size = Padding::kBits;
-    } else {
-      job.begin = reinterpret_cast<int32_t*>(memory + place.begin);
-      job.end = reinterpret_cast<int32_t*>(memory + place.end);
-      job.repeats = reinterpret_cast<int32_t*>(memory + place.repeats);
-      job.edges = reinterpret_cast<uint64_t*>(memory + place.edges);
-      tables[static_cast<size_t>(i)]->bounds = {job.begin, job.end};
-      tables[static_cast<size_t>(i)]->runs.repeats = job.repeats;
-    }
+    std::visit([&](auto* source) { point_to(jobs[i], *source); }, sources[static_cast<size_t>(i)]);
   }
 }
 

@@ -15,7 +15,7 @@ from attn_mask._core.arguments import check_flag, check_states, checked_device, 
 from attn_mask._core.library import _C
 from attn_mask._core.log_once import warn_once
 from attn_mask._core.mask_rules import MaskFunction
-from attn_mask._core.operators import IN_ATEN, operators_by_place
+from attn_mask._core.operators import IN_ATEN, operators
 from attn_mask._core.program import Program
 from attn_mask._core.tracing import (
     default_device,
@@ -25,7 +25,16 @@ from attn_mask._core.tracing import (
     is_transformed,
     versions,
 )
-from attn_mask._core.write import Axis, axis, checked_offsets, tile_height, write_mask
+from attn_mask._core.write import (
+    BOOLEAN,
+    Axis,
+    Calls,
+    Geometry,
+    axis,
+    checked_offsets,
+    tile_height,
+    write_mask,
+)
 
 __all__ = ["AttentionPlan", "Segment", "attention_plan", "scaled_dot_product_attention"]
 
@@ -162,7 +171,7 @@ def _checked(
 
 def _operators(*tensors: torch.Tensor) -> tuple[Any, bool]:
     """The operators, and whether a mask function is called for all queries at once."""
-    ops = operators_by_place()
+    ops = operators()
     if ops is not _C:
         return ops, is_recording()
     if "torch.utils.flop_counter" in sys.modules:
@@ -221,7 +230,7 @@ class _Attention(NamedTuple):
     scale: float | None
     enable_gqa: bool
     ops: Any
-    """As ``operators_by_place`` gives them."""
+    """As ``operators`` gives them."""
     whole: bool
     """Whether a mask function is called for all queries at once, as graphs and torch.func need."""
 
@@ -252,7 +261,8 @@ class _Attention(NamedTuple):
             )
         heads = query.shape[1]
         if self.whole:
-            mask = write_mask(_NAME, rule, sizes, queries, keys, None, query.device, heads=heads)
+            geometry = Geometry(sizes[0], sizes[1], queries, sizes[2], keys)
+            mask = write_mask(_NAME, rule, geometry, None, query.device, BOOLEAN, Calls(heads))
             code = [mask_rules.BITS, 0]
             return self._call(code, [mask], Axis(sizes[1]), Axis(sizes[2]), query, key, value)
         if 0 in sizes or heads == 0:
@@ -284,10 +294,8 @@ class _Attention(NamedTuple):
         """(the rows of a tile, its mask as a program's operand), for all rows."""
         batch_size, heads = query.shape[:2]
         for rows in self.queries.tiles(batch_size * heads * self.keys.length):
-            sizes = batch_size, rows.length, self.keys.length
-            mask = write_mask(
-                _NAME, self.rule, sizes, rows, self.keys, None, query.device, heads=heads
-            )
+            geometry = Geometry(batch_size, rows.length, rows, self.keys.length, self.keys)
+            mask = write_mask(_NAME, self.rule, geometry, None, query.device, BOOLEAN, Calls(heads))
             yield slice(rows.first, rows.first + rows.length), mask
 
     def of_tile(self, mask: torch.Tensor, *tensors: torch.Tensor, **of_backward: Any) -> Any:

@@ -15,9 +15,18 @@ from attn_mask._core import mask_rules
 from attn_mask._core.arguments import check_flag, checked_device
 from attn_mask._core.events import count, timed
 from attn_mask._core.library import _C
-from attn_mask._core.operators import operators_by_place
+from attn_mask._core.operators import operators
 from attn_mask._core.tracing import is_jit_tracing, is_recording, is_tracing
-from attn_mask._core.write import Axis, Offset, axis, check_boolean, write_mask
+from attn_mask._core.write import (
+    BOOLEAN,
+    Axis,
+    Calls,
+    Geometry,
+    Offset,
+    axis,
+    check_boolean,
+    write_mask,
+)
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -129,7 +138,7 @@ def create_block_mask(
     rule = mask_mod
     if not isinstance(rule, mask_rules.MaskFunction):
         rule = mask_rules.rule_of(_NAME, "mask_mod", mask_mod)
-    lists = _Lists(device, operators_by_place(), separate_full_blocks, _widths(compact))
+    lists = _Lists(device, operators(), separate_full_blocks, _widths(compact))
     compiles = bool(_compile) and separate_full_blocks and lists.widths is None
     tensors = _write(rule, blocks, lists, q_offset, kv_offset, compiles)
     count("create_block_mask")
@@ -351,10 +360,9 @@ def _write(
         return _by_torch(_shifted(rule, q_offset, kv_offset), blocks, device)
 
     def mask_of(rows: Axis) -> torch.Tensor:
-        sizes, where = (blocks.batch_size, rows.length, blocks.kv_length), (rows, kv_offset)
-        return write_mask(
-            _NAME, rule, sizes, *where, None, device, by_vmap=True, heads=blocks.heads
-        )
+        geometry = Geometry(blocks.batch_size, rows.length, rows, blocks.kv_length, kv_offset)
+        calls = Calls(blocks.heads, by_vmap=True)
+        return write_mask(_NAME, rule, geometry, None, device, BOOLEAN, calls)
 
     if is_tracing():
         return lists.of([mask_rules.BITS, 0], [mask_of(queries)], blocks)

@@ -20,12 +20,14 @@ from attn_mask._core.arguments import (
 )
 from attn_mask._core.events import timed
 from attn_mask._core.library import _C
-from attn_mask._core.operators import operators_by_place
+from attn_mask._core.operators import operators
 from attn_mask._core.program import Program
 from attn_mask._core.tracing import default_device
 from attn_mask._core.write import (
     BOOLEAN,
     Axis,
+    Calls,
+    Geometry,
     MaskFormat,
     Offset,
     Sizes,
@@ -158,7 +160,7 @@ def _mask(
     batch_size, q_length, kv_length = sizes
     q_offset, kv_offset = offsets
     q_positions, kv_positions = positions
-    ops = operators_by_place()
+    ops = operators()
     is_plain = (
         ops is _C
         and type(batch_size) is type(q_length) is type(kv_length) is type(heads) is int
@@ -199,7 +201,8 @@ def _mask(
                     of_device = tensor.device
                     break
     if is_plain and heads == 1:
-        mask = write_at_once(ops, program, sizes, q_offset, kv_offset, None, of_device, mask_format)
+        geometry = Geometry(batch_size, q_length, q_offset, kv_length, kv_offset)
+        mask = write_at_once(ops, program, geometry, None, of_device, mask_format)
         if mask is not None:
             return mask
     queries: Offset | Axis = q_offset
@@ -214,14 +217,13 @@ def _mask(
     elif heads < 0 or of_tensors not in (1, heads):
         expected = "a size (>= 0)" if of_tensors == 1 else f"{of_tensors}, as bits or the bias have"
         raise ValueError(f"{name}: expected heads to be {expected}, but got {heads}")
-    where = queries, keys, None, of_device
+    geometry = Geometry(batch_size, q_length, queries, kv_length, keys)
     if heads == of_tensors:
-        is_one = heads == 1
-        return write_mask(
-            name, rule, sizes, *where, mask_format, heads=heads, is_of_one_head=is_one
-        )
+        calls = Calls(heads, is_of_one_head=heads == 1)
+        return write_mask(name, rule, geometry, None, of_device, mask_format, calls)
     # Operators write the heads that tensors have.
-    mask = write_mask(name, rule, sizes, *where, mask_format._replace(out=None), heads=heads)
+    mask_format = mask_format._replace(out=None)
+    mask = write_mask(name, rule, geometry, None, of_device, mask_format, Calls(heads))
     mask = mask.expand(-1, heads, -1, -1)
     return mask if out is None else copied_to(name, out, mask)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from attn_mask import utils
 from attn_mask._built_for import TORCH_VERSION, VERSION
 from attn_mask._core.log_once import warn_once
+
+_LIBRARIES = Path(__file__).parents[1] / "lib"
 
 __all__ = ["UNMASKED_DEVICES", "VERSION", "_C", "build_info", "operators_that"]
 
@@ -25,7 +26,7 @@ if torch.__version__ != TORCH_VERSION:
 # registered twice.
 _came_with_another = hasattr(torch.ops.attn_mask, "to_4d")
 if not _came_with_another:
-    torch.ops.load_library(str(Path(utils.library_path) / "libattn_mask.so"))
+    torch.ops.load_library(str(_LIBRARIES / "libattn_mask.so"))
 from attn_mask import _C  # noqa: E402  (it calls the operators that are there by now)
 
 if _came_with_another:
@@ -48,7 +49,7 @@ def _is_loaded(name: str) -> bool:
     return True
 
 
-_cuda = Path(utils.library_path) / "libattn_mask_cuda.so"
+_cuda = _LIBRARIES / "libattn_mask_cuda.so"
 if _cuda.exists() and not torch._C._dispatch_has_kernel_for_dispatch_key(
     "attn_mask::to_4d", "CUDA"
 ):

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from attn_mask._core import process
 from attn_mask._core.library import _C
 from attn_mask._core.scopes import Blocks, Scope
 from attn_mask._core.tracing import constant_in_graphs, is_jit_tracing
 
-# The operators in ATen's, by name: _decompositions fills it.
-IN_ATEN = SimpleNamespace()
+# The operators in ATen's, by name: _graph.aten fills it.
+IN_ATEN = process.kept("forms in ATen", SimpleNamespace)
 
 _scope = Scope("aten_only", False)
 
@@ -44,10 +45,10 @@ def set_everywhere(is_on: bool) -> None:
 
 def is_aten_only() -> bool:
     """Whether no operator of ours may be called."""
-    return operators_by_place() is IN_ATEN
+    return operators() is IN_ATEN
 
 
-def operators_by_place() -> Any:
+def operators() -> Any:
     """What makes a mask: operators that take all arguments of their schemas by place.
 
     In eager code those of ``_C``, which no graph sees; else operators that graphs hold, or the
@@ -62,16 +63,8 @@ def operators_by_place() -> Any:
     return IN_ATEN if leaves_torch else _in_graphs
 
 
-def operators() -> Any:
-    """The same for callers that pass arguments by keyword; None in eager code."""
-    found = operators_by_place()
-    if found is _C:
-        return None
-    return torch.ops.attn_mask if found is _in_graphs else found
-
-
 def writing_to(out: torch.Tensor, ops: Any) -> Any:
-    """The operators as ``operators_by_place`` found them, but writing to ``out``."""
+    """The operators as ``operators`` found them, but writing to ``out``."""
     return _ByPlace(ops if ops is IN_ATEN else torch.ops.attn_mask, out)
 
 

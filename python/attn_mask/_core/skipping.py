@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
-from attn_mask._core.operators import operators_by_place
+from attn_mask._core.operators import operators
 from attn_mask._core.process import kept
 from attn_mask._core.scopes import Blocks, Scope, lock
 from attn_mask._core.tracing import is_exporting, is_jit_tracing, is_opaque
@@ -237,11 +237,7 @@ def shows_all(mask: torch.Tensor) -> bool:
     """Whether all of a mask is True, or all of its numbers are 1."""
     if mask.dtype != torch.bool:
         return bool(mask.sum() == mask.numel())
-    return is_all_visible(mask)
-
-
-def is_all_visible(mask: torch.Tensor) -> bool:
-    return bool(operators_by_place()._is_all_visible(mask))
+    return bool(operators()._is_all_visible(mask))
 
 
 def hides_nothing(attention_mask: torch.Tensor | None, kv_length: int, kv_offset: int) -> bool:
@@ -298,7 +294,7 @@ def _bidirectional(
         return False
     if local_size is not None and kv_length >= local_size:
         return False
-    return mask is None or is_all_visible(mask)
+    return mask is None or bool(operators()._is_all_visible(mask))
 
 
 OWN_DECISIONS = Decisions(_causal, _bidirectional)

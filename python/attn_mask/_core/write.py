@@ -25,7 +25,7 @@ from attn_mask._core.events import count
 from attn_mask._core.library import _C
 from attn_mask._core.log_once import log_detail_once, warn_once
 from attn_mask._core.mask_rules import MaskFunction
-from attn_mask._core.operators import operators_by_place, writing_to
+from attn_mask._core.operators import operators, writing_to
 from attn_mask._core.program import Program
 from attn_mask._core.tracing import (
     default_device,
@@ -263,6 +263,16 @@ def copied_to(name: str, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return out.copy_(mask)
 
 
+class Calls(NamedTuple):
+    """How callables in a rule are called."""
+
+    heads: int = 1  # for how many of them
+    by_vmap: bool = False  # for one element at a time
+    is_of_one_head: bool = False
+    """Whether a result must not depend on the head in eager code: ``heads`` is 1, but more may
+    follow."""
+
+
 class _Problem(NamedTuple):
     """Which elements of which mask are wanted."""
 
@@ -271,10 +281,7 @@ class _Problem(NamedTuple):
     queries: Axis
     keys: Axis
     device: torch.device
-    heads: int
-    by_vmap: bool
-    is_of_one_head: bool
-    """Whether a mask function must not depend on the head: ``heads`` is 1, but more may follow."""
+    calls: Calls
     ops: Any
     is_recorded: bool
 
@@ -282,14 +289,14 @@ class _Problem(NamedTuple):
         """A mask function's result: broadcast over [b, h, q, kv] or, by vmap, of that shape."""
         device = self.device
         batch_idx = torch.arange(self.batch_size, device=device)
-        head_idx = torch.arange(self.heads, device=device)
+        head_idx = torch.arange(self.calls.heads, device=device)
         if not self.is_recorded:
             count("fallback")
             self._name_called(mask_function)
             for line, of in (("q", self.queries), ("kv", self.keys)):
                 self._check_positions(line, of)
         q_idx, kv_idx = self.queries.indices(device), self.keys.indices(device)
-        if self.by_vmap:
+        if self.calls.by_vmap:
             of_batch = (0, None, *(0 if idx.dim() == 2 else None for idx in (q_idx, kv_idx)))
             of_one = ((None, None, None, 0), (None, None, 0, None), (None, 0, None, None), of_batch)
             for in_dims in of_one:
@@ -297,7 +304,7 @@ class _Problem(NamedTuple):
             with indexing_under_vmap():
                 result = mask_function(batch_idx, head_idx, q_idx, kv_idx)
         else:
-            if self.is_of_one_head:
+            if self.calls.is_of_one_head:
                 mask_function = partial(self._of_one_head, mask_function)
             q_idx, kv_idx = (idx[None] if idx.dim() == 1 else idx for idx in (q_idx, kv_idx))
             result = mask_function(
@@ -394,7 +401,7 @@ class _Problem(NamedTuple):
         self, write: Callable[["_Problem"], torch.Tensor], out: torch.Tensor | None
     ) -> torch.Tensor:
         """A mask, so many rows at a time that what lies beside it stays small."""
-        elements = self.batch_size * self.heads * self.keys.length
+        elements = self.batch_size * self.calls.heads * self.keys.length
         parts = [self._replace(queries=rows) for rows in self.queries.tiles(elements)]
         if len(parts) < 2:
             return write(self)
@@ -420,26 +427,17 @@ class _Problem(NamedTuple):
 def write_mask(
     name: str,
     mask_function: Callable[..., Any],
-    sizes: Sizes,
-    q_offset: Offset | Axis,
-    kv_offset: Offset | Axis,
+    geometry: Geometry,
     padding_mask: torch.Tensor | None,
     device: torch.device | str | None,
     mask_format: MaskFormat = BOOLEAN,
-    by_vmap: bool = False,
-    heads: int = 1,
-    is_of_one_head: bool = False,
+    calls: Calls = Calls(),  # noqa: B008 - immutable
 ) -> torch.Tensor:
     """The mask [b, 1 or heads, q, kv] of a rule or any mask function.
 
     Args:
         name: of the function that was called, for errors.
-        q_offset, kv_offset: the position of the first query and key, or of each.
         padding_mask: which keys are not padding, bool [b, n]; those after its end are.
-        by_vmap: whether callables of the user's are called for one element at a time.
-        heads: how many of them callables are called for.
-        is_of_one_head: whether callables whose result depends on the head are an error, in eager
-            code.
     """
     # An operator without tensor arguments does not see `with torch.device(...)`: resolve it here.
     if device == "cpu":
@@ -451,14 +449,15 @@ def write_mask(
     rule = mask_function
     if not isinstance(rule, MaskFunction):
         rule = mask_rules.rule_of(name, "mask_function", mask_function)
-    ops = operators_by_place()
+    ops = operators()
     program = rule.known_program if ops is _C else rule.program
-    where = q_offset, kv_offset, padding_mask, device
-    if (mask := write_at_once(ops, program, sizes, *where, mask_format)) is not None:
+    mask = write_at_once(ops, program, geometry, padding_mask, device, mask_format)
+    if mask is not None:
         return mask
     is_recorded = ops is not _C and is_recording()
-    batch_size, q_length, kv_length = sizes
+    batch_size, q_length, q_offset, kv_length, kv_offset = geometry
     if not is_recorded:
+        sizes = batch_size, q_length, kv_length
         for argument, size in zip(("batch_size", "q_length", "kv_length"), sizes, strict=True):
             if not isinstance(size, torch.Tensor):  # transformers passes those, too
                 checked_int(name, argument, size)
@@ -468,9 +467,9 @@ def write_mask(
     # Keys first: by default, where queries stand depends on them.
     keys = axis(name, "kv_offset", kv_length, kv_offset, device)
     queries = axis(name, "q_offset", q_length, q_offset, device)
-    is_of_one_head = is_of_one_head and len(program.calls) > 0 and not is_recorded
-    of_calls = heads, by_vmap, is_of_one_head
-    problem = _Problem(name, batch_size, queries, keys, device, *of_calls, ops, is_recorded)
+    is_of_one_head = calls.is_of_one_head and len(program.calls) > 0 and not is_recorded
+    calls = calls._replace(is_of_one_head=is_of_one_head)
+    problem = _Problem(name, batch_size, queries, keys, device, calls, ops, is_recorded)
     if _is_by_call(problem, program, padding_mask, mask_format):
         return _write_called(problem, rule, program, padding_mask, kv_offset, mask_format)
     is_root = padding_mask is None and isinstance(rule, mask_rules.Function)
@@ -495,7 +494,7 @@ def _write_called(
         whole = padded(padding_mask, kv_length + kv_offset, 0)
         rule = mask_rules.intersection(rule, mask_rules.Padding(whole, mask_rules.UPSTREAM_PADDING))
     mask = problem.evaluate(rule)
-    if not problem.by_vmap:
+    if not problem.calls.by_vmap:
         mask = mask.expand(batch_size, -1, q_length, kv_length)
     return mask_format.convert(problem.name, mask, problem.ops, problem.is_recorded)
 
@@ -523,17 +522,15 @@ def _write_program(
 def write_at_once(
     ops: Any,
     program: Program,
-    sizes: Sizes,
-    q_offset: Offset | Axis,
-    kv_offset: Offset | Axis,
+    geometry: Geometry,
     padding_mask: torch.Tensor | None,
     device: torch.device,
     mask_format: MaskFormat,
 ) -> torch.Tensor | None:
     """The mask in the common case, in which one operator is all that is needed; else None."""
+    batch_size, q_length, q_offset, kv_length, kv_offset = geometry
     if ops is not _C or type(q_offset) is not int or type(kv_offset) is not int:
         return None
-    batch_size, q_length, kv_length = sizes
     if not program.is_written(
         batch_size, q_offset, q_offset + q_length, kv_offset, kv_offset + kv_length, device
     ):
@@ -541,14 +538,15 @@ def write_at_once(
     code, operands = program.code, program.operands
     if padding_mask is not None:
         if (
-            padding_mask.dtype != torch.bool
+            not isinstance(padding_mask, torch.Tensor)
+            or padding_mask.dtype != torch.bool
             or padding_mask.dim() != 2
             or padding_mask.shape[0] != batch_size
             or padding_mask.device != device
         ):
             return None
         code, operands = program.padded_code, [*operands, padding_mask]
-    where = q_offset, kv_offset, None, None
+    sizes, where = (batch_size, q_length, kv_length), (q_offset, kv_offset, None, None)
     return mask_format.write(ops, code, operands, sizes, where, device)
 
 

@@ -9,7 +9,7 @@ import torch
 from attn_mask import rules
 from attn_mask._core.arguments import ADDITIVE_DTYPES, check_rank, check_readable, checked_natural
 from attn_mask._core.tracing import default_device
-from attn_mask._core.write import Axis, write_mask
+from attn_mask._core.write import Axis, Calls, Geometry, write_mask
 
 # A float mask masks from here down: by the lowest number of its dtype, -inf, -1e9 or -1e4. What is
 # above is a bias.
@@ -206,8 +206,9 @@ def _of_rule(
             device = torch.device("cpu")
 
     def rows(first: int, end: int) -> torch.Tensor:
-        sizes, queries = (batch_size, end - first, kv_length), Axis(q_length).rows(first, end)
-        mask = write_mask(name, rule, sizes, queries, 0, None, device, heads=heads)
+        queries = Axis(q_length).rows(first, end)
+        geometry = Geometry(batch_size, end - first, queries, kv_length, 0)
+        mask = write_mask(name, rule, geometry, None, device, calls=Calls(heads))
         return mask[batch, 0 if mask.shape[1] == 1 else head].cpu().bool()
 
     return View(q_length, kv_length, rows, _documents(rule, batch, kv_length))

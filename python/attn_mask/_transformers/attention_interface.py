@@ -22,7 +22,7 @@ from attn_mask._core.log_once import warn_once
 from attn_mask._core.mask_rules import Coverage, MaskFunction
 from attn_mask._core.skipping import hides_nothing
 from attn_mask._core.tracing import is_opaque, is_recording
-from attn_mask._core.write import BOOLEAN, Geometry, write_mask
+from attn_mask._core.write import BOOLEAN, Calls, Geometry, write_mask
 from attn_mask._transformers import packing
 from attn_mask._transformers.arguments import understands_cache_position
 from attn_mask._transformers.documents import count_sequences
@@ -192,13 +192,11 @@ def rule_mask(
     return write_mask(
         "rule_mask",
         rule,
-        sizes,
-        q_offset,
-        kv_offset,
+        Geometry(batch_size, q_length, q_offset, kv_length, kv_offset),
         attention_mask,
         device,
         BOOLEAN,
-        state.release.by_vmap if use_vmap is None else use_vmap,
+        Calls(by_vmap=state.release.by_vmap if use_vmap is None else use_vmap),
     )
 
 

@@ -306,7 +306,7 @@ class _MaskingUtils:
         elif name in self._names:
             self._others.add(name)
 
-    def attention_interface(self) -> Iterator[tuple[str, _Change]]:
+    def attention(self) -> Iterator[tuple[str, _Change]]:
         """What registers attention by rule: by name, in transformers and in the mirror here."""
         from attn_mask._transformers import (
             attention_interface,  # imports flex attention, as transformers does

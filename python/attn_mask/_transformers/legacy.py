@@ -182,7 +182,7 @@ class AttentionMaskConverter:
         check_strided("_expand_mask", "mask", mask)
         _, _ = mask.size()  # another rank is upstream's ValueError
         check_fit("_expand_mask", tgt_len=tgt_len)
-        result: torch.Tensor = _operator("_expand_mask")(mask, tgt_len, dtype)
+        result: torch.Tensor = operators()._expand_mask(mask, tgt_len, dtype)
         return result
 
     @staticmethod
@@ -202,7 +202,8 @@ class AttentionMaskConverter:
                     f"{type(min_dtype).__name__}"
                 ) from error
         # ``_C`` would round an int to a double.
-        ops = operators() or torch.ops.attn_mask
+        ops = operators()
+        ops = torch.ops.attn_mask if ops is _C else ops
         result: torch.Tensor = ops._unmask_unattended(expanded_mask, min_dtype)
         return result
 
@@ -260,31 +261,6 @@ if BEHAVIOUR.is_dataclass:
     dataclass(AttentionMaskConverter)
 
 
-# What schemas take by name alone, and ``_C`` by place.
-_KEYWORDS = {
-    "to_4d": ("dtype", "key_value_length", "is_causal", "sliding_window", "unmask_unattended"),
-    "to_causal_4d": ("dtype", "device", "sliding_window"),
-    "_make_causal_mask": ("dtype", "device"),
-    "_expand_mask": ("dtype",),
-    "_prepare_4d_attention_mask_for_sdpa": ("dtype", "allow_skip"),
-}
-
-
-def _operator(name: str) -> Any:
-    """An operator that takes all its arguments by place, as those of ``_C`` do."""
-    ops = operators()
-    if ops is None:
-        return getattr(_C, name)
-    operator, keywords = getattr(ops, name), _KEYWORDS.get(name, ())
-
-    def call(*arguments: Any) -> Any:
-        count = len(arguments) - len(keywords)
-        named = dict(zip(keywords, arguments[count:], strict=True))
-        return operator(*arguments[:count], **named)
-
-    return call
-
-
 def _is_tracing(tensor: object, causal: bool = True) -> bool:
     """Whether the release takes code as being traced, which has ``tensor`` as an argument."""
     if BEHAVIOUR.is_present:
@@ -337,11 +313,11 @@ def _causal_mask(
     if sliding_window is None and not holds(query_length > 1):
         # One query, for which a mask is required; or a length that only a run decides.
         past_key_values_length = key_value_length - query_length
-        result: torch.Tensor | None = _operator("_make_causal_mask")(
+        result: torch.Tensor | None = operators()._make_causal_mask(
             (batch_size, query_length), past_key_values_length, None, dtype, device
         )
     else:
-        result = _operator("to_causal_4d")(
+        result = operators().to_causal_4d(
             batch_size, query_length, key_value_length, dtype, device, sliding_window
         )
     assert result is not None
@@ -387,7 +363,7 @@ def _padding_mask_4d(
                 and holds(mask_length <= 1)
             ):
                 return attention_mask_2d.new_empty((batch_size, 1, 1, 0), dtype=dtype)
-    result: torch.Tensor = _operator("to_4d")(
+    result: torch.Tensor = operators().to_4d(
         attention_mask_2d,
         query_length,
         dtype,
@@ -443,7 +419,7 @@ def _is_all_ones(mask: torch.Tensor) -> bool:
         return bool(torch.all(mask == 1))
     # As embeddings of as many queries as keys, for which the elements alone decide.
     square = mask if mask.dim() > 1 else mask.reshape(1, -1)
-    return bool(_operator("_ignore_causal_mask_sdpa")(mask, square, 0, None, False))
+    return bool(operators()._ignore_causal_mask_sdpa(mask, square, 0, None, False))
 
 
 def _beside(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -488,7 +464,7 @@ def _prepare_4d_causal_attention_mask(
         )
     if attention_mask is not None and rank == 4:
         past_key_values_length = key_value_length - input_shape[1]
-        result: torch.Tensor = _operator("_prepare_4d_causal_attention_mask")(
+        result: torch.Tensor = operators()._prepare_4d_causal_attention_mask(
             attention_mask,
             (input_shape[0], input_shape[1]),
             _beside(attention_mask, inputs_embeds),
@@ -585,7 +561,7 @@ def _prepare_4d_attention_mask_for_sdpa(
     _, _ = mask.shape  # another rank is upstream's ValueError
     check_fit("_prepare_4d_attention_mask_for_sdpa", tgt_len=tgt_len)
     if BEHAVIOUR.is_present and not is_opaque(mask):
-        result: torch.Tensor | None = _operator("_prepare_4d_attention_mask_for_sdpa")(
+        result: torch.Tensor | None = operators()._prepare_4d_attention_mask_for_sdpa(
             mask, tgt_len, dtype, True
         )
         return result

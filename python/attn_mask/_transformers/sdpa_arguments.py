@@ -10,7 +10,15 @@ from attn_mask._core.arguments import check_flag, check_states, checked_int, che
 from attn_mask._core.events import timed
 from attn_mask._core.skipping import hides_nothing
 from attn_mask._core.tracing import is_recording
-from attn_mask._core.write import BOOLEAN, MaskFormat, check_padding, checked_offsets, write_mask
+from attn_mask._core.write import (
+    BOOLEAN,
+    Calls,
+    Geometry,
+    MaskFormat,
+    check_padding,
+    checked_offsets,
+    write_mask,
+)
 from attn_mask._transformers.mask_functions import warn_of_lost_documents
 
 _NAME = "sdpa_arguments"
@@ -110,12 +118,10 @@ def sdpa_arguments(
             hides_nothing(attention_mask, kv_length, first_key)
         ):
             return SdpaArguments(None, is_causal)
-    sizes, is_one = (batch_size, q_length, kv_length), heads != q_heads
-    where = first, first_key, attention_mask, query.device
-    return SdpaArguments(
-        write_mask(_NAME, rule, sizes, *where, mask_format, heads=heads, is_of_one_head=is_one),
-        False,
-    )
+    geometry = Geometry(batch_size, q_length, first, kv_length, first_key)
+    calls = Calls(heads, is_of_one_head=heads != q_heads)
+    mask = write_mask(_NAME, rule, geometry, attention_mask, query.device, mask_format, calls)
+    return SdpaArguments(mask, False)
 
 
 def _checked_format(dtype: Any, unmask_unattended: Any, masked_value: Any) -> MaskFormat:

@@ -17,7 +17,15 @@ from attn_mask._core.events import counts, listeners, timed, told
 from attn_mask._core.log_once import warn_once
 from attn_mask._core.skipping import OWN_DECISIONS, Decisions
 from attn_mask._core.tracing import is_opaque, is_recording
-from attn_mask._core.write import BOOLEAN, Axis, Geometry, MaskFormat, check_padding, write_mask
+from attn_mask._core.write import (
+    BOOLEAN,
+    Axis,
+    Calls,
+    Geometry,
+    MaskFormat,
+    check_padding,
+    write_mask,
+)
 from attn_mask._transformers import documents, packing
 from attn_mask._transformers.arguments import understands_cache_position
 from attn_mask._transformers.create import LAYERS, Interface, creates
@@ -27,6 +35,7 @@ from attn_mask._transformers.packing import Documents
 _P = ParamSpec("_P")
 
 _CAUSAL = mask_rules.causal()
+_AT_ONCE, _BY_VMAP = Calls(), Calls(by_vmap=True)
 
 
 class Options(NamedTuple):
@@ -130,10 +139,11 @@ def write_sdpa_mask(
     """
     if unmask_unattended is not False:
         check_flag("sdpa_mask", "unmask_unattended", unmask_unattended)
+    geometry = Geometry(batch_size, q_length, q_offset, kv_length, kv_offset)
     if (allow_is_causal_skip or allow_is_bidirectional_skip) and is_skipped(
         "sdpa_mask",
         release,
-        Geometry(batch_size, q_length, q_offset, kv_length, kv_offset),
+        geometry,
         attention_mask,
         local_size,
         causal=allow_is_causal_skip,
@@ -143,13 +153,11 @@ def write_sdpa_mask(
     return write_mask(
         "sdpa_mask",
         mask_function,
-        (batch_size, q_length, kv_length),
-        q_offset,
-        kv_offset,
+        geometry,
         attention_mask,
         device,
         MaskFormat(unmask_unattended=True) if unmask_unattended else BOOLEAN,
-        use_vmap,
+        _BY_VMAP if use_vmap else _AT_ONCE,
     )
 
 
@@ -183,10 +191,11 @@ def write_eager_mask(
         check_flag("eager_mask", "unmask_unattended", unmask_unattended)
     if masked_value is not None:
         masked_value = checked_masked_value("eager_mask", masked_value)
+    geometry = Geometry(batch_size, q_length, q_offset, kv_length, kv_offset)
     if allow_is_bidirectional_skip and is_skipped(
         "eager_mask",
         release,
-        Geometry(batch_size, q_length, q_offset, kv_length, kv_offset),
+        geometry,
         attention_mask,
         kwargs.get("local_size"),
         causal=False,
@@ -196,13 +205,11 @@ def write_eager_mask(
     return write_mask(
         "eager_mask",
         mask_function,
-        (batch_size, q_length, kv_length),
-        q_offset,
-        kv_offset,
+        geometry,
         attention_mask,
         device,
         MaskFormat(dtype, None, unmask_unattended, masked_value),
-        use_vmap,
+        _BY_VMAP if use_vmap else _AT_ONCE,
     )
 
 

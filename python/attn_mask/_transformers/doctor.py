@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from attn_mask import masks, rules
-from attn_mask._core import library as library
+from attn_mask._core import dense, library, mask_rules
 from attn_mask._transformers import UPSTREAM
 from attn_mask._transformers.install import Replacement, is_installed, replacement
 
@@ -23,24 +22,24 @@ def _selftest_on(device: str) -> dict[str, bool]:
     keys = torch.arange(12, device=device)
     queries = keys[:, None]
     cases = {
-        "causal": (rules.causal(), keys <= queries),
+        "causal": (mask_rules.causal(), keys <= queries),
         "window": (
-            rules.causal() & rules.sliding_window(4),
+            mask_rules.causal() & mask_rules.sliding_window(4),
             (keys <= queries) & (queries - keys < 4),
         ),
-        "chunks": (rules.chunked(5), keys // 5 == queries // 5),
-        "documents": (rules.documents(ids), ids[:, :, None] == ids[:, None]),
-        "padding": (rules.padding(attended), attended[:, None].bool().expand(1, 12, 12)),
+        "chunks": (mask_rules.chunked(5), keys // 5 == queries // 5),
+        "documents": (mask_rules.documents(ids), ids[:, :, None] == ids[:, None]),
+        "padding": (mask_rules.padding(attended), attended[:, None].bool().expand(1, 12, 12)),
     }
     passed = {}
     for name, (rule, expected) in cases.items():
         expected = expected.reshape(1, 1, 12, 12)
-        right = [torch.equal(masks.boolean(rule, 1, 12, 12, device=device), expected)]
+        right = [torch.equal(dense.boolean(rule, 1, 12, 12, device=device), expected)]
         for dtype in (torch.float32, torch.bfloat16):
             zeros = torch.zeros(expected.shape, dtype=dtype, device=device)
             filled = zeros.masked_fill(~expected, torch.finfo(dtype).min)
             right.append(
-                torch.equal(masks.additive(rule, 1, 12, 12, device=device, dtype=dtype), filled)
+                torch.equal(dense.additive(rule, 1, 12, 12, device=device, dtype=dtype), filled)
             )
         passed[f"{name} on {device}"] = all(right)
     return passed

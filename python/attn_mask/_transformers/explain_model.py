@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from attn_mask import modeling_attn_mask_utils
-from attn_mask._transformers import packing, writers
+from attn_mask._transformers import legacy, packing, writers
 from attn_mask._transformers.attention_interface import is_eager_only
 from attn_mask._transformers.install import Replacement, is_ours, replacement
 from attn_mask._transformers.model_calls import takes_text
@@ -176,12 +175,10 @@ def _maker(
         return attention, "none", "layers of this type take the padding mask at most"
     if _call_creates(files):
         return (attention, *_of_interface(attention, config, layer_type, found))
-    legacy = [
-        names[name] for names in files for name in modeling_attn_mask_utils.__all__ if name in names
-    ]
-    if any(map(is_ours, legacy)):
+    of_legacy = [names[name] for names in files for name in legacy.__all__ if name in names]
+    if any(map(is_ours, of_legacy)):
         return attention, "attn_mask", f"by {_LEGACY}, which is ours"
-    if any(getattr(value, "__module__", None) == _LEGACY for value in legacy):
+    if any(getattr(value, "__module__", None) == _LEGACY for value in of_legacy):
         return attention, "transformers", f"by {_LEGACY}, {_why_not(_LEGACY, found)}"
     return attention, "another", "the model's own code makes masks, if it takes any"
 
