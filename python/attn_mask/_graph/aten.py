@@ -759,7 +759,7 @@ def scaled_dot_product_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     attends = _visible(query, key, **where)
     saved = query, key, value, out, lse
-    return dense_attention.backward(grad_out, *saved, attends, scale, grad_lse)
+    return dense_attention.backward(grad_out, grad_lse, saved, attends, scale)
 
 
 def _document_limits(*args: Any, **kwargs: Any) -> list[int]:

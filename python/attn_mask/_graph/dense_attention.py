@@ -56,16 +56,13 @@ def forward(
 
 def backward(
     grad_out: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
     attends: torch.Tensor,
     scale: float | None,
-    grad_lse: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value."""
+    """The gradients of query, key and value; ``saved``: these, out and the log-sum-exp."""
+    query, key, value, out, lse = saved
     scores = _masked_scores(query, key, attends, scale)
     grad, of_out = (_grouped(_exact(tensor), key) for tensor in (grad_out, out))
     of_row = (grad * of_out).sum(-1, keepdim=True)
