@@ -75,8 +75,8 @@ def finding(capsys):
 
 
 def test_wrong_masks_are_a_fault(monkeypatch, capsys):
-    right = doctor.masks.boolean
-    monkeypatch.setattr(doctor.masks, "boolean", lambda *args, **kw: ~right(*args, **kw))
+    right = doctor.dense.boolean
+    monkeypatch.setattr(doctor.dense, "boolean", lambda *args, **kw: ~right(*args, **kw))
     only = finding(capsys)
     assert only["what"].startswith("the self-test fails: causal on cpu, window on cpu, chunks")
     assert "pip install" in only["mend"]
@@ -86,7 +86,7 @@ def test_kernels_that_raise_are_a_fault(monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise RuntimeError("no kernel\nat all")
 
-    monkeypatch.setattr(doctor.masks, "additive", broken)
+    monkeypatch.setattr(doctor.dense, "additive", broken)
     only = finding(capsys)
     assert only["what"] == "the self-test fails: runs on cpu (RuntimeError: no kernel)"
 

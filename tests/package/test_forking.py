@@ -68,7 +68,7 @@ def wait_for(monkeypatch, name, seconds):
     monkeypatch.setitem(forking._locks, name, forking._locks[name]._replace(seconds=seconds))
 
 
-NAMES = ["scopes", "loading", "install"]
+NAMES = ["scopes", "filling", "install"]
 
 
 def test_the_names_are_all():
@@ -167,8 +167,7 @@ def test_half_an_install_is_made_whole(monkeypatch):
     make = install._Installation.make
 
     def half(self):
-        for change in self._changes[::2]:
-            change.make()
+        install._make(self._changes[::2])
         is_halfway.set()
         is_over.wait(60)
         make(self)
@@ -176,7 +175,7 @@ def test_half_an_install_is_made_whole(monkeypatch):
     monkeypatch.setattr(install._Installation, "make", half)
     thread = threading.Thread(target=attn_mask.install)
     thread.start()
-    is_halfway.wait()
+    assert is_halfway.wait(60)
     monkeypatch.setattr(install._Installation, "make", make)
 
     def child():

@@ -214,7 +214,7 @@ def test_no_private_attribute_of_another_module_is_used():
 
 
 def test_no_call_has_twelve_arguments_by_place():
-    """But for those of ``_C``, which take no names."""
+    """But for those of ``_C``, which steps of decoding call."""
     found = []
     for name in MODULES:
         for node in ast.walk(tree(name)):
