@@ -30,6 +30,11 @@ except ImportError:
 
 ROOT = Path(__file__).parent.resolve()
 PACKAGE = ROOT / "python" / "attn_mask"
+REQUIRED = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+# Packaging reads versions, of torch and of transformers.
+TORCH, PACKAGING = (
+    next(one for one in REQUIRED if one.startswith(name)) for name in ("torch", "packaging")
+)
 
 
 def stop(text: str) -> NoReturn:
@@ -40,15 +45,6 @@ def tool(name: str) -> str | None:
     """The environment's own program first, also where the environment is not activated."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return shutil.which(name, path=path)
-
-
-def required_torch() -> str:
-    """What pyproject.toml says of torch."""
-    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    return next(one for one in requires if Requirement(one).name == "torch")
-
-
-TORCH = required_torch()
 
 
 def run(*command: str) -> None:
@@ -98,9 +94,6 @@ def build_tree() -> tuple[str, Path]:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     run(*configure, *shlex.split(os.environ.get("CMAKE_ARGS", "")))
     return cmake, tree
-
-
-PACKAGING = "packaging>=22"  # to read versions, of torch and of transformers
 
 
 def identity() -> dict[str, Any]:

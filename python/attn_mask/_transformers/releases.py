@@ -38,8 +38,8 @@ class TransformersRelease:
 
 _DOC = """Drop-in for ``transformers.modeling_attn_mask_utils``, as from {version} on.
 
-Names, signatures, defaults, results and errors are those of that release; the README lists the few
-differences. ``attn_mask.modeling_attn_mask_utils`` documents arguments and results.
+Names, signatures, defaults, results and errors are those of that release; docs/upstream.md lists
+the few differences. ``attn_mask.modeling_attn_mask_utils`` documents arguments and results.
 """
 
 _FILLING = fork_safe_lock("filling")
