@@ -33,7 +33,9 @@ $(VENV)/.requirements: $(VENV)/.debian requirements/build.txt requirements/dev.t
 
 build: $(VENV)/.installed
 
+# Without what setuptools kept of an earlier build, whose modules may be gone.
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
+	rm -rf build/lib*
 	CMAKE_ARGS="$(CMAKE_ARGS)" $(BIN)/python -m pip install -q --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
