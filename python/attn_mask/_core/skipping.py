@@ -209,30 +209,6 @@ class Decisions(NamedTuple):
     """(attention_mask, kv_length, kv_offset, local_size)"""
 
 
-def is_skipped(
-    decisions: Decisions,
-    geometry: Geometry,
-    attention_mask: torch.Tensor | None,
-    local_size: int | None,
-    *,
-    causal: bool,
-    bidirectional: bool,
-) -> bool:
-    """Whether there is no mask: ``causal``, ``bidirectional``: where there need not be one.
-
-    That is where ``is_causal`` of scaled_dot_product_attention replaces it, and where nothing is
-    masked. ``decisions`` are those of skip_policy "upstream".
-    """
-    policy = current()
-    by = decisions if policy.name == "upstream" else policy
-    return (causal and by.skips_causal(attention_mask, geometry, local_size)) or (
-        bidirectional
-        and by.skips_bidirectional(
-            attention_mask, geometry.kv_length, geometry.kv_offset, local_size
-        )
-    )
-
-
 def shows_all(mask: torch.Tensor) -> bool:
     """Whether all of a mask is True, or all of its numbers are 1."""
     if mask.dtype != torch.bool:
